@@ -1,0 +1,47 @@
+# Every target works alone in a fresh clone: it makes .venv first where it must.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+CONCEPT ?= datasets/concepts/toy
+CONCEPT_PROMPT ?= a photo of a sks toy
+CLASS_PROMPT ?= a photo of a toy
+DEMO := runs/demo
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+# Prints the large downloads, which take the time, and no other line of pip's.
+PIP_PROGRESS := awk '/(Downloading|Using cached).*[0-9][0-9]\.[0-9] MB/ || /^Installing/ \
+	{ print substr($$0, 1, 100); fflush() }'
+
+.PHONY: help install demo test lint
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+
+install: $(STAMP)  ## make .venv with everything the other targets need
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo \
+		"LoLDU needs Python 3.11 or newer, which '$(PYTHON)' is not: try 'make $(MAKECMDGOALS) PYTHON=python3.12'." >&2; exit 1; }
+	@echo "Installing PyTorch, diffusers and their company into .venv (some minutes, about 3 GB to download)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off \
+		-c constraints.txt -e '.[eval,dev]' | $(PIP_PROGRESS)
+	@touch $@
+
+demo: $(STAMP)  ## teach the embedded base a new concept; writes runs/demo/report.png, replacing the last demo's
+	@rm -rf $(DEMO)
+	$(BIN)/python -m trainer --preset pocket --instance_data_dir $(CONCEPT) \
+		--instance_prompt "$(CONCEPT_PROMPT)" --class_prompt "$(CLASS_PROMPT)" --output_dir $(DEMO)
+	$(BIN)/python -m eval report --preset pocket --concept $(DEMO)/concept.safetensors --output_dir $(DEMO)
+
+lint: $(STAMP)  ## ruff, pyright and import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+test: lint  ## lint, then the tests that need no GPU, no network and no patience
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8
