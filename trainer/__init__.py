@@ -1,0 +1,1 @@
+"""DreamBooth training of a concept adapter for Stable Diffusion."""

@@ -1,0 +1,30 @@
+"""`python -m trainer`: parse first, so that --help and a mistyped flag answer at once."""
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from trainer.errors import TrainerError
+from trainer.preset import parse
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """The command: train, or tell a person's mistake in one line with exit status 2."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("trainer").setLevel(logging.INFO)
+    try:
+        config = parse(sys.argv[1:] if argv is None else argv)
+        from trainer.train_dreambooth_loldu import main
+
+        main(config)
+    except TrainerError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("Stopped; --resume latest continues from the last checkpoint.\n")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run())

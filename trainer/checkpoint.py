@@ -1,0 +1,140 @@
+"""Checkpoints that are whole or absent."""
+
+import json
+import logging
+import shutil
+import tomllib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers import UNet2DConditionModel
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch.optim import Optimizer
+
+from trainer.config import Config, to_toml
+from trainer.errors import TrainerError
+from trainer.methods import ADAPTER_NAME
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "checkpoint-"
+CONFIG = "config.toml"
+_ADAPTER, _OPTIMIZER, _STATE = "adapter.safetensors", "optimizer.pt", "state.json"
+_MAY_CHANGE = frozenset(
+    {
+        "max_train_steps",
+        "pretrained_model_name_or_path",
+        "vae",
+        "instance_data_dir",
+        "class_data_dir",
+    }
+)
+"""How long, and where things lie: what a continued run may say otherwise."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: finished optimizer steps and seconds spent on them."""
+
+    step: int = 0
+    seconds: float = 0.0
+
+
+def save_checkpoint(
+    config: Config,
+    progress: Progress,
+    unet: UNet2DConditionModel,
+    optimizer: Optimizer,
+    accelerator: Accelerator,
+) -> Path:
+    """Write `checkpoint-<step>` under another name and rename it: half a checkpoint has no name.
+
+    The learning rate and all randomness follow from the step, so adapter, optimizer, loss scaler
+    and step are the whole state.
+    """
+    final = config.run.output_dir / f"{PREFIX}{progress.step:06d}"
+    folder = final.with_name(f".{final.name}.tmp")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    weights = get_peft_model_state_dict(unet, adapter_name=ADAPTER_NAME)
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / _ADAPTER)
+    scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
+    torch.save({"optimizer": optimizer.state_dict(), "scaler": scaler}, folder / _OPTIMIZER)
+    (folder / CONFIG).write_text(to_toml(config), encoding="utf-8")
+    (folder / _STATE).write_text(json.dumps(asdict(progress)), encoding="utf-8")
+    shutil.rmtree(final, ignore_errors=True)
+    folder.rename(final)
+    limit = config.run.checkpoints_total_limit
+    for old in checkpoints(config.run.output_dir)[: -limit if limit else 0]:
+        shutil.rmtree(old)
+    return final
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """The whole checkpoints of a run, oldest first."""
+    return sorted(path for path in output_dir.glob(f"{PREFIX}*") if (path / _STATE).is_file())
+
+
+def find_checkpoint(config: Config) -> Path | None:
+    """The checkpoint that --resume names; none for `latest` when there is none yet.
+
+    Raises:
+        TrainerError: when the named folder is no checkpoint, or its run had other options.
+    """
+    resume = config.run.resume
+    if resume is None:
+        return None
+    if resume == "latest":
+        found = checkpoints(config.run.output_dir)
+        if not found:
+            logger.info("No checkpoint in %s yet: starting anew.", config.run.output_dir)
+            return None
+        folder = found[-1]
+    else:
+        folder = Path(resume)
+        if not (folder / _STATE).is_file():
+            raise TrainerError(f"--resume {folder} is not a checkpoint folder, nor latest.")
+    _check_same_run(config, folder)
+    return folder
+
+
+def load_checkpoint(
+    folder: Path, unet: UNet2DConditionModel, optimizer: Optimizer, accelerator: Accelerator
+) -> Progress:
+    """Put adapter, optimizer and loss scaler back as they were.
+
+    Raises:
+        TrainerError: when a file of the checkpoint is damaged.
+    """
+    try:
+        weights = load_file(folder / _ADAPTER)
+        state = torch.load(folder / _OPTIMIZER, map_location="cpu", weights_only=True)
+        progress = Progress(**json.loads((folder / _STATE).read_text(encoding="utf-8")))
+        set_peft_model_state_dict(unet, weights, adapter_name=ADAPTER_NAME)
+        optimizer.load_state_dict(state["optimizer"])
+        if accelerator.scaler:
+            accelerator.scaler.load_state_dict(state["scaler"])
+    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise TrainerError(
+            f"The checkpoint {folder} is damaged; delete it and resume from the one before "
+            f"({str(error).splitlines()[0]})."
+        ) from error
+    return progress
+
+
+def _check_same_run(config: Config, folder: Path) -> None:
+    """A resumed run is the same run: everything that decides the adapter must be as it was."""
+    was = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    now = tomllib.loads(to_toml(config))
+    for section in set(now) - {"run"}:
+        for key in sorted({*was.get(section, {}), *now[section]} - _MAY_CHANGE):
+            before, after = was.get(section, {}).get(key), now[section].get(key)
+            if before != after:
+                raise TrainerError(
+                    f"--{key} is {after} but was {before} in {folder}; resume with the options of "
+                    f"that run (--preset {folder / CONFIG} has them all)."
+                )

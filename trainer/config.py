@@ -1,0 +1,280 @@
+"""Every option of the trainer, with its trade-off; the flags and the TOML keys are these names."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+
+from trainer.errors import TrainerError
+
+
+@dataclass(frozen=True)
+class BaseModelConfig:
+    """The frozen Stable Diffusion the concept is taught to."""
+
+    # A diffusers folder, a hub id or a single-file .safetensors checkpoint; the concept file works
+    # on this base only.
+    pretrained_model_name_or_path: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    # A VAE (folder or hub id) in place of the base's own; stabilityai/sd-vae-ft-mse draws faces and
+    # small text better on SD v1.x.
+    vae: str | None = None
+    # Commit, branch or tag of a hub id; pin a commit to get the same base next year.
+    revision: str | None = None
+    # Weight files of this variant, e.g. fp16: half the download, rounded weights.
+    variant: str | None = None
+
+
+@dataclass(frozen=True)
+class InstanceConfig:
+    """The pictures of the concept."""
+
+    # Folder with 3-5 pictures (jpg, png, webp, bmp); vary pose and background, or the background
+    # becomes part of the concept. A name.txt beside name.jpg is that picture's own prompt.
+    instance_data_dir: Path
+    # A rare token and the class, e.g. "a photo of sks dog"; needed unless every picture has a .txt.
+    # A common word instead of a rare token drags its old meaning along.
+    instance_prompt: str | None = None
+    # Side in pixels; the base's own (512 for SD v1.x) is safest, smaller is faster and coarser.
+    resolution: int = 512
+    # Crop the middle of oblong pictures; --no_center_crop takes several random crops, better when
+    # the subject is off centre or fills the frame, worse when a crop can miss it.
+    center_crop: bool = True
+    # Also train on mirrored pictures: more variety, wrong for text and asymmetric subjects.
+    random_flip: bool = False
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    """Prior preservation: keep the class what it was."""
+
+    # Train on class pictures too: less drift of the class and of other prompts, up to twice the
+    # time a step.
+    with_prior_preservation: bool = False
+    # Prompts of the class pictures, e.g. "a photo of a dog"; several prompts (backgrounds, other
+    # classes) protect more of the model than one.
+    class_prompt: tuple[str, ...] = ()
+    # Your own class pictures, used as they are; or an empty or absent folder in which to keep the
+    # generated ones for later runs (otherwise they live in the output_dir).
+    class_data_dir: Path | None = None
+    # How many to generate: more protect more and are drawn once; 100-200 is usual.
+    num_class_images: int = 100
+    # Weight of the prior loss: higher keeps the class, lower learns the concept faster.
+    prior_loss_weight: float = 1.0
+    # Class pictures a step; as many as train_batch_size unless given.
+    prior_batch_size: int | None = None
+    # What the class pictures are fitted to. images: the noise in them, as in DreamBooth. base: the
+    # frozen base's own prediction, which starts at zero loss and so only ever resists drift, for
+    # one more forward pass of the class pictures.
+    prior_target: Literal["images", "base"] = "images"
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What is trained."""
+
+    # loldu: a diagonal between fixed LDU factors, tens of kilobytes. svfit: the same between fixed
+    # singular vectors, slower to set up. lora: two new matrices, megabytes, the usual yardstick.
+    method: Literal["loldu", "svfit", "lora"] = "loldu"
+    # Diagonal entries a layer, clamped to the layer: more learn more for r floats a layer; full
+    # takes them all and is close to LoRA in strength.
+    rank: int | Literal["full"] = 32
+    # The update is scaled by alpha / rank, which acts as a multiplier of the learning rate; the
+    # rank itself (scale 1) unless given. With --rank full it is divided by the largest layer's
+    # rank, the same for every layer.
+    alpha: float | None = None
+    # Start of the diagonal: ldu takes the factorization's own, the others are the paper's ablation.
+    # Not used by lora.
+    diagonal_init: Literal[
+        "ldu",
+        "uniform",
+        "normal",
+        "constant",
+        "zeros",
+        "ones",
+        "standard_uniform",
+        "standard_normal",
+    ] = "ldu"
+    # preserve: the model starts exactly as the base. perturb: zeros, ones and the standard inits
+    # start away from it, as the authors' code does. Each init's own unless given.
+    residual: Literal["preserve", "perturb"] | None = None
+    # Row pivots alone, or complete: also column pivots, which puts the largest directions first and
+    # survives singular layers, for a slower set-up. Used by loldu only.
+    pivoting: Literal["partial", "complete"] = "partial"
+    # Also train one scale a layer (r + 1 parameters, as in the paper); without it weight decay is
+    # the only thing that tells the preserving inits apart.
+    train_scale: bool = True
+    # Ends of the names of the adapted UNet layers; the attention projections by default. Adding
+    # ff.net.0.proj ff.net.2 learns texture better and drifts more.
+    target_modules: tuple[str, ...] = ("to_k", "to_q", "to_v", "to_out.0")
+
+
+@dataclass(frozen=True)
+class OptimizationConfig:
+    """How it is trained."""
+
+    # Optimizer steps; too few miss the concept, too many copy the pictures with their backgrounds.
+    max_train_steps: int = 1000
+    # Concept pictures a step and process: larger is steadier, and slower a step.
+    train_batch_size: int = 1
+    # Forward passes an optimizer step: a larger batch without its memory, at its full price in
+    # time.
+    gradient_accumulation_steps: int = 1
+    # Diagonals need far more than LoRA's 1e-4: 5e-4 on SD v1.5, 1e-2 on very small bases.
+    learning_rate: float = 5e-4
+    # constant lets you stop anywhere; cosine and linear fall to zero at max_train_steps and end
+    # cleaner.
+    lr_scheduler: Literal["constant", "cosine", "linear"] = "constant"
+    # Steps of linear rise to the learning rate; a few keep Adam's first steps from overshooting.
+    lr_warmup_steps: int = 0
+    # Pulls diagonals toward the base model (and LoRA matrices toward zero); 0 to leave them free.
+    adam_weight_decay: float = 0.01
+    # Gradients longer than this are shortened to it, against rare bad steps; 0 turns it off.
+    max_grad_norm: float = 1.0
+    # Min-SNR weighting (5 is usual) evens out the noise levels: faster on shape and colour, less
+    # weight on fine grain. The plain loss unless given.
+    snr_gamma: float | None = None
+    # Precision of the frozen base; what is trained stays fp32. fp16: CUDA only, half the memory.
+    # bf16: the same without loss scaling, coarser. no: fp32, right for CPUs.
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    # Fixes crops, noise, timesteps and order: the same seed and flags give the same adapter.
+    seed: int = 42
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What is written, and when."""
+
+    # Folder of the run: concept file, config.toml, metrics.jsonl, summary.json, checkpoints.
+    output_dir: Path
+    # Replace the run that is in output_dir; without it (and without --resume) it is left alone.
+    overwrite: bool = False
+    # latest, or the path of a checkpoint folder: continue exactly where it was. latest without a
+    # checkpoint starts from the beginning.
+    resume: str | None = None
+    # Steps between checkpoints: what a crash can cost; 0 for none.
+    checkpointing_steps: int = 500
+    # Keep this many of the newest checkpoints; all unless given.
+    checkpoints_total_limit: int | None = None
+    # Steps between lines of metrics.jsonl, each a mean since the last; small values make a GPU
+    # wait.
+    logging_steps: int = 10
+    # Prompts drawn while training, always from the same noise, into validation/.
+    validation_prompt: tuple[str, ...] = ()
+    # Steps between validation pictures, which take as long as many steps; 0 for none.
+    validation_steps: int = 0
+    # Denoising steps of class and validation pictures: 20-30 are faster and a little rougher.
+    num_inference_steps: int = 50
+    # How literally class and validation pictures follow the prompt: high is vivid and uniform.
+    guidance_scale: float = 7.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Teach a Stable Diffusion model a new concept from a few pictures.
+
+    `accelerate launch trainer/train_dreambooth_loldu.py` and `python -m trainer` take the same
+    flags. A later flag overrides an earlier one, and every flag overrides --preset.
+    """
+
+    base: BaseModelConfig = field(default_factory=BaseModelConfig)
+    instance: InstanceConfig
+    prior: PriorConfig = field(default_factory=PriorConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
+    run: RunConfig
+    # Flags from a file: paper (the paper's Table X), pocket, or the path of a .toml, such as the
+    # config.toml of an earlier run.
+    preset: str | None = None
+
+
+def sections(config: Config) -> dict[str, dict[str, Any]]:
+    """The resolved options by section, ready for TOML: no None (TOML has none), paths as text."""
+
+    def plain(value: Any) -> Any:  # noqa: ANN401
+        return (
+            list(value)
+            if isinstance(value, tuple)
+            else (str(value) if isinstance(value, Path) else value)
+        )
+
+    return {
+        section.name: {
+            key: plain(value)
+            for key, value in dataclasses.asdict(getattr(config, section.name)).items()
+            if value is not None
+        }
+        for section in dataclasses.fields(config)
+        if section.name != "preset"  # its values are in the sections
+    }
+
+
+def to_toml(config: Config) -> str:
+    """The resolved options as the text of a `config.toml`, itself a preset."""
+    return tomli_w.dumps(sections(config))
+
+
+def option_names() -> list[str]:
+    """The flat name of every option, which is both its flag and its TOML key."""
+    return [
+        option.name
+        for section in dataclasses.fields(Config)
+        if dataclasses.is_dataclass(section.type)
+        for option in dataclasses.fields(section.type)
+    ]
+
+
+def check(config: Config) -> None:
+    """Refuse values that cannot work, before anything is loaded.
+
+    Raises:
+        TrainerError: naming the flag and what to do.
+    """
+    for problem in _problems(config):
+        raise TrainerError(problem)
+
+
+def _problems(config: Config) -> Iterator[str]:
+    for section in sections(config).values():
+        for key, value in section.items():
+            if key in _AT_LEAST and not value >= _AT_LEAST[key]:
+                yield f"--{key} is {value}; it must be at least {_AT_LEAST[key]}."
+            if key in _ABOVE_ZERO and not (value > 0 and math.isfinite(value)):
+                yield f"--{key} is {value}; it must be above 0."
+    if isinstance(config.adapter.rank, int) and config.adapter.rank < 1:
+        yield f"--rank is {config.adapter.rank}; it must be at least 1, or full."
+    if not config.adapter.target_modules:
+        yield "--target_modules is empty; name at least one layer, such as to_k."
+    prior = config.prior
+    if prior.with_prior_preservation and not (prior.class_prompt or prior.class_data_dir):
+        yield (
+            "--with_prior_preservation needs --class_prompt, such as "
+            '"a photo of a dog", to draw class pictures.'
+        )
+    if config.run.validation_steps and not config.run.validation_prompt:
+        yield "--validation_steps needs --validation_prompt: say what to draw."
+
+
+_AT_LEAST = {
+    "resolution": 8,
+    "num_class_images": 1,
+    "prior_loss_weight": 0,
+    "prior_batch_size": 1,
+    "max_train_steps": 1,
+    "train_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "lr_warmup_steps": 0,
+    "adam_weight_decay": 0,
+    "max_grad_norm": 0,
+    "seed": 0,
+    "checkpointing_steps": 0,
+    "checkpoints_total_limit": 1,
+    "logging_steps": 1,
+    "validation_steps": 0,
+    "num_inference_steps": 1,
+    "guidance_scale": 0,
+}
+_ABOVE_ZERO = {"alpha", "learning_rate", "snr_gamma"}

@@ -1,0 +1,87 @@
+"""From the command line to a Config: TOML presets become flags placed before the person's own."""
+
+import difflib
+import tomllib
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from trainer.config import Config, check, option_names
+from trainer.errors import TrainerError
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+def parse(argv: Sequence[str]) -> Config:
+    """The Config of a command line; one parser validates presets and flags, the last value wins.
+
+    Raises:
+        TrainerError: for an unknown preset, an unknown key in it, or a value that cannot work.
+        SystemExit: from tyro, with status 2, for an unknown flag or a value of the wrong type.
+    """
+    flags = [flag for path in _presets_in(argv) for flag in read_preset(path)]
+    config = tyro.cli(
+        Config,
+        args=[*flags, *argv],
+        prog="python -m trainer",
+        use_underscores=True,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    check(config)
+    return config
+
+
+def read_preset(path: Path) -> list[str]:
+    """A TOML file as flags; its keys are the flags' names, grouped in tables or not.
+
+    Raises:
+        TrainerError: when it cannot be read or has an unknown key.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise TrainerError(f"The preset {path} cannot be read as TOML: {error}.") from error
+    options = option_names()
+    flags: list[str] = []
+    for key, value in _flat(table):
+        if key not in options:
+            near = difflib.get_close_matches(key, options, n=1)
+            hint = f"perhaps you meant {near[0]}" if near else "see --help for the options"
+            raise TrainerError(f"The preset {path} has the unknown key {key}; {hint}.")
+        flags += _as_flags(key, value)
+    return flags
+
+
+def _presets_in(argv: Sequence[str]) -> list[Path]:
+    """The preset named last on the command line, as a list of at most one file."""
+    named = [after for flag, after in pairwise(argv) if flag == "--preset"]
+    named += [flag.removeprefix("--preset=") for flag in argv if flag.startswith("--preset=")]
+    if not named:
+        return []
+    name = named[-1]
+    if name.endswith(".toml"):
+        return [Path(name)]
+    shipped = sorted(path.stem for path in PRESETS.glob("*.toml"))
+    if name not in shipped:
+        raise TrainerError(
+            f"There is no preset {name}; --preset takes {', '.join(shipped)} or a .toml file."
+        )
+    return [PRESETS / f"{name}.toml"]
+
+
+def _flat(table: dict[str, Any]) -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for key, value in table.items():
+        pairs += _flat(value) if isinstance(value, dict) else [(key, value)]
+    return pairs
+
+
+def _as_flags(key: str, value: Any) -> list[str]:  # noqa: ANN401
+    if isinstance(value, bool):
+        return [f"--{key}" if value else f"--no_{key}"]
+    if isinstance(value, list):
+        return [f"--{key}", *map(str, value)]
+    return [f"--{key}", str(value)]

@@ -1,0 +1,61 @@
+"""Pictures from a pipeline: one seed, one picture, whatever the batch."""
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from tqdm import tqdm
+
+
+@torch.no_grad()
+def sample_images(
+    pipeline: StableDiffusionPipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    num_inference_steps: int = 50,
+    guidance_scale: float = 7.5,
+    batch_size: int = 4,
+    resolution: int | None = None,
+    progress: bool = True,
+) -> list[Image.Image]:
+    """Draw `prompts[i]` from the noise of `seeds[i]`, on the pipeline's own device.
+
+    Every picture has its own generator, on the CPU, so that neither the batch size nor the device
+    changes it by more than rounding. Latents are decoded in the VAE's precision.
+
+    Args:
+        pipeline: its UNet may carry an adapter; its own progress bar is switched off.
+        prompts: one a picture.
+        seeds: one a picture.
+        num_inference_steps: denoising steps.
+        guidance_scale: weight of the prompt; 1 samples without guidance.
+        batch_size: pictures at once; costs memory, changes nothing else.
+        resolution: side in pixels; the base's own unless given.
+        progress: show a bar on stderr.
+
+    Raises:
+        ValueError: when there are not as many seeds as prompts.
+    """
+    if len(prompts) != len(seeds):
+        raise ValueError(f"There are {len(prompts)} prompts but {len(seeds)} seeds.")
+    pipeline.set_progress_bar_config(disable=True)
+    images: list[Image.Image] = []
+    with tqdm(total=len(prompts), desc="drawing", unit="picture", disable=not progress) as bar:
+        for start in range(0, len(prompts), batch_size):
+            batch = slice(start, start + batch_size)
+            latents = pipeline(
+                prompt=list(prompts[batch]),
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds[batch]],
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                height=resolution,
+                width=resolution,
+                output_type="latent",
+            ).images
+            vae = pipeline.vae
+            decoded = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
+            images += pipeline.image_processor.postprocess(decoded, output_type="pil")
+            bar.update(len(decoded))
+    return images

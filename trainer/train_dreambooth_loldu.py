@@ -1,0 +1,243 @@
+"""Teach a Stable Diffusion model a new concept from a few pictures (DreamBooth with LoLDU).
+
+    accelerate launch trainer/train_dreambooth_loldu.py --instance_data_dir pictures \
+        --instance_prompt "a photo of sks dog" --output_dir runs/dog
+
+`python -m trainer` is the same command; `--help` explains every option.
+"""
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+
+if not __package__:  # run by its path: import from the repository, not from this file's folder
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from diffusers import DDPMScheduler, StableDiffusionPipeline
+from torch import nn
+from torch.optim import AdamW
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from trainer.__main__ import run
+from trainer.base import load_pipeline
+from trainer.cache import Cache, build_cache, leave_device
+from trainer.checkpoint import (
+    CONFIG,
+    Progress,
+    find_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from trainer.config import Config, sections, to_toml
+from trainer.errors import TrainerError
+from trainer.files import write_atomically
+from trainer.instances import CaptionedImage, find_instances
+from trainer.loop import draw_batch, dreambooth_losses, learning_rate, training_noise_scheduler
+from trainer.methods import add_adapter, save_result
+from trainer.prior import class_images
+from trainer.records import MetricsLog, claim_output_dir, draw_validation, write_summary
+
+logger = logging.getLogger("trainer")
+
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def main(config: Config) -> None:
+    """Train one concept, from the pictures to the concept file.
+
+    Raises:
+        TrainerError: for what the person can put right.
+    """
+    # ------------------------------------------------------------ what can fail fast, fails first
+    base, optimization = config.base, config.optimization
+    accelerator = make_accelerator(config)
+    instances = find_instances(config.instance)
+    checkpoint = find_checkpoint(config)
+    if accelerator.is_main_process:
+        claim_output_dir(config.run)
+
+    # ------------------------------------------------------------------------- the frozen base
+    pipeline = load_pipeline(
+        base.pretrained_model_name_or_path,
+        torch_dtype=DTYPES[optimization.mixed_precision],
+        device=accelerator.device,
+        vae=base.vae,
+        revision=base.revision,
+        variant=base.variant,
+    )
+    noise_scheduler = training_noise_scheduler(pipeline.scheduler)
+
+    # ------------------------------------------- pictures, class pictures, their latents, prompts
+    cache = prepare_pictures(config, pipeline, instances, accelerator)
+
+    # --------------------------------------------------------- the adapter, after the base's cast
+    trainable = add_adapter(pipeline.unet, config.adapter, optimization.seed)
+    optimizer = AdamW(
+        list(trainable.values()),
+        lr=optimization.learning_rate,
+        weight_decay=optimization.adam_weight_decay,
+        fused=True,
+    )
+    unet, optimizer = accelerator.prepare(pipeline.unet, optimizer)
+    progress = Progress()
+    if checkpoint is not None:
+        progress = load_checkpoint(checkpoint, pipeline.unet, optimizer, accelerator)
+        logger.info("Resuming after step %d from %s", progress.step, checkpoint)
+    parameters = sum(parameter.numel() for parameter in trainable.values())
+    logger.info(
+        "Training %s parameters (%s) on %d pictures%s",
+        f"{parameters:,}",
+        config.adapter.method,
+        len(cache.instances),
+        f" and {len(cache.classes)} class pictures" if cache.classes else "",
+    )
+
+    # ------------------------------------------------------------------------------- training
+    if accelerator.is_main_process:
+        write_atomically(config.run.output_dir / CONFIG, to_toml(config))
+    with logging_redirect_tqdm():
+        progress = fit(
+            config, pipeline, unet, optimizer, noise_scheduler, cache, accelerator, progress
+        )
+
+    # --------------------------------------------------------------------------------- result
+    if accelerator.is_main_process:
+        metadata = describe(config, progress)
+        concept = save_result(pipeline, config.adapter, config.run.output_dir, metadata)
+        write_summary(config.run.output_dir, concept, parameters, progress)
+        logger.info("Saved %s (%s bytes)", concept, f"{concept.stat().st_size:,}")
+    accelerator.end_training()
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """The device, the precision, and as many processes as `accelerate launch` started.
+
+    Raises:
+        TrainerError: when the device cannot do the precision.
+    """
+    precision = config.optimization.mixed_precision
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise TrainerError(
+            "--mixed_precision fp16 needs a CUDA GPU and there is none; use --mixed_precision no."
+        )
+    # The factors are buffers, the same in every process: nothing to broadcast each step.
+    return Accelerator(
+        mixed_precision=precision,
+        gradient_accumulation_steps=config.optimization.gradient_accumulation_steps,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+
+
+def prepare_pictures(
+    config: Config,
+    pipeline: StableDiffusionPipeline,
+    instances: list[CaptionedImage],
+    accelerator: Accelerator,
+) -> Cache:
+    """Draw the class pictures that are missing, encode everything once, free the device."""
+    classes: list[CaptionedImage] = []
+    if config.prior.with_prior_preservation:
+        with accelerator.main_process_first():  # the others find them drawn
+            classes = class_images(
+                pipeline,
+                config.prior,
+                config.run.output_dir,
+                resolution=config.instance.resolution,
+                seed=config.optimization.seed,
+                num_inference_steps=config.run.num_inference_steps,
+                guidance_scale=config.run.guidance_scale,
+            )
+    cache = build_cache(
+        pipeline, instances, classes, config.instance, seed=config.optimization.seed
+    )
+    leave_device(pipeline)
+    return cache
+
+
+def fit(
+    config: Config,
+    pipeline: StableDiffusionPipeline,
+    unet: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    noise_scheduler: DDPMScheduler,
+    cache: Cache,
+    accelerator: Accelerator,
+    progress: Progress,
+) -> Progress:
+    """Take the remaining steps; `unet` is `pipeline.unet` as accelerate wraps it."""
+    optimization, prior, run = config.optimization, config.prior, config.run
+    prior_rows = (prior.prior_batch_size or optimization.train_batch_size) if cache.classes else 0
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    log = MetricsLog(config, progress.step, enabled=accelerator.is_main_process)
+    started = time.perf_counter() - progress.seconds
+    passes = optimization.gradient_accumulation_steps
+
+    if progress.step == 0:
+        validate(config, pipeline, 0, accelerator)
+    for step in range(progress.step, optimization.max_train_steps):
+        lr = learning_rate(optimization, step)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        for pass_index in range(step * passes, (step + 1) * passes):
+            with accelerator.accumulate(unet):
+                batch = draw_batch(
+                    cache,
+                    optimization,
+                    prior_rows,
+                    noise_scheduler.config.num_train_timesteps,
+                    pass_index=pass_index,
+                    process_index=accelerator.process_index,
+                    num_processes=accelerator.num_processes,
+                )
+                losses = dreambooth_losses(
+                    unet,
+                    noise_scheduler,
+                    cache,
+                    batch,
+                    prior,
+                    optimization.snr_gamma,
+                    pipeline.unet,
+                )
+                accelerator.backward(losses.total)
+                if accelerator.sync_gradients and optimization.max_grad_norm:
+                    accelerator.clip_grad_norm_(parameters, optimization.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+                log.count(losses)
+        progress = Progress(step + 1, time.perf_counter() - started)
+        log.finish_step(progress, lr)
+        validate(config, pipeline, progress.step, accelerator)
+        due = run.checkpointing_steps and progress.step % run.checkpointing_steps == 0
+        if due and accelerator.is_main_process:
+            save_checkpoint(config, progress, pipeline.unet, optimizer, accelerator)
+    log.close()
+    return progress
+
+
+def validate(
+    config: Config, pipeline: StableDiffusionPipeline, step: int, accelerator: Accelerator
+) -> None:
+    """Draw the validation prompts when they are due."""
+    every = config.run.validation_steps
+    if every and step % every == 0 and accelerator.is_main_process:
+        path = draw_validation(pipeline, config, step, accelerator.device)
+        logger.info("Validation pictures: %s", path)
+
+
+def describe(config: Config, progress: Progress) -> dict[str, str]:
+    """What the concept file tells about its making."""
+    return {
+        "base": config.base.pretrained_model_name_or_path,
+        "instance_prompt": config.instance.instance_prompt or "",
+        "steps": str(progress.step),
+        "seed": str(config.optimization.seed),
+        "config": json.dumps({k: v for k, v in sections(config).items() if k != "run"}),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(run())
