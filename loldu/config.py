@@ -1,0 +1,143 @@
+"""LoLDUConfig: every option of the adapter, with its trade-off."""
+
+import enum
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from peft import PeftConfig
+from peft.utils.other import get_pattern_key
+
+from .diagonal import DIAGONAL_INITS, DiagonalInit
+from .factorization import Pivoting
+
+Factorization = Literal["ldu", "svd"]
+Residual = Literal["preserve", "perturb"]
+
+
+class LoLDUPeftType(str, enum.Enum):  # noqa: UP042  PEFT compares and serializes it as a str
+    """The method's name in PEFT's tables; the member's name and value must be equal."""
+
+    LOLDU = "LOLDU"
+
+
+def _option(default: Any, help_text: str) -> Any:  # noqa: ANN401
+    if isinstance(default, dict):
+        return field(default_factory=dict, metadata={"help": help_text})
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass
+class LoLDUConfig(PeftConfig):
+    """Configuration of a LoLDU (``factorization="ldu"``) or SVFit (``"svd"``) adapter.
+
+    ``delta_W = B diag(delta) A`` with ``delta = sigma z - sigma_0 z_ref`` and
+    ``sigma_0 = alpha / r``; z (r numbers a layer) and sigma (one) are trained.
+
+    Raises:
+        ValueError: An option has a value it cannot have.
+    """
+
+    r: int = _option(
+        32,
+        "Rank: the number of trained directions a layer. Costs r floats a layer, so full rank is "
+        "affordable; clamped to the smaller side of each weight.",
+    )
+    alpha: float | None = _option(
+        None,
+        "sigma starts at alpha / r, r being the rank asked for. None means alpha = r, that is 1 in "
+        "every layer, as in the paper's settings; it acts as a factor on the learning rate.",
+    )
+    factorization: Factorization = _option(
+        "ldu",
+        "'ldu' is LoLDU: quick to factor, nested in r, exact to reload. 'svd' is SVFit: orthogonal "
+        "directions, largest first, at hundreds of times the cost of creation.",
+    )
+    diagonal_init: DiagonalInit = _option(
+        "ldu",
+        "Where z starts. With residual='preserve' and a frozen scale all choices train alike; "
+        "with a trained scale or weight decay toward zero they part.",
+    )
+    residual: Residual = _option(
+        "preserve",
+        "'preserve' starts at the base model whatever diagonal_init. 'perturb' keeps d in the "
+        "residual, as the authors' code does for zeros, ones, standard_uniform and "
+        "standard_normal: the layer's output changes before the first step.",
+    )
+    pivoting: Pivoting = _option(
+        "partial",
+        "'partial' adapts the first r input columns; 'complete' picks rows and columns by size: "
+        "better conditioned at low rank and no dropped directions, slower to create.",
+    )
+    train_scale: bool = _option(True, "Train sigma beside z: one more parameter a layer.")
+    target_modules: list[str] | str | None = _option(
+        None,
+        "Names (or a regular expression for the full name) of the linear layers to adapt. None "
+        "takes the attention projections of diffusers models, and PEFT's choice for transformers.",
+    )
+    exclude_modules: list[str] | str | None = _option(
+        None, "Names (or a regular expression) of layers to leave alone."
+    )
+    rank_pattern: dict[str, int] = _option(
+        {}, "Rank for layers whose name ends in the key (a regular expression)."
+    )
+    alpha_pattern: dict[str, float] = _option(
+        {}, "Alpha for layers whose name ends in the key (a regular expression)."
+    )
+    layers_to_transform: list[int] | int | None = _option(
+        None, "Indexes of the blocks to adapt, when only some are wanted."
+    )
+    layers_pattern: list[str] | str | None = _option(
+        None, "Name of the block list that layers_to_transform indexes, such as 'layers'."
+    )
+    modules_to_save: list[str] | None = _option(
+        None, "Modules trained in full and saved beside the adapter, such as a classifier head."
+    )
+    init_weights: bool = _option(
+        True, "False starts from a small random change instead of the base model (for tests)."
+    )
+    seed: int = _option(
+        0,
+        "Seed of random initial values. Each layer draws from (seed, layer name), so a draw "
+        "depends neither on torch's global state nor on the order of layers.",
+    )
+
+    def __post_init__(self) -> None:
+        """Check the values and bring module lists to PEFT's form."""
+        super().__post_init__()
+        self.peft_type = LoLDUPeftType.LOLDU  # pyright: ignore[reportAttributeAccessIssue]
+        self.target_modules = _as_set(self.target_modules)
+        self.exclude_modules = _as_set(self.exclude_modules)
+        for rank in (self.r, *self.rank_pattern.values()):
+            if isinstance(rank, bool) or rank < 1:
+                raise ValueError(f"r must be a positive integer, got {rank!r}")
+        for alpha in (self.alpha, *self.alpha_pattern.values()):
+            if alpha is not None and not alpha > 0:
+                raise ValueError(f"alpha must be positive, got {alpha!r}")
+        for option, value, choices in (
+            ("factorization", self.factorization, get_args(Factorization)),
+            ("diagonal_init", self.diagonal_init, DIAGONAL_INITS),
+            ("residual", self.residual, get_args(Residual)),
+            ("pivoting", self.pivoting, get_args(Pivoting)),
+        ):
+            if value not in choices:
+                raise ValueError(f"{option} must be one of {', '.join(choices)}, got {value!r}")
+        if isinstance(self.target_modules, str) and (
+            self.layers_to_transform is not None or self.layers_pattern is not None
+        ):
+            raise ValueError(
+                "layers_to_transform and layers_pattern need target_modules as a list of names, "
+                "not as a regular expression"
+            )
+        if self.layers_pattern is not None and self.layers_to_transform is None:
+            raise ValueError("layers_pattern needs layers_to_transform")
+
+    def rank_and_sigma(self, layer: str) -> tuple[int, float]:
+        """Return the rank asked for and sigma_0 = alpha / r of a layer."""
+        r = self.rank_pattern.get(get_pattern_key(list(self.rank_pattern), layer), self.r)
+        alpha = self.alpha_pattern.get(get_pattern_key(list(self.alpha_pattern), layer), self.alpha)
+        return r, 1.0 if alpha is None else alpha / r
+
+
+def _as_set(modules: Any) -> Any:  # noqa: ANN401
+    # PEFT matches names against a set and stores it as a list.
+    return set(modules) if isinstance(modules, list) else modules

@@ -1,0 +1,219 @@
+"""Factor pairs of a weight: a rank-r LDU from one panel and one triangular solve, or a rank-r SVD.
+
+Everything is computed in float64 and rounded to float32, so that the same weight and the same
+pivots give the same factors whatever the number of threads.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Pivoting = Literal["partial", "complete"]
+
+_BLOCK = 32
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Two fixed factors and the diagonal between them: ``left · diag(diagonal) · right``.
+
+    Attributes:
+        left: B, the columns an adapter writes to.
+        diagonal: d of the base weight; 0 where a direction was dropped.
+        right: A, the rows an adapter reads with.
+        pivots: The pivot rows ``(r,)`` of partial pivoting, the pivot rows and columns ``(2, r)``
+            of complete pivoting, or None for an SVD.
+    """
+
+    left: Float[Tensor, "out r"]
+    diagonal: Float[Tensor, " r"]
+    right: Float[Tensor, "r in"]
+    pivots: Int[Tensor, " r"] | Int[Tensor, "2 r"] | None
+
+
+def ldu(
+    weight: Float[Tensor, "out in"],
+    r: int,
+    *,
+    pivots: Int[Tensor, " k"] | Int[Tensor, "2 k"] | None = None,
+    pivoting: Pivoting = "partial",
+) -> Factors:
+    """Return the rank-r LDU factors of a weight: ``P W Q = L D U``, cut to r directions.
+
+    ``B = (Pᵀ L)[:, :r]``, ``d = D[:r]``, ``A = (U Qᵀ)[:r]`` with L and U unit triangular. Only
+    the r pivot columns are factorized (for partial pivoting the first r: no Q); the rest of U
+    follows from one triangular solve. Factors are nested: those of a smaller rank are the leading
+    columns and rows of these.
+
+    A pivot that is zero to rounding leaves nothing to divide by: its direction is dropped, that
+    is, its column of B, its entry of d and its row of A are zero.
+
+    Args:
+        weight: The base weight W, any floating dtype.
+        r: Number of directions, clamped to the smaller side of W.
+        pivots: Pivots of an earlier factorization. With them nothing is searched for, so that a
+            copy of W rounded to another dtype gets the same directions.
+        pivoting: "partial" takes the first r columns in order and the best row for each, at
+            the cost of one panel; "complete" takes the largest entry left in the whole matrix
+            each time (better conditioned at low rank, r rank-one updates of the full weight).
+
+    Raises:
+        ValueError: The weight has entries that are not finite, or the pivots do not fit it.
+
+    Source: LoLDU, Eq. (1) and (3)-(5).
+    """
+    _require_finite(weight)
+    rank = min(r, *weight.shape)
+    exact = _float64(weight)
+    if pivots is None:
+        search = _partial_pivots if pivoting == "partial" else _complete_pivots
+        pivots = search(exact, rank)
+    pivots = pivots.to(device="cpu", dtype=torch.int64)[..., :rank]
+    rows, columns = pivots if pivots.ndim == 2 else (pivots, torch.arange(rank))
+    _require_distinct(rows, rank, weight.shape[0], "rows")
+    _require_distinct(columns, rank, weight.shape[1], "columns")
+    left, diagonal, right = _factors_at_pivots(exact, rows, columns)
+    device = weight.device
+    return Factors(
+        left.to(torch.float32).to(device),
+        diagonal.to(torch.float32).to(device),
+        right.to(torch.float32).to(device),
+        pivots,
+    )
+
+
+def svd(weight: Float[Tensor, "out in"], r: int) -> Factors:
+    """Return the rank-r SVD factors ``B = U[:, :r]``, ``d = S[:r]``, ``A = Vᵀ[:r]`` of a weight.
+
+    The sign that an SVD leaves open is fixed by making the largest entry of each column of U
+    positive. Singular vectors whose values nearly coincide may still rotate into each other
+    when W is rounded or another linear algebra library is used: LDU pivots have no such freedom.
+
+    Args:
+        weight: The base weight W, any floating dtype.
+        r: Number of directions, clamped to the smaller side of W.
+
+    Raises:
+        ValueError: The weight has entries that are not finite.
+
+    Source: SVFit.
+    """
+    _require_finite(weight)
+    rank = min(r, *weight.shape)
+    u, s, vh = torch.linalg.svd(_float64(weight), full_matrices=False)
+    u, s, vh = u[:, :rank], s[:rank], vh[:rank]
+    sign = torch.where(torch.take_along_dim(u, u.abs().argmax(0, keepdim=True), 0) < 0, -1.0, 1.0)
+    device = weight.device
+    return Factors(
+        (u * sign).to(torch.float32).to(device),
+        s.to(torch.float32).to(device),
+        (vh * sign.T).to(torch.float32).to(device),
+        None,
+    )
+
+
+def _float64(weight: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
+    # Apple's MPS has no float64.
+    device = torch.device("cpu") if weight.device.type == "mps" else weight.device
+    return weight.detach().to(device).to(torch.float64)
+
+
+def _require_finite(weight: Float[Tensor, "out in"]) -> None:
+    if not torch.isfinite(weight).all():
+        raise ValueError("the weight has entries that are not finite: reload the base model")
+
+
+def _require_distinct(pivots: Int[Tensor, " k"], rank: int, size: int, axis: str) -> None:
+    in_range = bool(((pivots >= 0) & (pivots < size)).all())
+    if not in_range or pivots.unique().numel() != rank:
+        raise ValueError(f"the pivots are not {rank} distinct {axis} of a weight with {size}")
+
+
+def _partial_pivots(weight: Float[Tensor, "out in"], rank: int) -> Int[Tensor, " r"]:
+    """Pivot rows of the panel ``W[:, :r]``, by LAPACK's row interchanges."""
+    _, interchanges = torch.linalg.lu_factor(weight[:, :rank])
+    order = list(range(weight.shape[0]))
+    for step, other in enumerate(interchanges.tolist()):
+        order[step], order[other - 1] = order[other - 1], order[step]
+    return torch.tensor(order[:rank])
+
+
+def _complete_pivots(weight: Float[Tensor, "out in"], rank: int) -> Int[Tensor, "2 r"]:
+    """Rows and columns of the largest entry left after each elimination step."""
+    rest = weight.clone()
+    pivots = torch.empty(2, rank, dtype=torch.int64)
+    free_rows = torch.ones(rest.shape[0], 1, dtype=torch.bool, device=rest.device)
+    free_columns = torch.ones(1, rest.shape[1], dtype=torch.bool, device=rest.device)
+    for step in range(rank):
+        # -1 keeps rounding noise in eliminated rows and columns from being chosen again.
+        candidates = torch.where(free_rows & free_columns, rest.abs(), -1.0)
+        row, column = divmod(int(candidates.argmax()), rest.shape[1])
+        pivots[0, step], pivots[1, step] = row, column
+        free_rows[row], free_columns[:, column] = False, False
+        if rest[row, column] != 0:
+            rest.addr_(rest[:, column] / rest[row, column], rest[row].clone(), alpha=-1)
+    return pivots
+
+
+def _factors_at_pivots(
+    weight: Float[Tensor, "out in"], rows: Int[Tensor, " r"], columns: Int[Tensor, " r"]
+) -> tuple[Float[Tensor, "out r"], Float[Tensor, " r"], Float[Tensor, "r in"]]:
+    """LDU factors with the pivots given: ``B = C U11⁻¹`` and ``A = (L11 D)⁻¹ R``."""
+    rows, columns = rows.to(weight.device), columns.to(weight.device)
+    pivot_rows = weight[rows]
+    core = pivot_rows[:, columns].clone()
+    # Elimination cannot tell pivots below this from rounding.
+    tolerance = torch.finfo(torch.float64).eps * max(weight.shape) * float(weight.abs().max())
+    _eliminate(core, tolerance)
+    diagonal = core.diagonal().clone()
+    kept = diagonal.abs() > tolerance
+    diagonal[~kept] = 0.0
+
+    left = _solve_right(weight[:, columns], core, kept)
+    left[rows] = torch.tril(core, -1)
+    left[rows, torch.arange(len(rows), device=weight.device)] = 1.0
+
+    right = torch.linalg.solve_triangular(core, pivot_rows, upper=False, unitriangular=True)
+    right[:, columns] = torch.triu(core)
+    right /= torch.where(kept, diagonal, 1.0)[:, None]
+    return left * kept, diagonal, right * kept[:, None]
+
+
+def _eliminate(matrix: Float[Tensor, "k k"], tolerance: float) -> None:
+    """Overwrite a matrix with its L (below the diagonal) and DU, pivoting nothing.
+
+    LAPACK has no factorization without pivoting; this one recurses on halves so that the work
+    is in matrix products. The multipliers of a pivot below the tolerance are zero.
+    """
+    size = matrix.shape[0]
+    if size <= _BLOCK:
+        for step in range(size - 1):
+            below = matrix[step + 1 :, step]
+            if matrix[step, step].abs() > tolerance:
+                below /= matrix[step, step]
+            else:
+                below.zero_()
+            matrix[step + 1 :, step + 1 :].addr_(below, matrix[step, step + 1 :], alpha=-1)
+        return
+    half = size // 2
+    top, bottom = matrix[:half], matrix[half:]
+    _eliminate(top[:, :half], tolerance)
+    kept = top.diagonal().abs() > tolerance
+    top[:, half:] = torch.linalg.solve_triangular(
+        top[:, :half], top[:, half:], upper=False, unitriangular=True
+    )
+    bottom[:, :half] = _solve_right(bottom[:, :half], top[:, :half], kept)
+    bottom[:, half:].addmm_(bottom[:, :half], top[:, half:], alpha=-1)
+    _eliminate(bottom[:, half:], tolerance)
+
+
+def _solve_right(
+    rows: Float[Tensor, "n k"], upper: Float[Tensor, "k k"], kept: Bool[Tensor, " k"]
+) -> Float[Tensor, "n k"]:
+    """Solve ``X U = rows`` for X with the columns of dropped pivots zero."""
+    solvable = torch.triu(upper) * kept[:, None]
+    solvable.diagonal()[~kept] = 1.0
+    return torch.linalg.solve_triangular(solvable, rows, upper=True, left=False) * kept

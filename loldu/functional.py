@@ -1,0 +1,113 @@
+"""The adapted linear map ``y = W x + b + B (delta ⊙ (A x))`` behind one call.
+
+Two exact routes. The factored one multiplies by A and B and saves only ``A x`` for the backward
+pass: neither x nor a factor gradient is needed. The dense one forms ``W + B diag(delta) A`` first,
+whatever the number of tokens. The one with fewer multiplications is taken.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+def adapted_linear(
+    x: Float[Tensor, "*batch in"],
+    base_layer: nn.Module,
+    left: Float[Tensor, "out r"],
+    delta: Float[Tensor, " r"],
+    right: Float[Tensor, "r in"],
+) -> Float[Tensor, "*batch out"]:
+    """Return ``base_layer(x) + B (delta ⊙ (A x))`` by the cheaper of the two routes.
+
+    Args:
+        x: Input of the layer.
+        base_layer: The frozen linear layer; its own call computes the base's part, except on the
+            dense route.
+        left: B.
+        delta: Change of the diagonal, in float32 whatever the dtype of the base.
+        right: A.
+    """
+    if _sums_weights_exactly(base_layer, x) and _dense_is_cheaper(x, left, delta, right):
+        weight = torch.addmm(base_layer.weight, left * delta.to(left.dtype), right)
+        return F.linear(x, weight, base_layer.bias)
+    return factored_update(x, base_layer(x), left, delta, right)
+
+
+def factored_update(
+    x: Float[Tensor, "*batch in"],
+    base_output: Float[Tensor, "*batch out"],
+    left: Float[Tensor, "out r"],
+    delta: Float[Tensor, " r"],
+    right: Float[Tensor, "r in"],
+) -> Float[Tensor, "*batch out"]:
+    """Return ``base_output + B (delta ⊙ (A x))``, computed in the dtype of the base's output."""
+    dtype = base_output.dtype
+    return _FactoredUpdate.apply(
+        x.to(dtype), base_output, left.to(x.device, dtype), delta, right.to(x.device, dtype)
+    )
+
+
+def _sums_weights_exactly(base_layer: nn.Module, x: Tensor) -> bool:
+    """Whether the dense route may replace the base layer's own call.
+
+    In half precision a small delta would be rounded away when it is added to W, and a layer with
+    hooks (offloading) or a class of its own (quantization) computes its output its own way.
+    """
+    return (
+        type(base_layer) is nn.Linear
+        and x.dtype == base_layer.weight.dtype
+        and x.dtype in (torch.float32, torch.float64)
+        and not torch.is_autocast_enabled(x.device.type)
+        and not base_layer._forward_hooks
+        and not base_layer._forward_pre_hooks
+        and not hasattr(base_layer, "_hf_hook")
+    )
+
+
+def _dense_is_cheaper(
+    x: Float[Tensor, "*batch in"],
+    left: Float[Tensor, "out r"],
+    delta: Float[Tensor, " r"],
+    right: Float[Tensor, "r in"],
+) -> bool:
+    """Compare the multiplications the two routes add to the frozen layer's own."""
+    (out_features, r), in_features = left.shape, right.shape[1]
+    tokens = x.numel() // in_features
+    form = out_features * r * in_features
+    factored = tokens * r * (in_features + out_features)
+    if torch.is_grad_enabled() and (x.requires_grad or delta.requires_grad):
+        # Backward: the full weight gradient and its contraction, against two more thin products.
+        return 2 * form + tokens * in_features * out_features < 2 * factored
+    return form < factored
+
+
+class _FactoredUpdate(torch.autograd.Function):
+    """``y + B (delta ⊙ (A x))`` with ``dL/ddelta = Σ_tokens (Bᵀ g) ⊙ (A x)``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, base_output: Tensor, left: Tensor, delta: Tensor, right: Tensor
+    ) -> Tensor:
+        hidden = x.reshape(-1, x.shape[-1]) @ right.T
+        scaled = (hidden * delta).to(hidden.dtype)
+        flat = base_output.reshape(-1, base_output.shape[-1])
+        ctx.save_for_backward(hidden, left, delta, right)
+        return torch.addmm(flat, scaled, left.T).view_as(base_output)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        hidden, left, delta, right = ctx.saved_tensors
+        needs_x, needs_base, _, needs_delta, _ = ctx.needs_input_grad
+        grad_hidden = grad.reshape(-1, grad.shape[-1]) @ left
+        grad_x = grad_delta = None
+        if needs_delta:
+            # delta is float32 at least: the sum over all tokens must not be rounded on the way.
+            grad_delta = (grad_hidden.to(delta.dtype) * hidden.to(delta.dtype)).sum(0)
+        if needs_x:
+            grad_x = ((grad_hidden * delta).to(right.dtype) @ right).view(*grad.shape[:-1], -1)
+        return grad_x, grad if needs_base else None, None, grad_delta, None
