@@ -1,5 +1,7 @@
 """LoLDU: a concept is a diagonal between two fixed factors of the base weight."""
 
+from .concept import load_concept, save_concept
+from .concept_file import Concept, ConceptError, ConceptLayer, read_concept
 from .config import LoLDUConfig
 from .factorization import Factors, ldu, svd
 from .model import LoLDUModel, project
@@ -8,11 +10,17 @@ from .registration import register
 __version__ = "0.1.0"
 
 __all__ = [
+    "Concept",
+    "ConceptError",
+    "ConceptLayer",
     "Factors",
     "LoLDUConfig",
     "LoLDUModel",
     "ldu",
+    "load_concept",
     "project",
+    "read_concept",
+    "save_concept",
     "svd",
 ]
 

@@ -1,0 +1,279 @@
+"""A concept in and out of a model or a diffusers pipeline."""
+
+import os
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, inject_adapter_in_model
+from torch import nn
+
+from .concept_file import (
+    BASE_DTYPES,
+    Basis,
+    Concept,
+    ConceptError,
+    ConceptLayer,
+    fingerprint,
+    read_concept,
+    same_base,
+    write_concept,
+)
+from .config import LoLDUConfig
+from .layer import LoLDULayer
+
+BARE = "model"
+
+
+def save_concept(
+    model_or_pipeline: Any,  # noqa: ANN401
+    path: str | os.PathLike[str],
+    adapter_name: str = "default",
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    overwrite: bool = False,
+) -> Path:
+    """Write an adapter as one concept file: its deltas, pivots and a fingerprint of its base.
+
+    The file holds what the adapter does, at strength 1, not the state of its training: delta
+    alone, from which a loaded adapter starts with sigma_0 = 1.
+
+    Args:
+        model_or_pipeline: A PeftModel, a model with an injected adapter, or a pipeline.
+        path: Where to write.
+        adapter_name: The adapter to write.
+        metadata: JSON values to keep with it, such as the prompt.
+        dtype: float32, or float16 for half the size.
+        overwrite: Whether an existing file may be replaced.
+
+    Raises:
+        ConceptError: There is no such adapter, it holds what a concept cannot, or the file exists.
+    """
+    layers: list[ConceptLayer] = []
+    config: dict[str, Any] = {}
+    parts = _parts(model_or_pipeline)
+    for component, part in parts.items():
+        found = [
+            _read_layer(component, name, module, adapter_name)
+            for name, module in _bare(part).named_modules()
+            if isinstance(module, LoLDULayer) and adapter_name in module.r
+        ]
+        if found:
+            config[component] = _describe(_bare(part), adapter_name)
+            layers += found
+    if not layers:
+        raise ConceptError(
+            f"there is no LoLDU adapter named '{adapter_name}' to save: check adapter_name"
+        )
+    base = _base_id(model_or_pipeline)
+    concept = Concept(base, config, tuple(layers), dict(metadata or {}))
+    write_concept(concept, Path(path), dtype=dtype, overwrite=overwrite)
+    return Path(path)
+
+
+def load_concept(
+    model_or_pipeline: Any,  # noqa: ANN401
+    path: str | os.PathLike[str],
+    adapter_name: str = "default",
+    strength: float = 1.0,
+) -> Concept:
+    """Load a concept file as an adapter, and make it the active one.
+
+    Everything is checked before anything is changed: a refused file leaves the model as it was.
+
+    Args:
+        model_or_pipeline: A PeftModel, a model, or a pipeline.
+        path: The concept file.
+        adapter_name: Name for the adapter; it must not be taken.
+        strength: Factor on the change of the weights.
+
+    Raises:
+        ConceptError: The file is not a sound concept, or was made for another base.
+    """
+    concept = read_concept(path)
+    parts = _parts(model_or_pipeline)
+    targets = _targets(concept, parts, path)
+    for component, part in targets.items():
+        if adapter_name in getattr(_bare(part), "peft_config", {}):
+            raise ConceptError(
+                f"an adapter named '{adapter_name}' is already loaded: choose another adapter_name"
+            )
+        _verify([y for y in concept.layers if y.component == component], _bare(part), path)
+    for component, part in targets.items():
+        layers = {y.name: y for y in concept.layers if y.component == component}
+        _inject(part, adapter_name, list(layers.values()))
+        for name, module in _bare(part).named_modules():
+            if name in layers and isinstance(module, LoLDULayer):
+                module.load_delta(adapter_name, layers[name].delta, layers[name].pivots)
+                module.set_scale(adapter_name, strength)
+    for part in parts.values():
+        _activate(part, adapter_name)
+    return concept
+
+
+def _parts(model_or_pipeline: Any) -> dict[str, nn.Module]:  # noqa: ANN401
+    """The modules of a pipeline by component name, or a model on its own."""
+    if isinstance(model_or_pipeline, nn.Module):
+        return {BARE: model_or_pipeline}
+    components: object = getattr(model_or_pipeline, "components", None)
+    if not isinstance(components, Mapping):
+        raise TypeError(
+            f"expected a model or a diffusers pipeline, got {type(model_or_pipeline).__name__}"
+        )
+    return {name: part for name, part in components.items() if isinstance(part, nn.Module)}
+
+
+def _bare(part: nn.Module) -> Any:  # noqa: ANN401
+    """The base model inside torch.compile's and PEFT's wrappers."""
+    part = getattr(part, "_orig_mod", part)
+    return part.get_base_model() if isinstance(part, PeftModel) else part
+
+
+def _base_id(model_or_pipeline: Any) -> str:  # noqa: ANN401
+    source = model_or_pipeline
+    if isinstance(source, nn.Module):
+        source = _bare(source)
+    config = getattr(source, "config", None)
+    for name in (getattr(config, "_name_or_path", None), getattr(source, "name_or_path", None)):
+        if isinstance(name, str) and name:
+            # A local folder says nothing to others, and where it lies is nobody's business.
+            return Path(name).resolve().name if Path(name).is_dir() else name
+    return ""
+
+
+def _describe(model: Any, adapter_name: str) -> dict[str, Any]:  # noqa: ANN401
+    """The adapter's configuration as JSON values."""
+    config: LoLDUConfig = model.peft_config[adapter_name]
+    if config.modules_to_save:
+        raise ConceptError(
+            f"adapter '{adapter_name}' also trains {', '.join(config.modules_to_save)} in full "
+            "(modules_to_save), which a concept cannot hold: use save_pretrained"
+        )
+    values = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
+    defaults = LoLDUConfig().to_dict()
+    # Where it came from (a path, perhaps) is told by the concept's base.
+    unwanted = {"base_model_name_or_path", "inference_mode", "peft_version"}
+    return {k: v for k, v in values.items() if v != defaults[k] and k not in unwanted}
+
+
+def _read_layer(
+    component: str, name: str, module: LoLDULayer, adapter_name: str
+) -> ConceptLayer:
+    diagonal, weight = module.diagonal(adapter_name), module.base_weight()
+    if diagonal.dz.is_meta or weight.is_meta:
+        raise ConceptError(f"layer '{name}' has no values yet: load the model's weights first")
+    base_dtype = str(weight.dtype).removeprefix("torch.")
+    if base_dtype not in BASE_DTYPES:
+        raise ConceptError(
+            f"layer '{name}' has a {base_dtype} weight, for which a concept would not be portable: "
+            "load the base in a floating dtype"
+        )
+    delta = diagonal.delta().detach().cpu()
+    if not torch.isfinite(delta).all():
+        raise ConceptError(f"the delta of layer '{name}' is not finite: training diverged")
+    pivots = None if diagonal.pivots is None else diagonal.pivots.cpu()
+    basis: Basis = diagonal.pivoting or "svd"
+    return ConceptLayer(
+        component,
+        name,
+        module.out_features,
+        module.in_features,
+        basis,
+        base_dtype,
+        delta,
+        pivots,
+        fingerprint(weight),
+    )
+
+
+def _targets(
+    concept: Concept, parts: dict[str, nn.Module], path: str | os.PathLike[str]
+) -> dict[str, nn.Module]:
+    """The part of the model that each component of a concept belongs to."""
+    names: dict[str, set[str]] = {}
+    for layer in concept.layers:
+        names.setdefault(layer.component, set()).add(layer.name)
+    targets: dict[str, nn.Module] = {}
+    for component, layers in names.items():
+        if component in parts:
+            targets[component] = parts[component]
+        elif parts and len(names) == 1 and BARE in (component, *parts):
+            # A model saved on its own, or loaded on its own: its layers tell where it belongs.
+            targets[component] = max(
+                parts.values(),
+                key=lambda part: len(layers & {name for name, _ in _bare(part).named_modules()}),
+            )
+        else:
+            raise ConceptError(
+                f"{path} also changes the {component}, which was not given: pass the whole pipeline"
+            )
+    return targets
+
+
+def _verify(layers: list[ConceptLayer], model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Compare every layer of a concept with a base model.
+
+    Raises:
+        ConceptError: The first layer that differs, and how.
+    """
+    modules = dict(model.named_modules())
+    for layer in layers:
+        module = modules.get(layer.name)
+        problem = ""
+        if not isinstance(module, (nn.Linear, LoLDULayer)):
+            problem = "which this model does not have as a linear layer"
+        elif (shape := (module.out_features, module.in_features)) != (
+            layer.out_features,
+            layer.in_features,
+        ):
+            problem = (
+                f"of shape {layer.out_features} x {layer.in_features}, which is "
+                f"{shape[0]} x {shape[1]} here"
+            )
+        else:
+            weight = module.base_weight() if isinstance(module, LoLDULayer) else module.weight
+            if not weight.is_floating_point() or not same_base(layer, weight):
+                problem = "whose weight is not the one here"
+        if problem:
+            raise ConceptError(
+                f"{path} was made for another base model: it changes layer '{layer.name}', "
+                f"{problem}; load the base it was trained on"
+            )
+
+
+def _inject(part: nn.Module, adapter_name: str, layers: list[ConceptLayer]) -> None:
+    """Put empty adapters of the right rank on exactly the layers of a concept."""
+    largest = max(layer.delta.numel() for layer in layers)
+    basis = layers[0].basis
+    config = LoLDUConfig(
+        r=largest,
+        rank_pattern={
+            f"^{re.escape(y.name)}": y.delta.numel() for y in layers if y.delta.numel() < largest
+        },
+        target_modules="|".join(re.escape(layer.name) for layer in layers),
+        factorization="svd" if basis == "svd" else "ldu",
+        pivoting="complete" if basis == "complete" else "partial",
+        inference_mode=True,
+    )
+    if isinstance(part, PeftModel):
+        part.add_adapter(adapter_name, config, low_cpu_mem_usage=True)
+        return
+    bare = _bare(part)
+    with warnings.catch_warnings():
+        # PEFT warns whenever a model gets its second adapter this way, which is what is meant.
+        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+        inject_adapter_in_model(config, bare, adapter_name, low_cpu_mem_usage=True)
+    if hasattr(bare, "_hf_peft_config_loaded"):
+        bare._hf_peft_config_loaded = True
+
+
+def _activate(part: nn.Module, adapter_name: str) -> None:
+    if isinstance(part, PeftModel) and adapter_name in part.peft_config:
+        part.set_adapter(adapter_name, inference_mode=True)
+    for module in part.modules():
+        if isinstance(module, LoLDULayer):
+            module.set_adapter(adapter_name, inference_mode=True)
