@@ -98,9 +98,10 @@ class AdapterConfig:
         "standard_uniform",
         "standard_normal",
     ] = "ldu"
-    # preserve: the model starts exactly as the base. perturb: zeros, ones and the standard inits
-    # start away from it, as the authors' code does. Each init's own unless given.
-    residual: Literal["preserve", "perturb"] | None = None
+    # preserve: the model starts exactly as the base, whatever the init. perturb: inits other than
+    # ldu start away from it; the authors' code does so for zeros, ones and the standard ones, and
+    # loses by it.
+    residual: Literal["preserve", "perturb"] = "preserve"
     # Row pivots alone, or complete: also column pivots, which puts the largest directions first and
     # survives singular layers, for a slower set-up. Used by loldu only.
     pivoting: Literal["partial", "complete"] = "partial"
@@ -134,6 +135,9 @@ class OptimizationConfig:
     adam_weight_decay: float = 0.01
     # Gradients longer than this are shortened to it, against rare bad steps; 0 turns it off.
     max_grad_norm: float = 1.0
+    # Keeps the change of every adapted weight inside a ball of this Frobenius norm (the paper's Eq.
+    # 10-12): a hard limit on drift that costs likeness. No limit unless given; not for lora.
+    max_delta_norm: float | None = None
     # Min-SNR weighting (5 is usual) evens out the noise levels: faster on shape and colour, less
     # weight on fine grain. The plain loss unless given.
     snr_gamma: float | None = None
@@ -248,6 +252,8 @@ def _problems(config: Config) -> Iterator[str]:
         yield f"--rank is {config.adapter.rank}; it must be at least 1, or full."
     if not config.adapter.target_modules:
         yield "--target_modules is empty; name at least one layer, such as to_k."
+    if config.adapter.method == "lora" and config.optimization.max_delta_norm is not None:
+        yield "--max_delta_norm is for loldu and svfit; leave it out with --method lora."
     prior = config.prior
     if prior.with_prior_preservation and not (prior.class_prompt or prior.class_data_dir):
         yield (
@@ -277,4 +283,4 @@ _AT_LEAST = {
     "num_inference_steps": 1,
     "guidance_scale": 0,
 }
-_ABOVE_ZERO = {"alpha", "learning_rate", "snr_gamma"}
+_ABOVE_ZERO = {"alpha", "learning_rate", "snr_gamma", "max_delta_norm"}

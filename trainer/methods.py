@@ -10,6 +10,7 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig, PeftConfig, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from loldu import LoLDUConfig, save_concept
@@ -38,9 +39,9 @@ def add_adapter(
         TrainerError: when no layer matches, or the adapter refuses its options.
     """
     largest_rank = _largest_rank(unet, adapter.target_modules)
-    torch.manual_seed(seed)  # the random initial values: LoRA's A, and some of the diagonals
+    torch.manual_seed(seed)  # LoRA's A is random
     try:
-        unet.add_adapter(adapter_config(adapter, largest_rank), adapter_name=ADAPTER_NAME)
+        unet.add_adapter(adapter_config(adapter, largest_rank, seed), adapter_name=ADAPTER_NAME)
     except ValueError as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise TrainerError(f"The {adapter.method} adapter cannot be added: {reason}.") from error
@@ -50,7 +51,7 @@ def add_adapter(
     return trainable
 
 
-def adapter_config(adapter: AdapterConfig, largest_rank: int) -> PeftConfig:
+def adapter_config(adapter: AdapterConfig, largest_rank: int, seed: int) -> PeftConfig:
     """The PEFT config of a method.
 
     The scale alpha / rank is what multiplies the diagonal's steps, so it must be the same on all
@@ -70,6 +71,7 @@ def adapter_config(adapter: AdapterConfig, largest_rank: int) -> PeftConfig:
         residual=adapter.residual,
         pivoting=adapter.pivoting,
         train_scale=adapter.train_scale,
+        seed=seed,
         target_modules=targets,
     )
 
@@ -97,6 +99,17 @@ def save_result(
         )
         os.replace(Path(folder) / path.name, path)
     return path
+
+
+@torch.no_grad()
+def delta_norm(unet: UNet2DConditionModel) -> float:
+    """‖delta_W‖_F over all adapted layers together: how far the model is from its base."""
+    norms = [
+        module.get_delta_weight(ADAPTER_NAME).float().norm()
+        for module in unet.modules()
+        if isinstance(module, BaseTunerLayer)
+    ]
+    return float(torch.stack(norms).norm())
 
 
 def _largest_rank(unet: UNet2DConditionModel, targets: tuple[str, ...]) -> int:

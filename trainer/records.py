@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from tqdm import tqdm
 
@@ -17,7 +17,7 @@ from trainer.config import Config, RunConfig
 from trainer.errors import TrainerError
 from trainer.files import save_png, write_atomically
 from trainer.loop import Losses
-from trainer.methods import FILE_NAMES
+from trainer.methods import FILE_NAMES, delta_norm
 from trainer.sampling import sample_images
 
 METRICS, SUMMARY, VALIDATION = "metrics.jsonl", "summary.json", "validation"
@@ -79,7 +79,7 @@ class MetricsLog:
         self._sums = values if self._sums is None else self._sums + values
         self._count += 1
 
-    def finish_step(self, progress: Progress, lr: float) -> None:
+    def finish_step(self, progress: Progress, lr: float, unet: UNet2DConditionModel) -> None:
         """Move the bar, and write a line when one is due."""
         self._bar.update()
         step = progress.step
@@ -88,13 +88,15 @@ class MetricsLog:
         loss, instance_loss, prior_loss = (self._sums / self._count).tolist()
         self._sums, self._count = None, 0
         if self._enabled:
-            self._bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.1e}")
+            norm = delta_norm(unet)
+            self._bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.1e}, ‖delta_W‖ {norm:.3g}")
             line = {
                 "step": step,
                 "loss": loss,
                 "instance_loss": instance_loss,
                 "prior_loss": prior_loss,
                 "lr": lr,
+                "delta_norm": norm,
                 "seconds": round(progress.seconds, 3),
             }
             with self._path.open("a", encoding="utf-8") as file:

@@ -17,11 +17,12 @@ if not __package__:  # run by its path: import from the repository, not from thi
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from diffusers import DDPMScheduler, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 from torch import nn
 from torch.optim import AdamW
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from loldu import project
 from trainer.__main__ import run
 from trainer.base import load_pipeline
 from trainer.cache import Cache, build_cache, leave_device
@@ -36,7 +37,7 @@ from trainer.config import Config, sections, to_toml
 from trainer.errors import TrainerError
 from trainer.files import write_atomically
 from trainer.instances import CaptionedImage, find_instances
-from trainer.loop import draw_batch, dreambooth_losses, learning_rate, training_noise_scheduler
+from trainer.loop import learning_rate
 from trainer.methods import add_adapter, save_result
 from trainer.prior import class_images
 from trainer.records import MetricsLog, claim_output_dir, draw_validation, write_summary
@@ -69,10 +70,11 @@ def main(config: Config) -> None:
         revision=base.revision,
         variant=base.variant,
     )
-    noise_scheduler = training_noise_scheduler(pipeline.scheduler)
 
     # ------------------------------------------- pictures, class pictures, their latents, prompts
     cache = prepare_pictures(config, pipeline, instances, accelerator)
+
+    objective = DreamBooth(pipeline.unet, pipeline.scheduler, cache, config)
 
     # --------------------------------------------------------- the adapter, after the base's cast
     trainable = add_adapter(pipeline.unet, config.adapter, optimization.seed)
@@ -100,9 +102,7 @@ def main(config: Config) -> None:
     if accelerator.is_main_process:
         write_atomically(config.run.output_dir / CONFIG, to_toml(config))
     with logging_redirect_tqdm():
-        progress = fit(
-            config, pipeline, unet, optimizer, noise_scheduler, cache, accelerator, progress
-        )
+        progress = fit(config, pipeline, unet, optimizer, objective, accelerator, progress)
 
     # --------------------------------------------------------------------------------- result
     if accelerator.is_main_process:
@@ -163,19 +163,15 @@ def fit(
     pipeline: StableDiffusionPipeline,
     unet: nn.Module,
     optimizer: torch.optim.Optimizer,
-    noise_scheduler: DDPMScheduler,
-    cache: Cache,
+    objective: DreamBooth,
     accelerator: Accelerator,
     progress: Progress,
 ) -> Progress:
     """Take the remaining steps; `unet` is `pipeline.unet` as accelerate wraps it."""
-    optimization, prior, run = config.optimization, config.prior, config.run
-    prior_rows = (prior.prior_batch_size or optimization.train_batch_size) if cache.classes else 0
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    optimization, run = config.optimization, config.run
     log = MetricsLog(config, progress.step, enabled=accelerator.is_main_process)
     started = time.perf_counter() - progress.seconds
     passes = optimization.gradient_accumulation_steps
-
     if progress.step == 0:
         validate(config, pipeline, 0, accelerator)
     for step in range(progress.step, optimization.max_train_steps):
@@ -184,32 +180,21 @@ def fit(
             group["lr"] = lr
         for pass_index in range(step * passes, (step + 1) * passes):
             with accelerator.accumulate(unet):
-                batch = draw_batch(
-                    cache,
-                    optimization,
-                    prior_rows,
-                    noise_scheduler.config.num_train_timesteps,
-                    pass_index=pass_index,
-                    process_index=accelerator.process_index,
-                    num_processes=accelerator.num_processes,
+                batch = objective.draw(
+                    pass_index, accelerator.process_index, accelerator.num_processes
                 )
-                losses = dreambooth_losses(
-                    unet,
-                    noise_scheduler,
-                    cache,
-                    batch,
-                    prior,
-                    optimization.snr_gamma,
-                    pipeline.unet,
-                )
+                losses = objective.losses(unet, batch)
                 accelerator.backward(losses.total)
                 if accelerator.sync_gradients and optimization.max_grad_norm:
+                    parameters = optimizer.param_groups[0]["params"]
                     accelerator.clip_grad_norm_(parameters, optimization.max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad()
                 log.count(losses)
+        if optimization.max_delta_norm is not None:
+            project(pipeline.unet, optimization.max_delta_norm)
         progress = Progress(step + 1, time.perf_counter() - started)
-        log.finish_step(progress, lr)
+        log.finish_step(progress, lr, pipeline.unet)
         validate(config, pipeline, progress.step, accelerator)
         due = run.checkpointing_steps and progress.step % run.checkpointing_steps == 0
         if due and accelerator.is_main_process:
