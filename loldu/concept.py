@@ -1,5 +1,9 @@
 """A concept in and out of a model or a diffusers pipeline."""
 
+# torch and peft are typed in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
 import os
 import re
 import warnings
@@ -9,6 +13,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from .concept_file import (
@@ -24,6 +29,7 @@ from .concept_file import (
 )
 from .config import LoLDUConfig
 from .layer import LoLDULayer
+from .model import LoLDUModel
 
 BARE = "model"
 
@@ -98,10 +104,7 @@ def load_concept(
     parts = _parts(model_or_pipeline)
     targets = _targets(concept, parts, path)
     for component, part in targets.items():
-        if adapter_name in getattr(_bare(part), "peft_config", {}):
-            raise ConceptError(
-                f"an adapter named '{adapter_name}' is already loaded: choose another adapter_name"
-            )
+        _require_free(part, adapter_name)
         _verify([y for y in concept.layers if y.component == component], _bare(part), path)
     for component, part in targets.items():
         layers = {y.name: y for y in concept.layers if y.component == component}
@@ -140,8 +143,9 @@ def _base_id(model_or_pipeline: Any) -> str:  # noqa: ANN401
     config = getattr(source, "config", None)
     for name in (getattr(config, "_name_or_path", None), getattr(source, "name_or_path", None)):
         if isinstance(name, str) and name:
-            # A local folder says nothing to others, and where it lies is nobody's business.
-            return Path(name).resolve().name if Path(name).is_dir() else name
+            # Where a local folder lies says nothing to others, and is nobody's business.
+            local = Path(name).is_absolute() or Path(name).is_dir()
+            return Path(name).resolve().name if local else name
     return ""
 
 
@@ -160,9 +164,7 @@ def _describe(model: Any, adapter_name: str) -> dict[str, Any]:  # noqa: ANN401
     return {k: v for k, v in values.items() if v != defaults[k] and k not in unwanted}
 
 
-def _read_layer(
-    component: str, name: str, module: LoLDULayer, adapter_name: str
-) -> ConceptLayer:
+def _read_layer(component: str, name: str, module: LoLDULayer, adapter_name: str) -> ConceptLayer:
     diagonal, weight = module.diagonal(adapter_name), module.base_weight()
     if diagonal.dz.is_meta or weight.is_meta:
         raise ConceptError(f"layer '{name}' has no values yet: load the model's weights first")
@@ -214,6 +216,26 @@ def _targets(
     return targets
 
 
+def _require_free(part: nn.Module, adapter_name: str) -> None:
+    """Check that a part can take an adapter of this name.
+
+    Raises:
+        ConceptError: It cannot.
+    """
+    if not adapter_name or "." in adapter_name or hasattr(nn.ModuleDict(), adapter_name):
+        raise ConceptError(
+            f"'{adapter_name}' cannot name an adapter: use letters, digits, '-' and '_'"
+        )
+    if adapter_name in getattr(_bare(part), "peft_config", {}):
+        raise ConceptError(
+            f"an adapter named '{adapter_name}' is already loaded: choose another adapter_name"
+        )
+    if isinstance(part, PeftModel) and not isinstance(part.base_model, LoLDUModel):
+        raise ConceptError(
+            "the model is a PeftModel of another method: pass its base model, or a fresh one"
+        )
+
+
 def _verify(layers: list[ConceptLayer], model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Compare every layer of a concept with a base model.
 
@@ -223,26 +245,22 @@ def _verify(layers: list[ConceptLayer], model: nn.Module, path: str | os.PathLik
     modules = dict(model.named_modules())
     for layer in layers:
         module = modules.get(layer.name)
-        problem = ""
-        if not isinstance(module, (nn.Linear, LoLDULayer)):
+        base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+        if not isinstance(base, nn.Linear):
             problem = "which this model does not have as a linear layer"
-        elif (shape := (module.out_features, module.in_features)) != (
-            layer.out_features,
-            layer.in_features,
+        elif tuple(base.weight.shape) != (layer.out_features, layer.in_features):
+            here = " x ".join(str(size) for size in base.weight.shape)
+            problem = f"{layer.out_features} x {layer.in_features}, which is {here} here"
+        elif not same_base(
+            layer, module.base_weight() if isinstance(module, LoLDULayer) else base.weight
         ):
-            problem = (
-                f"of shape {layer.out_features} x {layer.in_features}, which is "
-                f"{shape[0]} x {shape[1]} here"
-            )
+            problem = "whose weight is not the one here"
         else:
-            weight = module.base_weight() if isinstance(module, LoLDULayer) else module.weight
-            if not weight.is_floating_point() or not same_base(layer, weight):
-                problem = "whose weight is not the one here"
-        if problem:
-            raise ConceptError(
-                f"{path} was made for another base model: it changes layer '{layer.name}', "
-                f"{problem}; load the base it was trained on"
-            )
+            continue
+        raise ConceptError(
+            f"{path} was made for another base model: it changes layer '{layer.name}', "
+            f"{problem}; load the base it was trained on"
+        )
 
 
 def _inject(part: nn.Module, adapter_name: str, layers: list[ConceptLayer]) -> None:

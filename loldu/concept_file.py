@@ -6,6 +6,10 @@ The header's ``description`` holds the base's id, the table of layers and the us
 ``checksum`` covers all of it: whatever reads back is what was written.
 """
 
+# torch and peft are typed in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
 import hashlib
 import json
 import os
@@ -90,12 +94,15 @@ def fingerprint(weight: Float[Tensor, "out in"]) -> Float[Tensor, "3"]:
     exact = weight.detach().cpu().to(torch.float64)
     rows = torch.arange(1, exact.shape[0] + 1, dtype=torch.float64)
     columns = torch.arange(1, exact.shape[1] + 1, dtype=torch.float64)
-    projections = [torch.cos(f * rows) @ exact @ torch.cos(g * columns) for f, g in ((1, 2), (3, 1))]
-    return torch.stack([exact.norm(), *projections]).to(torch.float32)
+    first = torch.cos(rows) @ exact @ torch.cos(2 * columns)
+    second = torch.cos(3 * rows) @ exact @ torch.cos(columns)
+    return torch.stack([exact.norm(), first, second]).to(torch.float32)
 
 
 def same_base(layer: ConceptLayer, weight: Float[Tensor, "out in"]) -> bool:
     """Whether a weight is the one a layer was made for, up to the coarser dtype's rounding."""
+    if weight.dtype not in BASE_DTYPES.values():
+        return False
     coarser = max(torch.finfo(d).eps for d in (BASE_DTYPES[layer.base_dtype], weight.dtype))
     # Independent roundings move a projection by about eps ‖W‖ / 10.
     tolerance = 2 * max(coarser, torch.finfo(torch.float32).eps) * float(layer.fingerprint[0])

@@ -1,5 +1,9 @@
 """LoLDUConfig: every option of the adapter, with its trade-off."""
 
+# torch and peft are typed in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
 import enum
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -20,10 +24,8 @@ class LoLDUPeftType(str, enum.Enum):  # noqa: UP042  PEFT compares and serialize
     LOLDU = "LOLDU"
 
 
-def _option(default: Any, help_text: str) -> Any:  # noqa: ANN401
-    if isinstance(default, dict):
-        return field(default_factory=dict, metadata={"help": help_text})
-    return field(default=default, metadata={"help": help_text})
+def _help(text: str) -> dict[str, str]:
+    return {"help": text}
 
 
 @dataclass
@@ -37,68 +39,102 @@ class LoLDUConfig(PeftConfig):
         ValueError: An option has a value it cannot have.
     """
 
-    r: int = _option(
-        32,
-        "Rank: the number of trained directions a layer. Costs r floats a layer, so full rank is "
-        "affordable; clamped to the smaller side of each weight.",
+    r: int = field(
+        default=32,
+        metadata=_help(
+            "Rank: the number of trained directions a layer. Costs r floats a layer, so full "
+            "rank is affordable; clamped to the smaller side of each weight."
+        ),
     )
-    alpha: float | None = _option(
-        None,
-        "sigma starts at alpha / r, r being the rank asked for. None means alpha = r, that is 1 in "
-        "every layer, as in the paper's settings; it acts as a factor on the learning rate.",
+    alpha: float | None = field(
+        default=None,
+        metadata=_help(
+            "sigma starts at alpha / r, r being the rank asked for. None means alpha = r, that "
+            "is 1 in every layer, as in the paper's settings; it acts as a factor on the "
+            "learning rate."
+        ),
     )
-    factorization: Factorization = _option(
-        "ldu",
-        "'ldu' is LoLDU: quick to factor, nested in r, exact to reload. 'svd' is SVFit: orthogonal "
-        "directions, largest first, at hundreds of times the cost of creation.",
+    factorization: Factorization = field(
+        default="ldu",
+        metadata=_help(
+            "'ldu' is LoLDU: quick to factor, nested in r, exact to reload. 'svd' is SVFit: "
+            "orthogonal directions, largest first, at hundreds of times the cost of creation."
+        ),
     )
-    diagonal_init: DiagonalInit = _option(
-        "ldu",
-        "Where z starts. With residual='preserve' and a frozen scale all choices train alike; "
-        "with a trained scale or weight decay toward zero they part.",
+    diagonal_init: DiagonalInit = field(
+        default="ldu",
+        metadata=_help(
+            "Where z starts. With residual='preserve' and a frozen scale all choices train "
+            "alike; with a trained scale or weight decay toward zero they part."
+        ),
     )
-    residual: Residual = _option(
-        "preserve",
-        "'preserve' starts at the base model whatever diagonal_init. 'perturb' keeps d in the "
-        "residual, as the authors' code does for zeros, ones, standard_uniform and "
-        "standard_normal: the layer's output changes before the first step.",
+    residual: Residual = field(
+        default="preserve",
+        metadata=_help(
+            "'preserve' starts at the base model whatever diagonal_init. 'perturb' keeps d in "
+            "the residual, as the authors' code does for zeros, ones, standard_uniform and "
+            "standard_normal: the layer's output changes before the first step."
+        ),
     )
-    pivoting: Pivoting = _option(
-        "partial",
-        "'partial' adapts the first r input columns; 'complete' picks rows and columns by size: "
-        "better conditioned at low rank and no dropped directions, slower to create.",
+    pivoting: Pivoting = field(
+        default="partial",
+        metadata=_help(
+            "'partial' adapts the first r input columns; 'complete' picks rows and columns by "
+            "size: better conditioned at low rank and no dropped directions, slower to create."
+        ),
     )
-    train_scale: bool = _option(True, "Train sigma beside z: one more parameter a layer.")
-    target_modules: list[str] | str | None = _option(
-        None,
-        "Names (or a regular expression for the full name) of the linear layers to adapt. None "
-        "takes the attention projections of diffusers models, and PEFT's choice for transformers.",
+    train_scale: bool = field(
+        default=True,
+        metadata=_help("Train sigma beside z: one more parameter a layer."),
     )
-    exclude_modules: list[str] | str | None = _option(
-        None, "Names (or a regular expression) of layers to leave alone."
+    target_modules: list[str] | str | None = field(
+        default=None,
+        metadata=_help(
+            "Names (or a regular expression for the full name) of the linear layers to adapt. "
+            "None takes the attention projections of diffusers models, and PEFT's choice for "
+            "transformers."
+        ),
     )
-    rank_pattern: dict[str, int] = _option(
-        {}, "Rank for layers whose name ends in the key (a regular expression)."
+    exclude_modules: list[str] | str | None = field(
+        default=None,
+        metadata=_help("Names (or a regular expression) of layers to leave alone."),
     )
-    alpha_pattern: dict[str, float] = _option(
-        {}, "Alpha for layers whose name ends in the key (a regular expression)."
+    rank_pattern: dict[str, int] = field(
+        default_factory=dict[str, int],
+        metadata=_help("Rank for layers whose name ends in the key (a regular expression)."),
     )
-    layers_to_transform: list[int] | int | None = _option(
-        None, "Indexes of the blocks to adapt, when only some are wanted."
+    alpha_pattern: dict[str, float] = field(
+        default_factory=dict[str, float],
+        metadata=_help("Alpha for layers whose name ends in the key (a regular expression)."),
     )
-    layers_pattern: list[str] | str | None = _option(
-        None, "Name of the block list that layers_to_transform indexes, such as 'layers'."
+    layers_to_transform: list[int] | int | None = field(
+        default=None,
+        metadata=_help("Indexes of the blocks to adapt, when only some are wanted."),
     )
-    modules_to_save: list[str] | None = _option(
-        None, "Modules trained in full and saved beside the adapter, such as a classifier head."
+    layers_pattern: list[str] | str | None = field(
+        default=None,
+        metadata=_help(
+            "Name of the block list that layers_to_transform indexes, such as 'layers'."
+        ),
     )
-    init_weights: bool = _option(
-        True, "False starts from a small random change instead of the base model (for tests)."
+    modules_to_save: list[str] | None = field(
+        default=None,
+        metadata=_help(
+            "Modules trained in full and saved beside the adapter, such as a classifier head."
+        ),
     )
-    seed: int = _option(
-        0,
-        "Seed of random initial values. Each layer draws from (seed, layer name), so a draw "
-        "depends neither on torch's global state nor on the order of layers.",
+    init_weights: bool = field(
+        default=True,
+        metadata=_help(
+            "False starts from a small random change instead of the base model (for tests)."
+        ),
+    )
+    seed: int = field(
+        default=0,
+        metadata=_help(
+            "Seed of random initial values. Each layer draws from (seed, layer name), so a draw "
+            "depends neither on torch's global state nor on the order of layers."
+        ),
     )
 
     def __post_init__(self) -> None:

@@ -1,5 +1,9 @@
 """The diagonal: where it starts, how far it has moved the weight, and the ball it must stay in."""
 
+# torch and peft are typed in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
 import hashlib
 from collections.abc import Callable
 from typing import Literal, get_args

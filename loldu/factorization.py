@@ -4,6 +4,10 @@ Everything is computed in float64 and rounded to float32, so that the same weigh
 pivots give the same factors whatever the number of threads.
 """
 
+# torch and peft are typed in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
 from dataclasses import dataclass
 from typing import Literal
 

@@ -5,6 +5,10 @@ pass: neither x nor a factor gradient is needed. The dense one forms ``W + B dia
 whatever the number of tokens. The one with fewer multiplications is taken.
 """
 
+# torch and peft are typed in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
 from typing import Any
 
 import torch
@@ -31,7 +35,11 @@ def adapted_linear(
         delta: Change of the diagonal, in float32 whatever the dtype of the base.
         right: A.
     """
-    if _sums_weights_exactly(base_layer, x) and _dense_is_cheaper(x, left, delta, right):
+    if (
+        isinstance(base_layer, nn.Linear)
+        and _sums_weights_exactly(base_layer, x)
+        and _dense_is_cheaper(x, left, delta, right)
+    ):
         weight = torch.addmm(base_layer.weight, left * delta.to(left.dtype), right)
         return F.linear(x, weight, base_layer.bias)
     return factored_update(x, base_layer(x), left, delta, right)
@@ -51,7 +59,7 @@ def factored_update(
     )
 
 
-def _sums_weights_exactly(base_layer: nn.Module, x: Tensor) -> bool:
+def _sums_weights_exactly(base_layer: nn.Linear, x: Tensor) -> bool:
     """Whether the dense route may replace the base layer's own call.
 
     In half precision a small delta would be rounded away when it is added to W, and a layer with
@@ -62,8 +70,8 @@ def _sums_weights_exactly(base_layer: nn.Module, x: Tensor) -> bool:
         and x.dtype == base_layer.weight.dtype
         and x.dtype in (torch.float32, torch.float64)
         and not torch.is_autocast_enabled(x.device.type)
-        and not base_layer._forward_hooks
-        and not base_layer._forward_pre_hooks
+        and not base_layer._forward_hooks  # pyright: ignore[reportPrivateUsage]
+        and not base_layer._forward_pre_hooks  # pyright: ignore[reportPrivateUsage]
         and not hasattr(base_layer, "_hf_hook")
     )
 
@@ -90,7 +98,12 @@ class _FactoredUpdate(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, base_output: Tensor, left: Tensor, delta: Tensor, right: Tensor
+        ctx: Any,  # noqa: ANN401
+        x: Tensor,
+        base_output: Tensor,
+        left: Tensor,
+        delta: Tensor,
+        right: Tensor,
     ) -> Tensor:
         hidden = x.reshape(-1, x.shape[-1]) @ right.T
         scaled = (hidden * delta).to(hidden.dtype)
@@ -100,7 +113,10 @@ class _FactoredUpdate(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any,  # noqa: ANN401
+        grad: Tensor,
+    ) -> tuple[Tensor | None, ...]:
         hidden, left, delta, right = ctx.saved_tensors
         needs_x, needs_base, _, needs_delta, _ = ctx.needs_input_grad
         grad_hidden = grad.reshape(-1, grad.shape[-1]) @ left

@@ -1,14 +1,16 @@
 """The adapted layer: one diagonal per adapter between factors that all its adapters share."""
 
+# torch and peft are typed in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
@@ -16,65 +18,13 @@ from .config import LoLDUConfig
 from .diagonal import (
     LoLDUDiagonal,
     delta_norm,
-    gram,
     initial_diagonal,
     layer_generator,
     projection_factor,
 )
-from .factorization import Factors, Pivoting, ldu, svd
+from .factorization import Pivoting, ldu, svd
 from .functional import adapted_linear, factored_update
-
-
-@dataclass(frozen=True, eq=False)
-class SharedFactors:
-    """One factor pair of a layer's weight, in the dtype of the layer.
-
-    Rows of `right` are scaled to at most 1 by powers of two (exact in every dtype), which `gain`
-    gives back to delta: a small pivot cannot overflow half precision.
-    """
-
-    pivoting: Pivoting | None
-    left: Float[Tensor, "out r"]
-    right: Float[Tensor, "r in"]
-    gain: Float[Tensor, " r"]
-    diagonal: Float[Tensor, " r"]
-    pivots: Int[Tensor, " r"] | Int[Tensor, "2 r"] | None
-
-    @classmethod
-    def of(
-        cls, factors: Factors, pivoting: Pivoting | None, dtype: torch.dtype
-    ) -> "SharedFactors":
-        """Round a factor pair to the layer's dtype; pivoting None is an SVD."""
-        _, exponent = torch.frexp(factors.right.abs().amax(1))
-        gain = torch.ldexp(torch.ones_like(factors.diagonal), exponent)
-        left, right = factors.left.to(dtype), (factors.right / gain[:, None]).to(dtype)
-        return cls(pivoting, left, right, gain, factors.diagonal, factors.pivots)
-
-    @property
-    def rank(self) -> int:
-        """Number of directions held; every smaller rank is a slice."""
-        return self.gain.numel()
-
-    @cached_property
-    def metric(self) -> Float[Tensor, "r r"]:
-        """G of ``‖delta_W‖_F² = deltaᵀ G delta``, for a delta multiplied by `gain`."""
-        return gram(self.left, self.right)
-
-    def begins_with(self, pivots: Tensor | None, rank: int) -> bool:
-        """Whether these factors hold `rank` directions, those of the pivots if any are given."""
-        if rank > self.rank:
-            return False
-        if pivots is None or self.pivots is None:
-            return True
-        return torch.equal(pivots[..., :rank].cpu().long(), self.pivots[..., :rank])
-
-    def to(self, device: torch.device) -> "SharedFactors":
-        """Move to a device."""
-        if device == self.left.device:
-            return self
-        left, right = self.left.to(device), self.right.to(device)
-        gain, diagonal = self.gain.to(device), self.diagonal.to(device)
-        return SharedFactors(self.pivoting, left, right, gain, diagonal, self.pivots)
+from .shared_factors import SharedFactors
 
 
 class LoLDULayer(BaseTunerLayer):
@@ -83,11 +33,11 @@ class LoLDULayer(BaseTunerLayer):
     adapter_layer_names = ("loldu_diagonal",)
     other_param_names = ("r", "strength", "factors")
 
-    def __init__(self, base_layer: nn.Linear, layer_name: str) -> None:
+    def __init__(self, base_layer: nn.Module, layer_name: str) -> None:
         """Wrap a base layer; its name is for messages and for seeding."""
         self.base_layer = base_layer
         self.layer_name = layer_name
-        self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
+        self.out_features, self.in_features = self.linear.weight.shape
         self.loldu_diagonal = nn.ModuleDict()
         self.r: dict[str, int] = {}
         self.strength: dict[str, float] = {}
@@ -96,6 +46,13 @@ class LoLDULayer(BaseTunerLayer):
         self._disable_adapters = False
         self._weight_before_merge: Tensor | None = None
         self._weight_token = self._current_weight_token()
+
+    @property
+    def linear(self) -> nn.Linear:
+        """The layer of the base model, also under another method's wrapper."""
+        base = self.get_base_layer()
+        assert isinstance(base, nn.Linear)
+        return base
 
     def diagonal(self, adapter_name: str) -> LoLDUDiagonal:
         """Return what an adapter trains in this layer."""
@@ -106,11 +63,9 @@ class LoLDULayer(BaseTunerLayer):
     def base_weight(self) -> Float[Tensor, "out in"]:
         """Return the weight of the base model, also while adapters are merged into the layer."""
         merged_from = self._weight_before_merge
-        return self.get_base_layer().weight.data if merged_from is None else merged_from
+        return self.linear.weight.data if merged_from is None else merged_from
 
-    def update_layer(
-        self, adapter_name: str, r: int, sigma_0: float, config: LoLDUConfig
-    ) -> None:
+    def update_layer(self, adapter_name: str, r: int, sigma_0: float, config: LoLDUConfig) -> None:
         """Add an adapter of rank r (clamped to the layer) that starts at the base model.
 
         Raises:
@@ -156,11 +111,12 @@ class LoLDULayer(BaseTunerLayer):
         self, adapter_name: str, delta: Float[Tensor, " r"], pivots: Tensor | None
     ) -> None:
         """Make an adapter (of sigma_0 = 1) a given delta on the factors at the given pivots."""
-        device = self.base_weight().device
-        diagonal = self.diagonal(adapter_name).to_empty(device=device)
-        state = {"dz": delta, "pivots": pivots}
-        for name, tensor in (*diagonal.named_parameters(), *diagonal.named_buffers()):
-            tensor.copy_(state.get(name, torch.zeros_like(tensor)))
+        diagonal = self.diagonal(adapter_name).to_empty(device=self.base_weight().device)
+        for tensor in (*diagonal.parameters(), *diagonal.buffers()):
+            tensor.zero_()
+        diagonal.dz.copy_(delta)
+        if diagonal.pivots is not None and pivots is not None:
+            diagonal.pivots.copy_(pivots)
         self.factors[adapter_name] = self._share(delta.numel(), diagonal.pivoting, diagonal.pivots)
 
     def factors_of(self, adapter_name: str) -> SharedFactors:
@@ -219,7 +175,7 @@ class LoLDULayer(BaseTunerLayer):
         return SharedFactors.of(factors, pivoting, weight.dtype)
 
     def _current_weight_token(self) -> tuple[int, int]:
-        weight = self.get_base_layer().weight
+        weight = self.linear.weight
         return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
     def refresh_factors(self) -> None:
@@ -294,18 +250,25 @@ class LoLDULayer(BaseTunerLayer):
     def _active_here(self) -> list[str]:
         return [name for name in self.active_adapters if name in self.loldu_diagonal]
 
-    def _combined(self, adapter_names: Iterable[str]) -> list[tuple[SharedFactors, Tensor]]:
-        """Sum the deltas of adapters that share factors: one pass serves them all."""
+    def _combined(self, adapter_names: Iterable[str]) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Left factor, delta and right factor of each update the layer adds to its base.
+
+        Deltas of adapters that share factors are summed: one pass serves them all.
+        """
         combined: dict[int, tuple[SharedFactors, Tensor]] = {}
         for name in adapter_names:
             shared, delta = self.factors_of(name), self.delta(name)
             if id(shared) in combined:
                 _, other = combined[id(shared)]
                 size = max(delta.numel(), other.numel())
-                delta, other = (F.pad(d, (0, size - d.numel())) for d in (delta, other))
-                delta = other + delta
+                delta = F.pad(delta, (0, size - delta.numel()))
+                delta = delta + F.pad(other, (0, size - other.numel()))
             combined[id(shared)] = shared, delta
-        return list(combined.values())
+        return [
+            (shared.left[:, :r], delta * shared.gain[:r], shared.right[:r])
+            for shared, delta in combined.values()
+            for r in (delta.numel(),)
+        ]
 
     def _move_adapter_to_device_of_base_layer(
         self, adapter_name: str, device: torch.device | None = None
@@ -320,7 +283,7 @@ class Linear(nn.Module, LoLDULayer):
 
     def __init__(
         self,
-        base_layer: nn.Linear,
+        base_layer: nn.Module,
         adapter_name: str,
         *,
         layer_name: str,
@@ -335,21 +298,17 @@ class Linear(nn.Module, LoLDULayer):
         self.update_layer(adapter_name, r, sigma_0, config)
         self.register_load_state_dict_post_hook(_refresh_after_load)
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
         """Apply the base layer and the active adapters."""
         if self.disable_adapters and self.merged:
             self.unmerge()
-        updates = [] if self.disable_adapters or self.merged else self._combined(self._active_here())
-        if not updates:
+        active = [] if self.disable_adapters or self.merged else self._active_here()
+        if not active:
             return self.base_layer(x, *args, **kwargs)
-        result = None
-        for shared, delta in updates:
-            left, right = shared.left[:, : delta.numel()], shared.right[: delta.numel()]
-            delta = delta * shared.gain[: delta.numel()]
-            if result is None:
-                result = adapted_linear(x, self.base_layer, left, delta, right)
-            else:
-                result = factored_update(x, result, left, delta, right)
+        first, *others = self._combined(active)
+        result = adapted_linear(x, self.base_layer, *first)
+        for left, delta, right in others:
+            result = factored_update(x, result, left, delta, right)
         return result
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -364,16 +323,18 @@ class Linear(nn.Module, LoLDULayer):
         names = [name for name in names if name in self.loldu_diagonal]
         if not names:
             return
-        base = self.get_base_layer()
-        deltas = [self.get_delta_weight(name).detach() for name in names]
-        merged = sum(deltas, start=base.weight.data).to(base.weight.dtype)
+        weight = self.linear.weight
+        merged = weight.data
+        for name in names:
+            merged = merged + self.get_delta_weight(name).detach()
+        merged = merged.to(weight.dtype)
         if safe_merge and not torch.isfinite(merged).all():
             raise ValueError(
                 f"merging {names} makes the weight of layer '{self.layer_name}' not finite"
             )
         if self._weight_before_merge is None:
-            self._weight_before_merge = base.weight.data
-        base.weight.data = merged
+            self._weight_before_merge = weight.data
+        weight.data = merged
         self.merged_adapters.extend(names)
 
     def unmerge(self) -> None:
@@ -381,7 +342,7 @@ class Linear(nn.Module, LoLDULayer):
         if self._weight_before_merge is None:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
-        self.get_base_layer().weight.data = self._weight_before_merge
+        self.linear.weight.data = self._weight_before_merge
         self._weight_before_merge = None
         self.merged_adapters.clear()
         self._weight_token = self._current_weight_token()
@@ -390,7 +351,7 @@ class Linear(nn.Module, LoLDULayer):
         """Move the factors along; after a cast they are made anew from the cast weight."""
         before = self.base_weight().dtype
         super()._apply(fn, recurse)
-        weight = self.get_base_layer().weight
+        weight = self.linear.weight
         if self._weight_before_merge is not None:
             self._weight_before_merge = fn(self._weight_before_merge)
         if weight.is_meta or weight.dtype != before:

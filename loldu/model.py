@@ -1,5 +1,9 @@
 """LoLDUModel: PEFT's tuner, which finds the target layers and wraps them."""
 
+# torch and peft are typed in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
@@ -20,7 +24,7 @@ class LoLDUModel(BaseTuner):
 
     prefix = "loldu_"
     tuner_layer_cls = LoLDULayer
-    target_module_mapping = {
+    target_module_mapping: dict[str, Any] = {  # noqa: RUF012  the base class declares it so
         **TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
         "clip_text_model": ["q_proj", "k_proj", "v_proj", "out_proj"],
     }
@@ -32,7 +36,7 @@ class LoLDUModel(BaseTuner):
             ValueError: They do not.
         """
         if peft_config.target_modules is None:
-            linear = [n for n, module in self.model.named_modules() if isinstance(module, nn.Linear)]
+            linear = [name for name, part in self.named_modules() if isinstance(part, nn.Linear)]
             targets = self.target_module_mapping.get(model_config.get("model_type", ""))
             if targets is None and any(name.endswith("to_q") for name in linear):
                 targets = DIFFUSERS_ATTENTION

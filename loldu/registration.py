@@ -1,6 +1,6 @@
 """How PEFT is told about LoLDU: three of its tables, no patch."""
 
-from typing import Any
+from typing import Any, cast
 
 from peft.mapping import (
     PEFT_TYPE_TO_CONFIG_MAPPING,
@@ -20,12 +20,13 @@ def register() -> None:
     Raises:
         RuntimeError: PEFT has a method of this name that is not ours.
     """
-    entries: tuple[tuple[dict[Any, Any], object], ...] = (
-        (PEFT_TYPE_TO_CONFIG_MAPPING, LoLDUConfig),
-        (PEFT_TYPE_TO_TUNER_MAPPING, LoLDUModel),
-        (PEFT_TYPE_TO_PREFIX_MAPPING, LoLDUModel.prefix),
-    )
-    name = LoLDUPeftType.LOLDU
+    # PEFT's annotations say PeftType, whose members are all equal to their names as strings.
+    name: Any = LoLDUPeftType.LOLDU
+    entries: list[tuple[dict[Any, Any], object]] = [
+        (cast("dict[Any, Any]", PEFT_TYPE_TO_CONFIG_MAPPING), LoLDUConfig),
+        (cast("dict[Any, Any]", PEFT_TYPE_TO_TUNER_MAPPING), LoLDUModel),
+        (cast("dict[Any, Any]", PEFT_TYPE_TO_PREFIX_MAPPING), LoLDUModel.prefix),
+    ]
     if any(table.get(name, ours) != ours for table, ours in entries):
         raise RuntimeError(
             "this version of peft ships a LOLDU method of its own: use that one, or install an "

@@ -1,0 +1,61 @@
+"""The factor pair that all adapters of a layer share."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .diagonal import gram
+from .factorization import Factors, Pivoting
+
+
+@dataclass(frozen=True, eq=False)
+class SharedFactors:
+    """One factor pair of a layer's weight, in the dtype of the layer.
+
+    Rows of `right` are scaled to at most 1 by powers of two (exact in every dtype), which `gain`
+    gives back to delta: a small pivot cannot overflow half precision.
+    """
+
+    pivoting: Pivoting | None
+    left: Float[Tensor, "out r"]
+    right: Float[Tensor, "r in"]
+    gain: Float[Tensor, " r"]
+    diagonal: Float[Tensor, " r"]
+    pivots: Int[Tensor, " r"] | Int[Tensor, "2 r"] | None
+
+    @classmethod
+    def of(cls, factors: Factors, pivoting: Pivoting | None, dtype: torch.dtype) -> "SharedFactors":
+        """Round a factor pair to the layer's dtype; pivoting None is an SVD."""
+        _, exponent = torch.frexp(factors.right.abs().amax(1))
+        gain = torch.ldexp(torch.ones_like(factors.diagonal), exponent)
+        left, right = factors.left.to(dtype), (factors.right / gain[:, None]).to(dtype)
+        return cls(pivoting, left, right, gain, factors.diagonal, factors.pivots)
+
+    @property
+    def rank(self) -> int:
+        """Number of directions held; every smaller rank is a slice."""
+        return self.gain.numel()
+
+    @cached_property
+    def metric(self) -> Float[Tensor, "r r"]:
+        """G of ``‖delta_W‖_F² = deltaᵀ G delta``, for a delta multiplied by `gain`."""
+        return gram(self.left, self.right)
+
+    def begins_with(self, pivots: Tensor | None, rank: int) -> bool:
+        """Whether these factors hold `rank` directions, those of the pivots if any are given."""
+        if rank > self.rank:
+            return False
+        if pivots is None or self.pivots is None:
+            return True
+        return torch.equal(pivots[..., :rank].cpu().long(), self.pivots[..., :rank])
+
+    def to(self, device: torch.device) -> "SharedFactors":
+        """Move to a device."""
+        if device == self.left.device:
+            return self
+        left, right = self.left.to(device), self.right.to(device)
+        gain, diagonal = self.gain.to(device), self.diagonal.to(device)
+        return SharedFactors(self.pivoting, left, right, gain, diagonal, self.pivots)
