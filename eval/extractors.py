@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -17,8 +20,6 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 from eval.errors import EvalError
 
-CLIP_DEFAULT = "open_clip:ViT-B-32-quickgelu/openai"
-DINO_DEFAULT = "facebook/dino-vits16"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 BATCH_SIZE = 32
@@ -26,20 +27,39 @@ BATCH_SIZE = 32
 Extractor = TypeVar("Extractor")
 
 
-class ImageExtractor(Protocol):
+class ImageExtractor(ABC):
     """What a score of pictures against pictures needs."""
 
     def encode_images(self, images: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
-        """Return a unit row for each picture."""
-        ...
+        """Return a unit fp32 row for each picture, on the CPU."""
+        return _in_batches(self._image_rows, images)
+
+    @abstractmethod
+    def _image_rows(self, images: list[Image.Image]) -> Tensor:
+        """Return the network's output for one batch."""
 
 
-class ImageTextExtractor(ImageExtractor, Protocol):
+class ImageTextExtractor(ImageExtractor):
     """What a score of pictures against prompts needs too."""
 
     def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
-        """Return a unit row for each text."""
-        ...
+        """Return a unit fp32 row for each text, on the CPU, comparable with those of pictures."""
+        return _in_batches(self._text_rows, texts)
+
+    @abstractmethod
+    def _text_rows(self, texts: list[str]) -> Tensor:
+        """Return the network's output for one batch."""
+
+
+def _in_batches(
+    rows_of: Callable[[list[Any]], Tensor], items: Sequence[Any]
+) -> Float[Tensor, "n d"]:
+    with torch.inference_mode():
+        rows = [
+            rows_of(list(items[start : start + BATCH_SIZE]))
+            for start in range(0, len(items), BATCH_SIZE)
+        ]
+    return torch.nn.functional.normalize(torch.cat(rows).float().cpu(), dim=-1)
 
 
 @dataclass(frozen=True)
@@ -70,7 +90,9 @@ class Preprocess:
         """Read size, mean and standard deviation from ``preprocessor_config.json``."""
         config, _ = ImageProcessingMixin.get_image_processor_dict(name_or_path)
         crop_px = _side(config["crop_size"]) if config.get("do_center_crop") else None
-        return cls(_side(config["size"]), crop_px, tuple(config["image_mean"]), tuple(config["image_std"]))
+        return cls(
+            _side(config["size"]), crop_px, tuple(config["image_mean"]), tuple(config["image_std"])
+        )
 
 
 def _side(size: int | dict[str, int]) -> int:
@@ -79,32 +101,26 @@ def _side(size: int | dict[str, int]) -> int:
 
 
 def dino_preprocess(name_or_path: str, image_size: int) -> Preprocess:
-    """Return the published DINO evaluation's preprocessing, or what a folder asks for explicitly.
+    """Return the preprocessing that the published DINO score is defined with, or a folder's own.
 
-    The presets saved with DINO's weights squash the picture and normalise with 0.5, which is not
-    how the score was defined. So a ``preprocessor_config.json`` counts only where it says whether
-    to crop (``do_center_crop``); else it is resize 256, crop 224, ImageNet mean and deviation (in
-    that proportion for another size).
+    Resize 256, crop 224, ImageNet mean and deviation. A local folder's ``preprocessor_config.json``
+    gives size, mean and deviation instead, and says by ``do_center_crop`` whether to crop at all;
+    where it does not say, the crop has the same proportion. Only the preset published with DINO's
+    own weights is never followed, which squashes the picture and normalises with 0.5.
     """
     config_file = Path(name_or_path) / "preprocessor_config.json"
-    if config_file.is_file() and '"do_center_crop"' in config_file.read_text(encoding="utf-8"):
-        return Preprocess.from_pretrained(name_or_path)
-    return Preprocess(round(image_size * 256 / 224), image_size)
+    if not config_file.is_file():
+        return Preprocess(round(image_size * 256 / 224), image_size)
+    folder = Preprocess.from_pretrained(name_or_path)
+    if "do_center_crop" in json.loads(config_file.read_text(encoding="utf-8")):
+        return folder
+    if folder.resize_px == 224 and folder.mean == folder.std == (0.5, 0.5, 0.5):
+        return Preprocess(256, 224)
+    side = folder.resize_px
+    return dataclasses.replace(folder, resize_px=round(side * 256 / 224), crop_px=side)
 
 
-def _in_batches(
-    encode: Callable[[list[Any]], Tensor], items: Sequence[Any]
-) -> Float[Tensor, "n d"]:
-    """Encode a batch at a time without gradients; return unit fp32 rows on the CPU."""
-    with torch.inference_mode():
-        rows = [
-            encode(list(items[start : start + BATCH_SIZE]))
-            for start in range(0, len(items), BATCH_SIZE)
-        ]
-    return torch.nn.functional.normalize(torch.cat(rows).float().cpu(), dim=-1)
-
-
-class ClipExtractor:
+class ClipExtractor(ImageTextExtractor):
     """A transformers ``CLIPModel`` with its tokenizer, from a folder or the hub."""
 
     def __init__(self, name_or_path: str, device: torch.device | str = "cpu") -> None:
@@ -113,14 +129,6 @@ class ClipExtractor:
         self.model = CLIPModel.from_pretrained(name_or_path, dtype=torch.float32).eval().to(device)
         self.tokenizer = AutoTokenizer.from_pretrained(name_or_path)
         self.preprocess = Preprocess.from_pretrained(name_or_path)
-
-    def encode_images(self, images: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
-        """Return the projected image embedding of each picture."""
-        return _in_batches(self._image_rows, images)
-
-    def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
-        """Return the projected text embedding of each text."""
-        return _in_batches(self._text_rows, texts)
 
     def _image_rows(self, images: list[Image.Image]) -> Tensor:
         pixels = torch.stack([self.preprocess(image) for image in images]).to(self.device)
@@ -131,7 +139,7 @@ class ClipExtractor:
         return self.model.get_text_features(**tokens.to(self.device)).pooler_output
 
 
-class OpenClipExtractor:
+class OpenClipExtractor(ImageTextExtractor):
     """An open_clip model: ``architecture/pretrained``."""
 
     def __init__(self, name: str, device: torch.device | str = "cpu") -> None:
@@ -146,24 +154,16 @@ class OpenClipExtractor:
         self.model.eval()
         self.tokenizer = open_clip.get_tokenizer(architecture)
 
-    def encode_images(self, images: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
-        """Return the projected image embedding of each picture."""
-        return _in_batches(self._image_rows, images)
-
-    def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
-        """Return the projected text embedding of each text."""
-        return _in_batches(lambda batch: self.model.encode_text(self._tokens(batch)), texts)
-
     def _image_rows(self, images: list[Image.Image]) -> Tensor:
         upright = [ImageOps.exif_transpose(image) for image in images]
         pixels = torch.stack([self.preprocess(image) for image in upright]).to(self.device)
         return self.model.encode_image(pixels)
 
-    def _tokens(self, texts: list[str]) -> Tensor:
-        return self.tokenizer(texts).to(self.device)
+    def _text_rows(self, texts: list[str]) -> Tensor:
+        return self.model.encode_text(self.tokenizer(texts).to(self.device))
 
 
-class DinoExtractor:
+class DinoExtractor(ImageExtractor):
     """A ``ViTModel``: the CLS token of its last layer, before any head or pooler."""
 
     def __init__(self, name_or_path: str, device: torch.device | str = "cpu") -> None:
@@ -174,10 +174,6 @@ class DinoExtractor:
         )
         self.model = self.model.eval().to(self.device)
         self.preprocess = dino_preprocess(name_or_path, self.model.config.image_size)
-
-    def encode_images(self, images: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
-        """Return the CLS embedding of each picture."""
-        return _in_batches(self._image_rows, images)
 
     def _image_rows(self, images: list[Image.Image]) -> Tensor:
         pixels = torch.stack([self.preprocess(image) for image in images]).to(self.device)

@@ -1,0 +1,57 @@
+"""Presets become flags, and the person's own flags win."""
+
+from pathlib import Path
+
+import pytest
+
+from eval.__main__ import parse
+from eval.config import ReportConfig
+from eval.errors import EvalError
+from eval.preset import PRESETS
+from eval.prompts import fill
+
+REQUIRED = ["report", "--concept", "c.safetensors", "--output_dir", "out"]
+
+
+@pytest.mark.parametrize("path", sorted(PRESETS.glob("*.toml")), ids=lambda path: path.stem)
+def test_shipped_presets_parse(path: Path) -> None:
+    config = parse([*REQUIRED, "--preset", path.stem])
+    assert isinstance(config, ReportConfig)
+    asked = fill([*config.prompts, *config.other_prompts], "sks", "toy")
+    assert len(set(asked)) == len(asked)
+    assert all("sks toy" in prompt for prompt in fill(config.prompts, "sks", "toy"))
+    assert not any("sks" in prompt for prompt in fill(config.other_prompts, "sks", "toy"))
+
+
+def test_the_dreambooth_preset_is_25_prompts_with_4_pictures_each() -> None:
+    config = parse([*REQUIRED, "--preset", "dreambooth"])
+    assert isinstance(config, ReportConfig)
+    assert (len(config.prompts), len(config.seeds)) == (25, 4)
+
+
+@pytest.mark.parametrize("preset", [["--preset", "pocket"], ["--preset=pocket"]])
+def test_flags_override_the_preset_wherever_they_stand(preset: list[str]) -> None:
+    for argv in (
+        ["report", "--seeds", "9", *preset, *REQUIRED[1:]],
+        [*REQUIRED, *preset, "--seeds", "9"],
+    ):
+        config = parse(argv)
+        assert isinstance(config, ReportConfig)
+        assert config.seeds == (9,)
+        assert config.guidance_scale == 3.0
+
+
+def test_an_unknown_key_gets_the_nearest_name(tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    path.write_text("seed = [1]\n", encoding="utf-8")
+    with pytest.raises(EvalError, match="perhaps you meant seeds"):
+        parse([*REQUIRED, "--preset", str(path)])
+
+
+@pytest.mark.parametrize("content", [None, "seeds = ["])
+def test_a_file_that_is_no_preset_is_told(content: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    if content:
+        path.write_text(content, encoding="utf-8")
+    with pytest.raises(EvalError, match="cannot be read as TOML"):
+        parse([*REQUIRED, "--preset", str(path)])

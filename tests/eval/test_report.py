@@ -1,0 +1,193 @@
+"""The report end to end: a tiny base, a concept the trainer taught it, tiny scoring models."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from eval.__main__ import run
+from eval.extractors import load_clip, load_dino
+from eval.report import Plan
+from trainer.base import load_pipeline
+from trainer.sampling import sample_images
+from trainer.train_dreambooth_loldu import run as train
+
+SIDE = 16
+SEEDS = [3, 5]
+
+
+@pytest.fixture(scope="module")
+def run_dir(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on two pictures, with two more held out."""
+    folder = tmp_path_factory.mktemp("run")
+    rng = np.random.default_rng(0)
+    for name in ("pictures/0.png", "pictures/1.png", "pictures/held_out/2.png"):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(path)
+    status = train(
+        [
+            *("--pretrained_model_name_or_path", str(base_folder)),
+            *("--instance_data_dir", str(folder / "pictures")),
+            *("--instance_prompt", "a photo of a sks toy", "--class_prompt", "a photo of a toy"),
+            *("--output_dir", str(folder), "--resolution", str(SIDE), "--rank", "4"),
+            *("--max_train_steps", "3", "--learning_rate", "0.1"),
+        ]
+    )
+    assert status == 0
+    return folder
+
+
+@pytest.fixture
+def flags(run_dir: Path, clip_folder: Path, dino_folder: Path, tmp_path: Path) -> list[str]:
+    return [
+        "report",
+        *("--concept", str(run_dir / "concept.safetensors"), "--output_dir", str(tmp_path / "out")),
+        *("--clip", str(clip_folder), "--dino", str(dino_folder), "--device", "cpu"),
+        *("--prompts", "a {token} {class_name}", "a {token} {class_name} on sand"),
+        *("--other_prompts", "a {class_name}", "--num_inference_steps", "2"),
+        *("--seeds", *map(str, SEEDS)),
+    ]
+
+
+@pytest.fixture
+def report(flags: list[str], tmp_path: Path) -> dict:
+    assert run(flags) == 0
+    return json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+
+
+def mean_cosine(a: torch.Tensor, b: torch.Tensor) -> float:
+    return torch.cosine_similarity(a[:, None], b[None], dim=-1).mean().item()
+
+
+def test_base_scores_are_those_of_pictures_drawn_without_the_concept(
+    report: dict, run_dir: Path, base_folder: Path, clip_folder: Path, dino_folder: Path
+) -> None:
+    drawn = sample_images(
+        load_pipeline(str(base_folder)),
+        ["a sks toy", "a sks toy on sand"] * 2,
+        [3, 3, 5, 5],
+        num_inference_steps=2,
+        progress=False,
+    )
+    truth = [Image.open(run_dir / "pictures" / "held_out" / "2.png")]
+    clip, dino = load_clip(str(clip_folder)), load_dino(str(dino_folder))
+    seen = clip.encode_images(drawn)
+    asked = clip.encode_texts(["a toy", "a toy on sand"] * 2)
+    expected = {
+        "dino": mean_cosine(dino.encode_images(drawn), dino.encode_images(truth)),
+        "clip_i": mean_cosine(seen, clip.encode_images(truth)),
+        "clip_t": torch.cosine_similarity(seen, asked).mean().item(),
+    }
+    assert report["scores"]["base"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_concept_changes_what_is_drawn(report: dict) -> None:
+    scores = report["scores"]
+    for metric in ("dino", "clip_i", "clip_t"):
+        assert scores["adapted"][metric] != scores["base"][metric]
+    others = scores["other_prompts"]
+    assert others["adapted"]["clip_t"] != others["base"]["clip_t"]
+
+
+def test_real_scores_compare_training_with_held_out_pictures(
+    report: dict, run_dir: Path, clip_folder: Path
+) -> None:
+    clip = load_clip(str(clip_folder))
+    taught = [Image.open(run_dir / "pictures" / f"{name}.png") for name in "01"]
+    truth = [Image.open(run_dir / "pictures" / "held_out" / "2.png")]
+    expected = mean_cosine(clip.encode_images(taught), clip.encode_images(truth))
+    assert report["scores"]["real"]["clip_i"] == pytest.approx(expected, abs=1e-5)
+    assert set(report["scores"]["real"]) == {"dino", "clip_i"}
+
+
+def test_the_report_says_what_training_cost_and_what_was_asked(report: dict, run_dir: Path) -> None:
+    summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+    assert report["train_steps"] == 3
+    assert report["trainable_parameters"] == summary["trainable_parameters"]
+    assert report["train_seconds"] == summary["train_seconds"]
+    assert report["concept_bytes"] == (run_dir / "concept.safetensors").stat().st_size
+    assert report["prompts"] == ["a sks toy", "a sks toy on sand"]
+    assert report["other_prompts"] == ["a toy"]
+    assert report["seeds"] == SEEDS
+
+
+def test_the_picture_shows_taught_before_and_after(report: dict, tmp_path: Path) -> None:
+    sheet = Image.open(tmp_path / "out" / "report.png")
+    assert sheet.width > 6 * 160
+    assert sheet.height > 5 * 160
+
+
+def test_training_pictures_are_compared_with_each_other_when_none_are_held_out(
+    flags: list[str], run_dir: Path, dino_folder: Path, tmp_path: Path
+) -> None:
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    for name in ("0.png", "1.png"):
+        shutil.copy(run_dir / "pictures" / name, alone)
+    assert run([*flags, "--real", str(alone)]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    first, second = load_dino(str(dino_folder)).encode_images(
+        [Image.open(alone / "0.png"), Image.open(alone / "1.png")]
+    )
+    expected = torch.cosine_similarity(first, second, dim=0).item()
+    assert report["scores"]["real"]["dino"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_concept_that_moved_alone_is_reported_without_its_training(
+    flags: list[str], run_dir: Path, tmp_path: Path
+) -> None:
+    shutil.copy(run_dir / "concept.safetensors", tmp_path)
+    assert run([*flags, "--concept", str(tmp_path / "concept.safetensors")]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert report["train_seconds"] is None
+    assert report["concept_bytes"] > 0
+
+
+def test_an_earlier_report_is_replaced_only_when_asked(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "out" / "report.json"
+    path.parent.mkdir()
+    path.write_text("mine", encoding="utf-8")
+    assert run(flags) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert path.read_text(encoding="utf-8") == "mine"
+    assert run([*flags, "--overwrite"]) == 0
+    assert "scores" in json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--concept", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["--prompts"], "--prompts is empty"),
+        (["--prompts", "a {colour} toy"], "{class_name}"),
+        (["--real", "nowhere"], "nowhere"),
+        (["--dino", "/no/such/folder"], "--dino"),
+        (["--preset", "nosuch"], "dreambooth, pocket"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    flags: list[str], more: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*flags, *more]) == 2
+    message = capsys.readouterr().err.strip()
+    assert told in message
+    assert "\n" not in message
+
+
+def test_every_prompt_is_drawn_from_every_seed() -> None:
+    plan = Plan(["a", "b"], ["c"], (7, 8))
+    assert list(zip(*plan.asked(), strict=True)) == [
+        ("a", 7),
+        ("b", 7),
+        ("a", 8),
+        ("b", 8),
+        ("c", 7),
+        ("c", 8),
+    ]
