@@ -52,8 +52,8 @@ def ldu(
     follows from one triangular solve. Factors are nested: those of a smaller rank are the leading
     columns and rows of these.
 
-    A pivot that is zero to rounding leaves nothing to divide by: its direction is dropped, that
-    is, its column of B, its entry of d and its row of A are zero.
+    A pivot that is zero, to the float32 rounding of the largest weight, leaves nothing to divide
+    by: its direction is dropped, that is, its column of B, entry of d and row of A are zero.
 
     Args:
         weight: The base weight W, any floating dtype.
@@ -138,7 +138,8 @@ def _require_distinct(pivots: Int[Tensor, " k"], rank: int, size: int, axis: str
 
 def _partial_pivots(weight: Float[Tensor, "out in"], rank: int) -> Int[Tensor, " r"]:
     """Pivot rows of the panel ``W[:, :r]``, by LAPACK's row interchanges."""
-    _, interchanges = torch.linalg.lu_factor(weight[:, :rank])
+    # The checked lu_factor refuses zero pivots, which are dropped later.
+    _, interchanges, _ = torch.linalg.lu_factor_ex(weight[:, :rank])
     order = list(range(weight.shape[0]))
     for step, other in enumerate(interchanges.tolist()):
         order[step], order[other - 1] = order[other - 1], order[step]
@@ -169,8 +170,8 @@ def _factors_at_pivots(
     rows, columns = rows.to(weight.device), columns.to(weight.device)
     pivot_rows = weight[rows]
     core = pivot_rows[:, columns].clone()
-    # Elimination cannot tell pivots below this from rounding.
-    tolerance = torch.finfo(torch.float64).eps * max(weight.shape) * float(weight.abs().max())
+    # A pivot below this is what rounding the weight to float32 leaves of a dependent column.
+    tolerance = torch.finfo(torch.float32).eps * float(weight.abs().max())
     _eliminate(core, tolerance)
     diagonal = core.diagonal().clone()
     kept = diagonal.abs() > tolerance
