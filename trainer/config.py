@@ -11,6 +11,9 @@ import tomli_w
 
 from trainer.errors import TrainerError
 
+Method = Literal["loldu", "svfit", "lora"]
+Rank = int | Literal["full"]
+
 
 @dataclass(frozen=True)
 class BaseModelConfig:
@@ -78,10 +81,10 @@ class AdapterConfig:
 
     # loldu: a diagonal between fixed LDU factors, tens of kilobytes. svfit: the same between fixed
     # singular vectors, slower to set up. lora: two new matrices, megabytes, the usual yardstick.
-    method: Literal["loldu", "svfit", "lora"] = "loldu"
+    method: Method = "loldu"
     # Diagonal entries a layer, clamped to the layer: more learn more for r floats a layer; full
     # takes them all and is close to LoRA in strength.
-    rank: int | Literal["full"] = 32
+    rank: Rank = 32
     # The update is scaled by alpha / rank, which acts as a multiplier of the learning rate; the
     # rank itself (scale 1) unless given. With --rank full it is divided by the largest layer's
     # rank, the same for every layer.

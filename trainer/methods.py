@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftConfig, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from loldu import LoLDUConfig, save_concept
+from loldu import ConceptError, LoLDUConfig, save_concept
 from trainer.config import AdapterConfig
 from trainer.errors import TrainerError
 
@@ -59,13 +59,13 @@ def adapter_config(adapter: AdapterConfig, largest_rank: int, seed: int) -> Peft
     to the rank, a scale of 1.
     """
     rank = largest_rank if adapter.rank == "full" else adapter.rank
-    alpha = rank if adapter.alpha is None else adapter.alpha
     targets = list(adapter.target_modules)
     if adapter.method == "lora":
+        alpha = adapter.alpha or rank
         return LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets)
     return LoLDUConfig(
         r=rank,
-        alpha=alpha,
+        alpha=adapter.alpha,
         factorization="svd" if adapter.method == "svfit" else "ldu",
         diagonal_init=adapter.diagonal_init,
         residual=adapter.residual,
@@ -85,11 +85,16 @@ def save_result(
     """Write the trained adapter as the one file people keep, whole or not at all.
 
     A concept for loldu and svfit; for lora the file that diffusers' `load_lora_weights` reads.
+
+    Raises:
+        TrainerError: when the adapter is not fit to be saved.
     """
     path = output_dir / FILE_NAMES[adapter.method]
     if adapter.method != "lora":
-        save_concept(pipeline, path, adapter_name=ADAPTER_NAME, metadata=metadata, overwrite=True)
-        return path
+        try:
+            return save_concept(pipeline, path, ADAPTER_NAME, metadata, overwrite=True)
+        except ConceptError as error:
+            raise TrainerError(f"The concept cannot be saved: {error}.") from error
     unet = pipeline.unet
     with tempfile.TemporaryDirectory(dir=output_dir, prefix=".lora-") as folder:
         StableDiffusionPipeline.save_lora_weights(

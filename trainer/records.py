@@ -1,6 +1,7 @@
 """What a run writes about itself: its folder, metrics.jsonl, validation sheets, summary.json."""
 
 import json
+import math
 import resource
 import shutil
 import sys
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from trainer.cache import on_device
 from trainer.checkpoint import CONFIG, PREFIX, Progress
-from trainer.config import Config, RunConfig
+from trainer.config import Config, RunConfig, to_toml
 from trainer.errors import TrainerError
 from trainer.files import save_png, write_atomically
 from trainer.loop import Losses
@@ -23,11 +24,8 @@ from trainer.sampling import sample_images
 METRICS, SUMMARY, VALIDATION = "metrics.jsonl", "summary.json", "validation"
 
 
-def claim_output_dir(run: RunConfig) -> None:
-    """Make the run's folder, or refuse the folder of another run.
-
-    Only what the trainer itself wrote counts, and only that is removed by --overwrite; generated
-    class pictures stay, for they know what they were made from.
+def refuse_another_run(run: RunConfig) -> None:
+    """Leave the folder of another run alone, before any work is done.
 
     Raises:
         TrainerError: when another run is there and neither --resume nor --overwrite is given.
@@ -35,18 +33,28 @@ def claim_output_dir(run: RunConfig) -> None:
     folder = run.output_dir
     if folder.exists() and not folder.is_dir():
         raise TrainerError(f"--output_dir {folder} is a file; name a folder.")
-    names = {CONFIG, METRICS, SUMMARY, VALIDATION, *FILE_NAMES.values()}
-    earlier = [folder / name for name in sorted(names) if (folder / name).exists()]
-    earlier += sorted([*folder.glob(f"{PREFIX}*"), *folder.glob(f".{PREFIX}*.tmp")])
-    if earlier and run.overwrite and run.resume is None:
-        for path in earlier:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    elif earlier and run.resume is None:
+    if _earlier_run(folder) and run.resume is None and not run.overwrite:
         raise TrainerError(
             f"--output_dir {folder} holds another run; continue it with --resume latest, replace "
             "it with --overwrite, or name another folder."
         )
+
+
+def open_output_dir(config: Config) -> None:
+    """Remove the run that --overwrite replaces, and put down this run's options."""
+    folder = config.run.output_dir
     folder.mkdir(parents=True, exist_ok=True)
+    if config.run.resume is None:
+        for path in _earlier_run(folder):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    write_atomically(folder / CONFIG, to_toml(config))
+
+
+def _earlier_run(folder: Path) -> list[Path]:
+    """What the trainer wrote here; class pictures know what they were made from and may stay."""
+    names = [CONFIG, METRICS, SUMMARY, VALIDATION, *sorted(set(FILE_NAMES.values()))]
+    written = [folder / name for name in names if (folder / name).exists()]
+    return [*written, *folder.glob(f"{PREFIX}*"), *folder.glob(f".{PREFIX}*.tmp")]
 
 
 class MetricsLog:
@@ -80,7 +88,11 @@ class MetricsLog:
         self._count += 1
 
     def finish_step(self, progress: Progress, lr: float, unet: UNet2DConditionModel) -> None:
-        """Move the bar, and write a line when one is due."""
+        """Move the bar, and write a line when one is due.
+
+        Raises:
+            TrainerError: when the adapter is no longer finite.
+        """
         self._bar.update()
         step = progress.step
         if self._sums is None or (step % self._every and step != self._bar.total):
@@ -89,6 +101,11 @@ class MetricsLog:
         self._sums, self._count = None, 0
         if self._enabled:
             norm = delta_norm(unet)
+            if not math.isfinite(norm):
+                raise TrainerError(
+                    f"Training diverged before step {step}: the adapter is not finite; use a lower "
+                    "--learning_rate."
+                )
             self._bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.1e}, ‖delta_W‖ {norm:.3g}")
             line = {
                 "step": step,

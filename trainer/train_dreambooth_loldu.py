@@ -6,11 +6,11 @@
 `python -m trainer` is the same command; `--help` explains every option.
 """
 
-import json
 import logging
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 if not __package__:  # run by its path: import from the repository, not from this file's folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -27,20 +27,24 @@ from trainer.__main__ import run
 from trainer.base import load_pipeline
 from trainer.cache import Cache, build_cache, leave_device
 from trainer.checkpoint import (
-    CONFIG,
     Progress,
     find_checkpoint,
     load_checkpoint,
     save_checkpoint,
 )
-from trainer.config import Config, sections, to_toml
+from trainer.config import Config, sections
 from trainer.errors import TrainerError
-from trainer.files import write_atomically
 from trainer.instances import CaptionedImage, find_instances
-from trainer.loop import learning_rate
+from trainer.loop import DreamBooth, learning_rate
 from trainer.methods import add_adapter, save_result
 from trainer.prior import class_images
-from trainer.records import MetricsLog, claim_output_dir, draw_validation, write_summary
+from trainer.records import (
+    MetricsLog,
+    draw_validation,
+    open_output_dir,
+    refuse_another_run,
+    write_summary,
+)
 
 logger = logging.getLogger("trainer")
 
@@ -58,8 +62,7 @@ def main(config: Config) -> None:
     accelerator = make_accelerator(config)
     instances = find_instances(config.instance)
     checkpoint = find_checkpoint(config)
-    if accelerator.is_main_process:
-        claim_output_dir(config.run)
+    refuse_another_run(config.run)
 
     # ------------------------------------------------------------------------- the frozen base
     pipeline = load_pipeline(
@@ -73,7 +76,6 @@ def main(config: Config) -> None:
 
     # ------------------------------------------- pictures, class pictures, their latents, prompts
     cache = prepare_pictures(config, pipeline, instances, accelerator)
-
     objective = DreamBooth(pipeline.unet, pipeline.scheduler, cache, config)
 
     # --------------------------------------------------------- the adapter, after the base's cast
@@ -89,18 +91,18 @@ def main(config: Config) -> None:
     if checkpoint is not None:
         progress = load_checkpoint(checkpoint, pipeline.unet, optimizer, accelerator)
         logger.info("Resuming after step %d from %s", progress.step, checkpoint)
+
+    # ------------------------------------------------------------------------------- training
     parameters = sum(parameter.numel() for parameter in trainable.values())
     logger.info(
-        "Training %s parameters (%s) on %d pictures%s",
+        "Training %s parameters (%s) on %d pictures and %d class pictures",
         f"{parameters:,}",
         config.adapter.method,
         len(cache.instances),
-        f" and {len(cache.classes)} class pictures" if cache.classes else "",
+        len(cache.classes),
     )
-
-    # ------------------------------------------------------------------------------- training
     if accelerator.is_main_process:
-        write_atomically(config.run.output_dir / CONFIG, to_toml(config))
+        open_output_dir(config)
     with logging_redirect_tqdm():
         progress = fit(config, pipeline, unet, optimizer, objective, accelerator, progress)
 
@@ -213,14 +215,18 @@ def validate(
         logger.info("Validation pictures: %s", path)
 
 
-def describe(config: Config, progress: Progress) -> dict[str, str]:
-    """What the concept file tells about its making."""
+def describe(config: Config, progress: Progress) -> dict[str, Any]:
+    """What the concept file tells about its making; where things lay is nobody's business."""
+    told = sections(config)
     return {
-        "base": config.base.pretrained_model_name_or_path,
-        "instance_prompt": config.instance.instance_prompt or "",
-        "steps": str(progress.step),
-        "seed": str(config.optimization.seed),
-        "config": json.dumps({k: v for k, v in sections(config).items() if k != "run"}),
+        "method": config.adapter.method,
+        "instance_prompt": config.instance.instance_prompt,
+        "class_prompt": told["prior"]["class_prompt"],
+        "resolution": config.instance.resolution,
+        "steps": progress.step,
+        "seed": config.optimization.seed,
+        "adapter": told["adapter"],
+        "optimization": told["optimization"],
     }
 
 

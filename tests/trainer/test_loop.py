@@ -1,0 +1,178 @@
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDPMScheduler, StableDiffusionPipeline
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import compute_snr
+
+from trainer.base import load_pipeline
+from trainer.cache import Cache, build_cache
+from trainer.config import Config
+from trainer.errors import TrainerError
+from trainer.instances import CaptionedImage, find_instances
+from trainer.loop import (
+    Batch,
+    DreamBooth,
+    learning_rate,
+    min_snr_weights,
+    training_noise_scheduler,
+    view_at,
+)
+from trainer.methods import add_adapter
+
+MakeConfig = Callable[..., Config]
+
+
+@pytest.fixture
+def pipeline(base_folder: Path) -> StableDiffusionPipeline:
+    return load_pipeline(str(base_folder))
+
+
+def make_cache(pipeline: StableDiffusionPipeline, config: Config, classes: int = 0) -> Cache:
+    images = find_instances(config.instance)
+    class_images = [CaptionedImage(image.path, "a toy") for image in images[:classes]]
+    return build_cache(pipeline, images, class_images, config.instance, seed=0)
+
+
+def objective(pipeline: StableDiffusionPipeline, config: Config, classes: int = 0) -> DreamBooth:
+    cache = make_cache(pipeline, config, classes)
+    return DreamBooth(pipeline.unet, pipeline.scheduler, cache, config)
+
+
+def rows(batch: Batch) -> list[torch.Tensor]:
+    return [batch.views, batch.timesteps, batch.noise, batch.posterior_noise]
+
+
+def test_every_epoch_is_a_shuffle() -> None:
+    pictures = [range(0, 1), range(1, 3), range(3, 5)]
+    seen = [view_at(pictures, position, seed=0, kind=0) for position in range(300)]
+    owner = {view: index for index, views in enumerate(pictures) for view in views}
+    epochs = [tuple(owner[view] for view in seen[i : i + 3]) for i in range(0, 300, 3)]
+    assert all(sorted(epoch) == [0, 1, 2] for epoch in epochs)
+    assert len(set(epochs)) == 6
+    assert set(Counter(seen)) == {0, 1, 2, 3, 4}
+    other = [view_at(pictures, position, seed=1, kind=0) for position in range(300)]
+    assert other != seen
+
+
+def test_a_batch_follows_from_seed_and_step(
+    pipeline: StableDiffusionPipeline, make_config: MakeConfig
+) -> None:
+    first, second = (objective(pipeline, make_config(), 2) for _ in range(2))
+    first.draw(0)  # what was drawn before must not matter
+    for left, right in zip(rows(first.draw(7)), rows(second.draw(7)), strict=True):
+        assert torch.equal(left, right)
+    other_seed = objective(pipeline, make_config("--seed", "1"), 2)
+    for other in (first.draw(8), other_seed.draw(7)):
+        assert not torch.equal(first.draw(7).noise, other.noise)
+    assert not torch.equal(first.draw(7).noise, first.draw(7).posterior_noise)
+
+
+def test_two_processes_share_the_batch_of_one(
+    pipeline: StableDiffusionPipeline, make_config: MakeConfig
+) -> None:
+    wide = objective(pipeline, make_config("--train_batch_size", "4"), 2).draw(3)
+    narrow = objective(pipeline, make_config("--train_batch_size", "2"), 2)
+    parts = [narrow.draw(3, process, 2) for process in range(2)]
+    for whole, *shares in zip(rows(wide), *map(rows, parts), strict=True):
+        concept = torch.cat([share[:2] for share in shares])
+        classes = torch.cat([share[2:] for share in shares])
+        assert torch.equal(whole, torch.cat([concept, classes]))
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_the_loss_is_the_mean_squared_error_of_the_base_s_prediction(
+    prediction_type: str, pipeline: StableDiffusionPipeline, make_config: MakeConfig
+) -> None:
+    pipeline.scheduler.register_to_config(prediction_type=prediction_type)
+    config = make_config("--prior_loss_weight", "0.5")
+    cache = make_cache(pipeline, config, classes=2)
+    dreambooth = DreamBooth(pipeline.unet, pipeline.scheduler, cache, config)
+    batch = dreambooth.draw(0)
+    with torch.no_grad():
+        losses = dreambooth.losses(pipeline.unet, batch)
+    errors = []
+    for view, timestep, noise, posterior_noise in zip(*rows(batch), strict=True):
+        alpha_bar = pipeline.scheduler.alphas_cumprod[timestep]
+        alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+        latent = cache.mean[view] + cache.std[view] * posterior_noise
+        target = noise if prediction_type == "epsilon" else alpha * noise - sigma * latent
+        state = cache.embeddings[cache.prompt_of_view[view]][None]
+        with torch.no_grad():
+            noisy = (alpha * latent + sigma * noise)[None]
+            prediction = pipeline.unet(noisy, timestep, state).sample[0]
+        errors.append(torch.nn.functional.mse_loss(prediction, target))
+    instance, prior = (errors[0] + errors[1]) / 2, (errors[2] + errors[3]) / 2
+    torch.testing.assert_close(losses.instance, instance)
+    torch.testing.assert_close(losses.prior, prior)
+    torch.testing.assert_close(losses.total, instance + 0.5 * prior)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_min_snr_weights_bound_the_x0_error(prediction_type: str) -> None:
+    noise_scheduler = DDPMScheduler(prediction_type=prediction_type)
+    timesteps = torch.tensor([0, 1, 100, 500, 999])
+    snr = compute_snr(noise_scheduler, timesteps)
+    expected = torch.minimum(snr, torch.full_like(snr, 5.0))
+    expected /= snr if prediction_type == "epsilon" else snr + 1
+    torch.testing.assert_close(min_snr_weights(noise_scheduler, timesteps, 5.0), expected)
+
+
+def test_snr_gamma_weighs_the_loss(
+    pipeline: StableDiffusionPipeline, make_config: MakeConfig
+) -> None:
+    one = ("--train_batch_size", "1")
+    plain = objective(pipeline, make_config(*one))
+    weighted = objective(pipeline, make_config(*one, "--snr_gamma", "5"))
+    batch = plain.draw(0)
+    with torch.no_grad():
+        expected = plain.losses(pipeline.unet, batch).total
+        got = weighted.losses(pipeline.unet, batch).total
+    snr = compute_snr(DDPMScheduler.from_config(pipeline.scheduler.config), batch.timesteps)
+    torch.testing.assert_close(got, expected * snr.clamp(max=5)[0] / (snr[0] + 1))
+
+
+def test_other_prediction_types_are_refused() -> None:
+    with pytest.raises(TrainerError, match="predicts sample"):
+        training_noise_scheduler(DDPMScheduler(prediction_type="sample"))
+
+
+@pytest.mark.parametrize("method", ["loldu", "svfit", "lora"])
+def test_against_the_base_a_fresh_adapter_has_no_prior_loss_and_no_gradient(
+    method: str, pipeline: StableDiffusionPipeline, make_config: MakeConfig
+) -> None:
+    config = make_config("--prior_target", "base", "--method", method, "--diagonal_init", "normal")
+    dreambooth = objective(pipeline, config, classes=2)
+    trainable = add_adapter(pipeline.unet, config.adapter, seed=0)
+    losses = dreambooth.losses(pipeline.unet, dreambooth.draw(0))
+    assert losses.prior.item() == 0
+    losses.prior.backward()
+    assert all(p.grad is None or p.grad.abs().max() == 0 for p in trainable.values())
+    assert losses.instance.item() > 0
+    with torch.no_grad():
+        for parameter in trainable.values():
+            parameter.add_(0.1)
+        assert dreambooth.losses(pipeline.unet, dreambooth.draw(0)).prior.item() > 0
+
+
+@pytest.mark.parametrize("name", ["constant", "cosine", "linear"])
+def test_learning_rate_matches_diffusers(name: str, make_config: MakeConfig) -> None:
+    config = make_config("--lr_scheduler", name, "--lr_warmup_steps", "3", "--max_train_steps", "9")
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1e-2)
+    theirs = get_scheduler(
+        "constant_with_warmup" if name == "constant" else name,
+        optimizer,
+        num_warmup_steps=3,
+        num_training_steps=9,
+    )
+    for step in range(9):
+        if step >= 3:
+            expected = theirs.get_last_lr()[0]
+            assert learning_rate(config.optimization, step) == pytest.approx(expected)
+        optimizer.step()
+        theirs.step()
+    warmup = [learning_rate(config.optimization, step) for step in range(3)]
+    assert warmup == pytest.approx([1e-2 / 3, 2e-2 / 3, 1e-2])  # theirs wastes a step at zero
