@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import tyro
+from transformers.utils import logging as transformers_logging
 
 from eval.config import ReportConfig, ScoreConfig
 from eval.preset import preset_flags
@@ -43,6 +44,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Run the command, and tell a person's mistake in one line with exit status 2."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("eval").setLevel(logging.INFO)
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
         config = parse(sys.argv[1:] if argv is None else argv)
         if isinstance(config, ScoreConfig):

@@ -83,7 +83,8 @@ class Preprocess:
         if self.crop_px:
             steps.append(transforms.CenterCrop(self.crop_px))
         steps += [transforms.ToTensor(), transforms.Normalize(self.mean, self.std)]
-        return transforms.Compose(steps)(ImageOps.exif_transpose(image).convert("RGB"))
+        pixels: Any = transforms.Compose(steps)(ImageOps.exif_transpose(image).convert("RGB"))
+        return pixels
 
     @classmethod
     def from_pretrained(cls, name_or_path: str) -> Preprocess:
@@ -126,7 +127,8 @@ class ClipExtractor(ImageTextExtractor):
     def __init__(self, name_or_path: str, device: torch.device | str = "cpu") -> None:
         """Load the model in fp32."""
         self.device = torch.device(device)
-        self.model = CLIPModel.from_pretrained(name_or_path, dtype=torch.float32).eval().to(device)
+        self.model: Any = CLIPModel.from_pretrained(name_or_path, dtype=torch.float32).eval()
+        self.model.to(self.device)
         self.tokenizer = AutoTokenizer.from_pretrained(name_or_path)
         self.preprocess = Preprocess.from_pretrained(name_or_path)
 
@@ -148,9 +150,10 @@ class OpenClipExtractor(ImageTextExtractor):
 
         architecture, _, pretrained = name.partition("/")
         self.device = torch.device(device)
-        self.model, _, self.preprocess = open_clip.create_model_and_transforms(
+        loaded: tuple[Any, Any, Any] = open_clip.create_model_and_transforms(
             architecture, pretrained=pretrained or None, device=self.device
         )
+        self.model, _, self.preprocess = loaded
         self.model.eval()
         self.tokenizer = open_clip.get_tokenizer(architecture)
 
@@ -169,10 +172,10 @@ class DinoExtractor(ImageExtractor):
     def __init__(self, name_or_path: str, device: torch.device | str = "cpu") -> None:
         """Load the model in fp32."""
         self.device = torch.device(device)
-        self.model = ViTModel.from_pretrained(
+        self.model: Any = ViTModel.from_pretrained(
             name_or_path, add_pooling_layer=False, dtype=torch.float32
-        )
-        self.model = self.model.eval().to(self.device)
+        ).eval()
+        self.model.to(self.device)
         self.preprocess = dino_preprocess(name_or_path, self.model.config.image_size)
 
     def _image_rows(self, images: list[Image.Image]) -> Tensor:

@@ -1,8 +1,7 @@
 """Where a concept comes from: its base, its pictures, its name and what training it cost."""
 
-from __future__ import annotations
-
 import json
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,23 @@ from eval.config import ReportConfig
 from eval.errors import EvalError
 from eval.prompts import token_and_class
 from loldu import read_concept
+from trainer.checkpoint import CONFIG
 from trainer.records import SUMMARY
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What a report needs to know of a concept beside its weights."""
+    """What a report needs to know of a concept beside its weights.
 
-    base: str
+    Attributes:
+        base: The options that say which base it was, as `load_pipeline` takes them.
+        instance_data_dir: The true pictures.
+        token: The rare token it answers to.
+        class_name: What kind of thing it is.
+        training: What a table needs: sizes, steps and seconds; None for what is not known.
+    """
+
+    base: dict[str, str]
     instance_data_dir: Path
     token: str
     class_name: str
@@ -26,33 +34,42 @@ class Origin:
 
 
 def read_origin(config: ReportConfig) -> Origin:
-    """Read the concept file and the summary beside it; flags come first.
+    """Read the concept file, and the run's files beside it where it still lies there.
+
+    Flags come first.
 
     Raises:
-        EvalError: If there is no such file, or it does not tell what no flag tells either.
+        EvalError: If there is no such file, or what no flag tells is not told there either.
+        ConceptError: If it is not a sound concept.
     """
     if not config.concept.is_file():
         raise EvalError(f"--concept {config.concept} is not a file; give the one training wrote.")
-    metadata = read_concept(config.concept).metadata
-    run: dict[str, dict[str, Any]] = json.loads(metadata.get("config", "{}"))
-    instance = run.get("instance", {})
-    base = config.pretrained_model_name_or_path or metadata.get("base")
-    folder = config.real or instance.get("instance_data_dir")
-    for flag, value in (("--pretrained_model_name_or_path", base), ("--real", folder)):
-        if not value:
-            raise EvalError(
-                f"{config.concept} does not tell its training's {flag}; give that flag."
-            )
+    concept = read_concept(config.concept)
+    run = _run_config(config.concept.parent / CONFIG)
+    base = run.get("base", {"pretrained_model_name_or_path": concept.base})
+    if config.pretrained_model_name_or_path:
+        base = {"pretrained_model_name_or_path": config.pretrained_model_name_or_path}
+    folder = config.real or run.get("instance", {}).get("instance_data_dir")
+    if not folder:
+        raise EvalError(
+            f"There is no {CONFIG} beside {config.concept} to tell which pictures it was taught "
+            "with; give their folder with --real."
+        )
     token, class_name = config.token, config.class_name
     if not (token and class_name):
-        class_prompts = run.get("prior", {}).get("class_prompt", [])
-        token, class_name = token_and_class(instance.get("instance_prompt", ""), class_prompts)
-    return Origin(str(base), Path(folder), token, class_name, _training(config.concept))
+        told = concept.metadata
+        token, class_name = token_and_class(
+            told.get("instance_prompt") or "", told.get("class_prompt") or []
+        )
+    return Origin(base, Path(folder), token, class_name, _training(config.concept))
+
+
+def _run_config(path: Path) -> dict[str, dict[str, Any]]:
+    return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _training(concept: Path) -> dict[str, int | float | None]:
-    """Return what `summary.json` says, which is None for each where the file has moved alone."""
     path = concept.parent / SUMMARY
     summary = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     names = ("trainable_parameters", "train_steps", "train_seconds")
-    return {"concept_bytes": concept.stat().st_size, **{name: summary.get(name) for name in names}}
+    return {**{name: summary.get(name) for name in names}, "concept_bytes": concept.stat().st_size}

@@ -115,14 +115,16 @@ def _draw_bars(page: _Page, bars: Sequence[ScoreBar]) -> None:
     def x_of(score: float) -> int:
         return left + round((score - lowest) / (1 - lowest) * (right - left))
 
+    zero = x_of(0.0)
     for bar in bars:
         top = page.y
         page.text(bar.name, 17)
         page.text(bar.meaning, 13, FAINT)
         for offset, score, colour in ((2, bar.base, BEFORE), (22, bar.adapted, AFTER)):
-            box = (x_of(0), top + offset, max(x_of(0) + 1, x_of(score)), top + offset + 16)
-            page.draw.rectangle(_ordered(box), fill=colour)
-            place = (max(x_of(0), x_of(score)) + 8, top + offset + 8)
+            ends = sorted((zero, x_of(score)))  # a negative score grows to the left
+            box = (ends[0], top + offset, ends[1], top + offset + 16)
+            page.draw.rectangle(box, fill=colour)
+            place = (ends[1] + 8, top + offset + 8)
             page.draw.text(place, f"{score:.3f}", font=_font(14), fill=INK, anchor="lm")
         if bar.real is not None:
             x = x_of(bar.real)
@@ -139,12 +141,6 @@ def _draw_legend(page: _Page) -> None:
         page.draw.text((x + 22, page.y + 9), text, font=_font(14), fill=FAINT, anchor="lm")
         x += 130
     page.y += 34
-
-
-def _ordered(box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
-    """Return the box with its left side first: a negative score grows to the left."""
-    x0, y0, x1, y1 = box
-    return min(x0, x1), y0, max(x0, x1), y1
 
 
 def _thumbnail(image: Image.Image) -> Image.Image:

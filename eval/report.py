@@ -76,7 +76,7 @@ def report(config: ReportConfig) -> None:
         **origin.training,
         "sampling_seconds": round(drawn - started, 3),
         "scoring_seconds": round(time.perf_counter() - drawn, 3),
-        "base": origin.base,
+        "base": origin.base["pretrained_model_name_or_path"],
         "clip": config.scoring.clip,
         "dino": config.scoring.dino,
         "num_inference_steps": config.num_inference_steps,
@@ -124,7 +124,9 @@ def true_pictures(folder: Path) -> tuple[list[Image.Image], list[Image.Image] | 
 def draw(config: ReportConfig, origin: Origin, plan: Plan) -> tuple[Drawn, Drawn]:
     """Draw everything with the base, then with the concept loaded, from the same noise."""
     device = torch.device(pick_device(config.scoring.device))
-    pipeline = load_pipeline(origin.base, torch_dtype=DTYPES[config.mixed_precision], device=device)
+    pipeline = load_pipeline(
+        **origin.base, torch_dtype=DTYPES[config.mixed_precision], device=device
+    )
     base = _draw_once(config, pipeline, plan)
     load_concept(pipeline, config.concept)
     return base, _draw_once(config, pipeline, plan)
@@ -200,7 +202,7 @@ def draw_sheet(
     ]
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
     footer = (
-        f"Base {origin.base}; {len(base.concept)} pictures of the concept and "
+        f"Base {result['base']}; {len(base.concept)} pictures of the concept and "
         f"{len(base.others)} of other things from each model, in "
         f"{result['num_inference_steps']} steps at guidance {result['guidance_scale']:g}; "
         f"{versions}."

@@ -9,9 +9,7 @@ from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
-    CLIPTextConfig,
     CLIPTokenizer,
-    CLIPVisionConfig,
     ViTConfig,
     ViTModel,
 )
@@ -25,27 +23,17 @@ def clip_folder(tokenizer: CLIPTokenizer, tmp_path_factory: pytest.TempPathFacto
     """A random CLIPModel with tokenizer and image processor, for pictures of 32 pixels."""
     folder = tmp_path_factory.mktemp("clip")
     torch.manual_seed(0)
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=16,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    vision = CLIPVisionConfig(
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=32,
-        patch_size=8,
-    )
+    tower = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id")}
     config = CLIPConfig(
-        text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=12
+        text_config={**tower, **ids, "vocab_size": len(tokenizer), "max_position_embeddings": 16},
+        vision_config={**tower, "image_size": 32, "patch_size": 8},
+        projection_dim=12,
     )
     CLIPModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -13,6 +13,7 @@ from eval.__main__ import run
 from eval.extractors import load_clip, load_dino
 from eval.report import Plan
 from trainer.base import load_pipeline
+from trainer.instances import load_image
 from trainer.sampling import sample_images
 from trainer.train_dreambooth_loldu import run as train
 
@@ -42,11 +43,11 @@ def run_dir(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
-@pytest.fixture
-def flags(run_dir: Path, clip_folder: Path, dino_folder: Path, tmp_path: Path) -> list[str]:
+@pytest.fixture(scope="module")
+def options(run_dir: Path, clip_folder: Path, dino_folder: Path) -> list[str]:
+    """The command line of a small report, but for where to write it."""
     return [
-        "report",
-        *("--concept", str(run_dir / "concept.safetensors"), "--output_dir", str(tmp_path / "out")),
+        *("report", "--concept", str(run_dir / "concept.safetensors")),
         *("--clip", str(clip_folder), "--dino", str(dino_folder), "--device", "cpu"),
         *("--prompts", "a {token} {class_name}", "a {token} {class_name} on sand"),
         *("--other_prompts", "a {class_name}", "--num_inference_steps", "2"),
@@ -55,9 +56,24 @@ def flags(run_dir: Path, clip_folder: Path, dino_folder: Path, tmp_path: Path) -
 
 
 @pytest.fixture
-def report(flags: list[str], tmp_path: Path) -> dict:
-    assert run(flags) == 0
-    return json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+def flags(options: list[str], tmp_path: Path) -> list[str]:
+    return [*options, "--output_dir", str(tmp_path / "out")]
+
+
+@pytest.fixture(scope="module")
+def report_dir(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    assert run([*options, "--output_dir", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(report_dir: Path) -> dict:
+    return read(report_dir)
+
+
+def read(folder: Path) -> dict:
+    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
 
 
 def mean_cosine(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -74,7 +90,7 @@ def test_base_scores_are_those_of_pictures_drawn_without_the_concept(
         num_inference_steps=2,
         progress=False,
     )
-    truth = [Image.open(run_dir / "pictures" / "held_out" / "2.png")]
+    truth = [load_image(run_dir / "pictures" / "held_out" / "2.png")]
     clip, dino = load_clip(str(clip_folder)), load_dino(str(dino_folder))
     seen = clip.encode_images(drawn)
     asked = clip.encode_texts(["a toy", "a toy on sand"] * 2)
@@ -98,8 +114,8 @@ def test_real_scores_compare_training_with_held_out_pictures(
     report: dict, run_dir: Path, clip_folder: Path
 ) -> None:
     clip = load_clip(str(clip_folder))
-    taught = [Image.open(run_dir / "pictures" / f"{name}.png") for name in "01"]
-    truth = [Image.open(run_dir / "pictures" / "held_out" / "2.png")]
+    taught = [load_image(run_dir / "pictures" / f"{name}.png") for name in "01"]
+    truth = [load_image(run_dir / "pictures" / "held_out" / "2.png")]
     expected = mean_cosine(clip.encode_images(taught), clip.encode_images(truth))
     assert report["scores"]["real"]["clip_i"] == pytest.approx(expected, abs=1e-5)
     assert set(report["scores"]["real"]) == {"dino", "clip_i"}
@@ -116,8 +132,8 @@ def test_the_report_says_what_training_cost_and_what_was_asked(report: dict, run
     assert report["seeds"] == SEEDS
 
 
-def test_the_picture_shows_taught_before_and_after(report: dict, tmp_path: Path) -> None:
-    sheet = Image.open(tmp_path / "out" / "report.png")
+def test_the_picture_holds_five_rows_of_pictures(report_dir: Path) -> None:
+    sheet = load_image(report_dir / "report.png")
     assert sheet.width > 6 * 160
     assert sheet.height > 5 * 160
 
@@ -130,20 +146,33 @@ def test_training_pictures_are_compared_with_each_other_when_none_are_held_out(
     for name in ("0.png", "1.png"):
         shutil.copy(run_dir / "pictures" / name, alone)
     assert run([*flags, "--real", str(alone)]) == 0
-    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    report = read(tmp_path / "out")
     first, second = load_dino(str(dino_folder)).encode_images(
-        [Image.open(alone / "0.png"), Image.open(alone / "1.png")]
+        [load_image(alone / "0.png"), load_image(alone / "1.png")]
     )
     expected = torch.cosine_similarity(first, second, dim=0).item()
     assert report["scores"]["real"]["dino"] == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_concept_that_moved_alone_is_reported_without_its_training(
-    flags: list[str], run_dir: Path, tmp_path: Path
+    flags: list[str],
+    run_dir: Path,
+    base_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     shutil.copy(run_dir / "concept.safetensors", tmp_path)
-    assert run([*flags, "--concept", str(tmp_path / "concept.safetensors")]) == 0
-    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    moved = [*flags, "--concept", str(tmp_path / "concept.safetensors")]
+    told = [
+        "--pretrained_model_name_or_path",
+        str(base_folder),
+        "--real",
+        str(run_dir / "pictures"),
+    ]
+    assert run(moved) == 2
+    assert "--real" in capsys.readouterr().err
+    assert run([*moved, *told]) == 0
+    report = read(tmp_path / "out")
     assert report["train_seconds"] is None
     assert report["concept_bytes"] > 0
 
