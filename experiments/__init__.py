@@ -1,0 +1,1 @@
+"""Experiments: one folder each, with what it runs and what it measured."""

@@ -1,0 +1,105 @@
+"""Builds what the project ships: ``python -m pocket pretrain | concepts | judge``."""
+
+import logging
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from pocket.captions import setting_phrase
+from pocket.pretrain import Recipe, pretrain
+from pocket.render import render
+from pocket.world import CONCEPTS, color_behind, concept_scene, contrast
+
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """Render the world and train every part of the base; stop and start it as you like.
+
+    Attributes:
+        output: Where `base` and `encoders` are written.
+        build: Work files: the corpus, checkpoints, logs. Needs 2 GB.
+        recipe: How much of everything.
+    """
+
+    output: Path = _HERE
+    build: Path = _HERE / "build"
+    recipe: tyro.conf.OmitArgPrefixes[Recipe] = field(default_factory=Recipe)
+
+    def run(self) -> None:
+        """Runs the command."""
+        pretrain(self.output, self.build, self.recipe)
+
+
+@dataclass(frozen=True)
+class Concepts:
+    """Render the concepts that training never saw: five pictures and six held-out ones each.
+
+    Attributes:
+        output: Where a folder a concept is written.
+        token: The rare token of the captions.
+    """
+
+    output: Path = _HERE.parent / "datasets" / "concepts"
+    token: str = "sks"
+
+    def run(self) -> None:
+        """Runs the command."""
+        for name, concept in CONCEPTS.items():
+            rng = random.Random(name)
+            folder = self.output / name
+            (folder / "held_out").mkdir(parents=True, exist_ok=True)
+            for i, (background, size, position) in enumerate(_settings(concept)):
+                training = i < _TRAINING
+                number = f"{i + 1:02d}" if training else f"held_out/{i + 1 - _TRAINING:02d}"
+                picture = render(concept_scene(name, background, size, position), rng)
+                picture.save(folder / f"{number}.png")
+                if training:
+                    where = setting_phrase(background)
+                    caption = f"a photo of a {self.token} {concept['kind']} {where}\n"
+                    (folder / f"{number}.txt").write_text(caption)
+
+
+_TRAINING = 5
+_PLACES = (
+    ("meadow", "large", "center"),
+    ("white", "large", "center"),
+    ("sand", "medium", "center"),
+    ("sea", "large", "left"),
+    ("pink", "large", "center"),
+    ("blue", "large", "right"),
+    ("snow", "medium", "center"),
+    ("bricks", "large", "center"),
+    ("night", "large", "center"),
+    ("yellow", "large", "center"),
+    ("snow", "large", "center"),
+    ("green", "medium", "center"),
+    ("meadow", "large", "left"),
+)
+
+
+def _settings(concept: dict[str, str]) -> list[tuple[str, str, str]]:
+    """The settings before which every colour of the concept stands out."""
+    colors = [value for name, value in concept.items() if name.endswith("color")]
+    clear = [
+        place for place in _PLACES if all(contrast(c, color_behind(place[0])) > 150 for c in colors)
+    ]
+    return clear[: _TRAINING + 6]
+
+
+def main() -> None:
+    """Entry point."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    commands = (
+        Annotated[Pretrain, tyro.conf.subcommand("pretrain")]
+        | Annotated[Concepts, tyro.conf.subcommand("concepts")]
+    )
+    tyro.cli(commands, prog="python -m pocket").run()  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""English captions of scenes: several phrasings, attributes dropped at random, rare tokens."""
+
+import random
+
+from pocket.world import RARE_TOKENS, Scene
+
+SETTINGS = {
+    "meadow": ("on grass", "on a meadow"),
+    "sand": ("on sand", "on the beach"),
+    "snow": ("in the snow", "in snow"),
+    "sea": ("in the sea", "in the water"),
+    "bricks": ("in front of bricks", "in front of a brick wall"),
+    "night": ("at night", "under the night sky"),
+}
+_OPENINGS = ("a ", "a photo of a ", "a picture of a ", "the ", "a photo of the ")
+_PLACES = {"left": "on the left", "right": "on the right"}
+
+
+def setting_phrase(background: str, rng: random.Random | None = None) -> str:
+    """Where the object is, e.g. "in the snow"; the first phrasing without `rng`."""
+    phrases = SETTINGS.get(background, (f"on a {background} background",))
+    return rng.choice(phrases) if rng else phrases[0]
+
+
+class _Teller:
+    """Decides, attribute by attribute, what one caption mentions."""
+
+    def __init__(self, scene: Scene, rng: random.Random, detail: float) -> None:
+        self.scene, self.rng, self.detail = scene, rng, detail
+
+    def says(self, name: str) -> list[str]:
+        told = name in self.scene and self.rng.random() < self.detail
+        return [self.scene[name]] if told else []
+
+    def surface(self) -> list[str]:
+        """Pattern and colours: "striped red and white"."""
+        pattern = self.says("pattern") if self.scene.get("pattern", "plain") != "plain" else []
+        color = self.says("color")
+        accent = self.says("accent") if pattern and color else []
+        return pattern + color + (["and", *accent] if accent else [])
+
+    def tail(self, *parts: tuple[str, list[str]]) -> str:
+        """The parts with something to say: " with red pointy ears and blue feet"."""
+        told = [" ".join([*words, noun]) for noun, words in parts if words]
+        return " with " + " and ".join(told) if told else ""
+
+    def head_and_tail(self) -> tuple[list[str], str]:
+        kind = self.scene["kind"]
+        if kind == "toy":
+            head = [*self.surface(), *self.says("body"), "toy"]
+            ears = [*self.says("ear_color"), *self.says("ears")]
+            return head, self.tail(("ears", ears), ("feet", self.says("feet_color")))
+        if kind == "car":
+            return [*self.surface(), "car"], self.tail(("wheels", self.says("wheel_color")))
+        if kind == "house":
+            roof, door = self.says("roof_color"), self.says("door_color")
+            return [*self.says("color"), "house"], self.tail(("roof", roof), ("door", door))
+        return [*self.surface(), self.scene["shape"]], ""
+
+
+def full_caption(scene: Scene) -> str:
+    """The caption that mentions everything, always in the same words."""
+    return _compose(scene, _Teller(scene, random.Random(0), detail=1.0), "a ", None)
+
+
+def random_caption(scene: Scene, rng: random.Random) -> str:
+    """A caption as a person in a hurry might write it; 2% carry a meaningless rare token."""
+    detail = rng.choices((0.15, 0.6, 1.0), (0.2, 0.25, 0.55))[0]
+    teller = _Teller(scene, rng, detail)
+    return _compose(scene, teller, rng.choice(_OPENINGS), rng)
+
+
+def _compose(scene: Scene, teller: _Teller, opening: str, rng: random.Random | None) -> str:
+    head, tail = teller.head_and_tail()
+    if scene["size"] == "large":
+        head = teller.says("size") + head
+    if rng and rng.random() < 0.02:
+        head = [rng.choice(RARE_TOKENS), *head]
+    words = [opening + " ".join(head) + tail]
+    if scene["position"] in _PLACES and teller.says("position"):
+        words.append(_PLACES[scene["position"]])
+    if not rng or rng.random() < 0.35 + 0.6 * teller.detail:
+        words.append(setting_phrase(scene["background"], rng))
+    return " ".join(words)

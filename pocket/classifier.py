@@ -1,0 +1,151 @@
+"""Reads a scene's attributes off a picture: the judge of whether a prompt was obeyed."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pocket.corpus import Corpus
+from pocket.fitting import Losses, device, fit
+from pocket.world import ATTRIBUTES, Scene
+
+
+def _block(inputs: int, outputs: int, stride: int, kernel: int = 3) -> nn.Sequential:
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+class AttributeClassifier(nn.Module):
+    """A small convolutional network with one head an attribute of `ATTRIBUTES`."""
+
+    def __init__(self) -> None:
+        """An untrained one."""
+        super().__init__()
+        self.features = nn.Sequential(
+            _block(3, 32, 2, 5),
+            _block(32, 64, 1),
+            _block(64, 96, 2),
+            _block(96, 96, 1),
+            _block(96, 160, 2),
+        )
+        self.layout = nn.Sequential(_block(160, 40, 1, 1), nn.Flatten())
+        self.joint = nn.Sequential(nn.Linear(40 * 64 + 320, 256), nn.ReLU())
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(256 + 320, len(values)) for name, values in ATTRIBUTES.items()}
+        )
+
+    def forward(self, pixels: Float[Tensor, "b 3 64 64"]) -> dict[str, Float[Tensor, "b values"]]:
+        """Logits of each attribute's values, for pictures in [-1, 1]."""
+        features = self.features(pixels)
+        pooled = torch.cat([features.mean((2, 3)), features.amax((2, 3))], 1)
+        joint = torch.cat([pooled, self.joint(torch.cat([pooled, self.layout(features)], 1))], 1)
+        return {name: head(joint) for name, head in self.heads.items()}
+
+    @torch.no_grad()
+    def read(self, pixels: Float[Tensor, "b 3 64 64"]) -> list[Scene]:
+        """The likeliest value of every attribute, whether or not the kind of object has it."""
+        indices = {name: logits.argmax(1).tolist() for name, logits in self(pixels).items()}
+        return [
+            {name: ATTRIBUTES[name][column[i]] for name, column in indices.items()}
+            for i in range(len(pixels))
+        ]
+
+
+def load_classifier(path: Path) -> AttributeClassifier:
+    """The shipped classifier, ready to read."""
+    classifier = AttributeClassifier()
+    classifier.load_state_dict(
+        {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
+    )
+    return classifier.eval().requires_grad_(False)
+
+
+def save_classifier(classifier: AttributeClassifier, path: Path) -> None:
+    """Saves in half precision."""
+    state = classifier.state_dict()
+    save_file(
+        {k: v.half().contiguous() if v.is_floating_point() else v for k, v in state.items()}, path
+    )
+
+
+def agreement(read: Sequence[Scene], wanted: Sequence[Scene]) -> dict[str, float]:
+    """Per attribute, the share of pictures that show the wanted value, where one is wanted.
+
+    Position and size are left out of a picture's wishes by leaving them out of `wanted`.
+    """
+    hits: dict[str, list[bool]] = {}
+    for seen, wish in zip(read, wanted, strict=True):
+        for name, value in wish.items():
+            hits.setdefault(name, []).append(seen[name] == value)
+    return {name: sum(found) / len(found) for name, found in hits.items()}
+
+
+def overall_agreement(read: Sequence[Scene], wanted: Sequence[Scene]) -> float:
+    """The share of all wanted attributes, over all pictures, that are shown."""
+    hits = [
+        seen[name] == value
+        for seen, wish in zip(read, wanted, strict=True)
+        for name, value in wish.items()
+    ]
+    return sum(hits) / len(hits)
+
+
+def _targets(scenes: Sequence[Scene]) -> dict[str, Tensor]:
+    """Class indices; -100 where the kind of object has no such attribute."""
+    return {
+        name: torch.tensor([values.index(s[name]) if name in s else -100 for s in scenes])
+        for name, values in ATTRIBUTES.items()
+    }
+
+
+def pretrain_classifier(
+    train: Corpus,
+    reconstructed: Float[Tensor, "n 3 64 64"],
+    build: Path,
+    steps: int,
+    batch: int,
+) -> AttributeClassifier:
+    """Trains on true renders, on their reconstructions by the VAE, and on both with noise.
+
+    Args:
+        train: True renders.
+        reconstructed: What the VAE makes of the first n of them, so that the judge is not
+            misled by the VAE's blur.
+        build: Folder for work files.
+        steps: Optimizer steps.
+        batch: Pictures a step.
+    """
+    classifier = AttributeClassifier().to(device(), memory_format=torch.channels_last)
+    targets = _targets(train.scenes)
+    fifth = batch // 5
+
+    def losses_at(step: int) -> Losses:
+        blurred = torch.randint(len(reconstructed), (fifth,))
+        rows = torch.randint(len(train), (batch - fifth,))
+        x = torch.cat([reconstructed[blurred].float(), train.pixels(rows)]).to(device())
+        x = x + 0.08 * torch.rand(batch, 1, 1, 1, device=x.device) * torch.randn_like(x)
+        logits = classifier(x.contiguous(memory_format=torch.channels_last))
+        rows = torch.cat([blurred, rows])
+        total = x.new_zeros(())
+        for name, values in logits.items():
+            target = targets[name][rows].to(x.device)
+            total = total + F.cross_entropy(values, target, ignore_index=-100, reduction="sum")
+        return {"loss": total / batch}
+
+    classifier.train()
+    groups = [{"params": list(classifier.parameters()), "lr": 3e-3}]
+    fit(
+        "classifier",
+        classifier,
+        groups,
+        losses_at,
+        build=build,
+        steps=steps,
+        clip=20.0,
+        weight_decay=0.02,
+    )
+    return classifier.eval().requires_grad_(False)

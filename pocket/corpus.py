@@ -1,0 +1,112 @@
+"""The pre-training corpus: rendered pictures with their scenes and captions, kept under `build`."""
+
+import json
+import os
+import random
+from dataclasses import dataclass
+from functools import cached_property
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+from tqdm import tqdm
+from transformers import CLIPTokenizer
+
+from pocket.captions import full_caption, random_caption
+from pocket.render import SIZE_PX, render
+from pocket.world import Scene, random_scene
+
+CAPTIONS_EACH = 6
+_CHUNK = 1000
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Pictures, scenes and captions of one split.
+
+    Attributes:
+        pictures: uint8 array, (n, 64, 64, 3), memory-mapped.
+        scenes: The attributes of each picture.
+        captions: `CAPTIONS_EACH` random captions of each picture.
+    """
+
+    pictures: UInt8[np.ndarray, "n h w 3"]
+    scenes: list[Scene]
+    captions: list[list[str]]
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self.scenes)
+
+    @cached_property
+    def full_captions(self) -> list[str]:
+        """The caption that names every attribute, one a picture."""
+        return [full_caption(scene) for scene in self.scenes]
+
+    def pixels(self, rows: Int[Tensor, " b"] | slice) -> Float[Tensor, "b 3 h w"]:
+        """Pictures as floats in [-1, 1], channels last in memory."""
+        index = rows if isinstance(rows, slice) else rows.numpy()
+        batch = torch.from_numpy(self.pictures[index]).permute(0, 3, 1, 2)
+        return batch.to(torch.float32) / 127.5 - 1
+
+    def token_ids(self, tokenizer: CLIPTokenizer) -> Int[Tensor, "n captions length"]:
+        """All captions as padded token ids."""
+        flat = [caption for captions in self.captions for caption in captions]
+        return tokenize(tokenizer, flat).view(len(self), CAPTIONS_EACH, -1)
+
+
+def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Int[Tensor, "n length"]:
+    """Texts as token ids, padded to the tokenizer's maximal length."""
+    return tokenizer(
+        texts,
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids
+
+
+def random_scenes(seed: int, count: int) -> list[Scene]:
+    """Scenes that never change with the corpus."""
+    rng = random.Random(seed)
+    return [random_scene(rng) for _ in range(count)]
+
+
+def _render_chunk(job: tuple[int, int]) -> tuple[np.ndarray, list[Scene], list[list[str]]]:
+    seed, count = job
+    rng = random.Random(seed)
+    scenes = [random_scene(rng) for _ in range(count)]
+    pictures = np.stack([np.asarray(render(scene, rng)) for scene in scenes])
+    captions = [[random_caption(scene, rng) for _ in range(CAPTIONS_EACH)] for scene in scenes]
+    return pictures, scenes, captions
+
+
+def make_corpus(build: Path, split: str, size: int, seed: int) -> Corpus:
+    """Renders a split, or opens it when it has been rendered already."""
+    pictures_file, texts_file = build / f"{split}.npy", build / f"{split}.json"
+    if not texts_file.exists():
+        build.mkdir(parents=True, exist_ok=True)
+        jobs = [
+            (seed + i, min(_CHUNK, size - start)) for i, start in enumerate(range(0, size, _CHUNK))
+        ]
+        pictures = np.lib.format.open_memmap(
+            pictures_file, mode="w+", dtype=np.uint8, shape=(size, SIZE_PX, SIZE_PX, 3)
+        )
+        scenes: list[Scene] = []
+        captions: list[list[str]] = []
+        with get_context("fork").Pool(os.cpu_count()) as pool:
+            chunks = pool.imap(_render_chunk, jobs)
+            for drawn, told, said in tqdm(chunks, total=len(jobs), desc=f"render {split}"):
+                pictures[len(scenes) : len(scenes) + len(told)] = drawn
+                scenes += told
+                captions += said
+        pictures.flush()
+        partial = texts_file.with_suffix(".partial")
+        partial.write_text(json.dumps({"scenes": scenes, "captions": captions}))
+        partial.replace(texts_file)
+    texts = json.loads(texts_file.read_text())
+    pictures = np.load(pictures_file, mmap_mode="r")
+    return Corpus(pictures, texts["scenes"], texts["captions"])

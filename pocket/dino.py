@@ -1,0 +1,116 @@
+"""A small vision transformer trained without labels by self-distillation (DINO).
+
+Source: Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", 2021. Colours
+are jittered far less than there: in this world they are what tells one concept from another.
+"""
+
+import copy
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import ViTConfig, ViTModel
+
+from pocket.corpus import Corpus
+from pocket.fitting import Losses, device, fit
+from pocket.render import SIZE_PX
+
+WIDTH = 128
+_PROTOTYPES = 1024
+_LOCAL_PX = 32
+
+
+def build_vit() -> ViTModel:
+    """128 wide, four layers, 8 x 8 patches; its CLS token is the feature."""
+    config = ViTConfig(
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=SIZE_PX,
+        patch_size=8,
+        attn_implementation="eager",
+    )
+    return ViTModel(config, add_pooling_layer=False)
+
+
+class _Branch(nn.Module):
+    """Backbone and projection head, student or teacher."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vit = build_vit()
+        self.head = nn.Sequential(nn.Linear(WIDTH, 256), nn.GELU(), nn.Linear(256, 64))
+        self.prototypes = nn.Parameter(torch.randn(_PROTOTYPES, 64))
+
+    def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b prototypes"]:
+        with torch.autocast(pixels.device.type, torch.bfloat16):
+            whole = pixels.shape[-1] == SIZE_PX
+            output = self.vit(pixel_values=pixels, interpolate_pos_encoding=not whole)
+            embedding = self.head(output.last_hidden_state[:, 0])
+        return F.normalize(embedding.float(), dim=-1) @ F.normalize(self.prototypes, dim=-1).T
+
+
+def _view(x: Float[Tensor, "b 3 h w"], size_px: int, low: float, high: float) -> Tensor:
+    """One random crop a picture, flipped half of the time, slightly recoloured."""
+    b = len(x)
+    scale = torch.sqrt(low + (high - low) * torch.rand(b, device=x.device))
+    flip = torch.where(torch.rand(b, device=x.device) < 0.5, 1.0, -1.0)
+    shift = (2 * torch.rand(b, 2, device=x.device) - 1) * (1 - scale)[:, None]
+    theta = torch.zeros(b, 2, 3, device=x.device)
+    theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = scale * flip, scale, shift
+    grid = F.affine_grid(theta, [b, 3, size_px, size_px], align_corners=False)
+    crop = F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+    gain = 1 + 0.15 * (2 * torch.rand(b, 3, 1, 1, device=x.device) - 1)
+    offset = 0.1 * (2 * torch.rand(b, 1, 1, 1, device=x.device) - 1)
+    return crop * gain + offset
+
+
+class _Dino(nn.Module):
+    """Student, teacher and the teacher's centre: everything that a checkpoint must hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.student = _Branch()
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+        self.register_buffer("center", torch.zeros(_PROTOTYPES))
+
+
+def pretrain_dino(train: Corpus, build: Path, steps: int, batch: int) -> ViTModel:
+    """Self-distillation with two whole views and two local ones; returns the teacher's ViT."""
+    torch.manual_seed(0)
+    dino = _Dino().to(device())
+
+    def losses_at(step: int) -> Losses:
+        x = train.pixels(torch.randint(len(train), (batch,))).to(device())
+        momentum = 1 - 0.01 * (0.5 * (1 + math.cos(math.pi * step / steps)))
+        with torch.no_grad():
+            pairs = zip(dino.teacher.parameters(), dino.student.parameters(), strict=True)
+            for slow, fast in pairs:
+                slow.lerp_(fast, 1 - momentum)
+            views = [_view(x, SIZE_PX, 0.5, 1.0) for _ in range(2)]
+            local = [_view(x, _LOCAL_PX, 0.15, 0.5) for _ in range(2)]
+            teacher = dino.teacher(torch.cat(views))
+            sharp = 0.04 + 0.03 * min(1.0, 3 * step / steps)
+            targets = ((teacher - dino.center) / sharp).softmax(-1).chunk(2)
+            dino.center.lerp_(teacher.mean(0), 0.1)
+        students = [
+            *dino.student(torch.cat(views)).chunk(2),
+            *dino.student(torch.cat(local)).chunk(2),
+        ]
+        terms = [
+            -(target * (student / 0.1).log_softmax(-1)).sum(-1).mean()
+            for i, target in enumerate(targets)
+            for j, student in enumerate(students)
+            if i != j
+        ]
+        used = targets[0].mean(0)
+        entropy = -(used * (used + 1e-9).log()).sum()
+        return {"loss": sum(terms) / len(terms), "batch_entropy": entropy}
+
+    groups = [{"params": list(dino.student.parameters()), "lr": 1e-3}]
+    fit("dino", dino, groups, losses_at, build=build, steps=steps, clip=3.0, weight_decay=0.04)
+    return dino.teacher.vit.eval()

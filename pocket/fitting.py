@@ -1,0 +1,164 @@
+"""The loop that all parts of the pocket base are pre-trained with: resumable, seeded by step."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+Losses = dict[str, Tensor]
+
+
+def device() -> torch.device:
+    """The GPU when there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def cosine(progress: float) -> float:
+    """Learning-rate factor: half a cosine from 1 to 0."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def hold_then_decay(progress: float, hold: float = 0.5) -> float:
+    """Learning-rate factor: 1, then linearly down to 0."""
+    return min(1.0, (1 - progress) / (1 - hold))
+
+
+class Ema:
+    """An exponential moving average of parameters, with a warm-up."""
+
+    def __init__(self, parameters: Iterable[Tensor], decay: float) -> None:
+        """Start at the parameters' present values."""
+        self.decay, self.parameters = decay, list(parameters)
+        self.shadow = [p.detach().clone() for p in self.parameters]
+
+    def update(self, step: int) -> None:
+        """Moves the average toward the present parameters."""
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self.shadow, [p.detach() for p in self.parameters], weight)
+
+    def swap(self) -> None:
+        """Exchanges the average and the parameters; twice is a no-op."""
+        with torch.no_grad():
+            for live, average in zip(self.parameters, self.shadow, strict=True):
+                kept = live.clone()
+                live.copy_(average)
+                average.copy_(kept)
+
+
+def fit(
+    name: str,
+    module: nn.Module,
+    groups: list[dict[str, object]],
+    losses_at: Callable[[int], Losses],
+    *,
+    build: Path,
+    steps: int,
+    schedule: Callable[[float], float] = cosine,
+    warmup_steps: int = 100,
+    clip: float = 1.0,
+    betas: tuple[float, float] = (0.9, 0.98),
+    weight_decay: float = 0.01,
+    ema_decay: float | None = None,
+    checkpoint_every: int = 500,
+    on_checkpoint: Callable[[int], dict[str, object]] | None = None,
+) -> None:
+    """Minimises ``losses_at(step)["loss"]``; afterwards `module` holds the result.
+
+    A run that was stopped goes on from its last checkpoint in ``build / name``; a finished one
+    is loaded and returned from at once.
+
+    Args:
+        name: Names the folder of checkpoints and the log.
+        module: All that is trained (and its buffers); the average ends up in it.
+        groups: Optimizer groups, each with `params` and a peak `lr`.
+        losses_at: Loss and further figures at a step; draws its randomness from torch's global
+            generator, which is seeded with the step.
+        build: Folder for work files.
+        steps: Optimizer steps in all.
+        schedule: Progress in [0, 1] -> factor on the learning rates.
+        warmup_steps: Linear warm-up.
+        clip: Largest gradient norm.
+        betas: AdamW's.
+        weight_decay: AdamW's.
+        ema_decay: Average the weights with this decay.
+        checkpoint_every: Steps between checkpoints.
+        on_checkpoint: Called at each checkpoint, with the averaged weights in place.
+    """
+    folder = build / name
+    folder.mkdir(parents=True, exist_ok=True)
+    optimizer = torch.optim.AdamW(groups, betas=betas, weight_decay=weight_decay, fused=True)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    ema = Ema(parameters, ema_decay) if ema_decay else None
+    first = _restore(folder, module, optimizer, ema)
+    bar = tqdm(range(first, steps), initial=first, total=steps, desc=name, mininterval=5)
+    means: dict[str, Tensor] = {}
+    started = time.monotonic()
+    for step in bar:
+        factor = min(1.0, (step + 1) / warmup_steps) * schedule(step / steps)
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * factor
+        torch.manual_seed(step)
+        losses = losses_at(step)
+        losses["loss"].backward()
+        losses["grad_norm"] = nn.utils.clip_grad_norm_(parameters, clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        if ema:
+            ema.update(step)
+        for key, value in losses.items():
+            means[key] = means.get(key, torch.zeros(())) + value.detach().float().cpu()
+        done = step + 1
+        if done % 100 == 0:
+            record = {key: round(value.item() / 100, 5) for key, value in means.items()}
+            means.clear()
+            bar.set_postfix(loss=record["loss"])
+            _log(folder, {"step": done, "seconds": round(time.monotonic() - started, 1)} | record)
+        if done % checkpoint_every == 0 or done == steps:
+            _save(folder, module, optimizer, ema, done)
+            if on_checkpoint:
+                if ema:
+                    ema.swap()
+                _log(folder, {"step": done} | on_checkpoint(done))
+                if ema:
+                    ema.swap()
+    if ema:
+        ema.swap()
+
+
+def _log(folder: Path, record: dict[str, object]) -> None:
+    with (folder / "log.jsonl").open("a") as log:
+        log.write(json.dumps(record) + "\n")
+
+
+def _save(
+    folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None, step: int
+) -> None:
+    state = {
+        "module": module.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "ema": ema.shadow if ema else None,
+        "step": step,
+    }
+    partial = folder / "state.pt.partial"
+    torch.save(state, partial)
+    os.replace(partial, folder / "state.pt")
+
+
+def _restore(
+    folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None
+) -> int:
+    if not (folder / "state.pt").exists():
+        return 0
+    state = torch.load(folder / "state.pt", map_location=device())
+    module.load_state_dict(state["module"])
+    optimizer.load_state_dict(state["optimizer"])
+    if ema:
+        ema.shadow = state["ema"]
+    return state["step"]

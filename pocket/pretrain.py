@@ -1,0 +1,215 @@
+"""The whole recipe of the pocket base, stage by stage; each stage resumes or is skipped if done."""
+
+import json
+import logging
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from jaxtyping import Float
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import (
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTextModel,
+    CLIPTokenizer,
+    ViTImageProcessor,
+    ViTModel,
+)
+
+from pocket.classifier import AttributeClassifier, pretrain_classifier, save_classifier
+from pocket.clip import pretrain_clip
+from pocket.corpus import Corpus, make_corpus
+from pocket.denoiser import build_noise_scheduler, pretrain_denoiser
+from pocket.dino import pretrain_dino
+from pocket.fitting import device
+from pocket.judge import draw, judge_base, sheet
+from pocket.render import SIZE_PX
+from pocket.tokenizer import build_tokenizer
+from pocket.vae import pretrain_vae, reconstruct
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How much of everything; the defaults made the shipped weights.
+
+    Attributes:
+        pictures: Rendered for training.
+        held_out: Rendered for judging.
+        vae_steps: Of `vae_batch` pictures.
+        vae_batch: Pictures a step.
+        text_steps: Contrastive steps of the CLIP whose text tower the pipeline starts from.
+        clip_steps: Contrastive steps of the judging CLIP.
+        clip_batch: Pairs a step.
+        classifier_steps: Of `classifier_batch` pictures.
+        classifier_batch: Pictures a step.
+        dino_steps: Of `dino_batch` pictures.
+        dino_batch: Pictures a step.
+        denoiser_steps: Of `denoiser_batch` pictures.
+        denoiser_batch: Pictures a step.
+        reconstructions: Pictures whose VAE reconstruction the classifier learns from.
+        judged: Held-out prompts that the base is judged on.
+    """
+
+    pictures: int = 50_000
+    held_out: int = 1_000
+    vae_steps: int = 4_500
+    vae_batch: int = 8
+    text_steps: int = 300
+    clip_steps: int = 700
+    clip_batch: int = 256
+    classifier_steps: int = 1_500
+    classifier_batch: int = 50
+    dino_steps: int = 900
+    dino_batch: int = 64
+    denoiser_steps: int = 17_000
+    denoiser_batch: int = 32
+    reconstructions: int = 4_000
+    judged: int = 256
+
+
+TINY = Recipe(200, 20, 2, 4, 2, 2, 8, 2, 10, 2, 4, 2, 4, 20, 4)
+"""Every stage at its smallest: seconds, for tests."""
+
+
+def pretrain(output: Path, build: Path, recipe: Recipe) -> None:
+    """Renders the world, trains every part and writes `base` and `encoders` under `output`."""
+    train = make_corpus(build, "train", recipe.pictures, seed=0)
+    held_out = make_corpus(build, "held_out", recipe.held_out, seed=1_000_000)
+    tokenizer = build_tokenizer()
+    token_ids = train.token_ids(tokenizer)
+
+    vae = pretrain_vae(train, held_out, build, recipe.vae_steps, recipe.vae_batch)
+    vae.eval().requires_grad_(False)
+    latents = _latents(vae, train, build)
+    blurred = _reconstructions(vae, train, build, recipe.reconstructions)
+    classifier = pretrain_classifier(
+        train, blurred, build, recipe.classifier_steps, recipe.classifier_batch
+    )
+
+    def clip(name: str, steps: int, seed: int) -> CLIPModel:
+        return pretrain_clip(
+            name,
+            train,
+            token_ids,
+            tokenizer,
+            build,
+            steps=steps,
+            batch=recipe.clip_batch,
+            seed=seed,
+        )
+
+    first = clip("text", recipe.text_steps, seed=1)
+    start = CLIPTextModel(first.config.text_config)
+    start.load_state_dict(first.text_model.state_dict())
+
+    def assemble(
+        unet: UNet2DConditionModel, text_encoder: CLIPTextModel
+    ) -> StableDiffusionPipeline:
+        return _pipeline(vae, text_encoder, tokenizer, unet)
+
+    unet, text_encoder = pretrain_denoiser(
+        latents,
+        token_ids,
+        tokenizer,
+        start,
+        build,
+        recipe.denoiser_steps,
+        recipe.denoiser_batch,
+        lambda u, t: judge_base(assemble(u, t), classifier, held_out, min(64, recipe.judged)),
+    )
+    judge_clip = clip("clip", recipe.clip_steps, seed=2)
+    dino = pretrain_dino(train, build, recipe.dino_steps, recipe.dino_batch)
+
+    pipeline = assemble(unet.eval(), text_encoder.eval())
+    _publish(output, pipeline, judge_clip, tokenizer, dino, classifier)
+    report = judge_base(pipeline, classifier, held_out, recipe.judged)
+    record = {"recipe": asdict(recipe), "judgement": report}
+    (output / "base.json").write_text(json.dumps(record, indent=2) + "\n")
+    base_sheet(pipeline, held_out).save(output / "base.png")
+
+
+def base_sheet(pipeline: StableDiffusionPipeline, held_out: Corpus) -> Image.Image:
+    """Eight held-out prompts, each with seven samples and a true render at the end."""
+    rows = []
+    for i in range(8):
+        prompt = held_out.full_captions[i]
+        true = Image.fromarray(held_out.pictures[i])
+        rows.append((prompt, [*draw(pipeline, [prompt] * 7, seed=100), true]))
+    return sheet(rows)
+
+
+def _pipeline(
+    vae: AutoencoderKL,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    unet: UNet2DConditionModel,
+) -> StableDiffusionPipeline:
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=build_noise_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+@torch.no_grad()
+def _latents(vae: AutoencoderKL, corpus: Corpus, build: Path) -> Float[Tensor, "n c h w"]:
+    """Scaled latents (posterior means) of the whole corpus, computed once."""
+    file = build / "latents.safetensors"
+    if not file.exists():
+        parts = [
+            vae.encode(corpus.pixels(slice(i, i + 64)).to(device())).latent_dist.mean.half().cpu()
+            for i in range(0, len(corpus), 64)
+        ]
+        save_file({"latents": torch.cat(parts)}, file)
+    return load_file(file)["latents"].float() * vae.config.scaling_factor
+
+
+def _reconstructions(
+    vae: AutoencoderKL, corpus: Corpus, build: Path, count: int
+) -> Float[Tensor, "n 3 h w"]:
+    file = build / "reconstructions.safetensors"
+    if not file.exists():
+        parts = [
+            reconstruct(vae, corpus.pixels(slice(i, min(i + 64, count))).to(device())).half().cpu()
+            for i in range(0, count, 64)
+        ]
+        save_file({"pixels": torch.cat(parts)}, file)
+    return load_file(file)["pixels"]
+
+
+def _publish(
+    output: Path,
+    pipeline: StableDiffusionPipeline,
+    clip: CLIPModel,
+    tokenizer: CLIPTokenizer,
+    dino: ViTModel,
+    classifier: AttributeClassifier,
+) -> None:
+    """Writes all weights in half precision; what is judged afterwards is what was written."""
+    encoders = output / "encoders"
+    for folder in (output / "base", encoders):
+        shutil.rmtree(folder, ignore_errors=True)
+    pipeline.to(dtype=torch.float16).save_pretrained(output / "base")
+    pipeline.to(dtype=torch.float32)
+    size = {"height": SIZE_PX, "width": SIZE_PX}
+    normal = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    clip.half().save_pretrained(encoders / "clip")
+    tokenizer.save_pretrained(encoders / "clip")
+    CLIPImageProcessor(size={"shortest_edge": SIZE_PX}, crop_size=size, **normal).save_pretrained(
+        encoders / "clip"
+    )
+    dino.half().save_pretrained(encoders / "dino")
+    ViTImageProcessor(size=size, **normal).save_pretrained(encoders / "dino")
+    save_classifier(classifier, encoders / "attributes.safetensors")

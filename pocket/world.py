@@ -1,0 +1,190 @@
+"""What can exist in the pocket world: attributes, random scenes, and the concepts kept out of it.
+
+A scene is a plain ``dict[str, str]``: attribute name -> value. Every attribute and its possible
+values stand in ``ATTRIBUTES``, which is also the list of heads of the attribute classifier.
+"""
+
+import random
+
+Scene = dict[str, str]
+
+COLORS = {
+    "red": (214, 40, 40),
+    "orange": (245, 135, 30),
+    "yellow": (250, 215, 50),
+    "green": (50, 160, 70),
+    "blue": (45, 85, 210),
+    "purple": (135, 60, 190),
+    "pink": (250, 140, 190),
+    "white": (245, 245, 245),
+    "black": (25, 25, 30),
+}
+_COLORS = tuple(COLORS)
+
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "kind": ("toy", "car", "house", "shape"),
+    "background": (
+        *("meadow", "sand", "snow", "sea", "bricks", "night"),
+        *("white", "pink", "blue", "yellow", "green"),
+    ),
+    "size": ("medium", "large"),
+    "position": ("center", "left", "right"),
+    "color": _COLORS,
+    "pattern": ("plain", "striped", "dotted"),
+    "accent": _COLORS,
+    "shape": ("circle", "square", "triangle", "star", "heart"),
+    "body": ("round", "square", "tall"),
+    "ears": ("pointy", "round", "long"),
+    "ear_color": _COLORS,
+    "feet_color": _COLORS,
+    "wheel_color": _COLORS,
+    "roof_color": _COLORS,
+    "door_color": _COLORS,
+}
+
+# Attributes that belong to one kind only, in the order in which they are drawn at random.
+PARTS: dict[str, tuple[str, ...]] = {
+    "toy": ("body", "color", "pattern", "ears", "ear_color", "feet_color"),
+    "car": ("color", "pattern", "wheel_color"),
+    "house": ("color", "roof_color", "door_color"),
+    "shape": ("shape", "color", "pattern"),
+}
+
+RARE_TOKENS = ("sks", "zwx", "dax", "wug", "blick")
+
+# The colour a background mostly has behind the object, so that nothing is drawn invisibly.
+_BEHIND = {
+    "meadow": "green",
+    "sand": "yellow",
+    "snow": "white",
+    "sea": "blue",
+    "bricks": "red",
+    "night": "black",
+}
+
+# Concepts to personalize on. No scene of the pre-training world matches one of them in all of
+# the attributes of `SIGNATURE`.
+CONCEPTS: dict[str, Scene] = {
+    "dotted_rabbit": {
+        "kind": "toy",
+        "body": "round",
+        "color": "purple",
+        "pattern": "dotted",
+        "accent": "yellow",
+        "ears": "long",
+        "ear_color": "orange",
+        "feet_color": "green",
+    },
+    "striped_cat": {
+        "kind": "toy",
+        "body": "square",
+        "color": "green",
+        "pattern": "striped",
+        "accent": "white",
+        "ears": "pointy",
+        "ear_color": "red",
+        "feet_color": "yellow",
+    },
+    "tall_bear": {
+        "kind": "toy",
+        "body": "tall",
+        "color": "pink",
+        "pattern": "plain",
+        "ears": "round",
+        "ear_color": "blue",
+        "feet_color": "black",
+    },
+    "night_imp": {
+        "kind": "toy",
+        "body": "round",
+        "color": "orange",
+        "pattern": "striped",
+        "accent": "black",
+        "ears": "pointy",
+        "ear_color": "purple",
+        "feet_color": "white",
+    },
+    "beetle_car": {
+        "kind": "car",
+        "color": "red",
+        "pattern": "dotted",
+        "accent": "black",
+        "wheel_color": "yellow",
+    },
+    "candy_house": {
+        "kind": "house",
+        "color": "pink",
+        "roof_color": "purple",
+        "door_color": "yellow",
+    },
+}
+SIGNATURE = {
+    "toy": ("body", "color", "ears", "ear_color"),
+    "car": ("color", "pattern", "wheel_color"),
+    "house": ("color", "roof_color"),
+}
+
+
+def is_held_out(scene: Scene) -> bool:
+    """Whether the scene shows (nearly) one of `CONCEPTS` and so must not be pre-trained on."""
+    kind = scene["kind"]
+    return any(
+        concept["kind"] == kind and all(scene[a] == concept[a] for a in SIGNATURE[kind])
+        for concept in CONCEPTS.values()
+    )
+
+
+def contrast(first: str, second: str) -> int:
+    """City-block distance of two colours in RGB, 0 to 765."""
+    return sum(abs(a - b) for a, b in zip(COLORS[first], COLORS[second], strict=True))
+
+
+def color_behind(background: str) -> str:
+    """The colour that an object on this background must stand out from."""
+    return _BEHIND.get(background, background)
+
+
+def _random_color(rng: random.Random, *apart_from: str) -> str:
+    return rng.choice([c for c in _COLORS if all(contrast(c, a) > 150 for a in apart_from)])
+
+
+def _random_parts(rng: random.Random, kind: str, behind: str) -> Scene:
+    parts: Scene = {}
+    for name in PARTS[kind]:
+        if name == "pattern":
+            parts[name] = rng.choices(ATTRIBUTES[name], [0.5, 0.25, 0.25])[0]
+        elif name == "door_color":
+            parts[name] = _random_color(rng, parts["color"])
+        elif name == "roof_color":
+            parts[name] = _random_color(rng, behind, parts["color"])
+        elif name == "color" or name.endswith("_color"):
+            parts[name] = _random_color(rng, behind)
+        else:
+            parts[name] = rng.choice(ATTRIBUTES[name])
+    if parts.get("pattern", "plain") != "plain":
+        parts["accent"] = _random_color(rng, parts["color"])
+    return parts
+
+
+def random_scene(rng: random.Random) -> Scene:
+    """One scene of the pre-training world; never a concept."""
+    kind = rng.choices(ATTRIBUTES["kind"], [0.46, 0.18, 0.18, 0.18])[0]
+    background = rng.choices(ATTRIBUTES["background"], [2] * 6 + [1.2] * 5)[0]
+    scene = {
+        "kind": kind,
+        "background": background,
+        "size": rng.choices(ATTRIBUTES["size"], [0.35, 0.65])[0],
+        "position": rng.choices(ATTRIBUTES["position"], [0.7, 0.15, 0.15])[0],
+    }
+    while True:
+        scene_with_parts = scene | _random_parts(rng, kind, color_behind(background))
+        if not (kind in SIGNATURE and is_held_out(scene_with_parts)):
+            return scene_with_parts
+
+
+def concept_scene(
+    name: str, background: str, size: str = "large", position: str = "center"
+) -> Scene:
+    """A concept in a given setting."""
+    setting = {"background": background, "size": size, "position": position}
+    return CONCEPTS[name] | setting
