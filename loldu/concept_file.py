@@ -148,7 +148,7 @@ def write_concept(
     header = {
         "format": FORMAT,
         "version": str(VERSION),
-        "checksum": _checksum(description, tensors),
+        "checksum": checksum(description, tensors),
         "description": description,
     }
     _write_atomically(path, save(tensors, metadata=header))
@@ -173,7 +173,7 @@ def read_concept(path: str | os.PathLike[str]) -> Concept:
             f"{path} is not a readable .safetensors file ({error}): it is damaged or of another "
             "kind"
         ) from error
-    if header.get("checksum") != _checksum(header.get("description", ""), tensors):
+    if header.get("checksum") != checksum(header.get("description", ""), tensors):
         raise ConceptError(f"{path} is damaged, its checksum does not fit: get the file again")
     try:
         content = json.loads(header["description"])
@@ -183,7 +183,7 @@ def read_concept(path: str | os.PathLike[str]) -> Concept:
             raise TypeError("base and config")
         if not isinstance(metadata, dict):
             raise TypeError("metadata")
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ConceptError(
             f"{path} does not hold what a concept file must ({error}): it was not written by loldu"
         ) from error
@@ -206,9 +206,16 @@ def _require_ours(header: dict[str, str], path: Path) -> None:
 def _layers(components: dict[str, Any], tensors: dict[str, Tensor]) -> Iterator[ConceptLayer]:
     """Cut the flat tensors into layers, checking every size and index against the others."""
     delta, fingerprints = tensors["delta"], tensors["fingerprint"]
-    pivots = tensors.get("pivots", torch.empty(0, dtype=torch.int32)).to(torch.int64)
-    if delta.ndim != 1 or not delta.is_floating_point() or not torch.isfinite(delta).all():
+    pivots = tensors.get("pivots", torch.empty(0, dtype=torch.int32))
+    if delta.ndim != 1 or delta.dtype not in (torch.float32, torch.float16):
+        raise TypeError("delta")
+    if not torch.isfinite(delta).all():
         raise ValueError("delta")
+    if pivots.ndim != 1 or pivots.dtype not in (torch.uint8, torch.int16, torch.int32):
+        raise TypeError("pivots")
+    if fingerprints.dtype != torch.float32:
+        raise TypeError("fingerprint")
+    pivots = pivots.to(torch.int64)
     rows = [(c, part, row) for c, part in components.items() for row in part["layers"]]
     if not rows or fingerprints.shape != (len(rows), FINGERPRINT_SIZE):
         raise ValueError("fingerprint")
@@ -255,12 +262,13 @@ def _smallest(pivots: Int[Tensor, " n"]) -> Int[Tensor, " n"] | Tensor:
     return pivots.to(torch.int32)
 
 
-def _checksum(description: str, tensors: dict[str, Tensor]) -> str:
+def checksum(description: str, tensors: dict[str, Tensor]) -> str:
+    """Return the SHA-256 of everything a concept file says."""
     digest = hashlib.sha256(description.encode())
     for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
+        tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

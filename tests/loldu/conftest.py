@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -42,10 +44,10 @@ def build_unet(seed: int = 0) -> UNet2DConditionModel:
 
 
 @pytest.fixture
-def two_layers() -> TwoLayers:
-    return build_two_layers()
+def make_two_layers() -> Callable[..., TwoLayers]:
+    return build_two_layers
 
 
 @pytest.fixture
-def unet() -> UNet2DConditionModel:
-    return build_unet()
+def make_unet() -> Callable[..., UNet2DConditionModel]:
+    return build_unet

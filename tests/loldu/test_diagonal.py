@@ -62,9 +62,7 @@ def test_draws_depend_on_seed_and_layer_only() -> None:
     assert not torch.equal(first, torch.rand(4, generator=layer_generator(1, "mid.to_q")))
 
 
-@given(
-    seed=st.integers(0, 2**31), rows=st.integers(2, 20), columns=st.integers(2, 20)
-)
+@given(seed=st.integers(0, 2**31), rows=st.integers(2, 20), columns=st.integers(2, 20))
 @settings(max_examples=30, deadline=None)
 def test_norm_is_that_of_the_dense_delta_weight(seed: int, rows: int, columns: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -91,9 +89,7 @@ def test_projection_is_the_nearest_point_of_the_ball(radius: float) -> None:
 @pytest.mark.parametrize("train_scale", [True, False])
 @pytest.mark.parametrize("perturbs", [True, False])
 def test_shrink_scales_delta(train_scale: bool, perturbs: bool) -> None:
-    diagonal = LoLDUDiagonal(
-        4, 0.5, pivoting="partial", train_scale=train_scale, perturbs=perturbs
-    )
+    diagonal = LoLDUDiagonal(4, 0.5, pivoting="partial", train_scale=train_scale, perturbs=perturbs)
     with torch.no_grad():
         for tensor in (*diagonal.parameters(), diagonal.z_ref, diagonal.perturbation):
             if tensor is not None:

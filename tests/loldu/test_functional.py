@@ -18,8 +18,12 @@ def operands(
     layer = nn.Linear(shape[1], shape[0]).to(dtype).requires_grad_(False)
     layer.weight.copy_(gaussian(*shape))
     layer.bias.copy_(gaussian(shape[0]))
-    return gaussian(2, tokens, shape[1]), layer, gaussian(shape[0], r), gaussian(r), gaussian(
-        r, shape[1]
+    return (
+        gaussian(2, tokens, shape[1]),
+        layer,
+        gaussian(shape[0], r),
+        gaussian(r),
+        gaussian(r, shape[1]),
     )
 
 
@@ -98,9 +102,7 @@ def test_a_layer_with_hooks_is_called() -> None:
 def test_lower_precision_agrees_with_float64(dtype: torch.dtype, tolerance: float) -> None:
     x, layer, left, delta, right = operands(5, 4)
     expected = dense_reference(x, layer, left, delta, right)
-    y = adapted_linear(
-        x.to(dtype), layer.to(dtype), left.to(dtype), delta.float(), right.to(dtype)
-    )
+    y = adapted_linear(x.to(dtype), layer.to(dtype), left.to(dtype), delta.float(), right.to(dtype))
     assert y.dtype == dtype
     assert (y.double() - expected).abs().max() <= tolerance * expected.abs().max()
 
