@@ -140,7 +140,7 @@ def test_a_second_concept_takes_over_and_the_first_stays_at_hand(
     assert torch.allclose(sample(unet), sample(second), atol=1e-6)
     unet.set_adapters("a")
     assert torch.equal(sample(unet), sample(first))
-    with pytest.raises(ConceptError, match="'a' is already loaded"):
+    with pytest.raises(ConceptError, match=r"'a' is already loaded"):
         load_concept(unet, tmp_path / "b.safetensors", "a")
 
 
@@ -199,7 +199,7 @@ def test_pipelines_with_an_adapted_text_encoder(make_unet: MakeUNet, tmp_path: P
         expected = encoder(tokens).last_hidden_state
         assert torch.equal(fresh.components["text_encoder"](tokens).last_hidden_state, expected)
     assert torch.equal(sample(fresh.components["unet"]), sample(trained.components["unet"]))
-    with pytest.raises(ConceptError, match="also changes the .*: pass the whole pipeline"):
+    with pytest.raises(ConceptError, match=r"also changes the .*: pass the whole pipeline"):
         load_concept(make_unet(), path)
 
 
@@ -311,24 +311,24 @@ def test_a_model_of_another_method_is_refused(make_two_layers: MakeModel, tmp_pa
     config = LoLDUConfig(r=6, target_modules=["wide"])
     path = save_concept(get_peft_model(make_two_layers(), config), tmp_path / "toy.safetensors")
     lora = get_peft_model(make_two_layers(), LoraConfig(target_modules=["tall"]))
-    with pytest.raises(ConceptError, match="PeftModel of another method"):
+    with pytest.raises(ConceptError, match=r"PeftModel of another method"):
         load_concept(lora, path, "toy")
 
 
 def test_what_cannot_be_saved(make_two_layers: MakeModel, tmp_path: Path) -> None:
     path = tmp_path / "toy.safetensors"
-    with pytest.raises(ConceptError, match="no LoLDU adapter named 'default'"):
+    with pytest.raises(ConceptError, match=r"no LoLDU adapter named 'default'"):
         save_concept(make_two_layers(), path)
-    with pytest.raises(TypeError, match="expected a model or a diffusers pipeline, got str"):
+    with pytest.raises(TypeError, match=r"expected a model or a diffusers pipeline, got str"):
         save_concept("model", path)
     config = LoLDUConfig(r=6, target_modules=["wide"], modules_to_save=["head"])
-    with pytest.raises(ConceptError, match="also trains head in full .*use save_pretrained"):
+    with pytest.raises(ConceptError, match=r"also trains head in full .*use save_pretrained"):
         save_concept(get_peft_model(make_two_layers(), config), path)
     model = get_peft_model(make_two_layers(), LoLDUConfig(r=6, target_modules=["wide"]))
-    with pytest.raises(ConceptError, match="not JSON"):
+    with pytest.raises(ConceptError, match=r"not JSON"):
         save_concept(model, path, metadata={"when": object()})
     nn.init.constant_(model.base_model.model.wide.diagonal("default").dz, torch.nan)
-    with pytest.raises(ConceptError, match="'wide' is not finite"):
+    with pytest.raises(ConceptError, match=r"'wide' is not finite"):
         save_concept(model, path)
     assert not list(tmp_path.iterdir())
 
@@ -339,7 +339,7 @@ def test_an_existing_file_is_kept_unless_told_otherwise(
     path = tmp_path / "folder" / "toy.safetensors"
     model = get_peft_model(make_two_layers(), LoLDUConfig(r=6, target_modules=["wide"]))
     save_concept(model, path, metadata={"n": 1})
-    with pytest.raises(ConceptError, match="exists: pass overwrite=True"):
+    with pytest.raises(ConceptError, match=r"exists: pass overwrite=True"):
         save_concept(model, path, metadata={"n": 2})
     assert read_concept(path).metadata == {"n": 1}
     save_concept(model, path, metadata={"n": 2}, overwrite=True)

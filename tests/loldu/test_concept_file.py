@@ -108,7 +108,7 @@ def test_truncated_files_are_refused(path: Path) -> None:
     content = path.read_bytes()
     for size in (*range(0, 24), *range(24, len(content), 7), len(content) - 1):
         path.write_bytes(content[:size])
-        with pytest.raises(ConceptError, match="toy.safetensors"):
+        with pytest.raises(ConceptError, match=r"toy\.safetensors"):
             read_concept(path)
 
 
@@ -123,26 +123,25 @@ def test_a_changed_byte_is_noticed(path: Path, data: st.DataObject) -> None:
     damaged.write_bytes(changed)
     try:
         survived = read_concept(damaged)
-    except ConceptError as refusal:
-        assert "\n" not in str(refusal)
-    else:
-        # Padding and key order of the header may change without changing the content.
-        assert_same(survived, read_concept(path))
+    except ConceptError:
+        return
+    # Spaces in the header may change without changing the content.
+    assert_same(survived, read_concept(path))
 
 
 @given(garbage=st.binary(max_size=400))
 @SMALL
 def test_garbage_is_refused(path: Path, garbage: bytes) -> None:
     path.write_bytes(garbage)
-    with pytest.raises(ConceptError, match="toy.safetensors"):
+    with pytest.raises(ConceptError, match=r"toy\.safetensors"):
         read_concept(path)
 
 
 def test_other_kinds_of_file_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "file.safetensors"
-    with pytest.raises(ConceptError, match="does not exist"):
+    with pytest.raises(ConceptError, match=r"does not exist"):
         read_concept(path)
-    with pytest.raises(ConceptError, match="does not exist"):
+    with pytest.raises(ConceptError, match=r"does not exist"):
         read_concept(tmp_path)
     for content in (b"", b"# notes\n", pickle.dumps({"a": 1})):
         path.write_bytes(content)
@@ -152,13 +151,13 @@ def test_other_kinds_of_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConceptError, match=r"not a LoLDU concept \(a LoRA or model weights\?\)"):
         read_concept(path)
     save_file({"delta": torch.ones(2)}, path)
-    with pytest.raises(ConceptError, match="not a LoLDU concept"):
+    with pytest.raises(ConceptError, match=r"not a LoLDU concept"):
         read_concept(path)
 
 
 def test_a_newer_format_asks_for_a_newer_loldu(path: Path) -> None:
     save_file(load_file(path), path, metadata={"format": "loldu-concept", "version": "2"})
-    with pytest.raises(ConceptError, match="format version 2.*install a newer loldu"):
+    with pytest.raises(ConceptError, match=r"format version 2.*install a newer loldu"):
         read_concept(path)
 
 
@@ -196,7 +195,7 @@ def test_impossible_content_is_refused_though_its_checksum_fits(
     forged.__dict__.update(vars(concept(good)) | {"layers": (bad,)})
     path = tmp_path / "toy.safetensors"
     write_concept(forged, path)
-    with pytest.raises(ConceptError, match="does not hold what a concept file must"):
+    with pytest.raises(ConceptError, match=r"does not hold what a concept file must"):
         read_concept(path)
 
 
@@ -218,7 +217,7 @@ def test_tensors_of_another_kind_are_refused(path: Path, name: str, tensor: torc
     tensors = load_file(path) | {name: tensor}
     header["checksum"] = checksum(header["description"], tensors)
     save_file(tensors, path, metadata=header)
-    with pytest.raises(ConceptError, match=f"does not hold what a concept file must.*{name}"):
+    with pytest.raises(ConceptError, match=rf"does not hold what a concept file must.*{name}"):
         read_concept(path)
 
 
@@ -237,14 +236,14 @@ def test_descriptions_of_another_kind_are_refused(path: Path, description: str) 
         "checksum": checksum(description, tensors),
     }
     save_file(tensors, path, metadata=header)
-    with pytest.raises(ConceptError, match="does not hold what a concept file must"):
+    with pytest.raises(ConceptError, match=r"does not hold what a concept file must"):
         read_concept(path)
 
 
 def test_a_layer_may_not_occur_twice(tmp_path: Path) -> None:
     path = tmp_path / "toy.safetensors"
     write_concept(concept(layer("a", 6, 4, 3), layer("a", 6, 4, 3)), path)
-    with pytest.raises(ConceptError, match="a layer occurs twice"):
+    with pytest.raises(ConceptError, match=r"a layer occurs twice"):
         read_concept(path)
 
 

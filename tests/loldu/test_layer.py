@@ -28,7 +28,9 @@ def gaussian(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def reference_delta_weight(weight: Tensor, dz: Tensor, *, scale: float, z: Tensor, kept: Tensor):
+def reference_delta_weight(
+    weight: Tensor, dz: Tensor, *, scale: float, z: Tensor, kept: Tensor
+) -> Tensor:
     """``s P L_r diag(z + dz - kept) U_r`` with the factors of LAPACK's LU."""
     permutation, lower, upper = torch.linalg.lu(weight.double())
     r = len(dz)
@@ -63,7 +65,7 @@ def test_eight_inits_change_the_weight_as_the_published_code_does(init: str, res
 @pytest.mark.parametrize("init", PERTURBING)
 def test_the_published_perturbing_inits_move_the_output_before_training(init: str) -> None:
     weight, x = gaussian(48, 48), gaussian(5, 48, seed=2)
-    model, layer = adapt(weight, r=48, diagonal_init=init, residual="perturb")
+    model, _layer = adapt(weight, r=48, diagonal_init=init, residual="perturb")
     with model.disable_adapter():
         before = model(x)
     assert (model(x) - before).abs().max() > 0.5
@@ -257,7 +259,7 @@ def test_merge_and_unload_leaves_plain_layers() -> None:
 
 
 def test_unload_gives_the_base_back() -> None:
-    model, layer, x = two_adapters()
+    model, _layer, x = two_adapters()
     with model.disable_adapter():
         base = model(x)
     model.merge_adapter()
@@ -312,7 +314,7 @@ def test_a_dropped_direction_is_told_with_its_layer_and_cure() -> None:
 
 
 def test_a_layer_with_nothing_to_factor_is_an_error() -> None:
-    with pytest.raises(ValueError, match="layer '0' has nothing to factor.*exclude_modules"):
+    with pytest.raises(ValueError, match=r"layer '0' has nothing to factor.*exclude_modules"):
         adapt(torch.zeros(4, 4), r=2)
     with pytest.raises(ValueError, match="layer '0': the weight has entries that are not finite"):
         adapt(torch.full((4, 4), torch.nan), r=2)
