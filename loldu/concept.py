@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from peft import PeftModel, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
 
 from .concept_file import (
     BASE_DTYPES,
@@ -168,7 +168,7 @@ def _read_layer(component: str, name: str, module: LoLDULayer, adapter_name: str
     diagonal, weight = module.diagonal(adapter_name), module.base_weight()
     if diagonal.dz.is_meta or weight.is_meta:
         raise ConceptError(f"layer '{name}' has no values yet: load the model's weights first")
-    base_dtype = str(weight.dtype).removeprefix("torch.")
+    base_dtype = _dtype_name(weight)
     if base_dtype not in BASE_DTYPES:
         raise ConceptError(
             f"layer '{name}' has a {base_dtype} weight, for which a concept would not be portable: "
@@ -251,16 +251,27 @@ def _verify(layers: list[ConceptLayer], model: nn.Module, path: str | os.PathLik
         elif tuple(base.weight.shape) != (layer.out_features, layer.in_features):
             here = " x ".join(str(size) for size in base.weight.shape)
             problem = f"{layer.out_features} x {layer.in_features}, which is {here} here"
-        elif not same_base(
-            layer, module.base_weight() if isinstance(module, LoLDULayer) else base.weight
-        ):
+        elif not same_base(layer, weight := _weight(module, base)):
             problem = "whose weight is not the one here"
+        elif layer.basis == "svd" and layer.base_dtype != _dtype_name(weight):
+            problem = (
+                f"whose SVD changes with the dtype: it was trained on {layer.base_dtype}, and this "
+                f"is {_dtype_name(weight)}"
+            )
         else:
             continue
         raise ConceptError(
             f"{path} was made for another base model: it changes layer '{layer.name}', "
             f"{problem}; load the base it was trained on"
         )
+
+
+def _weight(module: nn.Module | None, base: nn.Linear) -> Tensor:
+    return module.base_weight() if isinstance(module, LoLDULayer) else base.weight
+
+
+def _dtype_name(weight: Tensor) -> str:
+    return str(weight.dtype).removeprefix("torch.")
 
 
 def _inject(part: nn.Module, adapter_name: str, layers: list[ConceptLayer]) -> None:

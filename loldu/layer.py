@@ -348,17 +348,24 @@ class Linear(nn.Module, LoLDULayer):
         self._weight_token = self._current_weight_token()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Linear":
-        """Move the factors along; after a cast they are made anew from the cast weight."""
+        """Move the factors along.
+
+        After a cast, LDU factors are made anew at their pivots, as they would be on reloading; an
+        SVD has nothing to hold a new one to, so its factors are cast.
+        """
         before = self.base_weight().dtype
         super()._apply(fn, recurse)
         weight = self.linear.weight
         if self._weight_before_merge is not None:
             self._weight_before_merge = fn(self._weight_before_merge)
-        if weight.is_meta or weight.dtype != before:
-            self.factors.clear()
-        else:
-            moved = {id(held): held.to(weight.device) for held in self.factors.values()}
-            self.factors = {name: moved[id(held)] for name, held in self.factors.items()}
+        moved = {
+            id(held): held.to(weight.device, weight.dtype)
+            for held in self.factors.values()
+            if not weight.is_meta and (weight.dtype == before or held.pivoting is None)
+        }
+        self.factors = {
+            name: moved[id(held)] for name, held in self.factors.items() if id(held) in moved
+        }
         self._weight_token = self._current_weight_token()
         return self
 

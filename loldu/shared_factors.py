@@ -52,10 +52,10 @@ class SharedFactors:
             return True
         return torch.equal(pivots[..., :rank].cpu().long(), self.pivots[..., :rank])
 
-    def to(self, device: torch.device) -> "SharedFactors":
-        """Move to a device."""
-        if device == self.left.device:
+    def to(self, device: torch.device, dtype: torch.dtype) -> "SharedFactors":
+        """Move to a device and a dtype."""
+        if (device, dtype) == (self.left.device, self.left.dtype):
             return self
-        left, right = self.left.to(device), self.right.to(device)
+        left, right = self.left.to(device, dtype), self.right.to(device, dtype)
         gain, diagonal = self.gain.to(device), self.diagonal.to(device)
         return SharedFactors(self.pivoting, left, right, gain, diagonal, self.pivots)

@@ -286,6 +286,13 @@ def test_a_small_change_of_a_float32_base_is_noticed(make_unet: MakeUNet, tmp_pa
         assert_refused(unet, path, f"'{layer}'")
 
 
+def test_an_svd_concept_asks_for_the_dtype_it_was_trained_on(
+    make_unet: MakeUNet, tmp_path: Path
+) -> None:
+    path = save_concept(trained_unet(make_unet, factorization="svd"), tmp_path / "toy.safetensors")
+    assert_refused(make_unet().half(), path, r"trained on float32, and this is float16")
+
+
 def test_missing_layers_and_other_shapes_are_refused(
     make_two_layers: MakeModel, tmp_path: Path
 ) -> None:

@@ -282,6 +282,15 @@ def test_casting_the_base_refactors_it_at_the_same_pivots() -> None:
     assert torch.equal(fresh.get_delta_weight("default"), layer.get_delta_weight("default"))
 
 
+def test_casting_the_base_keeps_the_directions_of_an_svd() -> None:
+    model, layer = adapt(gaussian(40, 40), r=40, factorization="svd", init_weights=False)
+    before = layer.get_delta_weight("default")
+    model.to(torch.bfloat16)
+    error = layer.get_delta_weight("default") - before
+    assert layer.factors_of("default").left.dtype == torch.bfloat16
+    assert error.norm() <= 0.01 * before.norm()
+
+
 def test_factors_follow_a_reloaded_base_weight() -> None:
     model, layer, _ = two_adapters()
     old = layer.get_delta_weight("default")
