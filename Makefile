@@ -5,9 +5,9 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
-CONCEPT ?= datasets/concepts/toy
-CONCEPT_PROMPT ?= a photo of a sks toy
-CLASS_PROMPT ?= a photo of a toy
+# A folder of datasets/concepts, and what kind of thing it is.
+CONCEPT ?= dotted_rabbit
+CLASS ?= toy
 DEMO := runs/demo
 
 BIN := .venv/bin
@@ -31,11 +31,12 @@ $(STAMP): pyproject.toml constraints.txt
 		-c constraints.txt -e '.[eval,dev]' | $(PIP_PROGRESS)
 	@touch $@
 
-demo: $(STAMP)  ## teach the embedded base a new concept; writes runs/demo/report.png, replacing the last demo's
-	@rm -rf $(DEMO)
-	$(BIN)/python -m trainer --preset pocket --instance_data_dir $(CONCEPT) \
-		--instance_prompt "$(CONCEPT_PROMPT)" --class_prompt "$(CLASS_PROMPT)" --output_dir $(DEMO)
-	$(BIN)/python -m eval report --preset pocket --concept $(DEMO)/concept.safetensors --output_dir $(DEMO)
+demo: $(STAMP)  ## teach the embedded base a concept; writes runs/demo/report.png over the last demo's
+	$(BIN)/python -m trainer --preset pocket --instance_data_dir datasets/concepts/$(CONCEPT) \
+		--instance_prompt "a photo of a sks $(CLASS)" --class_prompt "a photo of a $(CLASS)" \
+		--output_dir $(DEMO) --overwrite
+	$(BIN)/python -m eval report --preset pocket --concept $(DEMO)/concept.safetensors \
+		--output_dir $(DEMO) --overwrite
 
 lint: $(STAMP)  ## ruff, pyright and import-linter
 	$(BIN)/ruff check .

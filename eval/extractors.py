@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -104,21 +102,16 @@ def _side(size: int | dict[str, int]) -> int:
 def dino_preprocess(name_or_path: str, image_size: int) -> Preprocess:
     """Return the preprocessing that the published DINO score is defined with, or a folder's own.
 
-    Resize 256, crop 224, ImageNet mean and deviation. A local folder's ``preprocessor_config.json``
-    gives size, mean and deviation instead, and says by ``do_center_crop`` whether to crop at all;
-    where it does not say, the crop has the same proportion. Only the preset published with DINO's
-    own weights is never followed, which squashes the picture and normalises with 0.5.
+    Resize 256, crop 224, ImageNet mean and deviation (in that proportion for another size). A
+    local folder's ``preprocessor_config.json`` comes first: its size, mean and deviation, and a
+    crop if it asks for one. Only the preset published with DINO's own weights is never followed,
+    which squashes the picture to 224 and normalises with 0.5.
     """
-    config_file = Path(name_or_path) / "preprocessor_config.json"
-    if not config_file.is_file():
-        return Preprocess(round(image_size * 256 / 224), image_size)
-    folder = Preprocess.from_pretrained(name_or_path)
-    if "do_center_crop" in json.loads(config_file.read_text(encoding="utf-8")):
-        return folder
-    if folder.resize_px == 224 and folder.mean == folder.std == (0.5, 0.5, 0.5):
-        return Preprocess(256, 224)
-    side = folder.resize_px
-    return dataclasses.replace(folder, resize_px=round(side * 256 / 224), crop_px=side)
+    if (Path(name_or_path) / "preprocessor_config.json").is_file():
+        own = Preprocess.from_pretrained(name_or_path)
+        if own != Preprocess(224, None, (0.5,) * 3, (0.5,) * 3):
+            return own
+    return Preprocess(round(image_size * 256 / 224), image_size)
 
 
 class ClipExtractor(ImageTextExtractor):

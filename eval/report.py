@@ -14,14 +14,15 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
+from rich.console import Console
 
 from eval.config import ReportConfig
 from eval.errors import EvalError
 from eval.origin import Origin, read_origin
-from eval.picture import ScoreBar, Section, draw_report
 from eval.prompts import fill, without_token
 from eval.score import Extractors, likeness, load_images, pick_device, refuse_to_overwrite
-from loldu import load_concept
+from eval.sheet import Drawn, draw_sheet, score_table
+from loldu import __version__, load_concept
 from trainer.base import load_pipeline
 from trainer.files import save_png, write_atomically
 from trainer.sampling import sample_images
@@ -29,6 +30,7 @@ from trainer.sampling import sample_images
 logger = logging.getLogger(__name__)
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 REPORT_JSON, REPORT_PNG, HELD_OUT = "report.json", "report.png", "held_out"
 
 
@@ -47,14 +49,6 @@ class Plan:
         return prompts, seeds + [seed for seed in self.seeds for _ in self.other_prompts]
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """The pictures of one model."""
-
-    concept: list[Image.Image]
-    others: list[Image.Image]
-
-
 def report(config: ReportConfig) -> None:
     """Sample, score, and write `report.json` and `report.png`.
 
@@ -65,7 +59,7 @@ def report(config: ReportConfig) -> None:
     refuse_to_overwrite(paths, overwrite=config.scoring.overwrite)
     origin = read_origin(config)
     plan = make_plan(config, origin)
-    taught, truth = true_pictures(config.real or origin.instance_data_dir)
+    taught, truth = true_pictures(origin.instance_data_dir)
     extractors = Extractors.load(config.scoring)
 
     started = time.perf_counter()
@@ -83,14 +77,13 @@ def report(config: ReportConfig) -> None:
         "guidance_scale": config.guidance_scale,
         "mixed_precision": config.mixed_precision,
         **asdict(plan),
-        "versions": {
-            name: version(name) for name in ("torch", "diffusers", "transformers", "peft")
-        },
+        "versions": {"loldu": __version__, **{name: version(name) for name in LIBRARIES}},
     }
-    sheet = draw_sheet(result, origin, plan, base, adapted, taught)
+    sheet = draw_sheet(result, f"{origin.token} {origin.class_name}", base, adapted, taught)
     config.output_dir.mkdir(parents=True, exist_ok=True)
     write_atomically(paths[0], json.dumps(result, indent=2) + "\n")
     save_png(sheet, paths[1])
+    Console(stderr=True).print(score_table(result["scores"]))
     logger.info("Wrote %s and %s", *paths)
 
 
@@ -173,69 +166,3 @@ def score_all(
         scores["other_prompts"][name] = {"clip_t": other}
     scores["real"] = likeness(taught_features, true_features, exclude_self=truth is None)
     return scores
-
-
-def draw_sheet(
-    result: dict[str, Any],
-    origin: Origin,
-    plan: Plan,
-    base: Drawn,
-    adapted: Drawn,
-    taught: Sequence[Image.Image],
-) -> Image.Image:
-    """Draw the report's picture."""
-    sections = [
-        Section("The concept", "The pictures it was taught with.", [("", taught)]),
-        Section(
-            "Asked for the concept",
-            "Each column has one prompt and one starting noise, before and after the concept file "
-            "is loaded.",
-            [("before", base.concept), ("after", adapted.concept)],
-            plan.prompts * len(plan.seeds),
-        ),
-        Section(
-            "Asked for other things",
-            "What was not taught should stay as it was.",
-            [("before", base.others), ("after", adapted.others)],
-            plan.other_prompts * len(plan.seeds),
-        ),
-    ]
-    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
-    footer = (
-        f"Base {result['base']}; {len(base.concept)} pictures of the concept and "
-        f"{len(base.others)} of other things from each model, in "
-        f"{result['num_inference_steps']} steps at guidance {result['guidance_scale']:g}; "
-        f"{versions}."
-    )
-    title = f"“{origin.token} {origin.class_name}”, before and after"
-    return draw_report(title, _summary(result), sections, _bars(result["scores"]), footer)
-
-
-def _summary(result: dict[str, Any]) -> str:
-    facts = [f"a concept file of {result['concept_bytes'] / 1000:.0f} kB"]
-    if result["trainable_parameters"] is not None:
-        facts.insert(0, f"{result['trainable_parameters']:,} trained numbers")
-    if result["train_seconds"] is not None:
-        facts.append(f"{result['train_steps']} steps in {result['train_seconds']:.0f} seconds")
-    return " · ".join(facts)
-
-
-def _bars(scores: dict[str, Any]) -> list[ScoreBar]:
-    def bar(name: str, meaning: str, metric: str) -> ScoreBar:
-        real = scores["real"].get(metric)
-        return ScoreBar(name, meaning, scores["base"][metric], scores["adapted"][metric], real)
-
-    others = scores["other_prompts"]
-    return [
-        bar("Looks like the concept: DINO", "Against true pictures, by shape and detail", "dino"),
-        bar(
-            "Looks like the concept: CLIP-I", "Against true pictures, by kind and colour", "clip_i"
-        ),
-        bar("Follows the prompt: CLIP-T", "Against the prompt, without the rare token", "clip_t"),
-        ScoreBar(
-            "Other things still follow: CLIP-T",
-            "Pictures of other things against their prompts",
-            others["base"]["clip_t"],
-            others["adapted"]["clip_t"],
-        ),
-    ]

@@ -21,7 +21,7 @@ from eval.extractors import ImageExtractor, ImageTextExtractor, load_clip, load_
 from eval.metrics import clip_t, image_similarity, mean_over_subjects
 from eval.prompts import without_token
 from trainer.files import write_atomically
-from trainer.instances import list_images, load_image
+from trainer.instances import SUFFIXES, list_images, load_image
 
 
 @dataclass(frozen=True)
@@ -126,13 +126,9 @@ def refuse_to_overwrite(paths: Sequence[Path], *, overwrite: bool) -> None:
 
 def _subjects(generated: Path, real: Path) -> dict[str, tuple[Path, Path]]:
     """Pair the folders: a folder of pictures is one subject, a folder of folders holds many."""
-    names = (
-        sorted(path.name for path in generated.iterdir() if path.is_dir())
-        if generated.is_dir()
-        else []
-    )
-    has_pictures = generated.is_dir() and any(path.is_file() for path in generated.iterdir())
-    if has_pictures or not names:
+    entries = sorted(generated.iterdir()) if generated.is_dir() else []
+    names = [path.name for path in entries if path.is_dir()]
+    if not names or any(path.suffix.lower() in SUFFIXES for path in entries):
         return {generated.name: (generated, real)}
     for name in names:
         if not (real / name).is_dir():

@@ -136,7 +136,7 @@ def test_published_dino_preprocessing() -> None:
         ),
         (
             {"size": 112, "image_mean": [0.4] * 3, "image_std": [0.3] * 3},
-            Preprocess(128, 112, (0.4,) * 3, (0.3,) * 3),
+            Preprocess(112, None, (0.4,) * 3, (0.3,) * 3),
         ),
         (
             {
