@@ -20,6 +20,9 @@ def run(argv: Sequence[str] | None = None) -> int:
     except TrainerError as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    except OSError as error:  # a full disk, a folder that may not be written
+        sys.stderr.write(f"{error.filename or 'A file'}: {error.strerror or error}.\n")
+        return 2
     except KeyboardInterrupt:
         sys.stderr.write("Stopped; --resume latest continues from the last checkpoint.\n")
         return 130

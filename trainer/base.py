@@ -1,7 +1,6 @@
 """The frozen base: a Stable Diffusion pipeline from a folder, the hub or a single file."""
 
 import hashlib
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +11,6 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from trainer.errors import TrainerError
-
-logger = logging.getLogger(__name__)
 
 
 def load_pipeline(
@@ -45,7 +42,7 @@ def load_pipeline(
     _check_source(name, "--pretrained_model_name_or_path", "model_index.json")
     if vae is not None:
         _check_source(vae, "--vae", "config.json")
-    with _quiet(), _in_one_sentence(name):
+    with _quiet(), _in_one_sentence("base", name):
         if Path(name).is_file():
             pipeline = StableDiffusionPipeline.from_single_file(name, torch_dtype=torch.float32)
             if torch_dtype != torch.float32:
@@ -66,7 +63,7 @@ def load_pipeline(
             "pipelines can be trained here."
         )
     if vae is not None:
-        with _quiet(), _in_one_sentence(vae):
+        with _quiet(), _in_one_sentence("VAE", vae):
             pipeline.vae = AutoencoderKL.from_pretrained(vae, dtype=torch.float32)
     pipeline.safety_checker = None
     for part in (pipeline.unet, pipeline.text_encoder, pipeline.vae):
@@ -106,14 +103,14 @@ def _check_source(name: str, flag: str, index: str) -> None:
 
 
 @contextmanager
-def _in_one_sentence(name: str) -> Iterator[None]:
+def _in_one_sentence(part: str, name: str) -> Iterator[None]:
     """Loading fails in a dozen ways with pages of text; the first line says which."""
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
         where = "read" if Path(name).exists() else "found as a folder, nor fetched from the hub"
-        raise TrainerError(f"The base {name} cannot be {where} ({reason}).") from error
+        raise TrainerError(f"The {part} {name} cannot be {where} ({reason}).") from error
 
 
 @contextmanager

@@ -58,12 +58,18 @@ def read_captions(images: list[Path], prompt: str | None, flag: str) -> list[Cap
     """Each picture with its `.txt` sidecar's text, or else the prompt.
 
     Raises:
-        TrainerError: when a picture has neither; `flag` names the option that gives the prompt.
+        TrainerError: when a picture has neither, or a caption that is not text; `flag` names the
+            option that gives the prompt.
     """
     captioned = []
     for path in images:
         sidecar = path.with_suffix(".txt")
-        caption = sidecar.read_text(encoding="utf-8").strip() if sidecar.is_file() else prompt
+        try:
+            caption = sidecar.read_text(encoding="utf-8").strip() if sidecar.is_file() else prompt
+        except UnicodeDecodeError as error:
+            raise TrainerError(
+                f"The caption {sidecar} is not UTF-8 text; save it as that."
+            ) from error
         if not caption:
             raise TrainerError(f"{path} has no caption: give {flag}, or a prompt in {sidecar}.")
         captioned.append(CaptionedImage(path, caption))

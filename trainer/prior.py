@@ -3,9 +3,12 @@
 import hashlib
 import json
 import logging
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from diffusers import StableDiffusionPipeline
+from PIL import Image
 from tqdm import tqdm
 
 from trainer.base import fingerprint
@@ -50,14 +53,10 @@ def class_images(
             f"--class_data_dir {own} has no pictures; put some there, or give --class_prompt to "
             "have them drawn."
         )
-    captions = [
-        prior.class_prompt[index % len(prior.class_prompt)]
-        for index in range(prior.num_class_images)
-    ]
     recipe = {
         "base": fingerprint(pipeline),
         "prompts": prior.class_prompt,
-        "noise_scheduler": pipeline.scheduler.config.get("_class_name", ""),
+        "noise_scheduler": pipeline.scheduler.to_json_string(),
         "resolution": resolution,
         "seed": seed,
         "num_inference_steps": num_inference_steps,
@@ -67,35 +66,47 @@ def class_images(
     folder = (own or output_dir / "class_images") / digest
     folder.mkdir(parents=True, exist_ok=True)
     images = [
-        CaptionedImage(folder / f"{index:05d}.png", caption)
-        for index, caption in enumerate(captions)
-    ]
-    missing = [index for index, image in enumerate(images) if not image.path.exists()]
-    if missing:
-        logger.info("Drawing %d class pictures into %s", len(missing), folder)
-    for start in tqdm(
-        range(0, len(missing), BATCH_SIZE), desc="class pictures", disable=not missing
-    ):
-        batch = missing[start : start + BATCH_SIZE]
-        drawn = sample_images(
-            pipeline,
-            [captions[index] for index in batch],
-            [seed + index for index in batch],
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            batch_size=BATCH_SIZE,
-            resolution=resolution,
-            progress=False,
+        CaptionedImage(
+            folder / f"{index:05d}.png", prior.class_prompt[index % len(prior.class_prompt)]
         )
+        for index in range(prior.num_class_images)
+    ]
+    draw = partial(
+        sample_images,
+        pipeline,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        batch_size=BATCH_SIZE,
+        resolution=resolution,
+        progress=False,
+    )
+    _draw_missing(draw, images, seed)
+    return images
+
+
+def _draw_missing(
+    draw: Callable[[list[str], list[int]], list[Image.Image]],
+    images: list[CaptionedImage],
+    seed: int,
+) -> None:
+    """Draw batch by batch, always the same batches, so that what is drawn later is the same."""
+    batches = [range(len(images))[at : at + BATCH_SIZE] for at in range(0, len(images), BATCH_SIZE)]
+    lacking = [batch for batch in batches if not all(images[i].path.exists() for i in batch)]
+    if not lacking:
+        return
+    folder = images[0].path.parent
+    logger.info("Drawing class pictures into %s", folder)
+    for batch in tqdm(lacking, desc="class pictures", unit="batch"):
+        drawn = draw([images[index].caption for index in batch], [seed + index for index in batch])
         for index, image in zip(batch, drawn, strict=True):
-            save_png(image, images[index].path)
+            if not images[index].path.exists():
+                save_png(image, images[index].path)
         rows = [
             {"file_name": image.path.name, "text": image.caption, "seed": seed + index}
             for index, image in enumerate(images)
             if image.path.exists()
         ]
         write_atomically(folder / METADATA, "".join(json.dumps(row) + "\n" for row in rows))
-    return images
 
 
 def _has_images(folder: Path) -> bool:

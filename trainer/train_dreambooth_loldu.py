@@ -6,6 +6,7 @@
 `python -m trainer` is the same command; `--help` explains every option.
 """
 
+import dataclasses
 import logging
 import sys
 import time
@@ -58,7 +59,7 @@ def main(config: Config) -> None:
         TrainerError: for what the person can put right.
     """
     # ------------------------------------------------------------ what can fail fast, fails first
-    base, optimization = config.base, config.optimization
+    optimization = config.optimization
     accelerator = make_accelerator(config)
     instances = find_instances(config.instance)
     checkpoint = find_checkpoint(config)
@@ -66,12 +67,9 @@ def main(config: Config) -> None:
 
     # ------------------------------------------------------------------------- the frozen base
     pipeline = load_pipeline(
-        base.pretrained_model_name_or_path,
+        **dataclasses.asdict(config.base),
         torch_dtype=DTYPES[optimization.mixed_precision],
         device=accelerator.device,
-        vae=base.vae,
-        revision=base.revision,
-        variant=base.variant,
     )
 
     # ------------------------------------------- pictures, class pictures, their latents, prompts
@@ -127,11 +125,13 @@ def make_accelerator(config: Config) -> Accelerator:
             "--mixed_precision fp16 needs a CUDA GPU and there is none; use --mixed_precision no."
         )
     # The factors are buffers, the same in every process: nothing to broadcast each step.
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=precision,
         gradient_accumulation_steps=config.optimization.gradient_accumulation_steps,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+    logger.setLevel(logging.INFO if accelerator.is_main_process else logging.WARNING)
+    return accelerator
 
 
 def prepare_pictures(

@@ -95,6 +95,10 @@ def test_what_cannot_be_used_is_named(pictures: Path, tmp_path: Path) -> None:
         find_instances(InstanceConfig(pictures))
     with pytest.raises(TrainerError, match=r"a\.png is too small: 20 x 24 .* at least 128"):
         find_instances(InstanceConfig(pictures, "sks", resolution=512))
+    (pictures / "a.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(TrainerError, match=r"a\.txt is not UTF-8"):
+        find_instances(InstanceConfig(pictures, "sks"))
+    (pictures / "a.txt").unlink()
     (pictures / "b.png").write_bytes((pictures / "b.png").read_bytes()[:200])
     with pytest.raises(TrainerError, match=r"b\.png cannot be read"):
         find_instances(InstanceConfig(pictures, "sks", resolution=16))

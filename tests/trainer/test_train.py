@@ -259,6 +259,15 @@ def test_a_mistake_is_one_sentence_and_exit_status_2(
     assert not (output_dir / "config.toml").exists()
 
 
+def test_a_folder_that_cannot_be_made_is_one_sentence(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("x")
+    assert run([*flags, "--output_dir", str(tmp_path / "file" / "run")]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == f"{tmp_path}/file/run: Not a directory."
+
+
 def test_the_script_runs_by_its_path(tmp_path: Path) -> None:
     script = ROOT / "trainer" / "train_dreambooth_loldu.py"
     finished = subprocess.run(
