@@ -49,7 +49,7 @@ class Corpus:
     def pixels(self, rows: Int[Tensor, " b"] | slice) -> Float[Tensor, "b 3 h w"]:
         """Pictures as floats in [-1, 1], channels last in memory."""
         index = rows if isinstance(rows, slice) else rows.numpy()
-        batch = torch.from_numpy(self.pictures[index]).permute(0, 3, 1, 2)
+        batch = torch.from_numpy(np.array(self.pictures[index])).permute(0, 3, 1, 2)
         return batch.to(torch.float32) / 127.5 - 1
 
     def token_ids(self, tokenizer: CLIPTokenizer) -> Int[Tensor, "n captions length"]:

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from tqdm import tqdm
 from transformers import (
     CLIPImageProcessor,
     CLIPModel,
@@ -170,9 +171,9 @@ def _latents(vae: AutoencoderKL, corpus: Corpus, build: Path) -> Float[Tensor, "
     if not file.exists():
         parts = [
             vae.encode(corpus.pixels(slice(i, i + 64)).to(device())).latent_dist.mean.half().cpu()
-            for i in range(0, len(corpus), 64)
+            for i in tqdm(range(0, len(corpus), 64), desc="encode")
         ]
-        save_file({"latents": torch.cat(parts)}, file)
+        save_file({"latents": torch.cat(parts).contiguous()}, file)
     return load_file(file)["latents"].float() * vae.config.scaling_factor
 
 
@@ -185,7 +186,7 @@ def _reconstructions(
             reconstruct(vae, corpus.pixels(slice(i, min(i + 64, count))).to(device())).half().cpu()
             for i in range(0, count, 64)
         ]
-        save_file({"pixels": torch.cat(parts)}, file)
+        save_file({"pixels": torch.cat(parts).contiguous()}, file)
     return load_file(file)["pixels"]
 
 

@@ -151,7 +151,7 @@ def psnr(first: Tensor, second: Tensor) -> float:
 
 
 @torch.no_grad()
-def _balance_latents(vae: AutoencoderKL, pixels: Float[Tensor, "n 3 h w"]) -> None:
+def balance_latents(vae: AutoencoderKL, pixels: Float[Tensor, "n 3 h w"]) -> None:
     """Centres the latent channels and halves (in log) the differences of their spreads.
 
     Exact: what the 1 x 1 quant_conv does is undone by the 1 x 1 post_quant_conv.
@@ -201,5 +201,5 @@ def pretrain_vae(
         weight_decay=0.0,
         on_checkpoint=lambda _: {"psnr_db": round(psnr(reconstruct(vae, sample), sample), 2)},
     )
-    _balance_latents(vae, train.pixels(slice(0, 1000)).to(device()))
+    balance_latents(vae, train.pixels(slice(0, 1000)).to(device()))
     return vae

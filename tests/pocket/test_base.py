@@ -1,0 +1,93 @@
+"""The shipped weights: small, ordinary, and as good as their record says."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from eval.extractors import load_clip, load_dino
+from experiments.pocket_concepts.judge import BACKGROUNDS, Judge
+from pocket.captions import full_caption
+from pocket.classifier import load_classifier, overall_agreement
+from pocket.corpus import random_scenes
+from pocket.judge import draw, to_pixels
+from pocket.world import CONCEPTS
+from trainer.base import load_pipeline
+
+POCKET = Path(__file__).parents[2] / "pocket"
+CONCEPT_FOLDERS = Path(__file__).parents[2] / "datasets" / "concepts"
+
+
+def test_the_base_is_an_ordinary_fp16_folder_of_at_most_25_mb() -> None:
+    files = [path for path in (POCKET / "base").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 25e6
+    index = json.loads((POCKET / "base" / "model_index.json").read_text())
+    classes = {part: index[part][1] for part in ("unet", "vae", "text_encoder", "tokenizer")}
+    assert classes == {
+        "unet": "UNet2DConditionModel",
+        "vae": "AutoencoderKL",
+        "text_encoder": "CLIPTextModel",
+        "tokenizer": "CLIPTokenizer",
+    }
+    for file in files:
+        assert file.suffix in (".safetensors", ".json"), file
+
+
+def test_the_record_passes_the_gate() -> None:
+    ratio = json.loads((POCKET / "base.json").read_text())["judgement"]["ratio"]
+    assert ratio.pop("overall") >= 0.85
+    assert min(ratio.values()) >= 0.7, ratio
+
+
+def test_the_base_draws_what_it_is_asked_for() -> None:
+    pipeline = load_pipeline(str(POCKET / "base"))
+    scenes = random_scenes(seed=5, count=24)
+    pictures = draw(pipeline, [full_caption(scene) for scene in scenes])
+    classifier = load_classifier(POCKET / "encoders" / "attributes.safetensors")
+    assert overall_agreement(classifier.read(to_pixels(pictures)), scenes) > 0.75
+
+
+@pytest.mark.parametrize("name", CONCEPTS)
+def test_the_encoders_know_a_concept_from_its_relatives(name: str) -> None:
+    folder = CONCEPT_FOLDERS / name
+    true = [Image.open(path).convert("RGB") for path in sorted((folder / "held_out").glob("*.png"))]
+    taught = [Image.open(path).convert("RGB") for path in sorted(folder.glob("*.png"))]
+    others = [
+        Image.open(path).convert("RGB")
+        for other in CONCEPTS
+        if other != name
+        for path in sorted((CONCEPT_FOLDERS / other).glob("*.png"))
+    ]
+    for extractor in (
+        load_clip(str(POCKET / "encoders" / "clip")),
+        load_dino(str(POCKET / "encoders" / "dino")),
+    ):
+        goal = extractor.encode_images(true)
+        near = (extractor.encode_images(taught) @ goal.T).mean()
+        far = (extractor.encode_images(others) @ goal.T).mean()
+        assert near > far + 0.1
+
+
+def test_every_concept_ships_pictures_captions_and_held_out_pictures() -> None:
+    for name, concept in CONCEPTS.items():
+        folder = CONCEPT_FOLDERS / name
+        taught = sorted(folder.glob("*.png"))
+        assert 4 <= len(taught) <= 5
+        assert len(list((folder / "held_out").glob("*.png"))) >= 4
+        for path in taught:
+            caption = path.with_suffix(".txt").read_text()
+            assert caption.startswith(f"a photo of a sks {concept['kind']} ")
+
+
+def test_the_judge_finds_true_pictures_alike_and_obedient() -> None:
+    judge = Judge("striped_cat", CONCEPT_FOLDERS)
+    read = judge.classifier.read(to_pixels(judge.pictures))
+    parts = {key: value for key, value in judge.concept.items() if key != "kind"}
+    assert overall_agreement(read, [parts] * len(read)) > 0.8
+    assert len(judge.prompts("sks")) == 6 * len(BACKGROUNDS)
+    assert all(
+        " sks cat" not in prompt and " sks toy " in prompt for prompt in judge.prompts("sks")
+    )
+    assert judge.real()["dino"] <= 1 + torch.finfo(torch.float32).eps

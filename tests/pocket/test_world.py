@@ -1,0 +1,58 @@
+"""The world: what can be drawn, what is kept out of it, and what is said about it."""
+
+import random
+
+import numpy as np
+import pytest
+
+from pocket.captions import full_caption, random_caption
+from pocket.render import SIZE_PX, render
+from pocket.world import ATTRIBUTES, CONCEPTS, PARTS, RARE_TOKENS, concept_scene, is_held_out
+from pocket.world import random_scene as draw_scene
+
+SCENES = [draw_scene(random.Random(seed)) for seed in range(400)]
+
+
+def test_scenes_use_known_attributes_and_values() -> None:
+    for scene in SCENES:
+        assert set(PARTS[scene["kind"]]) <= set(scene)
+        assert all(value in ATTRIBUTES[name] for name, value in scene.items())
+
+
+def test_no_scene_of_the_corpus_is_a_concept() -> None:
+    assert not any(is_held_out(scene) for scene in SCENES if scene["kind"] != "shape")
+    for name, concept in CONCEPTS.items():
+        assert is_held_out(concept_scene(name, "snow")), name
+        assert not any(concept.items() <= scene.items() for scene in SCENES)
+
+
+@pytest.mark.parametrize("name", CONCEPTS)
+def test_a_concept_can_be_drawn_in_every_setting(name: str) -> None:
+    for background in ATTRIBUTES["background"]:
+        picture = render(concept_scene(name, background), random.Random(0))
+        assert picture.size == (SIZE_PX, SIZE_PX)
+        assert np.asarray(picture).std() > 10
+
+
+def test_the_same_seed_draws_the_same_picture_and_another_does_not() -> None:
+    scene = concept_scene("dotted_rabbit", "night")
+    first, again, other = (np.asarray(render(scene, random.Random(s))) for s in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_a_full_caption_names_everything() -> None:
+    scene = concept_scene("dotted_rabbit", "snow", "large", "left")
+    assert full_caption(scene) == (
+        "a large dotted purple and yellow round toy with orange long ears and green feet "
+        "on the left in the snow"
+    )
+
+
+def test_random_captions_name_the_kind_and_rarely_a_rare_token() -> None:
+    rng = random.Random(0)
+    captions = [(scene, random_caption(scene, rng)) for scene in SCENES for _ in range(10)]
+    for scene, caption in captions:
+        assert scene.get("shape", scene["kind"]) in caption
+    rare = sum(any(f" {token} " in f" {c} " for token in RARE_TOKENS) for _, c in captions)
+    assert 0.01 < rare / len(captions) < 0.03
