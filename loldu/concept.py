@@ -32,6 +32,7 @@ from .layer import LoLDULayer
 from .model import LoLDUModel
 
 BARE = "model"
+_COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "transformer")
 
 
 def save_concept(
@@ -85,7 +86,7 @@ def load_concept(
     model_or_pipeline: Any,  # noqa: ANN401
     path: str | os.PathLike[str],
     adapter_name: str = "default",
-    strength: float = 1.0,
+    strength: float | int = 1.0,
 ) -> Concept:
     """Load a concept file as an adapter, and make it the active one.
 
@@ -137,16 +138,20 @@ def _bare(part: nn.Module) -> Any:  # noqa: ANN401
 
 
 def _base_id(model_or_pipeline: Any) -> str:  # noqa: ANN401
+    """The hub id of the base, or the name of its folder but not the folder's place.
+
+    A component of a pipeline knows the path of its own folder inside the base's.
+    """
     source = model_or_pipeline
     if isinstance(source, nn.Module):
         source = _bare(source)
-    config = getattr(source, "config", None)
-    for name in (getattr(config, "_name_or_path", None), getattr(source, "name_or_path", None)):
-        if isinstance(name, str) and name:
-            # Where a local folder lies says nothing to others, and is nobody's business.
-            local = Path(name).is_absolute() or Path(name).is_dir()
-            return Path(name).resolve().name if local else name
-    return ""
+    name = str(getattr(getattr(source, "config", None), "_name_or_path", None) or "")
+    if hub := re.search(r"models--(.+?)--(.+?)[/\\]snapshots[/\\]", name):
+        return f"{hub[1]}/{hub[2]}"
+    folder = Path(name)
+    if not (folder.is_absolute() or folder.is_dir()) or not name:
+        return name
+    return folder.resolve().parent.name if folder.name in _COMPONENTS else folder.resolve().name
 
 
 def _describe(model: Any, adapter_name: str) -> dict[str, Any]:  # noqa: ANN401

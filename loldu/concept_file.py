@@ -104,8 +104,8 @@ def same_base(layer: ConceptLayer, weight: Float[Tensor, "out in"]) -> bool:
     if weight.dtype not in BASE_DTYPES.values():
         return False
     coarser = max(torch.finfo(d).eps for d in (BASE_DTYPES[layer.base_dtype], weight.dtype))
-    # Independent roundings move a projection by about eps ‖W‖ / 10.
-    tolerance = 2 * max(coarser, torch.finfo(torch.float32).eps) * float(layer.fingerprint[0])
+    # Rounding W moves a projection by 0.1 eps ‖W‖, one standard deviation; summing it moves less.
+    tolerance = max(0.75 * coarser, 1e-6) * float(layer.fingerprint[0])
     difference = (fingerprint(weight) - layer.fingerprint).abs()
     return bool((difference <= tolerance).all())
 

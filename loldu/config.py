@@ -46,7 +46,7 @@ class LoLDUConfig(PeftConfig):
             "rank is affordable; clamped to the smaller side of each weight."
         ),
     )
-    alpha: float | None = field(
+    alpha: float | int | None = field(
         default=None,
         metadata=_help(
             "sigma starts at alpha / r, r being the rank asked for. None means alpha = r, that "
@@ -103,8 +103,8 @@ class LoLDUConfig(PeftConfig):
         default_factory=dict[str, int],
         metadata=_help("Rank for layers whose name ends in the key (a regular expression)."),
     )
-    alpha_pattern: dict[str, float] = field(
-        default_factory=dict[str, float],
+    alpha_pattern: dict[str, float | int] = field(
+        default_factory=dict[str, float | int],
         metadata=_help("Alpha for layers whose name ends in the key (a regular expression)."),
     )
     layers_to_transform: list[int] | int | None = field(

@@ -81,7 +81,7 @@ def delta_norm(delta: Float[Tensor, " r"], metric: Float[Tensor, "r r"]) -> Floa
 
 
 def projection_factor(
-    delta: Float[Tensor, " r"], metric: Float[Tensor, "r r"], max_delta_norm: float
+    delta: Float[Tensor, " r"], metric: Float[Tensor, "r r"], max_delta_norm: float | int
 ) -> float:
     """Return the factor that brings delta back onto the ball ``‖delta_W‖_F <= max_delta_norm``.
 

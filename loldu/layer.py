@@ -212,7 +212,7 @@ class LoLDULayer(BaseTunerLayer):
         return float(delta_norm(delta, metric))
 
     @torch.no_grad()
-    def project(self, adapter_name: str, max_delta_norm: float) -> None:
+    def project(self, adapter_name: str, max_delta_norm: float | int) -> None:
         """Bring an adapter back onto the ball ``‖delta_W‖_F <= max_delta_norm``.
 
         Source: LoLDU, Eq. (10)-(12).
@@ -228,17 +228,17 @@ class LoLDULayer(BaseTunerLayer):
         shared, r = self.factors_of(adapter_name), self.r[adapter_name]
         return self.diagonal(adapter_name).delta() * shared.gain[:r], shared.metric[:r, :r]
 
-    def set_scale(self, adapter: str, scale: float) -> None:
+    def set_scale(self, adapter: str, scale: float | int) -> None:
         """Set the strength of an adapter; 1 is as trained."""
         if adapter in self.strength:
             self.strength[adapter] = float(scale)
 
-    def scale_layer(self, scale: float) -> None:
+    def scale_layer(self, scale: float | int) -> None:
         """Multiply the strength of every active adapter."""
         for name in self._active_here():
             self.strength[name] *= scale
 
-    def unscale_layer(self, scale: float | None = None) -> None:
+    def unscale_layer(self, scale: float | int | None = None) -> None:
         """Divide the strength of every active adapter, or set it back to 1."""
         for name in self._active_here():
             self.strength[name] = 1.0 if scale is None else self.strength[name] / scale

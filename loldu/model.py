@@ -36,7 +36,11 @@ class LoLDUModel(BaseTuner):
             ValueError: They do not.
         """
         if peft_config.target_modules is None:
-            linear = [name for name, part in self.named_modules() if isinstance(part, nn.Linear)]
+            linear = [
+                name.removesuffix(".base_layer")
+                for name, part in self.named_modules()
+                if isinstance(part, nn.Linear)
+            ]
             targets = self.target_module_mapping.get(model_config.get("model_type", ""))
             if targets is None and any(name.endswith("to_q") for name in linear):
                 targets = DIFFUSERS_ATTENTION
@@ -88,7 +92,7 @@ class LoLDUModel(BaseTuner):
         self._replace_module(parent, target_name, layer, target)
 
 
-def project(model: nn.Module, max_delta_norm: float, adapter_name: str = "default") -> None:
+def project(model: nn.Module, max_delta_norm: float | int, adapter_name: str = "default") -> None:
     """Bring every adapted layer back onto the ball ``‖delta_W‖_F <= max_delta_norm``.
 
     To be called after an optimizer step: it rescales delta in place.

@@ -150,8 +150,10 @@ def test_registration_is_idempotent_and_refuses_a_rival(monkeypatch: pytest.Monk
 )
 def test_values_an_option_cannot_have_are_refused_by_name(options: dict[str, object]) -> None:
     name = next(iter(options)).split("_pattern")[0].replace("rank", "r")
-    with pytest.raises(ValueError, match=f"(?i){name}"):
-        LoLDUConfig(**options)
+    config = LoLDUConfig()
+    vars(config).update(options)
+    with pytest.raises(ValueError, match=name):
+        config.__post_init__()
 
 
 def test_only_the_adapter_trains(make_two_layers: Make) -> None:
