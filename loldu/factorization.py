@@ -8,6 +8,7 @@ pivots give the same factors whatever the number of threads.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,17 +70,17 @@ def ldu(
 
     Source: LoLDU, Eq. (1) and (3)-(5).
     """
-    _require_finite(weight)
+    # A pivot below this is what rounding the weight to float32 leaves of a dependent column.
+    tolerance = torch.finfo(torch.float32).eps * _largest_entry(weight)
     rank = min(r, *weight.shape)
-    exact = _float64(weight)
     if pivots is None:
         search = _partial_pivots if pivoting == "partial" else _complete_pivots
-        pivots = search(exact, rank)
+        pivots = search(weight, rank)
     pivots = pivots.to(device="cpu", dtype=torch.int64)[..., :rank]
     rows, columns = pivots if pivots.ndim == 2 else (pivots, torch.arange(rank))
     _require_distinct(rows, rank, weight.shape[0], "rows")
     _require_distinct(columns, rank, weight.shape[1], "columns")
-    left, diagonal, right = _factors_at_pivots(exact, rows, columns)
+    left, diagonal, right = _factors_at_pivots(weight, rows, columns, tolerance)
     device = weight.device
     return Factors(
         left.to(torch.float32).to(device),
@@ -105,7 +106,7 @@ def svd(weight: Float[Tensor, "out in"], r: int) -> Factors:
 
     Source: SVFit.
     """
-    _require_finite(weight)
+    _largest_entry(weight)
     rank = min(r, *weight.shape)
     u, s, vh = torch.linalg.svd(_float64(weight), full_matrices=False)
     u, s, vh = u[:, :rank], s[:rank], vh[:rank]
@@ -125,9 +126,11 @@ def _float64(weight: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
     return weight.detach().to(device).to(torch.float64)
 
 
-def _require_finite(weight: Float[Tensor, "out in"]) -> None:
-    if not torch.isfinite(weight).all():
+def _largest_entry(weight: Float[Tensor, "out in"]) -> float:
+    largest = float(weight.detach().abs().max())
+    if not math.isfinite(largest):
         raise ValueError("the weight has entries that are not finite: reload the base model")
+    return largest
 
 
 def _require_distinct(pivots: Int[Tensor, " k"], rank: int, size: int, axis: str) -> None:
@@ -139,7 +142,7 @@ def _require_distinct(pivots: Int[Tensor, " k"], rank: int, size: int, axis: str
 def _partial_pivots(weight: Float[Tensor, "out in"], rank: int) -> Int[Tensor, " r"]:
     """Pivot rows of the panel ``W[:, :r]``, by LAPACK's row interchanges."""
     # The checked lu_factor refuses zero pivots, which are dropped later.
-    _, interchanges, _ = torch.linalg.lu_factor_ex(weight[:, :rank])
+    _, interchanges, _ = torch.linalg.lu_factor_ex(_float64(weight[:, :rank]))
     order = list(range(weight.shape[0]))
     for step, other in enumerate(interchanges.tolist()):
         order[step], order[other - 1] = order[other - 1], order[step]
@@ -148,7 +151,7 @@ def _partial_pivots(weight: Float[Tensor, "out in"], rank: int) -> Int[Tensor, "
 
 def _complete_pivots(weight: Float[Tensor, "out in"], rank: int) -> Int[Tensor, "2 r"]:
     """Rows and columns of the largest entry left after each elimination step."""
-    rest = weight.clone()
+    rest = _float64(weight).clone()
     pivots = torch.empty(2, rank, dtype=torch.int64)
     free_rows = torch.ones(rest.shape[0], 1, dtype=torch.bool, device=rest.device)
     free_columns = torch.ones(1, rest.shape[1], dtype=torch.bool, device=rest.device)
@@ -164,22 +167,24 @@ def _complete_pivots(weight: Float[Tensor, "out in"], rank: int) -> Int[Tensor, 
 
 
 def _factors_at_pivots(
-    weight: Float[Tensor, "out in"], rows: Int[Tensor, " r"], columns: Int[Tensor, " r"]
+    weight: Float[Tensor, "out in"],
+    rows: Int[Tensor, " r"],
+    columns: Int[Tensor, " r"],
+    tolerance: float,
 ) -> tuple[Float[Tensor, "out r"], Float[Tensor, " r"], Float[Tensor, "r in"]]:
     """LDU factors with the pivots given: ``B = C U11⁻¹`` and ``A = (L11 D)⁻¹ R``."""
     rows, columns = rows.to(weight.device), columns.to(weight.device)
-    pivot_rows = weight[rows]
+    pivot_rows, pivot_columns = _float64(weight[rows]), _float64(weight[:, columns])
+    rows, columns = rows.to(pivot_rows.device), columns.to(pivot_rows.device)
     core = pivot_rows[:, columns].clone()
-    # A pivot below this is what rounding the weight to float32 leaves of a dependent column.
-    tolerance = torch.finfo(torch.float32).eps * float(weight.abs().max())
     _eliminate(core, tolerance)
     diagonal = core.diagonal().clone()
     kept = diagonal.abs() > tolerance
     diagonal[~kept] = 0.0
 
-    left = _solve_right(weight[:, columns], core, kept)
+    left = _solve_right(pivot_columns, core, kept)
     left[rows] = torch.tril(core, -1)
-    left[rows, torch.arange(len(rows), device=weight.device)] = 1.0
+    left[rows, torch.arange(len(rows), device=left.device)] = 1.0
 
     right = torch.linalg.solve_triangular(core, pivot_rows, upper=False, unitriangular=True)
     right[:, columns] = torch.triu(core)
