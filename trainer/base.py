@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
+from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from trainer.errors import TrainerError
@@ -66,7 +67,7 @@ def load_pipeline(
         with _quiet(), _in_one_sentence("VAE", vae):
             pipeline.vae = AutoencoderKL.from_pretrained(vae, dtype=torch.float32)
     pipeline.safety_checker = None
-    for part in (pipeline.unet, pipeline.text_encoder, pipeline.vae):
+    for part in _parts(pipeline):
         part.requires_grad_(False).eval().to(device)
     return pipeline
 
@@ -77,12 +78,16 @@ def fingerprint(pipeline: StableDiffusionPipeline) -> str:
     It tells bases apart for caching and is no guard against someone forging one.
     """
     digest = hashlib.sha256()
-    for part in (pipeline.unet, pipeline.text_encoder, pipeline.vae):
+    for part in _parts(pipeline):
         for name, weight in part.named_parameters():
             flat = weight.detach().flatten()
             sample = flat[:: max(1, flat.numel() // 8)][:8].float().cpu()
             digest.update(name.encode() + sample.numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _parts(pipeline: StableDiffusionPipeline) -> list[nn.Module]:
+    return [pipeline.unet, pipeline.text_encoder, pipeline.vae]
 
 
 def _check_source(name: str, flag: str, index: str) -> None:

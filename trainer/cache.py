@@ -117,8 +117,9 @@ def leave_device(pipeline: StableDiffusionPipeline) -> None:
 
 
 def _encode(vae: AutoencoderKL, views: list[Tensor]) -> tuple[Tensor, Tensor]:
-    posterior = vae.encode(torch.stack(views).to(vae.device, vae.dtype)).latent_dist
-    scale = vae.config.scaling_factor
+    inputs = torch.stack(views).to(vae.device, vae.dtype)
+    posterior = vae.encode(inputs, return_dict=False)[0]
+    scale = vae.config["scaling_factor"]
     return posterior.mean * scale, posterior.std * scale
 
 

@@ -4,10 +4,11 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler, SchedulerMixin, UNet2DConditionModel
+from diffusers import ConfigMixin, DDPMScheduler, UNet2DConditionModel
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -44,7 +45,7 @@ class DreamBooth:
     def __init__(
         self,
         frozen: UNet2DConditionModel,
-        noise_scheduler: SchedulerMixin,
+        noise_scheduler: ConfigMixin,
         cache: Cache,
         config: Config,
     ) -> None:
@@ -70,7 +71,7 @@ class DreamBooth:
         what one with twice the batch would, and a resumed run what the uninterrupted one would.
         """
         shape = self._cache.mean.shape[1:]
-        last = self._noise_scheduler.config.num_train_timesteps
+        last = self._noise_scheduler.config["num_train_timesteps"]
         parts: list[tuple[np.ndarray, ...]] = []
         for kind, (pictures, rows) in enumerate(
             ((self._cache.instances, self._concept_rows), (self._cache.classes, self._class_rows))
@@ -96,12 +97,13 @@ class DreamBooth:
 
         Source: Ruiz et al., DreamBooth, Eq. 2.
         """
-        cache, noise_scheduler = self._cache, self._noise_scheduler
+        cache = self._cache
+        noise_scheduler: Any = self._noise_scheduler  # its types want an IntTensor; int64 is right
         latents = cache.mean[batch.views] + cache.std[batch.views] * batch.posterior_noise
         noisy = noise_scheduler.add_noise(latents, batch.noise, batch.timesteps)
         states = cache.embeddings[cache.prompt_of_view[batch.views]]
         target = batch.noise
-        if noise_scheduler.config.prediction_type == "v_prediction":
+        if noise_scheduler.config["prediction_type"] == "v_prediction":
             target = noise_scheduler.get_velocity(latents, batch.noise, batch.timesteps)
 
         def predict(network: nn.Module, rows: slice) -> Tensor:
@@ -137,17 +139,18 @@ def view_at(pictures: list[range], position: int, seed: int, kind: int) -> int:
     return views[int(np.random.default_rng([seed, _VIEWS, kind, position]).integers(len(views)))]
 
 
-def training_noise_scheduler(noise_scheduler: SchedulerMixin) -> DDPMScheduler:
+def training_noise_scheduler(noise_scheduler: ConfigMixin) -> DDPMScheduler:
     """The base's own noise schedule and prediction type, apart from its sampler's state.
 
     Raises:
         TrainerError: for a prediction type other than epsilon and v_prediction.
     """
     scheduler = DDPMScheduler.from_config(noise_scheduler.config)
-    if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
+    assert isinstance(scheduler, DDPMScheduler)
+    prediction_type = scheduler.config["prediction_type"]
+    if prediction_type not in ("epsilon", "v_prediction"):
         raise TrainerError(
-            f"The base predicts {scheduler.config.prediction_type}; only epsilon and v_prediction "
-            "can be trained."
+            f"The base predicts {prediction_type}; only epsilon and v_prediction can be trained."
         )
     return scheduler
 
@@ -163,7 +166,7 @@ def min_snr_weights(
     """
     alpha_bar = noise_scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
     snr = alpha_bar / (1 - alpha_bar)
-    if noise_scheduler.config.prediction_type == "v_prediction":
+    if noise_scheduler.config["prediction_type"] == "v_prediction":
         return snr.clamp(max=gamma) / (snr + 1)
     return (gamma / snr).clamp(max=1)
 

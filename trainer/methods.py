@@ -61,7 +61,7 @@ def adapter_config(adapter: AdapterConfig, largest_rank: int, seed: int) -> Peft
     rank = largest_rank if adapter.rank == "full" else adapter.rank
     targets = list(adapter.target_modules)
     if adapter.method == "lora":
-        alpha = adapter.alpha or rank
+        alpha: Any = adapter.alpha or rank  # typed as an int, but any number will do
         return LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets)
     return LoLDUConfig(
         r=rank,
@@ -109,11 +109,8 @@ def save_result(
 @torch.no_grad()
 def delta_norm(unet: UNet2DConditionModel) -> float:
     """‖delta_W‖_F over all adapted layers together: how far the model is from its base."""
-    norms = [
-        module.get_delta_weight(ADAPTER_NAME).float().norm()
-        for module in unet.modules()
-        if isinstance(module, BaseTunerLayer)
-    ]
+    layers: list[Any] = [m for m in unet.modules() if isinstance(m, BaseTunerLayer)]
+    norms = [layer.get_delta_weight(ADAPTER_NAME).float().norm() for layer in layers]
     return float(torch.stack(norms).norm())
 
 

@@ -1,6 +1,7 @@
 """Pictures from a pipeline: one seed, one picture, whatever the batch."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -45,7 +46,7 @@ def sample_images(
     with tqdm(total=len(prompts), desc="drawing", unit="picture", disable=not progress) as bar:
         for start in range(0, len(prompts), batch_size):
             batch = slice(start, start + batch_size)
-            latents = pipeline(
+            output: Any = pipeline(
                 prompt=list(prompts[batch]),
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds[batch]],
                 num_inference_steps=num_inference_steps,
@@ -53,9 +54,11 @@ def sample_images(
                 height=resolution,
                 width=resolution,
                 output_type="latent",
-            ).images
+            )
             vae = pipeline.vae
-            decoded = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
-            images += pipeline.image_processor.postprocess(decoded, output_type="pil")
-            bar.update(len(decoded))
+            latents = output.images.to(vae.dtype) / vae.config["scaling_factor"]
+            decoded = vae.decode(latents, return_dict=False)[0]
+            drawn: Any = pipeline.image_processor.postprocess(decoded, output_type="pil")
+            images += drawn
+            bar.update(len(drawn))
     return images

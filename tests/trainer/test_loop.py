@@ -1,6 +1,7 @@
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from trainer.loop import (
 )
 from trainer.methods import add_adapter
 
+PredictionType = Literal["epsilon", "v_prediction"]
 MakeConfig = Callable[..., Config]
 
 
@@ -112,7 +114,7 @@ def test_the_loss_is_the_mean_squared_error_of_the_base_s_prediction(
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_min_snr_weights_bound_the_x0_error(prediction_type: str) -> None:
+def test_min_snr_weights_bound_the_x0_error(prediction_type: PredictionType) -> None:
     noise_scheduler = DDPMScheduler(prediction_type=prediction_type)
     timesteps = torch.tensor([0, 1, 100, 500, 999])
     snr = compute_snr(noise_scheduler, timesteps)

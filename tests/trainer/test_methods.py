@@ -118,7 +118,7 @@ def test_the_result_loads_into_a_fresh_pipeline(
     path = save_result(pipeline, adapter, tmp_path, {"instance_prompt": "sks"})
     fresh = load_pipeline(str(base_folder))
     if method == "lora":
-        fresh.load_lora_weights(tmp_path)
+        fresh.load_lora_weights(str(tmp_path))
         assert set(load_file(path))
     else:
         load_concept(fresh, path)

@@ -8,9 +8,11 @@ import sys
 import time
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -108,8 +110,8 @@ def test_only_the_adapter_changes(
 ) -> None:
     pipelines = []
 
-    def keep(*args: object, **options: object) -> object:
-        pipelines.append(load_pipeline(*args, **options))
+    def keep(pretrained_model_name_or_path: str, **options: Any) -> StableDiffusionPipeline:  # noqa: ANN401
+        pipelines.append(load_pipeline(pretrained_model_name_or_path, **options))
         return pipelines[-1]
 
     monkeypatch.setattr(train_dreambooth_loldu, "load_pipeline", keep)
