@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from pocket.corpus import CAPTIONS_EACH, Corpus
-from pocket.fitting import Losses, device, fit
+from pocket.fitting import Losses, device, fit, half_precision
 from pocket.render import SIZE_PX
 
 WIDTH = 128
@@ -69,7 +69,7 @@ def pretrain_clip(
     def losses_at(step: int) -> Losses:
         rows = torch.randint(len(train), (batch,))
         ids = token_ids[rows, torch.randint(CAPTIONS_EACH, (batch,))].to(device())
-        with torch.autocast(device().type, torch.bfloat16):
+        with half_precision():
             output = clip(input_ids=ids, pixel_values=train.pixels(rows).to(device()))
         logits = output.logits_per_image.float()
         loss = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2

@@ -4,7 +4,6 @@ With a frozen text encoder, or predicting the noise, colours do not bind to thei
 samples a CPU can afford. Trained jointly, on v with an x0 weight of clamp(SNR, 1, 5), they do.
 """
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from pocket.corpus import CAPTIONS_EACH, tokenize
-from pocket.fitting import Losses, device, fit, hold_then_decay
+from pocket.fitting import Losses, device, fit, half_precision, hold_then_decay
 from pocket.vae import LATENT_CHANNELS
 
 _CHANNELS = (96, 160)
@@ -90,7 +89,6 @@ def pretrain_denoiser(
     unet.set_attn_processor(AttnProcessor())
     model = _Denoiser(unet, text_encoder.train().requires_grad_(True))
     model.to(device(), memory_format=torch.channels_last)
-    forward = torch.compile(model, dynamic=False) if shutil.which("g++") else model
     alphas_cumprod = build_noise_scheduler().alphas_cumprod.to(device())
     snr = alphas_cumprod / (1 - alphas_cumprod)
     weights = 1.5 * snr.clamp(1, 5) / (snr + 1)
@@ -105,8 +103,8 @@ def pretrain_denoiser(
         signal = alphas_cumprod[t].view(-1, 1, 1, 1).sqrt()
         spread = (1 - alphas_cumprod[t]).view(-1, 1, 1, 1).sqrt()
         noisy = (signal * x + spread * noise).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, torch.bfloat16):
-            v = forward(noisy, t, ids)
+        with half_precision():
+            v = model(noisy, t, ids)
         errors = (v.float() - (signal * noise - spread * x)).pow(2).mean((1, 2, 3))
         return {"loss": (weights[t] * errors).mean()}
 
@@ -114,7 +112,7 @@ def pretrain_denoiser(
         "denoiser",
         model,
         [
-            {"params": list(unet.parameters()), "lr": 7e-4},
+            {"params": list(unet.parameters()), "lr": 8e-4},
             {"params": list(text_encoder.parameters()), "lr": 5e-4},
         ],
         losses_at,
@@ -124,7 +122,7 @@ def pretrain_denoiser(
         warmup_steps=200,
         betas=(0.9, 0.99),
         ema_decay=0.998,
-        checkpoint_every=2000,
+        checkpoint_every=1500,
         on_checkpoint=lambda _: on_checkpoint(unet, text_encoder),
     )
     return unet, text_encoder

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
 
 from pocket.corpus import Corpus
-from pocket.fitting import Losses, device, fit
+from pocket.fitting import Losses, device, fit, half_precision
 from pocket.render import SIZE_PX
 
 WIDTH = 128
@@ -47,7 +47,7 @@ class _Branch(nn.Module):
         self.prototypes = nn.Parameter(torch.randn(_PROTOTYPES, 64))
 
     def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b prototypes"]:
-        with torch.autocast(pixels.device.type, torch.bfloat16):
+        with half_precision():
             whole = pixels.shape[-1] == SIZE_PX
             output = self.vit(pixel_values=pixels, interpolate_pos_encoding=not whole)
             embedding = self.head(output.last_hidden_state[:, 0])
