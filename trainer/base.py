@@ -115,8 +115,8 @@ def _in_one_sentence(part: str, name: str) -> Iterator[None]:
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
         if isinstance(error, OSError) and not Path(name).exists():
             raise TrainerError(
-                f"The {part} {name} is no folder here and the hub does not give it: check the name, "
-                "the connection and, for a gated model, your login."
+                f"The {part} {name} is no folder here and the hub does not give it: check the "
+                "name, the connection and, for a gated model, your login."
             ) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
         raise TrainerError(f"The {part} {name} cannot be read ({reason}).") from error
