@@ -55,6 +55,8 @@ def test_a_folder_with_a_missing_part_is_one_sentence(base_folder: Path, tmp_pat
 
 def test_an_unreachable_hub_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(TrainerError, match="the hub does not give it: check the name, the connection") as error:
+    with pytest.raises(
+        TrainerError, match="the hub does not give it: check the name, the connection"
+    ) as error:
         load_pipeline("nobody/no-such-base")
     assert "\n" not in str(error.value)
