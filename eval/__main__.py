@@ -3,17 +3,21 @@
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
 from typing import Annotated
 
 import tyro
 from transformers.utils import logging as transformers_logging
 
-from eval.config import ReportConfig, ScoreConfig
-from eval.preset import preset_flags
+from eval.config import ReportConfig, ScoreConfig, ScoringConfig
 from eval.report import report
 from eval.score import score
 from loldu import ConceptError
 from trainer.errors import TrainerError
+from trainer.preset import preset_flags
+
+PRESETS = Path(__file__).parent / "presets"
 
 Command = (
     Annotated[ScoreConfig, tyro.conf.subcommand("score")]
@@ -25,12 +29,13 @@ def parse(argv: Sequence[str]) -> ScoreConfig | ReportConfig:
     """Return the config of a command line; a preset's flags come first, so the person's win.
 
     Raises:
-        EvalError: For an unknown preset or an unknown key in it.
+        TrainerError: For an unknown preset or an unknown key in it.
         SystemExit: From tyro, with status 2, for an unknown flag or a value of the wrong type.
     """
     arguments = list(argv)
     if arguments[:1] == ["report"]:
-        arguments[1:1] = preset_flags(arguments)
+        options = [option.name for part in (ReportConfig, ScoringConfig) for option in fields(part)]
+        arguments[1:1] = preset_flags(arguments, PRESETS, options)
     return tyro.cli(
         Command,  # pyright: ignore[reportArgumentType]  a union of annotated types is a form
         args=arguments,

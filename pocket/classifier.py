@@ -119,7 +119,7 @@ def pretrain_classifier(
         steps: Optimizer steps.
         batch: Pictures a step.
     """
-    classifier = AttributeClassifier().to(device(), memory_format=torch.channels_last)
+    classifier = AttributeClassifier().to(device())
     targets = _targets(train.scenes)
     fifth = batch // 5
 
@@ -128,7 +128,7 @@ def pretrain_classifier(
         rows = torch.randint(len(train), (batch - fifth,))
         x = torch.cat([reconstructed[blurred].float(), train.pixels(rows)]).to(device())
         x = x + 0.08 * torch.rand(batch, 1, 1, 1, device=x.device) * torch.randn_like(x)
-        logits = classifier(x.contiguous(memory_format=torch.channels_last))
+        logits = classifier(x)
         rows = torch.cat([blurred, rows])
         total = x.new_zeros(())
         for name, values in logits.items():

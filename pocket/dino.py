@@ -32,7 +32,6 @@ def build_vit() -> ViTModel:
         num_attention_heads=4,
         image_size=SIZE_PX,
         patch_size=8,
-        attn_implementation="eager",
     )
     return ViTModel(config, add_pooling_layer=False)
 
@@ -72,6 +71,8 @@ def _view(x: Float[Tensor, "b 3 h w"], size_px: int, low: float, high: float) ->
 class _Dino(nn.Module):
     """Student, teacher and the teacher's centre: everything that a checkpoint must hold."""
 
+    center: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.student = _Branch()
@@ -109,7 +110,7 @@ def pretrain_dino(train: Corpus, build: Path, steps: int, batch: int) -> ViTMode
         ]
         used = targets[0].mean(0)
         entropy = -(used * (used + 1e-9).log()).sum()
-        return {"loss": sum(terms) / len(terms), "batch_entropy": entropy}
+        return {"loss": torch.stack(terms).mean(), "batch_entropy": entropy}
 
     groups = [{"params": list(dino.student.parameters()), "lr": 1e-3}]
     fit("dino", dino, groups, losses_at, build=build, steps=steps, clip=3.0, weight_decay=0.04)

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -71,7 +71,7 @@ def fit(
     weight_decay: float = 0.01,
     ema_decay: float | None = None,
     checkpoint_every: int = 500,
-    on_checkpoint: Callable[[int], dict[str, object]] | None = None,
+    on_checkpoint: Callable[[int], Mapping[str, object]] | None = None,
 ) -> None:
     """Minimises ``losses_at(step)["loss"]``; afterwards `module` holds the result.
 
@@ -130,14 +130,14 @@ def fit(
             if on_checkpoint:
                 if ema:
                     ema.swap()
-                _log(folder, {"step": done} | on_checkpoint(done))
+                _log(folder, {"step": done, **on_checkpoint(done)})
                 if ema:
                     ema.swap()
     if ema:
         ema.swap()
 
 
-def _log(folder: Path, record: dict[str, object]) -> None:
+def _log(folder: Path, record: Mapping[str, object]) -> None:
     with (folder / "log.jsonl").open("a") as log:
         log.write(json.dumps(record) + "\n")
 

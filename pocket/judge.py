@@ -1,6 +1,7 @@
 """Measures whether a pipeline draws what it is asked for, and draws the sheet that shows it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,18 +33,19 @@ def draw(
     for start in range(0, len(prompts), batch):
         part = list(prompts[start : start + batch])
         seeds = range(seed + start, seed + start + len(part))
-        pictures += pipeline(
+        drawn: Any = pipeline(
             part,
             num_inference_steps=NUM_INFERENCE_STEPS,
             guidance_scale=GUIDANCE_SCALE,
             generator=[torch.Generator().manual_seed(s) for s in seeds],
-        ).images
+        )
+        pictures += drawn.images
     return pictures
 
 
 def judge_base(
     pipeline: StableDiffusionPipeline, classifier: AttributeClassifier, held_out: Corpus, count: int
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Attributes obeyed on samples beside those read off true renders of the same scenes.
 
     Returns:

@@ -1,5 +1,8 @@
 """The whole recipe of the pocket base, stage by stage; each stage resumes or is skipped if done."""
 
+# diffusers and transformers type their models' parts and options loosely or wrongly.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+
 import json
 import logging
 import shutil
@@ -63,14 +66,14 @@ class Recipe:
     vae_steps: int = 4_500
     vae_batch: int = 8
     text_steps: int = 200
-    clip_steps: int = 700
+    clip_steps: int = 500
     clip_batch: int = 128
     classifier_steps: int = 1_500
     classifier_batch: int = 50
-    dino_steps: int = 500
+    dino_steps: int = 350
     dino_batch: int = 64
-    denoiser_steps: int = 7_500
-    denoiser_batch: int = 32
+    denoiser_steps: int = 4_400
+    denoiser_batch: int = 64
     reconstructions: int = 4_000
     judged: int = 256
 
@@ -205,12 +208,12 @@ def _publish(
     pipeline.to(dtype=torch.float16).save_pretrained(output / "base")
     pipeline.to(dtype=torch.float32)
     size = {"height": SIZE_PX, "width": SIZE_PX}
-    normal = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    half = [0.5, 0.5, 0.5]
     clip.half().save_pretrained(encoders / "clip")
     tokenizer.save_pretrained(encoders / "clip")
-    CLIPImageProcessor(size={"shortest_edge": SIZE_PX}, crop_size=size, **normal).save_pretrained(
-        encoders / "clip"
-    )
+    CLIPImageProcessor(
+        size={"shortest_edge": SIZE_PX}, crop_size=size, image_mean=half, image_std=half
+    ).save_pretrained(encoders / "clip")
     dino.half().save_pretrained(encoders / "dino")
-    ViTImageProcessor(size=size, **normal).save_pretrained(encoders / "dino")
+    ViTImageProcessor(size=size, image_mean=half, image_std=half).save_pretrained(encoders / "dino")
     save_classifier(classifier, encoders / "attributes.safetensors")

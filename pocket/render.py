@@ -45,13 +45,14 @@ def _jittered(color: _Rgb, rng: random.Random, spread: float = 6) -> _Rgb:
 
 @cache
 def _grid() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    return np.mgrid[0:_R, 0:_R].astype(np.float64)  # type: ignore[return-value]
+    y, x = np.mgrid[0.0:_R, 0.0:_R]
+    return y, x
 
 
 @cache
 def _grain(index: int) -> NDArray[np.float64]:
     coarse = np.random.default_rng(index).random((_R // 3, _R // 3))
-    return np.kron(coarse, np.ones((3, 3)))
+    return np.kron(coarse, np.ones((3, 3))).astype(np.float64)
 
 
 def _background(name: str, rng: random.Random) -> Image.Image:

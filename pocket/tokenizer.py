@@ -48,6 +48,6 @@ def build_tokenizer(captions: int = 20_000) -> CLIPTokenizer:
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(
         vocab={token: i for i, token in enumerate(tokens)},
-        merges=merges,
+        merges=merges,  # pyright: ignore[reportArgumentType]
         model_max_length=MAX_LENGTH,
     )

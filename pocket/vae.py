@@ -6,6 +6,11 @@ components of the 8 x 8 patch. GroupNorm and SiLU are made linear for it: consta
 each group's spread, and a component travels as a pair (+c, -c), since silu(c) - silu(-c) = c.
 """
 
+# diffusers and transformers type their models' parts and options loosely or wrongly.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportIndexIssue=false
+# pyright: reportOptionalMemberAccess=false, reportOptionalSubscript=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false
+
 import math
 from pathlib import Path
 

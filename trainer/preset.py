@@ -22,10 +22,9 @@ def parse(argv: Sequence[str]) -> Config:
         TrainerError: for an unknown preset, an unknown key in it, or a value that cannot work.
         SystemExit: from tyro, with status 2, for an unknown flag or a value of the wrong type.
     """
-    flags = [flag for path in _presets_in(argv) for flag in read_preset(path)]
     config = tyro.cli(
         Config,
-        args=[*flags, *argv],
+        args=[*preset_flags(argv, PRESETS, option_names()), *argv],
         prog="python -m trainer",
         use_underscores=True,
         config=(tyro.conf.OmitArgPrefixes,),
@@ -34,17 +33,41 @@ def parse(argv: Sequence[str]) -> Config:
     return config
 
 
-def read_preset(path: Path) -> list[str]:
+def preset_flags(argv: Sequence[str], shipped: Path, options: Sequence[str]) -> list[str]:
+    """The flags of the preset that a command line names, the last one if several; or none.
+
+    Args:
+        argv: a command line, with `--preset NAME` or `--preset FILE.toml` or without.
+        shipped: folder with the presets that have names.
+        options: the keys that are known.
+
+    Raises:
+        TrainerError: for an unknown preset, or one that `read_preset` refuses.
+    """
+    named = [after for flag, after in pairwise(argv) if flag == "--preset"]
+    named += [flag.removeprefix("--preset=") for flag in argv if flag.startswith("--preset=")]
+    if not named:
+        return []
+    if named[-1].endswith(".toml"):
+        return read_preset(Path(named[-1]), options)
+    names = sorted(path.stem for path in shipped.glob("*.toml"))
+    if named[-1] not in names:
+        raise TrainerError(
+            f"There is no preset {named[-1]}; --preset takes {', '.join(names)} or a .toml file."
+        )
+    return read_preset(shipped / f"{named[-1]}.toml", options)
+
+
+def read_preset(path: Path, options: Sequence[str]) -> list[str]:
     """A TOML file as flags; its keys are the flags' names, grouped in tables or not.
 
     Raises:
-        TrainerError: when it cannot be read or has an unknown key.
+        TrainerError: when it cannot be read or has a key that is not among `options`.
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise TrainerError(f"The preset {path} cannot be read as TOML: {error}.") from error
-    options = option_names()
     flags: list[str] = []
     for key, value in _flat(table):
         if key not in options:
@@ -53,23 +76,6 @@ def read_preset(path: Path) -> list[str]:
             raise TrainerError(f"The preset {path} has the unknown key {key}; {hint}.")
         flags += _as_flags(key, value)
     return flags
-
-
-def _presets_in(argv: Sequence[str]) -> list[Path]:
-    """The preset named last on the command line, as a list of at most one file."""
-    named = [after for flag, after in pairwise(argv) if flag == "--preset"]
-    named += [flag.removeprefix("--preset=") for flag in argv if flag.startswith("--preset=")]
-    if not named:
-        return []
-    name = named[-1]
-    if name.endswith(".toml"):
-        return [Path(name)]
-    shipped = sorted(path.stem for path in PRESETS.glob("*.toml"))
-    if name not in shipped:
-        raise TrainerError(
-            f"There is no preset {name}; --preset takes {', '.join(shipped)} or a .toml file."
-        )
-    return [PRESETS / f"{name}.toml"]
 
 
 def _flat(table: dict[str, Any]) -> list[tuple[str, Any]]:
