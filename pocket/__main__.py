@@ -1,4 +1,4 @@
-"""Builds what the project ships: ``python -m pocket pretrain | concepts | judge``."""
+"""Builds what the project ships: ``python -m pocket pretrain | concepts``."""
 
 import logging
 import random
@@ -37,7 +37,7 @@ class Pretrain:
 
 @dataclass(frozen=True)
 class Concepts:
-    """Render the concepts that training never saw: five pictures and six held-out ones each.
+    """Render the concepts that training never saw: five pictures and up to six held-out ones each.
 
     Attributes:
         output: Where a folder a concept is written.

@@ -48,7 +48,8 @@ class AttributeClassifier(nn.Module):
     @torch.no_grad()
     def read(self, pixels: Float[Tensor, "b 3 64 64"]) -> list[Scene]:
         """The likeliest value of every attribute, whether or not the kind of object has it."""
-        indices = {name: logits.argmax(1).tolist() for name, logits in self(pixels).items()}
+        logits = self(pixels.to(next(self.parameters()).device))
+        indices = {name: values.argmax(1).tolist() for name, values in logits.items()}
         return [
             {name: ATTRIBUTES[name][column[i]] for name, column in indices.items()}
             for i in range(len(pixels))

@@ -21,7 +21,7 @@ _CHANNELS = (96, 160)
 
 
 def build_unet(cross_attention_dim: int) -> UNet2DConditionModel:
-    """Two levels (8 x 8 and 4 x 4 latents), attention everywhere, as in SD v1.5."""
+    """Two levels, 8 x 8 and 4 x 4 latents, each with self- and cross-attention."""
     return UNet2DConditionModel(
         sample_size=8,
         in_channels=LATENT_CHANNELS,

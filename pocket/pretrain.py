@@ -3,6 +3,7 @@
 # diffusers and transformers type their models' parts and options loosely or wrongly.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 
+import hashlib
 import json
 import logging
 import shutil
@@ -14,7 +15,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from jaxtyping import Float
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import (
     CLIPImageProcessor,
@@ -83,7 +84,12 @@ TINY = Recipe(200, 20, 2, 4, 2, 2, 8, 2, 10, 2, 4, 2, 4, 20, 4)
 
 
 def pretrain(output: Path, build: Path, recipe: Recipe) -> None:
-    """Renders the world, trains every part and writes `base` and `encoders` under `output`."""
+    """Renders the world, trains every part and writes `base` and `encoders` under `output`.
+
+    Work files lie in a folder a world, and what depends on the VAE in one a VAE, so that a changed
+    recipe never goes on with what another one made.
+    """
+    build = build / f"world-{recipe.pictures}-{recipe.held_out}"
     train = make_corpus(build, "train", recipe.pictures, seed=0)
     held_out = make_corpus(build, "held_out", recipe.held_out, seed=1_000_000)
     tokenizer = build_tokenizer()
@@ -91,10 +97,12 @@ def pretrain(output: Path, build: Path, recipe: Recipe) -> None:
 
     vae = pretrain_vae(train, held_out, build, recipe.vae_steps, recipe.vae_batch)
     vae.eval().requires_grad_(False)
-    latents = _latents(vae, train, build)
-    blurred = _reconstructions(vae, train, build, recipe.reconstructions)
+    coded = build / f"vae-{_digest(vae)}"
+    coded.mkdir(exist_ok=True)
+    latents = _latents(vae, train, coded)
+    blurred = _reconstructions(vae, train, coded, recipe.reconstructions)
     classifier = pretrain_classifier(
-        train, blurred, build, recipe.classifier_steps, recipe.classifier_batch
+        train, blurred, coded, recipe.classifier_steps, recipe.classifier_batch
     )
 
     def clip(name: str, steps: int, seed: int) -> CLIPModel:
@@ -123,7 +131,7 @@ def pretrain(output: Path, build: Path, recipe: Recipe) -> None:
         token_ids,
         tokenizer,
         start,
-        build,
+        coded,
         recipe.denoiser_steps,
         recipe.denoiser_batch,
         lambda u, t: judge_base(assemble(u, t), classifier, held_out, min(64, recipe.judged)),
@@ -167,6 +175,13 @@ def _pipeline(
     )
 
 
+def _digest(module: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for tensor in module.state_dict().values():
+        digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
 @torch.no_grad()
 def _latents(vae: AutoencoderKL, corpus: Corpus, build: Path) -> Float[Tensor, "n c h w"]:
     """Scaled latents (posterior means) of the whole corpus, computed once."""
@@ -183,7 +198,7 @@ def _latents(vae: AutoencoderKL, corpus: Corpus, build: Path) -> Float[Tensor, "
 def _reconstructions(
     vae: AutoencoderKL, corpus: Corpus, build: Path, count: int
 ) -> Float[Tensor, "n 3 h w"]:
-    file = build / "reconstructions.safetensors"
+    file = build / f"reconstructions-{count}.safetensors"
     if not file.exists():
         parts = [
             reconstruct(vae, corpus.pixels(slice(i, min(i + 64, count))).to(device())).half().cpu()

@@ -67,6 +67,7 @@ def load_pipeline(
         with _quiet(), _in_one_sentence("VAE", vae):
             pipeline.vae = AutoencoderKL.from_pretrained(vae, dtype=torch.float32)
     pipeline.safety_checker = None
+    pipeline.vae.enable_slicing()  # decoding a batch at once would need more than training does
     for part in _parts(pipeline):
         part.requires_grad_(False).eval().to(device)
     return pipeline

@@ -6,6 +6,7 @@ import shutil
 import tomllib
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from accelerate import Accelerator
@@ -26,14 +27,14 @@ CONFIG = "config.toml"
 _ADAPTER, _OPTIMIZER, _STATE = "adapter.safetensors", "optimizer.pt", "state.json"
 _MAY_CHANGE = frozenset(
     {
-        "max_train_steps",
         "pretrained_model_name_or_path",
         "vae",
         "instance_data_dir",
         "class_data_dir",
     }
 )
-"""How long, and where things lie: what a continued run may say otherwise."""
+"""Where things lie: what a continued run may say otherwise."""
+_DRAWS_CLASS_PICTURES = {"num_inference_steps", "guidance_scale"}
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,10 @@ def load_checkpoint(
         optimizer.load_state_dict(state["optimizer"])
         if accelerator.scaler:
             accelerator.scaler.load_state_dict(state["scaler"])
-    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
+    except (
+        *(OSError, EOFError, SafetensorError, UnpicklingError),
+        *(RuntimeError, ValueError, KeyError, TypeError),
+    ) as error:
         raise TrainerError(
             f"The checkpoint {folder} is damaged; delete it and resume from the one before "
             f"({str(error).splitlines()[0]})."
@@ -130,8 +134,14 @@ def _check_same_run(config: Config, folder: Path) -> None:
     """A resumed run is the same run: everything that decides the adapter must be as it was."""
     was = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))
     now = tomllib.loads(to_toml(config))
-    for section in set(now) - {"run"}:
-        for key in sorted({*was.get(section, {}), *now[section]} - _MAY_CHANGE):
+    may_change = _MAY_CHANGE
+    if config.optimization.lr_scheduler == "constant":  # the others are stretched over the steps
+        may_change = may_change | {"max_train_steps"}
+    for section in now:
+        keys = {*was.get(section, {}), *now[section]} - may_change
+        if section == "run":
+            keys &= _DRAWS_CLASS_PICTURES
+        for key in sorted(keys):
             before, after = was.get(section, {}).get(key), now[section].get(key)
             if before != after:
                 raise TrainerError(

@@ -212,7 +212,7 @@ def sections(config: Config) -> dict[str, dict[str, Any]]:
         section.name: {
             key: plain(value)
             for key, value in dataclasses.asdict(getattr(config, section.name)).items()
-            if value is not None
+            if value is not None and key not in ("overwrite", "resume")  # of this start alone
         }
         for section in dataclasses.fields(config)
         if section.name != "preset"  # its values are in the sections
@@ -253,6 +253,8 @@ def _problems(config: Config) -> Iterator[str]:
                 yield f"--{key} is {value}; it must be above 0."
     if isinstance(config.adapter.rank, int) and config.adapter.rank < 1:
         yield f"--rank is {config.adapter.rank}; it must be at least 1, or full."
+    if config.instance.resolution % 8:
+        yield f"--resolution is {config.instance.resolution}; it must be a multiple of 8."
     if not config.adapter.target_modules:
         yield "--target_modules is empty; name at least one layer, such as to_k."
     if config.adapter.method == "lora" and config.optimization.max_delta_norm is not None:

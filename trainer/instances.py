@@ -44,7 +44,11 @@ def list_images(folder: Path) -> list[Path]:
         raise TrainerError(f"There is no folder {folder}; give one with the pictures.")
     entries = sorted(folder.iterdir())
     images = [path for path in entries if path.suffix.lower() in SUFFIXES and path.is_file()]
-    others = [path.name for path in entries if path not in images and path.suffix.lower() != ".txt"]
+    others = [
+        path.name
+        for path in entries
+        if path.is_file() and path not in images and path.suffix.lower() != ".txt"
+    ]
     if others:
         logger.info("Ignoring in %s what is not a picture: %s", folder, ", ".join(others))
     if not images:

@@ -1,6 +1,7 @@
 """From the method's name to an adapter on the UNet, and from the adapter to its file."""
 
 import logging
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -14,6 +15,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from loldu import ConceptError, LoLDUConfig, save_concept
+from loldu.layer import LoLDULayer
 from trainer.config import AdapterConfig
 from trainer.errors import TrainerError
 
@@ -110,8 +112,13 @@ def save_result(
 def delta_norm(unet: UNet2DConditionModel) -> float:
     """‖delta_W‖_F over all adapted layers together: how far the model is from its base."""
     layers: list[Any] = [m for m in unet.modules() if isinstance(m, BaseTunerLayer)]
-    norms = [layer.get_delta_weight(ADAPTER_NAME).float().norm() for layer in layers]
-    return float(torch.stack(norms).norm())
+    norms = [
+        layer.delta_norm(ADAPTER_NAME)
+        if isinstance(layer, LoLDULayer)
+        else float(layer.get_delta_weight(ADAPTER_NAME).float().norm())
+        for layer in layers
+    ]
+    return math.hypot(*norms)
 
 
 def _largest_rank(unet: UNet2DConditionModel, targets: tuple[str, ...]) -> int:

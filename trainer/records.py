@@ -13,7 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from trainer.cache import on_device
-from trainer.checkpoint import CONFIG, PREFIX, Progress
+from trainer.checkpoint import CONFIG, PREFIX, Progress, checkpoints
 from trainer.config import Config, RunConfig, to_toml
 from trainer.errors import TrainerError
 from trainer.files import save_png, write_atomically
@@ -24,27 +24,38 @@ from trainer.sampling import sample_images
 METRICS, SUMMARY, VALIDATION = "metrics.jsonl", "summary.json", "validation"
 
 
-def refuse_another_run(run: RunConfig) -> None:
+def refuse_another_run(run: RunConfig, checkpoint: Path | None) -> None:
     """Leave the folder of another run alone, before any work is done.
 
+    Args:
+        run: the options.
+        checkpoint: what the run continues from, if it does.
+
     Raises:
-        TrainerError: when another run is there and neither --resume nor --overwrite is given.
+        TrainerError: when another run is there, which is neither continued nor overwritten;
+            `--resume latest` may start anew in place of one that left no checkpoint and no result.
     """
     folder = run.output_dir
     if folder.exists() and not folder.is_dir():
         raise TrainerError(f"--output_dir {folder} is a file; name a folder.")
-    if _earlier_run(folder) and run.resume is None and not run.overwrite:
+    if checkpoint is not None:
+        continued = checkpoint.resolve().parent == folder.resolve()
+    else:
+        finished = any((folder / name).exists() for name in FILE_NAMES.values())
+        continued = run.resume is not None and not finished
+    if _earlier_run(folder) and not continued and not run.overwrite:
+        cure = "continue it with --resume latest, " if checkpoints(folder) else ""
         raise TrainerError(
-            f"--output_dir {folder} holds another run; continue it with --resume latest, replace "
-            "it with --overwrite, or name another folder."
+            f"--output_dir {folder} holds another run; {cure}replace it with --overwrite, or name "
+            "another folder."
         )
 
 
-def open_output_dir(config: Config) -> None:
+def open_output_dir(config: Config, checkpoint: Path | None) -> None:
     """Remove the run that --overwrite replaces, and put down this run's options."""
     folder = config.run.output_dir
     folder.mkdir(parents=True, exist_ok=True)
-    if config.run.resume is None:
+    if checkpoint is None:
         for path in _earlier_run(folder):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     write_atomically(folder / CONFIG, to_toml(config))
@@ -101,10 +112,10 @@ class MetricsLog:
         self._sums, self._count = None, 0
         if self._enabled:
             norm = delta_norm(unet)
-            if not math.isfinite(norm):
+            if not (math.isfinite(norm) and math.isfinite(loss)):
                 raise TrainerError(
-                    f"Training diverged before step {step}: the adapter is not finite; use a lower "
-                    "--learning_rate."
+                    f"Training diverged before step {step}: the loss is {loss} and the norm of the "
+                    f"change {norm}; use a lower --learning_rate, or bf16 in place of fp16."
                 )
             self._bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.1e}, ‖delta_W‖ {norm:.3g}")
             line = {

@@ -63,7 +63,7 @@ def main(config: Config) -> None:
     accelerator = make_accelerator(config)
     instances = find_instances(config.instance)
     checkpoint = find_checkpoint(config)
-    refuse_another_run(config.run)
+    refuse_another_run(config.run, checkpoint)
 
     # ------------------------------------------------------------------------- the frozen base
     pipeline = load_pipeline(
@@ -100,7 +100,7 @@ def main(config: Config) -> None:
         len(cache.classes),
     )
     if accelerator.is_main_process:
-        open_output_dir(config)
+        open_output_dir(config, checkpoint)
     with logging_redirect_tqdm():
         progress = fit(config, pipeline, unet, optimizer, objective, accelerator, progress)
 
@@ -124,7 +124,7 @@ def make_accelerator(config: Config) -> Accelerator:
         raise TrainerError(
             "--mixed_precision fp16 needs a CUDA GPU and there is none; use --mixed_precision no."
         )
-    # The factors are buffers, the same in every process: nothing to broadcast each step.
+    # Frozen buffers are the same in every process: nothing to broadcast each step.
     accelerator = Accelerator(
         mixed_precision=precision,
         gradient_accumulation_steps=config.optimization.gradient_accumulation_steps,

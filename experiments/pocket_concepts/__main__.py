@@ -5,18 +5,22 @@ A run whose result is there is not made again; ``--table`` prints what has been 
 
 import json
 import logging
+import platform
+import shlex
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
+import torch
 import tyro
 
 from experiments.pocket_concepts.judge import Judge
 from loldu import load_concept
 from pocket.world import CONCEPTS
-from trainer.base import load_pipeline
+from trainer.base import fingerprint, load_pipeline
 from trainer.preset import parse
 
 RESULTS = Path(__file__).parent / "results"
@@ -70,6 +74,9 @@ def run_one(name: str, flags: list[str], seed: int, judge: Judge) -> dict[str, o
         "flags": flags,
         "seconds": round(seconds, 1),
         "parameters": summary["trainable_parameters"],
+        "base": fingerprint(pipeline),
+        "torch": torch.__version__,
+        "machine": platform.platform(),
         "scores": {key: round(value, 4) for key, value in measured.items()},
     }
 
@@ -86,8 +93,11 @@ def main(options: Options) -> None:
             _write(base_file, {"concept": concept, "scores": scores, "real": judge.real()})
         for seed in options.seeds:
             file = options.results / options.name / f"{concept}-{seed}.json"
+            flags = shlex.split(options.flags)
             if not file.exists():
-                _write(file, run_one(concept, options.flags.split(), seed, judge))
+                _write(file, run_one(concept, flags, seed, judge))
+            elif (was := json.loads(file.read_text())["flags"]) != flags:
+                sys.exit(f"{file} was made with {shlex.join(was)}; choose another --name.")
     print(table(options.results))  # noqa: T201
 
 

@@ -42,7 +42,7 @@ class Judge:
         self.classifier = load_classifier(ENCODERS / "attributes.safetensors")
         self.pictures = _open(concepts / name)
         self.held_out = _open(concepts / name / "held_out")
-        self.others = random_scenes(seed=77, count=OTHER_PROMPTS)
+        self.others = random_scenes(seed=2_000_000, count=OTHER_PROMPTS)
 
     def prompts(self, token: str) -> list[str]:
         """The concept in every setting, `SEEDS_EACH` times."""

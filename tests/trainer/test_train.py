@@ -205,8 +205,9 @@ def test_another_run_s_folder_is_left_alone(
     capsys.readouterr()
     assert run(flags) == 2
     error = capsys.readouterr().err
-    assert "holds another run; continue it with --resume latest, replace it with --overw" in error
+    assert "holds another run; replace it with --overwrite, or name another folder" in error
     assert error.count("\n") == 1
+    assert run([*flags, "--resume", "latest"]) == 2  # finished, and without a checkpoint
     assert (output_dir / "concept.safetensors").read_bytes() == before
     assert run([*flags, "--overwrite"]) == 0
     assert (output_dir / "concept.safetensors").read_bytes() != before
@@ -217,8 +218,12 @@ def test_resume_refuses_what_would_be_another_run(
     flags: list[str], output_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run([*flags, "--checkpointing_steps", "2"]) == 0
+    capsys.readouterr()
+    assert run(flags) == 2
+    assert "continue it with --resume latest, replace it with --overwr" in capsys.readouterr().err
     for more, message in (
         (["--resume", "latest", "--seed", "7"], "--seed is 7 but was 42"),
+        (["--resume", "latest", "--guidance_scale", "2"], "--guidance_scale is 2.0 but was 7.5"),
         (["--resume", str(output_dir / "nowhere")], "is not a checkpoint folder"),
     ):
         capsys.readouterr()
