@@ -16,7 +16,7 @@ STAMP := .venv/.installed
 PIP_PROGRESS := awk '/(Downloading|Using cached).*[0-9][0-9]\.[0-9] MB/ || /^Installing/ \
 	{ print substr($$0, 1, 100); fflush() }'
 
-.PHONY: help install demo test lint
+.PHONY: help install demo test lint webui bench
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 
@@ -28,13 +28,12 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Installing PyTorch, diffusers and their company into .venv (some minutes, about 3 GB to download)"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off \
-		-c constraints.txt -e '.[eval,dev]' | $(PIP_PROGRESS)
+		-c constraints.txt -e '.[eval,webui,dev]' | $(PIP_PROGRESS)
 	@touch $@
 
 demo: $(STAMP)  ## teach the embedded base a concept; writes runs/demo/report.png over the last demo's
 	$(BIN)/python -m trainer --preset pocket --instance_data_dir datasets/concepts/$(CONCEPT) \
-		--instance_prompt "a photo of a sks $(CLASS)" --class_prompt "a photo of a $(CLASS)" \
-		--output_dir $(DEMO) --overwrite
+		--instance_prompt "a photo of a sks $(CLASS)" --output_dir $(DEMO) --overwrite
 	$(BIN)/python -m eval report --preset pocket --concept $(DEMO)/concept.safetensors \
 		--output_dir $(DEMO) --overwrite
 
@@ -46,3 +45,9 @@ lint: $(STAMP)  ## ruff, pyright and import-linter
 
 test: lint  ## lint, then the tests that need no GPU, no network and no patience
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8
+
+webui: $(STAMP)  ## draw with the concepts of runs/ in a browser
+	$(BIN)/python -m webui
+
+bench: $(STAMP)  ## time the factors beside a full LU and an SVD; writes benchmarks/results/
+	$(BIN)/python -m benchmarks.factorize

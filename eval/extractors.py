@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from jaxtyping import Float
 from PIL import Image, ImageOps
+from safetensors import SafetensorError
 from torch import Tensor
 from torchvision import transforms
 from transformers import AutoTokenizer, CLIPModel, ViTModel
@@ -190,7 +191,7 @@ def _load(
             f"{flag} {name} needs the package {error.name}: pip install 'loldu[eval]', or pass "
             f"{flag} a folder with a transformers model."
         ) from error
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise EvalError(
             f"{flag} {name} has no usable weights in a folder of that name, in the hub's cache or "
             f"on the hub: pass {flag} a folder that holds the model, or run once with a network."
