@@ -22,12 +22,12 @@ class Pretrain:
 
     Attributes:
         output: Where `base` and `encoders` are written.
-        build: Work files: the corpus, checkpoints, logs. Needs 2 GB.
+        build: Work files, 2 GB: the corpus, checkpoints, logs.
         recipe: How much of everything.
     """
 
     output: Path = _HERE
-    build: Path = _HERE / "build"
+    build: Path = Path.home() / ".cache" / "loldu" / "pocket"
     recipe: tyro.conf.OmitArgPrefixes[Recipe] = field(default_factory=Recipe)
 
     def run(self) -> None:
