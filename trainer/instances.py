@@ -35,7 +35,7 @@ class CaptionedImage:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The pictures of a folder, sorted by name; anything else is left out with one line of log.
+    """The pictures of a folder, sorted by name; other files are left out with one line of log.
 
     Raises:
         TrainerError: when there is no such folder or no picture in it.
