@@ -1,0 +1,206 @@
+"""How long the factors of Stable Diffusion v1.5's attention take, beside a full LU and an SVD.
+
+``python -m benchmarks.factorize``, which is ``make bench``. The weights are random, of the shapes
+of the UNet's 128 attention projections: the time follows from the shapes.
+"""
+
+import json
+import shlex
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import tyro
+from diffusers import UNet2DConditionModel
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from benchmarks.provenance import provenance
+from loldu import ldu
+from loldu.model import DIFFUSERS_ATTENTION
+from trainer.files import write_atomically
+
+RESULTS = Path(__file__).parent / "results"
+
+Shape = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Time the factors of every attention projection of a UNet, three ways in one process."""
+
+    # Directions a layer; the paper's is 32.
+    rank: int = 32
+    # Times everything is timed; medians are reported.
+    repetitions: int = 7
+    # Of the random weights.
+    seed: int = 0
+    # Widths of the UNet's four stages; Stable Diffusion v1.5's unless given.
+    block_out_channels: tuple[int, int, int, int] = (320, 640, 1280, 1280)
+    # Width of the text's features; Stable Diffusion v1.5's unless given.
+    cross_attention_dim: int = 768
+    # Where the result is written, over the last one.
+    output: Path = RESULTS / "factorize.json"
+
+
+@dataclass(frozen=True)
+class Route:
+    """A way to the factors.
+
+    Attributes:
+        what: In words.
+        factorize: From a weight and a rank to the factors.
+        every_layer: Whether all layers are timed; otherwise one of each shape, and its time counts
+            for all of that shape.
+    """
+
+    what: str
+    factorize: Callable[[Tensor, int], object]
+    every_layer: bool
+
+
+def full_lu(weight: Tensor, r: int) -> tuple[Tensor, ...]:
+    """Return LoLDU's factors as its released code makes them, P left a matrix of its own."""
+    permutation, lower, upper = torch.linalg.lu(weight)
+    diagonal = upper.diagonal()
+    return permutation, lower[:, :r], diagonal[:r], (upper / diagonal[:, None])[:r]
+
+
+def full_svd(weight: Tensor, r: int) -> tuple[Tensor, ...]:
+    """Return SVFit's factors."""
+    u, s, vh = torch.linalg.svd(weight, full_matrices=False)
+    return u[:, :r], s[:r], vh[:r]
+
+
+OURS = "ldu"
+ROUTES = {
+    OURS: Route("loldu.ldu: LU of the first r columns and one solve, in float64", ldu, True),
+    "full_lu": Route("torch.linalg.lu of the whole weight, in float32", full_lu, True),
+    "svd": Route("torch.linalg.svd of the whole weight, in float32", full_svd, False),
+}
+
+
+def attention_shapes(block_out_channels: Sequence[int], cross_attention_dim: int) -> list[Shape]:
+    """Return (out, in) of a UNet's attention projections; no weight is allocated."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(
+            block_out_channels=tuple(block_out_channels), cross_attention_dim=cross_attention_dim
+        )
+    return [
+        (module.out_features, module.in_features)
+        for name, module in unet.named_modules()
+        if isinstance(module, nn.Linear) and name.endswith(DIFFUSERS_ATTENTION)
+    ]
+
+
+def measure(weights: Sequence[Tensor], r: int, repetitions: int) -> dict[str, list[float]]:
+    """Return seconds for all layers, by route and repetition.
+
+    The routes take turns at every weight, and another one begins in every repetition, so that
+    whatever else the machine does meets them alike.
+    """
+    alike = Counter(weight.shape for weight in weights)
+    smallest = min(weights, key=Tensor.numel)
+    for route in ROUTES.values():
+        route.factorize(smallest, r)
+    seconds = {name: [0.0] * repetitions for name in ROUTES}
+    for repetition in range(repetitions):
+        first = repetition % len(ROUTES)
+        turns = [*ROUTES.items()][first:] + [*ROUTES.items()][:first]
+        seen: set[torch.Size] = set()
+        for weight in weights:
+            for name, route in turns:
+                if route.every_layer:
+                    seconds[name][repetition] += _seconds(route, weight, r)
+                elif weight.shape not in seen:
+                    spent = _seconds(route, weight, r)
+                    seconds[name][repetition] += spent * alike[weight.shape]
+            seen.add(weight.shape)
+    return seconds
+
+
+def _seconds(route: Route, weight: Tensor, r: int) -> float:
+    started = time.perf_counter()
+    route.factorize(weight, r)
+    return time.perf_counter() - started
+
+
+def summarize(
+    options: Options, shapes: Sequence[Shape], seconds: dict[str, list[float]]
+) -> dict[str, Any]:
+    """Return the result as JSON values; a ratio is taken within each repetition."""
+    alike = Counter(shapes)
+    return {
+        "rank": options.rank,
+        "seed": options.seed,
+        "repetitions": options.repetitions,
+        "layers": len(shapes),
+        "shapes": [{"out": out, "in": in_, "layers": n} for (out, in_), n in alike.items()],
+        "routes": {
+            name: {
+                "what": route.what,
+                "layers_timed": len(shapes) if route.every_layer else len(alike),
+                "scaled_to_all_layers": not route.every_layer,
+                "seconds": _spread(seconds[name]),
+            }
+            for name, route in ROUTES.items()
+        },
+        "times_as_long_as_ldu": {
+            name: _spread(a / b for a, b in zip(seconds[name], seconds[OURS], strict=True))
+            for name in ROUTES
+            if name != OURS
+        },
+    }
+
+
+def _spread(values: Iterable[float]) -> dict[str, float]:
+    ordered = sorted(values)
+    spread = {"median": median(ordered), "min": ordered[0], "max": ordered[-1]}
+    return {name: float(f"{value:.4g}") for name, value in spread.items()}
+
+
+def table(result: dict[str, Any]) -> Table:
+    """Return the result for a person."""
+    made = Table("route", title=f"factors of {result['layers']} layers, r = {result['rank']}")
+    for column in ("seconds", "times ldu", "timed"):
+        made.add_column(column, justify="right")
+    for name, route in result["routes"].items():
+        ratio = result["times_as_long_as_ldu"].get(name, {"median": 1.0})
+        timed = f"{route['layers_timed']} layers"
+        made.add_row(
+            name,
+            f"{route['seconds']['median']:.3g}",
+            f"{ratio['median']:.3g}",
+            f"{timed}, scaled" if route["scaled_to_all_layers"] else timed,
+        )
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, write the JSON, and show the table."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    options = tyro.cli(
+        Options, args=arguments, prog="python -m benchmarks.factorize", use_underscores=True
+    )
+    shapes = attention_shapes(options.block_out_channels, options.cross_attention_dim)
+    generator = torch.Generator().manual_seed(options.seed)
+    weights = [torch.randn(shape, generator=generator) for shape in shapes]
+    result = {
+        "command": shlex.join(["python", "-m", "benchmarks.factorize", *arguments]),
+        **provenance(["torch", "diffusers"]),
+        **summarize(options, shapes, measure(weights, options.rank, options.repetitions)),
+    }
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(options.output, json.dumps(result, indent=2) + "\n")
+    Console(stderr=True).print(table(result))
+
+
+if __name__ == "__main__":
+    main()

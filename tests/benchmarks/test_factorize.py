@@ -1,0 +1,60 @@
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.factorize import attention_shapes, full_lu, full_svd, main
+from loldu import ldu
+
+SMALLEST = ["--block_out_channels", "32", "32", "32", "32", "--cross_attention_dim", "16"]
+
+
+def test_the_shapes_are_those_of_stable_diffusion() -> None:
+    shapes = attention_shapes((320, 640, 1280, 1280), 768)
+    assert len(shapes) == 128
+    assert set(shapes) == {(width, size) for width in (320, 640, 1280) for size in (width, 768)}
+    assert sum(size == 768 for _, size in shapes) == 32  # to_k and to_v of 16 cross-attentions
+
+
+@pytest.mark.parametrize("shape", [(12, 12), (12, 20), (20, 12)])
+def test_the_peers_make_factors_of_the_weight(shape: tuple[int, int]) -> None:
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    permutation, lower, diagonal, upper = full_lu(weight, 12)
+    torch.testing.assert_close(permutation @ (lower * diagonal) @ upper, weight)
+    ours = ldu(weight, 5)
+    _, _, cut, rows = full_lu(weight, 5)
+    torch.testing.assert_close(ours.diagonal, cut, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ours.right, rows, atol=1e-4, rtol=1e-4)
+    u, s, vh = full_svd(weight, 12)
+    torch.testing.assert_close((u * s) @ vh, weight)
+
+
+def test_the_result_tells_all_it_was_made_with(tmp_path: Path) -> None:
+    output = tmp_path / "factorize.json"
+    flags = [*SMALLEST, "--rank", "4", "--repetitions", "2", "--seed", "1"]
+    main([*flags, "--output", str(output)])
+    result = json.loads(output.read_text())
+
+    assert result["command"].startswith("python -m benchmarks.factorize --block_out_channels 32")
+    assert result["versions"]["torch"] == version("torch")
+    assert set(result["machine"]) == {"cpu", "cores", "threads", "system"}
+    assert result["machine"]["cpu"]
+    assert (result["rank"], result["seed"], result["repetitions"]) == (4, 1, 2)
+    assert result["layers"] == 128
+    assert sum(shape["layers"] for shape in result["shapes"]) == 128
+
+    routes = result["routes"]
+    assert {name: route["layers_timed"] for name, route in routes.items()} == {
+        "ldu": 128,
+        "full_lu": 128,
+        "svd": 2,
+    }
+    assert [name for name, route in routes.items() if route["scaled_to_all_layers"]] == ["svd"]
+    for spread in (
+        *(route["seconds"] for route in routes.values()),
+        *result["times_as_long_as_ldu"].values(),
+    ):
+        assert 0 < spread["min"] <= spread["median"] <= spread["max"]
+    assert set(result["times_as_long_as_ldu"]) == {"full_lu", "svd"}
