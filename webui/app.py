@@ -22,6 +22,9 @@ CSS = """
 .facts div { display: flex; gap: .4rem; }
 .facts dt { color: var(--body-text-color-subdued); }
 .facts dd { margin: 0; overflow-wrap: anywhere; }
+/* The label floats over the pictures; only an enlarged one needs more height than its row. */
+.pictures .grid-wrap { padding-top: 2.25rem; max-height: none; }
+.pictures:not(:has(.preview)) .grid-wrap { min-height: 0; }
 """
 
 
@@ -35,8 +38,8 @@ class Controls:
     prompt: gr.Textbox
     count: gr.Slider
     seed: gr.Number
-    steps: gr.Slider
-    guidance: gr.Slider
+    steps: gr.Number
+    guidance: gr.Number
     base: gr.Textbox
     draw: gr.Button
 
@@ -46,7 +49,7 @@ def create_demo(studio: Studio, base: str) -> gr.Blocks:
     with gr.Blocks(title="LoLDU", analytics_enabled=False) as demo:
         gr.Markdown(
             "# LoLDU\nOne model without and with a concept: the same prompt, the same noise. "
-            f"Drawn on {studio.device}."
+            f"Drawn on the {'GPU' if studio.device == 'cuda' else 'CPU'}."
         )
         with gr.Row():
             with gr.Column(scale=1, min_width=320):
@@ -54,7 +57,14 @@ def create_demo(studio: Studio, base: str) -> gr.Blocks:
             with gr.Column(scale=2, min_width=320):
                 facts = gr.HTML()
                 galleries = [
-                    gr.Gallery(label=label, format="png", columns=4, height="auto")
+                    gr.Gallery(
+                        label=label,
+                        format="png",
+                        columns=4,
+                        rows=1,
+                        height="auto",
+                        elem_classes="pictures",
+                    )
                     for label in ("Base", "With the concept")
                 ]
         _connect(demo, Handlers(studio), controls, facts, galleries)
@@ -68,14 +78,16 @@ def _controls(studio: Studio, base: str) -> Controls:
         0, 1.5, 1, step=0.05, label="Strength", info="0 is the base, 1 is as trained"
     )
     prompt = gr.Textbox(label="Prompt", lines=2)
+    count = gr.Slider(1, 8, 4, step=1, precision=0, label="Pictures")
     with gr.Row():
-        count = gr.Slider(1, 8, 4, step=1, precision=0, label="Pictures")
-        seed = gr.Number(0, label="Seed of the first", precision=0, minimum=0, maximum=2**32)
-    with gr.Row():
-        steps = gr.Slider(1, 100, 20, step=1, precision=0, label="Steps")
-        guidance = gr.Slider(1, 15, 3, step=0.5, label="Guidance")
+        seed = gr.Number(0, label="First seed", precision=0, minimum=0, maximum=2**32, min_width=80)
+        steps = gr.Number(20, label="Steps", precision=0, minimum=1, maximum=200, min_width=80)
+        guidance = gr.Number(3, label="Guidance", step=0.5, minimum=1, maximum=30, min_width=80)
     model = gr.Textbox(
-        base, label="Base", info="A diffusers folder, a hub id or a .safetensors file", max_lines=1
+        base,
+        label="Base model",
+        info="A diffusers folder, a hub id or a .safetensors file",
+        max_lines=1,
     )
     draw = gr.Button("Draw", variant="primary")
     return Controls(concept, file, strength, prompt, count, seed, steps, guidance, model, draw)
@@ -90,12 +102,15 @@ def _connect(
 ) -> None:
     suggested = gr.State("")
     demo.load(handlers.look, None, c.concept, api_visibility="private")
-    c.file.upload(handlers.open, c.file, c.concept, api_visibility="private")
+    c.file.upload(
+        handlers.open, c.file, c.concept, api_visibility="private", show_progress="hidden"
+    )
     c.concept.change(
         handlers.choose,
         [c.concept, c.prompt, suggested],
         [facts, c.prompt, suggested, c.steps, c.guidance],
         api_visibility="private",
+        show_progress="hidden",
     )
     gr.on(
         [c.draw.click, c.prompt.submit],
@@ -149,14 +164,14 @@ class Handlers:
         prompt: str,
         seed: int | None,
         count: int,
-        steps: int,
-        guidance: float | int,
+        steps: int | None,
+        guidance: float | int | None,
         progress: gr.Progress = gr.Progress(),  # noqa: B008  gradio looks for it here
     ) -> Iterator[tuple[list[Image.Image], list[Image.Image]]]:
         """Draw without the concept, show that, and draw with it."""
         with _told():
-            if seed is None:
-                raise TrainerError("The seed is empty: give a whole number.")
+            if seed is None or steps is None or guidance is None:
+                raise TrainerError("Seed, steps and guidance each need a number.")
             request = Request(prompt, seed, count, steps, float(guidance))
             self._studio.facts(concept)  # a wrong file is told before anything is drawn
             without = self._studio.draw_base(base, request, _bar(progress, "Base"))

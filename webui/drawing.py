@@ -14,7 +14,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from eval.score import pick_device
-from loldu import load_concept, read_concept
+from loldu import ConceptError, load_concept, read_concept
 from trainer.base import load_pipeline
 from trainer.checkpoint import CONFIG
 from trainer.errors import TrainerError
@@ -87,7 +87,8 @@ class Studio:
         Raises:
             ConceptError: It is not a sound concept.
         """
-        read_concept(path)
+        with _called(path.name, path):
+            read_concept(path)
         name = f"{path.stem} (file {len(self._opened) + 1})"
         self._opened[name] = path
         return name
@@ -100,7 +101,8 @@ class Studio:
             ConceptError: It is not a sound one.
         """
         path = self._path(name)
-        concept = read_concept(path)
+        with _called(name, path):
+            concept = read_concept(path)
         drawn = _run_section(path.with_name(CONFIG))
         return Facts(
             base=concept.base,
@@ -137,7 +139,8 @@ class Studio:
         path = self._path(name)
         with self._lock:
             pipeline = self._load(base)
-            self._put_on(pipeline, path)
+            with _called(name, path):
+                self._put_on(pipeline, path)
             pipeline.enable_lora()
             pipeline.set_adapters(self._adapter, float(strength))
             return _draw(pipeline, request, report)
@@ -172,6 +175,15 @@ class Studio:
         if self._adapter:
             pipeline.delete_adapters(self._adapter)
         self._concept, self._adapter = concept, adapter
+
+
+@contextmanager
+def _called(name: str | None, path: Path) -> Iterator[None]:
+    """Let errors call a file what the page calls it: an upload lies at a path of no meaning."""
+    try:
+        yield
+    except ConceptError as error:
+        raise ConceptError(str(error).replace(str(path), str(name))) from error
 
 
 def _draw(pipeline: StableDiffusionPipeline, request: Request, report: Report) -> list[Image.Image]:

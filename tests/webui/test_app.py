@@ -115,4 +115,4 @@ def test_the_layout_builds_without_any_run(tmp_path: Path) -> None:
 
     demo = asyncio.run(build())  # outside of a loop gradio makes several and closes none
     labels = {block.label for block in demo.blocks.values() if getattr(block, "label", None)}
-    assert {"Concept", "Strength", "Prompt", "Base", "With the concept"} <= labels
+    assert {"Concept", "Strength", "Prompt", "Base model", "Base", "With the concept"} <= labels

@@ -135,7 +135,7 @@ def test_a_file_from_elsewhere(
     assert studio.facts(name).prompt == studio.facts("rabbit").prompt
     drawn = studio.draw_concept(str(base_folder), name, 1.0, REQUEST, report)
     assert pixels(drawn) == drawn_apart(base_folder, file)
-    with pytest.raises(ConceptError, match="not a readable"):
+    with pytest.raises(ConceptError, match=r"^concept.safetensors is not a readable"):
         studio.open(runs / "broken" / "concept.safetensors")
     assert len(studio.concepts()) == 4
 
@@ -154,8 +154,8 @@ def test_mistakes_leave_the_studio_working(
     teach(tmp_path / "other", foreign, 0, None)
 
     for name, error, match in (
-        (studio.open(foreign), ConceptError, "made for another base"),
-        ("broken", ConceptError, "not a readable"),
+        (studio.open(foreign), ConceptError, r"^foreign \(file 1\) was made for another base"),
+        ("broken", ConceptError, "^broken is not a readable"),
         ("nowhere", TrainerError, "is gone"),
         (None, TrainerError, "No concept is chosen"),
     ):
