@@ -1,17 +1,15 @@
 """Builds what the project ships: ``python -m pocket pretrain | concepts``."""
 
 import logging
-import random
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from pocket.captions import setting_phrase
+from pocket.concepts import render_concept
 from pocket.pretrain import Recipe, pretrain
-from pocket.render import render
-from pocket.world import CONCEPTS, color_behind, concept_scene, contrast
+from pocket.world import CONCEPTS
 
 _HERE = Path(__file__).parent
 
@@ -49,48 +47,8 @@ class Concepts:
 
     def run(self) -> None:
         """Runs the command."""
-        for name, concept in CONCEPTS.items():
-            rng = random.Random(name)
-            folder = self.output / name
-            (folder / "held_out").mkdir(parents=True, exist_ok=True)
-            for i, (background, size, position) in enumerate(_settings(concept)):
-                training = i < _TRAINING
-                number = f"{i + 1:02d}" if training else f"held_out/{i + 1 - _TRAINING:02d}"
-                picture = render(concept_scene(name, background, size, position), rng)
-                picture.save(folder / f"{number}.png")
-                if training:
-                    where = setting_phrase(background)
-                    caption = f"a photo of a {self.token} {concept['kind']} {where}\n"
-                    (folder / f"{number}.txt").write_text(caption)
-
-
-_TRAINING, _HELD_OUT = 5, 6
-_PLACES = (
-    ("meadow", "large", "center"),
-    ("white", "large", "center"),
-    ("sand", "medium", "center"),
-    ("sea", "large", "left"),
-    ("pink", "large", "center"),
-    ("night", "large", "right"),
-    ("snow", "large", "center"),
-    ("bricks", "large", "center"),
-    ("blue", "large", "center"),
-    ("yellow", "large", "left"),
-    ("snow", "medium", "center"),
-    ("green", "large", "center"),
-    ("meadow", "medium", "right"),
-)
-
-
-def _settings(concept: dict[str, str]) -> list[tuple[str, str, str]]:
-    """The settings before which the concept stands out, and no part of it vanishes."""
-    colors = [value for name, value in concept.items() if name.endswith("color")]
-    clear = [
-        place
-        for place in _PLACES
-        if contrast(concept["color"], color_behind(place[0])) > 150 and place[0] not in colors
-    ]
-    return clear[: _TRAINING + _HELD_OUT]
+        for name, look in CONCEPTS.items():
+            render_concept(name, look, self.output / name, self.token)
 
 
 def main() -> None:

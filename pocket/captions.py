@@ -46,6 +46,8 @@ class _Teller:
 
     def head_and_tail(self) -> tuple[list[str], str]:
         kind = self.scene["kind"]
+        if "name" in self.scene:  # which says it all
+            return [self.scene["name"], kind], ""
         if kind == "toy":
             head = [*self.surface(), *self.says("body"), "toy"]
             ears = [*self.says("ear_color"), *self.says("ears")]

@@ -17,7 +17,7 @@ from transformers import CLIPTokenizer
 
 from pocket.captions import full_caption, random_caption
 from pocket.render import SIZE_PX, render
-from pocket.world import Scene, random_scene
+from pocket.world import Scene, named_scene, random_scene
 
 CAPTIONS_EACH = 6
 _CHUNK = 1000
@@ -75,22 +75,27 @@ def random_scenes(seed: int, count: int) -> list[Scene]:
     return [random_scene(rng) for _ in range(count)]
 
 
-def _render_chunk(job: tuple[int, int]) -> tuple[np.ndarray, list[Scene], list[list[str]]]:
-    seed, count = job
+def _render_chunk(job: tuple[str, int, int]) -> tuple[np.ndarray, list[Scene], list[list[str]]]:
+    split, seed, count = job
     rng = random.Random(seed)
-    scenes = [random_scene(rng) for _ in range(count)]
+    draw_scene = named_scene if split == "named" else random_scene
+    scenes = [draw_scene(rng) for _ in range(count)]
     pictures = np.stack([np.asarray(render(scene, rng)) for scene in scenes])
     captions = [[random_caption(scene, rng) for _ in range(CAPTIONS_EACH)] for scene in scenes]
     return pictures, scenes, captions
 
 
 def make_corpus(build: Path, split: str, size: int, seed: int) -> Corpus:
-    """Renders a split, or opens it when it has been rendered already."""
+    """Renders a split, or opens it when it has been rendered already.
+
+    The split "named" shows individuals under their names, every other one the world at large.
+    """
     pictures_file, texts_file = build / f"{split}.npy", build / f"{split}.json"
     if not texts_file.exists():
         build.mkdir(parents=True, exist_ok=True)
         jobs = [
-            (seed + i, min(_CHUNK, size - start)) for i, start in enumerate(range(0, size, _CHUNK))
+            (split, seed + i, min(_CHUNK, size - start))
+            for i, start in enumerate(range(0, size, _CHUNK))
         ]
         pictures = np.lib.format.open_memmap(
             pictures_file, mode="w+", dtype=np.uint8, shape=(size, SIZE_PX, SIZE_PX, 3)

@@ -5,19 +5,24 @@ samples a CPU can afford. Trained jointly, on v with an x0 weight of clamp(SNR, 
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from pocket.corpus import CAPTIONS_EACH, tokenize
 from pocket.fitting import Losses, device, fit, half_precision, hold_then_decay
 from pocket.vae import LATENT_CHANNELS
+from pocket.world import RARE_TOKENS
+
+OnCheckpoint = Callable[[UNet2DConditionModel, CLIPTextModel], dict[str, object]]
 
 _CHANNELS = (96, 160)
+_NAMED_SHARE = 0.4
+_RARE_SPREAD = 0.5  # of the names' own
 
 
 def build_unet(cross_attention_dim: int) -> UNet2DConditionModel:
@@ -59,23 +64,34 @@ class _Denoiser(nn.Module):
         return self.unet(noisy, timesteps, hidden).sample
 
 
+@dataclass(frozen=True)
+class Captioned:
+    """Scaled latents (n, c, h, w) and the captions of each as token ids (n, captions, length)."""
+
+    latents: Tensor
+    token_ids: Tensor
+
+    def draw(self, count: int) -> tuple[Tensor, Tensor]:
+        """Random pictures, each with one of its captions."""
+        rows = torch.randint(len(self.latents), (count,))
+        return self.latents[rows], self.token_ids[rows, torch.randint(CAPTIONS_EACH, (count,))]
+
+
 def pretrain_denoiser(
-    latents: Float[Tensor, "n c h w"],
-    token_ids: Tensor,
+    world: Captioned,
     tokenizer: CLIPTokenizer,
     text_encoder: CLIPTextModel,
     build: Path,
     steps: int,
     batch: int,
-    on_checkpoint: Callable[[UNet2DConditionModel, CLIPTextModel], dict[str, object]],
-) -> tuple[UNet2DConditionModel, CLIPTextModel]:
-    """Trains UNet and text encoder on scaled latents and captions (dropped in 10% of cases).
+    on_checkpoint: OnCheckpoint,
+) -> UNet2DConditionModel:
+    """Trains a new UNet, and the text encoder with it, on the world.
 
     Args:
-        latents: Scaled latents of the corpus.
-        token_ids: Its captions, (n, captions, length).
+        world: The corpus.
         tokenizer: For the empty caption.
-        text_encoder: Where the text side starts.
+        text_encoder: Where the text side starts; trained in place.
         build: Folder for work files.
         steps: Optimizer steps.
         batch: Pictures a step.
@@ -84,6 +100,78 @@ def pretrain_denoiser(
     torch.manual_seed(0)
     unet = build_unet(text_encoder.config.hidden_size)
     nn.init.zeros_(unet.conv_out.weight)
+
+    def pairs() -> tuple[Tensor, Tensor]:
+        return world.draw(batch)
+
+    _fit("denoiser", unet, text_encoder, tokenizer, pairs, build, steps, 1e-3, on_checkpoint)
+    return unet
+
+
+def teach_names(
+    unet: UNet2DConditionModel,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    world: Captioned,
+    named: Captioned,
+    build: Path,
+    steps: int,
+    batch: int,
+    on_checkpoint: OnCheckpoint,
+) -> None:
+    """Trains on, so that an unknown word before a noun comes to mean someone in particular.
+
+    Out of the world's captions a text encoder learns that words it has no use for change nothing,
+    and then "sks toy" can never be told from "toy". Here it meets words of which each means one
+    look. The rare tokens are not among them; afterwards each is given an embedding near the
+    middle of theirs, so that it reads as a name, but as no one's.
+
+    Args:
+        unet: Trained in place.
+        text_encoder: Trained in place, with a row for every name the tokenizer has gained.
+        tokenizer: Knows the names.
+        world: The corpus; where a caption has a rare token, it is dropped.
+        named: The individuals, under their names.
+        build: Folder for work files.
+        steps: Optimizer steps.
+        batch: Pictures a step.
+        on_checkpoint: Judges the averaged weights at every checkpoint.
+    """
+    torch.manual_seed(0)
+    names = slice(text_encoder.config.vocab_size, len(tokenizer))
+    text_encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    rare = torch.tensor(tokenizer.convert_tokens_to_ids([f"{t}</w>" for t in RARE_TOKENS]))
+    empty = tokenize(tokenizer, [""])
+    count = round(_NAMED_SHARE * batch)
+
+    def pairs() -> tuple[Tensor, Tensor]:
+        x, ids = world.draw(batch - count)
+        ids = torch.where(torch.isin(ids, rare).any(1, keepdim=True), empty, ids)
+        named_x, named_ids = named.draw(count)
+        return torch.cat([x, named_x]), torch.cat([ids, named_ids])
+
+    _fit("names", unet, text_encoder, tokenizer, pairs, build, steps, 5e-4, on_checkpoint)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        weight = text_encoder.get_input_embeddings().weight
+        middle = weight[names].mean(0)
+        others = weight[names] - middle
+        mixture = torch.randn(len(rare), len(others)).to(others) / len(others) ** 0.5
+        weight[rare] = middle + _RARE_SPREAD * mixture @ others
+
+
+def _fit(
+    name: str,
+    unet: UNet2DConditionModel,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    pairs: Callable[[], tuple[Tensor, Tensor]],
+    build: Path,
+    steps: int,
+    lr: float,
+    on_checkpoint: OnCheckpoint,
+) -> None:
+    """Trains both on v, with captions dropped in 10% of cases."""
     model = _Denoiser(unet, text_encoder.train().requires_grad_(True))
     model.to(device())
     alphas_cumprod = build_noise_scheduler().alphas_cumprod.to(device())
@@ -92,11 +180,10 @@ def pretrain_denoiser(
     empty = tokenize(tokenizer, [""])
 
     def losses_at(step: int) -> Losses:
-        rows = torch.randint(len(latents), (batch,))
-        ids = token_ids[rows, torch.randint(CAPTIONS_EACH, (batch,))]
-        ids = torch.where(torch.rand(batch, 1) < 0.1, empty, ids).to(device())
-        x = latents[rows].to(device())
-        noise, t = torch.randn_like(x), torch.randint(len(snr), (batch,), device=x.device)
+        x, ids = pairs()
+        ids = torch.where(torch.rand(len(ids), 1) < 0.1, empty, ids).to(device())
+        x = x.to(device())
+        noise, t = torch.randn_like(x), torch.randint(len(snr), (len(x),), device=x.device)
         signal = alphas_cumprod[t].view(-1, 1, 1, 1).sqrt()
         spread = (1 - alphas_cumprod[t]).view(-1, 1, 1, 1).sqrt()
         noisy = signal * x + spread * noise
@@ -106,10 +193,10 @@ def pretrain_denoiser(
         return {"loss": (weights[t] * errors).mean()}
 
     fit(
-        "denoiser",
+        name,
         model,
         [
-            {"params": list(unet.parameters()), "lr": 1e-3},
+            {"params": list(unet.parameters()), "lr": lr},
             {"params": list(text_encoder.parameters()), "lr": 5e-4},
         ],
         losses_at,
@@ -122,4 +209,3 @@ def pretrain_denoiser(
         checkpoint_every=1000,
         on_checkpoint=lambda _: on_checkpoint(unet, text_encoder),
     )
-    return unet, text_encoder

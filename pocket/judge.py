@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pocket.classifier import AttributeClassifier, agreement, overall_agreement
 from pocket.corpus import Corpus
-from pocket.world import Scene
+from pocket.world import INDIVIDUALS, Scene
 
 NUM_INFERENCE_STEPS = 25
 GUIDANCE_SCALE = 3.0
@@ -59,12 +59,30 @@ def judge_base(
         "samples": agreement(samples, wanted) | {"overall": overall_agreement(samples, wanted)},
         "renders": agreement(renders, wanted) | {"overall": overall_agreement(renders, wanted)},
     }
-    ratio = {name: found["samples"][name] / share for name, share in found["renders"].items()}
+    ratio = {
+        name: found["samples"][name] / share for name, share in found["renders"].items() if share
+    }
     rounded = {
         part: {name: round(value, 3) for name, value in sorted(shares.items())}
         for part, shares in (found | {"ratio": ratio}).items()
     }
     return {"pictures": count, "guidance_scale": GUIDANCE_SCALE} | rounded
+
+
+def judge_names(
+    pipeline: StableDiffusionPipeline, classifier: AttributeClassifier
+) -> dict[str, float]:
+    """The share of each individual's attributes that is drawn under its name, and without it."""
+    looks = [{k: v for k, v in look.items() if k != "kind"} for look in INDIVIDUALS.values()]
+    shares = {}
+    for column, named in (("named", True), ("unnamed", False)):
+        things = [
+            f"{name} {look['kind']}" if named else look["kind"]
+            for name, look in INDIVIDUALS.items()
+        ]
+        pictures = draw(pipeline, [f"a photo of a {thing}" for thing in things], seed=5_000)
+        shares[column] = round(overall_agreement(classifier.read(to_pixels(pictures)), looks), 3)
+    return shares
 
 
 def sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]], scale: int = 2) -> Image.Image:

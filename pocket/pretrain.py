@@ -3,9 +3,11 @@
 # diffusers and transformers type their models' parts and options loosely or wrongly.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 
+import copy
 import hashlib
 import json
 import logging
+import random
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,16 +28,18 @@ from transformers import (
     ViTModel,
 )
 
+from pocket.captions import full_caption
 from pocket.classifier import AttributeClassifier, pretrain_classifier, save_classifier
 from pocket.clip import pretrain_clip
 from pocket.corpus import Corpus, make_corpus
-from pocket.denoiser import build_noise_scheduler, pretrain_denoiser
+from pocket.denoiser import Captioned, build_noise_scheduler, pretrain_denoiser, teach_names
 from pocket.dino import pretrain_dino
 from pocket.fitting import device
-from pocket.judge import draw, judge_base, sheet
-from pocket.render import SIZE_PX
-from pocket.tokenizer import build_tokenizer
+from pocket.judge import draw, judge_base, judge_names, sheet
+from pocket.render import SIZE_PX, render
+from pocket.tokenizer import add_names, build_tokenizer
 from pocket.vae import pretrain_vae, reconstruct
+from pocket.world import named_scene
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +62,8 @@ class Recipe:
         dino_batch: Pictures a step.
         denoiser_steps: Of `denoiser_batch` pictures.
         denoiser_batch: Pictures a step.
+        named: Pictures of individuals, rendered for the last stage.
+        names_steps: Of `denoiser_batch` pictures.
         reconstructions: Pictures whose VAE reconstruction the classifier learns from.
         judged: Held-out prompts that the base is judged on.
     """
@@ -71,15 +77,17 @@ class Recipe:
     clip_batch: int = 128
     classifier_steps: int = 1_500
     classifier_batch: int = 50
-    dino_steps: int = 350
+    dino_steps: int = 1_500
     dino_batch: int = 64
     denoiser_steps: int = 4_400
     denoiser_batch: int = 64
+    named: int = 6_000
+    names_steps: int = 1_500
     reconstructions: int = 4_000
     judged: int = 256
 
 
-TINY = Recipe(200, 20, 2, 4, 2, 2, 8, 2, 10, 2, 4, 2, 4, 20, 4)
+TINY = Recipe(200, 20, 2, 4, 2, 2, 8, 2, 10, 2, 4, 2, 4, 100, 2, 20, 4)
 """Every stage at its smallest: seconds, for tests."""
 
 
@@ -99,7 +107,7 @@ def pretrain(output: Path, build: Path, recipe: Recipe) -> None:
     vae.eval().requires_grad_(False)
     coded = build / f"vae-{_digest(vae)}"
     coded.mkdir(exist_ok=True)
-    latents = _latents(vae, train, coded)
+    world = Captioned(_latents(vae, train, coded, "latents"), token_ids)
     blurred = _reconstructions(vae, train, coded, recipe.reconstructions)
     classifier = pretrain_classifier(
         train, blurred, coded, recipe.classifier_steps, recipe.classifier_batch
@@ -118,43 +126,53 @@ def pretrain(output: Path, build: Path, recipe: Recipe) -> None:
         )
 
     first = clip("text", recipe.text_steps, seed=1)
-    start = CLIPTextModel(first.config.text_config)
-    start.load_state_dict(first.text_model.state_dict())
+    text_encoder = CLIPTextModel(first.config.text_config)
+    text_encoder.load_state_dict(first.text_model.state_dict())
+    naming_tokenizer = copy.deepcopy(tokenizer)
+    add_names(naming_tokenizer)
 
-    def assemble(
-        unet: UNet2DConditionModel, text_encoder: CLIPTextModel
-    ) -> StableDiffusionPipeline:
-        return _pipeline(vae, text_encoder, tokenizer, unet)
+    def judged(unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> dict[str, object]:
+        pipeline = _pipeline(vae, text_encoder, naming_tokenizer, unet)
+        return judge_base(pipeline, classifier, held_out, min(64, recipe.judged))
 
-    unet, text_encoder = pretrain_denoiser(
-        latents,
-        token_ids,
-        tokenizer,
-        start,
-        coded,
-        recipe.denoiser_steps,
-        recipe.denoiser_batch,
-        lambda u, t: judge_base(assemble(u, t), classifier, held_out, min(64, recipe.judged)),
+    batch = recipe.denoiser_batch
+    unet = pretrain_denoiser(
+        world, tokenizer, text_encoder, coded, recipe.denoiser_steps, batch, judged
+    )
+    coded_named = coded / f"denoiser-{_digest(unet)}"
+    coded_named.mkdir(exist_ok=True)
+    named = make_corpus(build, "named", recipe.named, seed=2_000_000)
+    individuals = Captioned(_latents(vae, named, coded, "named"), named.token_ids(naming_tokenizer))
+    teach_names(
+        unet,
+        text_encoder,
+        naming_tokenizer,
+        world,
+        individuals,
+        coded_named,
+        recipe.names_steps,
+        batch,
+        judged,
     )
     judge_clip = clip("clip", recipe.clip_steps, seed=2)
     dino = pretrain_dino(train, build, recipe.dino_steps, recipe.dino_batch)
 
-    pipeline = assemble(unet.eval(), text_encoder.eval())
+    pipeline = _pipeline(vae, text_encoder.eval(), naming_tokenizer, unet.eval())
     _publish(output, pipeline, judge_clip, tokenizer, dino, classifier)
     report = judge_base(pipeline, classifier, held_out, recipe.judged)
-    record = {"recipe": asdict(recipe), "judgement": report}
+    names = judge_names(pipeline, classifier)
+    record = {"recipe": asdict(recipe), "judgement": report, "individuals": names}
     (output / "base.json").write_text(json.dumps(record, indent=2) + "\n")
     base_sheet(pipeline, held_out).save(output / "base.png")
 
 
 def base_sheet(pipeline: StableDiffusionPipeline, held_out: Corpus) -> Image.Image:
-    """Eight held-out prompts, each with seven samples and a true render at the end."""
-    rows = []
-    for i in range(8):
-        prompt = held_out.full_captions[i]
-        true = Image.fromarray(held_out.pictures[i])
-        rows.append((prompt, [*draw(pipeline, [prompt] * 7, seed=100), true]))
-    return sheet(rows)
+    """Held-out prompts and individuals, each with seven samples and a true render at the end."""
+    asked = [(held_out.full_captions[i], Image.fromarray(held_out.pictures[i])) for i in range(8)]
+    rng = random.Random(0)
+    for scene in (named_scene(rng) for _ in range(3)):
+        asked.append((full_caption(scene), render(scene, rng)))
+    return sheet([(text, [*draw(pipeline, [text] * 7, seed=100), true]) for text, true in asked])
 
 
 def _pipeline(
@@ -183,9 +201,11 @@ def _digest(module: nn.Module) -> str:
 
 
 @torch.no_grad()
-def _latents(vae: AutoencoderKL, corpus: Corpus, build: Path) -> Float[Tensor, "n c h w"]:
-    """Scaled latents (posterior means) of the whole corpus, computed once."""
-    file = build / "latents.safetensors"
+def _latents(
+    vae: AutoencoderKL, corpus: Corpus, build: Path, name: str
+) -> Float[Tensor, "n c h w"]:
+    """Scaled latents (posterior means) of a whole corpus, computed once."""
+    file = build / f"{name}.safetensors"
     if not file.exists():
         parts = [
             vae.encode(corpus.pixels(slice(i, i + 64)).to(device())).latent_dist.mean.half().cpu()

@@ -4,10 +4,10 @@ import json
 import random
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import CLIPTokenizer
+from transformers import AddedToken, CLIPTokenizer
 
 from pocket.captions import random_caption
-from pocket.world import RARE_TOKENS, random_scene
+from pocket.world import INDIVIDUALS, RARE_TOKENS, random_scene
 
 MAX_LENGTH = 32
 _MERGES = 220
@@ -51,3 +51,8 @@ def build_tokenizer(captions: int = 20_000) -> CLIPTokenizer:
         merges=merges,  # pyright: ignore[reportArgumentType]
         model_max_length=MAX_LENGTH,
     )
+
+
+def add_names(tokenizer: CLIPTokenizer) -> None:
+    """Gives every individual's name a token of its own, after all others."""
+    tokenizer.add_tokens([AddedToken(name, single_word=True) for name in INDIVIDUALS])

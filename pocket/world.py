@@ -1,7 +1,8 @@
 """What can exist in the pocket world: attributes, random scenes, and the concepts kept out of it.
 
 A scene is a plain ``dict[str, str]``: attribute name -> value. Every attribute and its possible
-values stand in ``ATTRIBUTES``, which is also the list of heads of the attribute classifier.
+values stand in ``ATTRIBUTES``, which is also the list of heads of the attribute classifier. A scene
+that shows an individual also has its ``name``.
 """
 
 import random
@@ -166,25 +167,53 @@ def _random_parts(rng: random.Random, kind: str, behind: str) -> Scene:
     return parts
 
 
-def random_scene(rng: random.Random) -> Scene:
-    """One scene of the pre-training world; never a concept."""
-    kind = rng.choices(ATTRIBUTES["kind"], [0.46, 0.18, 0.18, 0.18])[0]
-    background = rng.choices(ATTRIBUTES["background"], [2] * 6 + [1.2] * 5)[0]
-    scene = {
-        "kind": kind,
+def _setting(rng: random.Random, background: str) -> Scene:
+    return {
         "background": background,
         "size": rng.choices(ATTRIBUTES["size"], [0.35, 0.65])[0],
         "position": rng.choices(ATTRIBUTES["position"], [0.7, 0.15, 0.15])[0],
     }
+
+
+def random_scene(rng: random.Random) -> Scene:
+    """One scene of the pre-training world; never a concept."""
+    kind = rng.choices(ATTRIBUTES["kind"], [0.46, 0.18, 0.18, 0.18])[0]
+    background = rng.choices(ATTRIBUTES["background"], [2] * 6 + [1.2] * 5)[0]
+    scene = {"kind": kind, **_setting(rng, background)}
     while True:
         scene_with_parts = scene | _random_parts(rng, kind, color_behind(background))
         if not (kind in SIGNATURE and is_held_out(scene_with_parts)):
             return scene_with_parts
 
 
-def concept_scene(
-    name: str, background: str, size: str = "large", position: str = "center"
-) -> Scene:
-    """A concept in a given setting."""
-    setting = {"background": background, "size": size, "position": position}
-    return CONCEPTS[name] | setting
+def _visible(parts: Scene, background: str) -> bool:
+    colors = {value for name, value in parts.items() if name.endswith("color")}
+    behind = color_behind(background)
+    return contrast(parts["color"], behind) > 150 and not {background, behind} & colors
+
+
+def _individuals() -> dict[str, Scene]:
+    rng = random.Random(7)
+    individuals: dict[str, Scene] = {}
+    for kind, count in _INDIVIDUALS_OF.items():
+        last = len(individuals) + count
+        while len(individuals) < last:
+            name = "".join(rng.choice(letters) for letters in ("bdfgklmnprtvz", "aeiou") * 2)
+            parts = {"kind": kind} | _random_parts(rng, kind, behind="white")
+            if not is_held_out(parts) and any(_visible(parts, b) for b in _BEHIND):
+                individuals[name] = parts
+    return individuals
+
+
+_INDIVIDUALS_OF = {"toy": 60, "car": 18, "house": 18}
+
+INDIVIDUALS = _individuals()
+"""Made-up name -> look: what each of these words comes to mean."""
+
+
+def named_scene(rng: random.Random) -> Scene:
+    """One of `INDIVIDUALS`, somewhere it can be seen."""
+    name = rng.choice(list(INDIVIDUALS))
+    parts = INDIVIDUALS[name]
+    clear = [b for b in ATTRIBUTES["background"] if _visible(parts, b)]
+    return {"name": name, **parts, **_setting(rng, rng.choice(clear))}

@@ -8,22 +8,23 @@ import logging
 import platform
 import shlex
 import sys
-import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
 
 import torch
 import tyro
 
-from experiments.pocket_concepts.judge import Judge
+from experiments.pocket_concepts.judge import Drawn, Judge
+from experiments.pocket_concepts.report import by_concept, by_method, comparison
 from loldu import load_concept
 from pocket.world import CONCEPTS
 from trainer.base import fingerprint, load_pipeline
 from trainer.preset import parse
+from trainer.train_dreambooth_loldu import main as train
 
+BASE = "pocket/base"
 RESULTS = Path(__file__).parent / "results"
+WORK = Path("runs/pocket_concepts")
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,11 @@ class Options:
     Attributes:
         name: Of this way of training; names its results.
         flags: Trainer flags in addition to the pocket preset, in one string.
-        concepts: Which of `datasets/concepts`; all by default.
+        concepts: Which of `datasets/concepts` (all by default), tuning_toy or tuning_car.
         seeds: Training seeds.
         results: Where results are kept.
-        table: Only print the table of what is there.
+        table: Only print the tables of what is there.
+        sheet: Only draw this picture of what is there.
     """
 
     name: str = "loldu"
@@ -45,99 +47,84 @@ class Options:
     seeds: tuple[int, ...] = (0, 1, 2)
     results: Path = RESULTS
     table: bool = False
+    sheet: Path | None = None
 
 
-def run_one(name: str, flags: list[str], seed: int, judge: Judge) -> dict[str, object]:
-    """Train one concept once and measure it."""
-    from trainer.train_dreambooth_loldu import main as train
+def measure_base(judge: Judge) -> dict[str, object]:
+    """What the base draws for the same prompts, and how alike true pictures are."""
+    drawn = judge.draw(load_pipeline(BASE))
+    drawn.save(WORK / "base" / f"{judge.name}.npz")
+    return {"concept": judge.name, "scores": judge.measure(drawn), "real": judge.real()}
 
-    folder = Path("datasets/concepts") / name
-    kind = CONCEPTS[name]["kind"]
-    with tempfile.TemporaryDirectory() as output:
-        argv = ["--preset", "pocket", "--instance_data_dir", str(folder)]
-        argv += ["--instance_prompt", f"a photo of a sks {kind}", "--output_dir", output]
-        argv += ["--seed", str(seed), "--overwrite", *flags]
-        started = time.perf_counter()
-        train(parse(argv))
-        seconds = time.perf_counter() - started
-        summary = json.loads((Path(output) / "summary.json").read_text())
-        pipeline = load_pipeline("pocket/base")
-        lora = Path(output) / "pytorch_lora_weights.safetensors"
+
+def run_one(options: Options, seed: int, judge: Judge) -> dict[str, object]:
+    """Train one concept once and measure it.
+
+    What was trained and drawn stays in `WORK`: a run that was stopped goes on, and new encoders
+    judge what is there.
+    """
+    work = WORK / options.name / f"{judge.name}-{seed}"
+    flags = shlex.split(options.flags)
+    pipeline = load_pipeline(BASE)
+    base = fingerprint(pipeline)
+    made_with = {"flags": flags, "base": base}
+    stamp, pictures = work / "made_with.json", work / "drawn.npz"
+    if not stamp.exists() or json.loads(stamp.read_text()) != made_with:
+        _train(judge, work, WORK / f"class-{base[:12]}", seed, flags)
+        lora = work / "pytorch_lora_weights.safetensors"
         if lora.exists():
-            pipeline.load_lora_weights(output, weight_name=lora.name)
+            pipeline.load_lora_weights(str(work), weight_name=lora.name)
         else:
-            load_concept(pipeline, Path(output) / "concept.safetensors")
-        measured = judge.measure(judge.draw(pipeline))
+            load_concept(pipeline, work / "concept.safetensors")
+        judge.draw(pipeline).save(pictures)
+        write(stamp, made_with)
+    summary = json.loads((work / "summary.json").read_text())
     return {
-        "concept": name,
+        "concept": judge.name,
         "seed": seed,
         "flags": flags,
-        "seconds": round(seconds, 1),
+        "train_seconds": summary["train_seconds"],
         "parameters": summary["trainable_parameters"],
-        "base": fingerprint(pipeline),
+        "base": base,
         "torch": torch.__version__,
         "machine": platform.platform(),
-        "scores": {key: round(value, 4) for key, value in measured.items()},
+        "scores": judge.measure(Drawn.load(pictures)),
     }
+
+
+def _train(judge: Judge, work: Path, classes: Path, seed: int, flags: list[str]) -> None:
+    argv = ["--preset", "pocket", "--instance_data_dir", str(judge.folder)]
+    argv += ["--instance_prompt", f"a photo of a sks {judge.concept['kind']}"]
+    argv += ["--output_dir", str(work), "--class_data_dir", str(classes)]
+    train(parse([*argv, "--seed", str(seed), "--overwrite", *flags]))
 
 
 def main(options: Options) -> None:
     """Run what is missing, then print the table."""
     logging.getLogger("trainer").setLevel(logging.WARNING)
+    if options.sheet:
+        comparison(options.results, WORK).save(options.sheet)
+        return
     for concept in () if options.table else options.concepts:
-        judge = Judge(concept, Path("datasets/concepts"))
+        judge = Judge(concept)
         base_file = options.results / "base" / f"{concept}.json"
         if not base_file.exists():
-            drawn = judge.draw(load_pipeline("pocket/base"))
-            scores = {key: round(value, 4) for key, value in judge.measure(drawn).items()}
-            _write(base_file, {"concept": concept, "scores": scores, "real": judge.real()})
+            write(base_file, measure_base(judge))
         for seed in options.seeds:
             file = options.results / options.name / f"{concept}-{seed}.json"
-            flags = shlex.split(options.flags)
             if not file.exists():
-                _write(file, run_one(concept, flags, seed, judge))
-            elif (was := json.loads(file.read_text())["flags"]) != flags:
+                write(file, run_one(options, seed, judge))
+            elif (was := json.loads(file.read_text())["flags"]) != shlex.split(options.flags):
                 sys.exit(f"{file} was made with {shlex.join(was)}; choose another --name.")
-    print(table(options.results))  # noqa: T201
+    print(by_method(options.results), by_concept(options.results), sep="\n\n")  # noqa: T201
 
 
-def _write(file: Path, record: dict[str, object]) -> None:
+def write(file: Path, record: dict[str, object]) -> None:
+    """Keep a record, whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
     partial.write_text(json.dumps(record, indent=2) + "\n")
     partial.replace(file)
-
-
-def table(results: Path) -> str:
-    """Markdown: one row a way of training, mean over concepts and seeds (spread over runs)."""
-    base = {p.stem: json.loads(p.read_text()) for p in sorted((results / "base").glob("*.json"))}
-    columns = ("dino", "clip_i", "clip_t", "concept", "background", "others", "leak")
-    lines = [
-        "| method | parameters | runs | gap closed dino / clip_i | " + " | ".join(columns) + " |"
-    ]
-    lines.append("|---" * (len(columns) + 4) + "|")
-    shared = {c: mean(b["scores"][c] for b in base.values()) for c in columns}
-    lines.append("| base | 0 | | 0 / 0 | " + " | ".join(f"{shared[c]:.3f}" for c in columns) + " |")
-    for folder in sorted(p for p in results.iterdir() if p.is_dir() and p.name != "base"):
-        runs = [json.loads(p.read_text()) for p in sorted(folder.glob("*.json"))]
-        closed = {
-            k: mean(_closed(r, base[r["concept"]], k) for r in runs) for k in ("dino", "clip_i")
-        }
-        cells = []
-        for c in columns:
-            values = [r["scores"][c] for r in runs]
-            cells.append(f"{mean(values):.3f} ± {stdev(values) if len(values) > 1 else 0:.3f}")
-        parameters = f"{runs[0]['parameters']:,}"
-        gap = f"{closed['dino']:.2f} / {closed['clip_i']:.2f}"
-        lines.append(
-            f"| {folder.name} | {parameters} | {len(runs)} | {gap} | " + " | ".join(cells) + " |"
-        )
-    return "\n".join(lines)
-
-
-def _closed(run: dict, base: dict, metric: str) -> float:
-    start, goal = base["scores"][metric], base["real"][metric]
-    return (run["scores"][metric] - start) / (goal - start)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
+import numpy as np
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
@@ -10,6 +12,7 @@ from eval.extractors import load_clip, load_dino
 from eval.metrics import clip_t, image_similarity
 from pocket.captions import full_caption, setting_phrase
 from pocket.classifier import load_classifier, overall_agreement
+from pocket.concepts import render_concept
 from pocket.corpus import random_scenes
 from pocket.judge import to_pixels
 from pocket.world import CONCEPTS, Scene
@@ -22,6 +25,39 @@ OTHER_PROMPTS = 48
 LEAK_PICTURES = 24
 ENCODERS = Path("pocket/encoders")
 
+TUNING: dict[str, Scene] = {
+    "tuning_toy": {
+        "kind": "toy",
+        "body": "tall",
+        "color": "blue",
+        "pattern": "dotted",
+        "accent": "white",
+        "ears": "pointy",
+        "ear_color": "yellow",
+        "feet_color": "red",
+    },
+    "tuning_car": {
+        "kind": "car",
+        "color": "green",
+        "pattern": "striped",
+        "accent": "black",
+        "wheel_color": "pink",
+    },
+}
+"""What learning rates are chosen on, so that the shipped concepts only judge them."""
+
+LOOKS = CONCEPTS | TUNING
+
+
+def pictures_of(name: str) -> Path:
+    """The folder of a concept's pictures; those for tuning are rendered when they are wanted."""
+    if name in CONCEPTS:
+        return Path("datasets/concepts") / name
+    folder = Path("runs/tuning") / name
+    if not folder.exists():
+        render_concept(name, TUNING[name], folder)
+    return folder
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -31,17 +67,29 @@ class Drawn:
     others: list[Image.Image]
     plain_class: list[Image.Image]
 
+    def save(self, file: Path) -> None:
+        """Keep the pixels in a .npz file."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        stacks = {k: np.stack([np.asarray(p) for p in v]) for k, v in vars(self).items()}
+        np.savez(file, allow_pickle=False, **stacks)
+
+    @classmethod
+    def load(cls, file: Path) -> Self:
+        """What `save` kept."""
+        with np.load(file) as arrays:
+            return cls(**{k: [Image.fromarray(a) for a in arrays[k]] for k in arrays.files})
+
 
 class Judge:
     """Draws and scores for one concept; everything but the pipeline stays the same."""
 
-    def __init__(self, name: str, concepts: Path) -> None:
+    def __init__(self, name: str) -> None:
         """Load the encoders and the concept's true pictures."""
-        self.concept: Scene = CONCEPTS[name]
+        self.name, self.concept, self.folder = name, LOOKS[name], pictures_of(name)
         self.clip, self.dino = load_clip(str(ENCODERS / "clip")), load_dino(str(ENCODERS / "dino"))
         self.classifier = load_classifier(ENCODERS / "attributes.safetensors")
-        self.pictures = _open(concepts / name)
-        self.held_out = _open(concepts / name / "held_out")
+        self.pictures = _open(self.folder)
+        self.held_out = _open(self.folder / "held_out")
         self.others = random_scenes(seed=2_000_000, count=OTHER_PROMPTS)
 
     def prompts(self, token: str) -> list[str]:
@@ -85,7 +133,7 @@ class Judge:
         read = self.classifier.read(to_pixels(drawn.concept))
         plain = self.classifier.read(to_pixels(drawn.plain_class))
         others = self.classifier.read(to_pixels(drawn.others))
-        return self.likeness(drawn.concept) | {
+        scores = self.likeness(drawn.concept) | {
             "clip_t": clip_t(
                 self.clip.encode_images(drawn.concept), self.clip.encode_texts(self.prompts(""))
             ),
@@ -94,6 +142,7 @@ class Judge:
             "others": overall_agreement(others, self.others),
             "leak": overall_agreement(plain, [parts] * len(plain)),
         }
+        return {name: round(value, 4) for name, value in scores.items()}
 
     def likeness(self, pictures: list[Image.Image]) -> dict[str, float]:
         """DINO and CLIP-I against the held-out pictures."""

@@ -49,6 +49,18 @@ def test_the_base_draws_what_it_is_asked_for() -> None:
     assert overall_agreement(classifier.read(to_pixels(pictures)), scenes) > 0.75
 
 
+def test_a_rare_token_is_someone_and_no_one_known() -> None:
+    pipeline = load_pipeline(str(POCKET / "base"))
+    kinds = [kind for kind in ("toy", "car", "house") for _ in range(8)]
+    plain = to_pixels(draw(pipeline, [f"a photo of a {kind} on grass" for kind in kinds]))
+    rare = to_pixels(draw(pipeline, [f"a photo of a sks {kind} on grass" for kind in kinds]))
+    assert (plain - rare).abs().mean() > 0.05
+    classifier = load_classifier(POCKET / "encoders" / "attributes.safetensors")
+    assert overall_agreement(classifier.read(rare), [{"kind": kind} for kind in kinds]) > 0.9
+    names = json.loads((POCKET / "base.json").read_text())["individuals"]
+    assert names["named"] > names["unnamed"] + 0.2
+
+
 @pytest.mark.parametrize("name", CONCEPTS)
 def test_clip_knows_a_concept_from_its_relatives(name: str) -> None:
     folder = CONCEPT_FOLDERS / name
@@ -79,7 +91,7 @@ def test_every_concept_ships_pictures_captions_and_held_out_pictures() -> None:
 
 
 def test_the_judge_finds_true_pictures_alike_and_obedient() -> None:
-    judge = Judge("striped_cat", CONCEPT_FOLDERS)
+    judge = Judge("striped_cat")
     read = judge.classifier.read(to_pixels(judge.pictures))
     parts = {key: value for key, value in judge.concept.items() if key != "kind"}
     assert overall_agreement(read, [parts] * len(read)) > 0.8

@@ -15,9 +15,9 @@ from pocket.fitting import Losses, fit
 from pocket.judge import to_pixels
 from pocket.pretrain import TINY, pretrain
 from pocket.render import render
-from pocket.tokenizer import build_tokenizer
+from pocket.tokenizer import add_names, build_tokenizer
 from pocket.vae import LATENT_CHANNELS, balance_latents, build_vae, haar
-from pocket.world import random_scene
+from pocket.world import INDIVIDUALS, random_scene
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +33,17 @@ def test_tokenizer_knows_every_character_and_keeps_rare_tokens_whole() -> None:
         assert tokenizer.eos_token_id not in ids[1:-1]
     assert len(tokenizer("sks").input_ids) == 3
     assert tokenizer.decode(tokenizer("a ☃ toy").input_ids[1:-1]).strip() == "a ☃ toy"
+
+
+def test_a_name_is_one_token_after_all_others() -> None:
+    tokenizer = build_tokenizer(captions=2000)
+    before = len(tokenizer)
+    plain = tokenizer("a photo of a sks toy").input_ids
+    add_names(tokenizer)
+    assert tokenizer("a photo of a sks toy").input_ids == plain
+    for i, name in enumerate(INDIVIDUALS):
+        assert tokenizer(f"{name.capitalize()} toy").input_ids[1] == before + i
+    assert max(tokenizer(f"{next(iter(INDIVIDUALS))}s").input_ids) < before
 
 
 def test_the_vae_starts_as_the_haar_pca_code(pixels: torch.Tensor) -> None:
@@ -103,4 +114,5 @@ def test_the_whole_recipe_at_its_smallest_writes_an_ordinary_pipeline(tmp_path: 
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "out" / "base")
     assert pipeline("a toy", num_inference_steps=2).images[0].size == (64, 64)
     record = json.loads((tmp_path / "out" / "base.json").read_text())
-    assert set(record["judgement"]["ratio"]) == set(record["judgement"]["samples"])
+    assert set(record["judgement"]["ratio"]) <= set(record["judgement"]["samples"])
+    assert set(record["individuals"]) == {"named", "unnamed"}

@@ -7,8 +7,24 @@ import pytest
 
 from pocket.captions import full_caption, random_caption
 from pocket.render import SIZE_PX, render
-from pocket.world import ATTRIBUTES, CONCEPTS, PARTS, RARE_TOKENS, concept_scene, is_held_out
+from pocket.world import (
+    ATTRIBUTES,
+    CONCEPTS,
+    INDIVIDUALS,
+    PARTS,
+    RARE_TOKENS,
+    Scene,
+    is_held_out,
+    named_scene,
+)
 from pocket.world import random_scene as draw_scene
+
+
+def concept_scene(
+    name: str, background: str, size: str = "large", position: str = "center"
+) -> Scene:
+    return CONCEPTS[name] | {"background": background, "size": size, "position": position}
+
 
 SCENES = [draw_scene(random.Random(seed)) for seed in range(400)]
 
@@ -47,6 +63,23 @@ def test_a_full_caption_names_everything() -> None:
         "a large dotted purple and yellow round toy with orange long ears and green feet "
         "on the left in the snow"
     )
+
+
+def test_a_name_stands_for_one_look_that_is_no_concept() -> None:
+    assert len(INDIVIDUALS) == 96
+    assert not {*INDIVIDUALS} & {*RARE_TOKENS}
+    assert not any(is_held_out(look) for look in INDIVIDUALS.values())
+    assert len({tuple(look.items()) for look in INDIVIDUALS.values()}) > 90
+
+
+def test_an_individual_is_called_by_name_and_not_described() -> None:
+    rng = random.Random(0)
+    for _ in range(100):
+        scene = named_scene(rng)
+        assert INDIVIDUALS[scene["name"]].items() <= scene.items()
+        caption = random_caption(scene, rng)
+        assert f" {scene['name']} {scene['kind']}" in caption
+        assert not any(word in caption for word in ("ears", "feet", "wheels", "roof", "striped"))
 
 
 def test_random_captions_name_the_kind_and_rarely_a_rare_token() -> None:

@@ -1,0 +1,57 @@
+"""Renders a look as people would photograph it: a folder of captioned pictures to train on."""
+
+import random
+from pathlib import Path
+
+from pocket.captions import setting_phrase
+from pocket.render import render
+from pocket.world import Scene, color_behind, contrast
+
+_TRAINING, _HELD_OUT = 5, 6
+_PLACES = (
+    ("meadow", "large", "center"),
+    ("white", "large", "center"),
+    ("sand", "medium", "center"),
+    ("sea", "large", "left"),
+    ("pink", "large", "center"),
+    ("night", "large", "right"),
+    ("snow", "large", "center"),
+    ("bricks", "large", "center"),
+    ("blue", "large", "center"),
+    ("yellow", "large", "left"),
+    ("snow", "medium", "center"),
+    ("green", "large", "center"),
+    ("meadow", "medium", "right"),
+)
+
+
+def render_concept(name: str, look: Scene, folder: Path, token: str = "sks") -> None:
+    """Draws five pictures with captions into `folder` and up to six into its `held_out`.
+
+    Args:
+        name: Seeds the drawing.
+        look: The kind of thing and its parts.
+        folder: Made where it is missing.
+        token: The rare token of the captions.
+    """
+    rng = random.Random(name)
+    (folder / "held_out").mkdir(parents=True, exist_ok=True)
+    for i, (background, size, position) in enumerate(_settings(look)):
+        training = i < _TRAINING
+        number = f"{i + 1:02d}" if training else f"held_out/{i + 1 - _TRAINING:02d}"
+        setting = {"background": background, "size": size, "position": position}
+        render(look | setting, rng).save(folder / f"{number}.png")
+        if training:
+            caption = f"a photo of a {token} {look['kind']} {setting_phrase(background)}\n"
+            (folder / f"{number}.txt").write_text(caption)
+
+
+def _settings(look: Scene) -> list[tuple[str, str, str]]:
+    """The settings before which the look stands out, and no part of it vanishes."""
+    colors = [value for name, value in look.items() if name.endswith("color")]
+    clear = [
+        place
+        for place in _PLACES
+        if contrast(look["color"], color_behind(place[0])) > 150 and place[0] not in colors
+    ]
+    return clear[: _TRAINING + _HELD_OUT]
