@@ -17,7 +17,7 @@ from transformers import CLIPTokenizer
 
 from pocket.captions import full_caption, random_caption
 from pocket.render import SIZE_PX, render
-from pocket.world import Scene, named_scene, random_scene
+from pocket.world import Scene, elsewhere, named_scene, random_scene
 
 CAPTIONS_EACH = 6
 _CHUNK = 1000
@@ -75,11 +75,26 @@ def random_scenes(seed: int, count: int) -> list[Scene]:
     return [random_scene(rng) for _ in range(count)]
 
 
+def _world(rng: random.Random, count: int) -> list[Scene]:
+    return [random_scene(rng) for _ in range(count)]
+
+
+def _named(rng: random.Random, count: int) -> list[Scene]:
+    return [named_scene(rng) for _ in range(count)]
+
+
+def _pairs(rng: random.Random, count: int) -> list[Scene]:
+    once = _world(rng, count // 2)
+    return [s for scene in once for s in (scene, elsewhere(scene, rng))]
+
+
+SPLITS = {"named": _named, "pairs": _pairs}
+
+
 def _render_chunk(job: tuple[str, int, int]) -> tuple[np.ndarray, list[Scene], list[list[str]]]:
     split, seed, count = job
     rng = random.Random(seed)
-    draw_scene = named_scene if split == "named" else random_scene
-    scenes = [draw_scene(rng) for _ in range(count)]
+    scenes = SPLITS.get(split, _world)(rng, count)
     pictures = np.stack([np.asarray(render(scene, rng)) for scene in scenes])
     captions = [[random_caption(scene, rng) for _ in range(CAPTIONS_EACH)] for scene in scenes]
     return pictures, scenes, captions
@@ -88,7 +103,8 @@ def _render_chunk(job: tuple[str, int, int]) -> tuple[np.ndarray, list[Scene], l
 def make_corpus(build: Path, split: str, size: int, seed: int) -> Corpus:
     """Renders a split, or opens it when it has been rendered already.
 
-    The split "named" shows individuals under their names, every other one the world at large.
+    The split "named" shows individuals under their names; "pairs" shows everything twice, in two
+    settings, one after the other; every other one shows the world at large.
     """
     pictures_file, texts_file = build / f"{split}.npy", build / f"{split}.json"
     if not texts_file.exists():

@@ -1,7 +1,10 @@
 """A small vision transformer trained without labels by self-distillation (DINO).
 
-Source: Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", 2021. Colours
-are jittered far less than there: in this world they are what tells one concept from another.
+Source: Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", 2021. Two things
+differ. Colours are jittered far less: in this world they are what tells one thing from another. And
+the two views that must agree are of two pictures of one thing in two settings: crops of a single
+picture agree best on its flat background, and a thing was then no more like itself elsewhere (.06)
+than like any other (.05).
 """
 
 import copy
@@ -80,20 +83,28 @@ class _Dino(nn.Module):
         self.register_buffer("center", torch.zeros(_PROTOTYPES))
 
 
-def pretrain_dino(train: Corpus, build: Path, steps: int, batch: int) -> ViTModel:
-    """Self-distillation with two whole views and two local ones; returns the teacher's ViT."""
+def pretrain_dino(pairs: Corpus, build: Path, steps: int, batch: int) -> ViTModel:
+    """Self-distillation with a whole and a local view of each picture; returns the teacher's ViT.
+
+    Args:
+        pairs: Every thing twice, in two settings, one after the other.
+        build: Folder for work files.
+        steps: Optimizer steps.
+        batch: Things a step.
+    """
     torch.manual_seed(0)
     dino = _Dino().to(device())
 
     def losses_at(step: int) -> Losses:
-        x = train.pixels(torch.randint(len(train), (batch,))).to(device())
+        first = 2 * torch.randint(len(pairs) // 2, (batch,))
+        pictures = [pairs.pixels(rows).to(device()) for rows in (first, first + 1)]
         momentum = 1 - 0.01 * (0.5 * (1 + math.cos(math.pi * step / steps)))
         with torch.no_grad():
-            pairs = zip(dino.teacher.parameters(), dino.student.parameters(), strict=True)
-            for slow, fast in pairs:
+            both = zip(dino.teacher.parameters(), dino.student.parameters(), strict=True)
+            for slow, fast in both:
                 slow.lerp_(fast, 1 - momentum)
-            views = [_view(x, SIZE_PX, 0.5, 1.0) for _ in range(2)]
-            local = [_view(x, _LOCAL_PX, 0.15, 0.5) for _ in range(2)]
+            views = [_view(x, SIZE_PX, 0.5, 1.0) for x in pictures]
+            local = [_view(x, _LOCAL_PX, 0.3, 0.7) for x in pictures]
             teacher = dino.teacher(torch.cat(views))
             sharp = 0.04 + 0.03 * min(1.0, 3 * step / steps)
             targets = ((teacher - dino.center) / sharp).softmax(-1).chunk(2)
@@ -106,7 +117,7 @@ def pretrain_dino(train: Corpus, build: Path, steps: int, batch: int) -> ViTMode
             -(target * (student / 0.1).log_softmax(-1)).sum(-1).mean()
             for i, target in enumerate(targets)
             for j, student in enumerate(students)
-            if i != j
+            if i != j % 2  # never two views of one picture
         ]
         used = targets[0].mean(0)
         entropy = -(used * (used + 1e-9).log()).sum()

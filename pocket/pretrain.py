@@ -59,7 +59,8 @@ class Recipe:
         classifier_steps: Of `classifier_batch` pictures.
         classifier_batch: Pictures a step.
         dino_steps: Of `dino_batch` pictures.
-        dino_batch: Pictures a step.
+        paired: Pictures of things rendered in two settings each, for the DINO.
+        dino_batch: Things a step.
         denoiser_steps: Of `denoiser_batch` pictures.
         denoiser_batch: Pictures a step.
         named: Pictures of individuals, rendered for the last stage.
@@ -77,7 +78,8 @@ class Recipe:
     clip_batch: int = 128
     classifier_steps: int = 1_500
     classifier_batch: int = 50
-    dino_steps: int = 1_500
+    dino_steps: int = 600
+    paired: int = 20_000
     dino_batch: int = 64
     denoiser_steps: int = 4_400
     denoiser_batch: int = 64
@@ -87,7 +89,7 @@ class Recipe:
     judged: int = 256
 
 
-TINY = Recipe(200, 20, 2, 4, 2, 2, 8, 2, 10, 2, 4, 2, 4, 100, 2, 20, 4)
+TINY = Recipe(200, 20, 2, 4, 2, 2, 8, 2, 10, 2, 100, 4, 2, 4, 100, 2, 20, 4)
 """Every stage at its smallest: seconds, for tests."""
 
 
@@ -155,7 +157,8 @@ def pretrain(output: Path, build: Path, recipe: Recipe) -> None:
         judged,
     )
     judge_clip = clip("clip", recipe.clip_steps, seed=2)
-    dino = pretrain_dino(train, build, recipe.dino_steps, recipe.dino_batch)
+    pairs = make_corpus(build, "pairs", recipe.paired, seed=3_000_000)
+    dino = pretrain_dino(pairs, build, recipe.dino_steps, recipe.dino_batch)
 
     pipeline = _pipeline(vae, text_encoder.eval(), naming_tokenizer, unet.eval())
     _publish(output, pipeline, judge_clip, tokenizer, dino, classifier)

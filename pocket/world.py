@@ -211,9 +211,18 @@ INDIVIDUALS = _individuals()
 """Made-up name -> look: what each of these words comes to mean."""
 
 
+def _clear_backgrounds(parts: Scene) -> list[str]:
+    return [b for b in ATTRIBUTES["background"] if _visible(parts, b)]
+
+
+def elsewhere(scene: Scene, rng: random.Random) -> Scene:
+    """The same thing in another setting."""
+    clear = _clear_backgrounds(scene) or [scene["background"]]
+    return scene | _setting(rng, rng.choice(clear))
+
+
 def named_scene(rng: random.Random) -> Scene:
     """One of `INDIVIDUALS`, somewhere it can be seen."""
     name = rng.choice(list(INDIVIDUALS))
     parts = INDIVIDUALS[name]
-    clear = [b for b in ATTRIBUTES["background"] if _visible(parts, b)]
-    return {"name": name, **parts, **_setting(rng, rng.choice(clear))}
+    return {"name": name, **parts, **_setting(rng, rng.choice(_clear_backgrounds(parts)))}

@@ -70,7 +70,7 @@ def run_one(options: Options, seed: int, judge: Judge) -> dict[str, object]:
     made_with = {"flags": flags, "base": base}
     stamp, pictures = work / "made_with.json", work / "drawn.npz"
     if not stamp.exists() or json.loads(stamp.read_text()) != made_with:
-        _train(judge, work, WORK / f"class-{base[:12]}", seed, flags)
+        _train(judge, work, seed, flags)
         lora = work / "pytorch_lora_weights.safetensors"
         if lora.exists():
             pipeline.load_lora_weights(str(work), weight_name=lora.name)
@@ -92,10 +92,10 @@ def run_one(options: Options, seed: int, judge: Judge) -> dict[str, object]:
     }
 
 
-def _train(judge: Judge, work: Path, classes: Path, seed: int, flags: list[str]) -> None:
+def _train(judge: Judge, work: Path, seed: int, flags: list[str]) -> None:
     argv = ["--preset", "pocket", "--instance_data_dir", str(judge.folder)]
     argv += ["--instance_prompt", f"a photo of a sks {judge.concept['kind']}"]
-    argv += ["--output_dir", str(work), "--class_data_dir", str(classes)]
+    argv += ["--output_dir", str(work), "--class_data_dir", str(WORK / "class")]
     train(parse([*argv, "--seed", str(seed), "--overwrite", *flags]))
 
 
