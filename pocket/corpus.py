@@ -106,7 +106,7 @@ def make_corpus(build: Path, split: str, size: int, seed: int) -> Corpus:
     The split "named" shows individuals under their names; "pairs" shows everything twice, in two
     settings, one after the other; every other one shows the world at large.
     """
-    pictures_file, texts_file = build / f"{split}.npy", build / f"{split}.json"
+    pictures_file, texts_file = build / f"{split}-{size}.npy", build / f"{split}-{size}.json"
     if not texts_file.exists():
         build.mkdir(parents=True, exist_ok=True)
         jobs = [

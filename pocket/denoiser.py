@@ -152,8 +152,10 @@ def teach_names(
 
     _fit("names", unet, text_encoder, tokenizer, pairs, build, steps, 5e-4, on_checkpoint)
     torch.manual_seed(0)
+    embedding = text_encoder.get_input_embeddings()
+    assert isinstance(embedding, nn.Embedding)
     with torch.no_grad():
-        weight = text_encoder.get_input_embeddings().weight
+        weight = embedding.weight
         middle = weight[names].mean(0)
         others = weight[names] - middle
         mixture = torch.randn(len(rare), len(others)).to(others) / len(others) ** 0.5

@@ -3,8 +3,8 @@
 Source: Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", 2021. Two things
 differ. Colours are jittered far less: in this world they are what tells one thing from another. And
 the two views that must agree are of two pictures of one thing in two settings: crops of a single
-picture agree best on its flat background, and a thing was then no more like itself elsewhere (.06)
-than like any other (.05).
+picture agree best on its flat background, and the features then told backgrounds from one another
+and hardly things.
 """
 
 import copy

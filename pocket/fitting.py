@@ -75,8 +75,8 @@ def fit(
 ) -> None:
     """Minimises ``losses_at(step)["loss"]``; afterwards `module` holds the result.
 
-    A run that was stopped goes on from its last checkpoint in ``build / name``; a finished one
-    is loaded and returned from at once.
+    A run that was stopped goes on from its last checkpoint; a finished one is loaded and returned
+    from at once.
 
     Args:
         name: Names the folder of checkpoints and the log.
@@ -95,7 +95,7 @@ def fit(
         checkpoint_every: Steps between checkpoints.
         on_checkpoint: Called at each checkpoint, with the averaged weights in place.
     """
-    folder = build / name
+    folder = build / f"{name}-{steps}"  # a changed schedule starts anew
     folder.mkdir(parents=True, exist_ok=True)
     optimizer = torch.optim.AdamW(groups, betas=betas, weight_decay=weight_decay, fused=True)
     peaks = [group["lr"] for group in optimizer.param_groups]

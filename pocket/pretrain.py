@@ -9,6 +9,7 @@ import json
 import logging
 import random
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -109,7 +110,7 @@ def pretrain(output: Path, build: Path, recipe: Recipe) -> None:
     vae.eval().requires_grad_(False)
     coded = build / f"vae-{_digest(vae)}"
     coded.mkdir(exist_ok=True)
-    world = Captioned(_latents(vae, train, coded, "latents"), token_ids)
+    world = Captioned(_latents(vae, train, coded, "train"), token_ids)
     blurred = _reconstructions(vae, train, coded, recipe.reconstructions)
     classifier = pretrain_classifier(
         train, blurred, coded, recipe.classifier_steps, recipe.classifier_batch
@@ -130,43 +131,50 @@ def pretrain(output: Path, build: Path, recipe: Recipe) -> None:
     first = clip("text", recipe.text_steps, seed=1)
     text_encoder = CLIPTextModel(first.config.text_config)
     text_encoder.load_state_dict(first.text_model.state_dict())
-    naming_tokenizer = copy.deepcopy(tokenizer)
-    add_names(naming_tokenizer)
 
-    def judged(unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> dict[str, object]:
-        pipeline = _pipeline(vae, text_encoder, naming_tokenizer, unet)
+    def judged(pipeline: StableDiffusionPipeline) -> dict[str, object]:
         return judge_base(pipeline, classifier, held_out, min(64, recipe.judged))
 
-    batch = recipe.denoiser_batch
-    unet = pretrain_denoiser(
-        world, tokenizer, text_encoder, coded, recipe.denoiser_steps, batch, judged
-    )
-    coded_named = coded / f"denoiser-{_digest(unet)}"
-    coded_named.mkdir(exist_ok=True)
     named = make_corpus(build, "named", recipe.named, seed=2_000_000)
-    individuals = Captioned(_latents(vae, named, coded, "named"), named.token_ids(naming_tokenizer))
-    teach_names(
-        unet,
-        text_encoder,
-        naming_tokenizer,
-        world,
-        individuals,
-        coded_named,
-        recipe.names_steps,
-        batch,
-        judged,
-    )
+    pipeline = _diffusion(vae, text_encoder, tokenizer, world, named, recipe, coded, judged)
     judge_clip = clip("clip", recipe.clip_steps, seed=2)
     pairs = make_corpus(build, "pairs", recipe.paired, seed=3_000_000)
     dino = pretrain_dino(pairs, build, recipe.dino_steps, recipe.dino_batch)
-
-    pipeline = _pipeline(vae, text_encoder.eval(), naming_tokenizer, unet.eval())
     _publish(output, pipeline, judge_clip, tokenizer, dino, classifier)
     report = judge_base(pipeline, classifier, held_out, recipe.judged)
     names = judge_names(pipeline, classifier)
     record = {"recipe": asdict(recipe), "judgement": report, "individuals": names}
     (output / "base.json").write_text(json.dumps(record, indent=2) + "\n")
     base_sheet(pipeline, held_out).save(output / "base.png")
+
+
+def _diffusion(
+    vae: AutoencoderKL,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    world: Captioned,
+    named: Corpus,
+    recipe: Recipe,
+    build: Path,
+    judged: Callable[[StableDiffusionPipeline], dict[str, object]],
+) -> StableDiffusionPipeline:
+    """UNet and text encoder, trained on the world and then on individuals with names."""
+    tokenizer = copy.deepcopy(tokenizer)  # the judging CLIP knows no names
+    add_names(tokenizer)
+
+    def at_checkpoint(unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> dict[str, object]:
+        return judged(_pipeline(vae, text_encoder, tokenizer, unet))
+
+    steps, batch = recipe.denoiser_steps, recipe.denoiser_batch
+    unet = pretrain_denoiser(world, tokenizer, text_encoder, build, steps, batch, at_checkpoint)
+    individuals = Captioned(_latents(vae, named, build, "named"), named.token_ids(tokenizer))
+    build = build / f"denoiser-{_digest(unet)}"
+    build.mkdir(exist_ok=True)
+    steps = recipe.names_steps
+    teach_names(
+        unet, text_encoder, tokenizer, world, individuals, build, steps, batch, at_checkpoint
+    )
+    return _pipeline(vae, text_encoder.eval(), tokenizer, unet.eval())
 
 
 def base_sheet(pipeline: StableDiffusionPipeline, held_out: Corpus) -> Image.Image:
@@ -208,7 +216,7 @@ def _latents(
     vae: AutoencoderKL, corpus: Corpus, build: Path, name: str
 ) -> Float[Tensor, "n c h w"]:
     """Scaled latents (posterior means) of a whole corpus, computed once."""
-    file = build / f"{name}.safetensors"
+    file = build / f"{name}-{len(corpus)}.safetensors"
     if not file.exists():
         parts = [
             vae.encode(corpus.pixels(slice(i, i + 64)).to(device())).latent_dist.mean.half().cpu()
@@ -245,6 +253,9 @@ def _publish(
         shutil.rmtree(folder, ignore_errors=True)
     pipeline.to(dtype=torch.float16).save_pretrained(output / "base")
     pipeline.to(dtype=torch.float32)
+    # transformers would load the text encoder in the dtype told here, and the UNet's is float32.
+    config = output / "base" / "text_encoder" / "config.json"
+    config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
     size = {"height": SIZE_PX, "width": SIZE_PX}
     half = [0.5, 0.5, 0.5]
     clip.half().save_pretrained(encoders / "clip")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from eval.extractors import load_clip
+from eval.extractors import load_clip, load_dino
 from experiments.pocket_concepts.judge import BACKGROUNDS, Judge
 from pocket.captions import full_caption
 from pocket.classifier import load_classifier, overall_agreement
@@ -61,8 +61,9 @@ def test_a_rare_token_is_someone_and_no_one_known() -> None:
     assert names["named"] > names["unnamed"] + 0.2
 
 
+@pytest.mark.parametrize(("encoder", "margin"), [("clip", 0.1), ("dino", 0.04)])
 @pytest.mark.parametrize("name", CONCEPTS)
-def test_clip_knows_a_concept_from_its_relatives(name: str) -> None:
+def test_encoders_know_a_concept_from_its_relatives(name: str, encoder: str, margin: float) -> None:
     folder = CONCEPT_FOLDERS / name
     true = [Image.open(path).convert("RGB") for path in sorted((folder / "held_out").glob("*.png"))]
     taught = [Image.open(path).convert("RGB") for path in sorted(folder.glob("*.png"))]
@@ -72,11 +73,12 @@ def test_clip_knows_a_concept_from_its_relatives(name: str) -> None:
         if other != name
         for path in sorted((CONCEPT_FOLDERS / other).glob("*.png"))
     ]
-    clip = load_clip(str(POCKET / "encoders" / "clip"))
-    goal = clip.encode_images(true)
-    near = (clip.encode_images(taught) @ goal.T).mean()
-    far = (clip.encode_images(others) @ goal.T).mean()
-    assert near > far + 0.1
+    load = load_clip if encoder == "clip" else load_dino
+    extractor = load(str(POCKET / "encoders" / encoder))
+    goal = extractor.encode_images(true)
+    near = (extractor.encode_images(taught) @ goal.T).mean()
+    far = (extractor.encode_images(others) @ goal.T).mean()
+    assert near > far + margin
 
 
 def test_every_concept_ships_pictures_captions_and_held_out_pictures() -> None:

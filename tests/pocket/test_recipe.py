@@ -101,9 +101,9 @@ def test_a_stopped_fit_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
 
 def test_a_corpus_is_rendered_once(tmp_path: Path) -> None:
     first = make_corpus(tmp_path, "train", 6, seed=1)
-    stamp = (tmp_path / "train.npy").stat().st_mtime_ns
+    stamp = (tmp_path / "train-6.npy").stat().st_mtime_ns
     again = make_corpus(tmp_path, "train", 6, seed=1)
-    assert (tmp_path / "train.npy").stat().st_mtime_ns == stamp
+    assert (tmp_path / "train-6.npy").stat().st_mtime_ns == stamp
     assert again.scenes == first.scenes
     assert torch.equal(again.pixels(slice(0, 6)), first.pixels(slice(0, 6)))
 
