@@ -81,7 +81,7 @@ class LoLDULayer(FactoredLayer):
     def adapters_in_use(self) -> list[str]:
         """Return the adapters of this layer that are active, or that rows have for their own."""
         names = self.active_adapters if self.rows is None else dict.fromkeys(self.rows)
-        return [name for name in names if name is not None and name in self.loldu_diagonal]
+        return [name for name in names if name is not None and name in self.r]
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Free an adapter, and the factors that no other adapter uses."""
@@ -217,7 +217,7 @@ class LoLDULayer(FactoredLayer):
         return {
             name: (self.factors_of(name), self.delta(name))
             for name in dict.fromkeys(adapter_names)
-            if name is not None and name in self.loldu_diagonal and self.strength[name] != 0
+            if name is not None and self.strength.get(name, 0.0) != 0
         }
 
     def _move_adapter_to_device_of_base_layer(
