@@ -5,6 +5,7 @@ from .concept_file import Concept, ConceptError, ConceptLayer, read_concept
 from .config import LoLDUConfig
 from .factorization import Factors, ldu, svd
 from .model import LoLDUModel, project
+from .pipeline import mix, set_concepts, set_strength, unload_concept
 from .registration import register
 
 __version__ = "0.1.0"
@@ -18,10 +19,14 @@ __all__ = [
     "LoLDUModel",
     "ldu",
     "load_concept",
+    "mix",
     "project",
     "read_concept",
     "save_concept",
+    "set_concepts",
+    "set_strength",
     "svd",
+    "unload_concept",
 ]
 
 register()

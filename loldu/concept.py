@@ -16,6 +16,7 @@ from peft import PeftModel, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from .components import BARE, adapted_layers, bare, components
 from .concept_file import (
     BASE_DTYPES,
     Basis,
@@ -31,7 +32,6 @@ from .config import LoLDUConfig
 from .layer import LoLDULayer
 from .model import LoLDUModel
 
-BARE = "model"
 _COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "transformer")
 
 
@@ -62,15 +62,15 @@ def save_concept(
     """
     layers: list[ConceptLayer] = []
     config: dict[str, Any] = {}
-    parts = _parts(model_or_pipeline)
+    parts = components(model_or_pipeline)
     for component, part in parts.items():
         found = [
             _read_layer(component, name, module, adapter_name)
-            for name, module in _bare(part).named_modules()
+            for name, module in bare(part).named_modules()
             if isinstance(module, LoLDULayer) and adapter_name in module.r
         ]
         if found:
-            config[component] = _describe(_bare(part), adapter_name)
+            config[component] = _describe(bare(part), adapter_name)
             layers += found
     if not layers:
         raise ConceptError(
@@ -102,39 +102,21 @@ def load_concept(
         ConceptError: The file is not a sound concept, or was made for another base.
     """
     concept = read_concept(path)
-    parts = _parts(model_or_pipeline)
+    parts = components(model_or_pipeline)
     targets = _targets(concept, parts, path)
     for component, part in targets.items():
         _require_free(part, adapter_name)
-        _verify([y for y in concept.layers if y.component == component], _bare(part), path)
+        _verify([y for y in concept.layers if y.component == component], bare(part), path)
     for component, part in targets.items():
         layers = {y.name: y for y in concept.layers if y.component == component}
         _inject(part, adapter_name, list(layers.values()))
-        for name, module in _bare(part).named_modules():
+        for name, module in bare(part).named_modules():
             if name in layers and isinstance(module, LoLDULayer):
                 module.load_delta(adapter_name, layers[name].delta, layers[name].pivots)
                 module.set_scale(adapter_name, strength)
     for part in parts.values():
         _activate(part, adapter_name)
     return concept
-
-
-def _parts(model_or_pipeline: Any) -> dict[str, nn.Module]:  # noqa: ANN401
-    """The modules of a pipeline by component name, or a model on its own."""
-    if isinstance(model_or_pipeline, nn.Module):
-        return {BARE: model_or_pipeline}
-    components: object = getattr(model_or_pipeline, "components", None)
-    if not isinstance(components, Mapping):
-        raise TypeError(
-            f"expected a model or a diffusers pipeline, got {type(model_or_pipeline).__name__}"
-        )
-    return {name: part for name, part in components.items() if isinstance(part, nn.Module)}
-
-
-def _bare(part: nn.Module) -> Any:  # noqa: ANN401
-    """The base model inside torch.compile's and PEFT's wrappers."""
-    part = getattr(part, "_orig_mod", part)
-    return part.get_base_model() if isinstance(part, PeftModel) else part
 
 
 def _base_id(model_or_pipeline: Any) -> str:  # noqa: ANN401
@@ -144,7 +126,7 @@ def _base_id(model_or_pipeline: Any) -> str:  # noqa: ANN401
     """
     source = model_or_pipeline
     if isinstance(source, nn.Module):
-        source = _bare(source)
+        source = bare(source)
     name = str(getattr(getattr(source, "config", None), "_name_or_path", None) or "")
     if hub := re.search(r"models--(.+?)--(.+?)[/\\]snapshots[/\\]", name):
         return f"{hub[1]}/{hub[2]}"
@@ -212,7 +194,7 @@ def _targets(
             # A model saved on its own, or loaded on its own: its layers tell where it belongs.
             targets[component] = max(
                 parts.values(),
-                key=lambda part: len(layers & {name for name, _ in _bare(part).named_modules()}),
+                key=lambda part: len(layers & {name for name, _ in bare(part).named_modules()}),
             )
         else:
             raise ConceptError(
@@ -231,7 +213,7 @@ def _require_free(part: nn.Module, adapter_name: str) -> None:
         raise ConceptError(
             f"'{adapter_name}' cannot name an adapter: use letters, digits, '-' and '_'"
         )
-    if adapter_name in getattr(_bare(part), "peft_config", {}):
+    if adapter_name in getattr(bare(part), "peft_config", {}) and not _is_shell(part):
         raise ConceptError(
             f"an adapter named '{adapter_name}' is already loaded: choose another adapter_name"
         )
@@ -281,31 +263,35 @@ def _dtype_name(weight: Tensor) -> str:
 
 def _inject(part: nn.Module, adapter_name: str, layers: list[ConceptLayer]) -> None:
     """Put empty adapters of the right rank on exactly the layers of a concept."""
-    largest = max(layer.delta.numel() for layer in layers)
     basis = layers[0].basis
-    config = LoLDUConfig(
-        r=largest,
-        rank_pattern={
-            f"^{re.escape(y.name)}": y.delta.numel() for y in layers if y.delta.numel() < largest
-        },
-        target_modules="|".join(re.escape(layer.name) for layer in layers),
-        factorization="svd" if basis == "svd" else "ldu",
-        pivoting="complete" if basis == "complete" else "partial",
-        inference_mode=True,
+    config = LoLDUConfig.for_deltas(
+        {layer.name: layer.delta.numel() for layer in layers}, None if basis == "svd" else basis
     )
     if isinstance(part, PeftModel):
+        left_behind = list(part.peft_config) if _is_shell(part) else []
         part.add_adapter(adapter_name, config, low_cpu_mem_usage=True)
+        if left_behind:
+            part.active_adapter = adapter_name
+        for name in left_behind:
+            if name != adapter_name:
+                del part.peft_config[name]
         return
-    bare = _bare(part)
+    model = bare(part)
     with warnings.catch_warnings():
         # PEFT warns whenever a model gets its second adapter this way, which is what is meant.
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
-        inject_adapter_in_model(config, bare, adapter_name, low_cpu_mem_usage=True)
-    if hasattr(bare, "_hf_peft_config_loaded"):
-        bare._hf_peft_config_loaded = True
+        inject_adapter_in_model(config, model, adapter_name, low_cpu_mem_usage=True)
+    if hasattr(model, "_hf_peft_config_loaded"):
+        model._hf_peft_config_loaded = True
+
+
+def _is_shell(part: nn.Module) -> bool:
+    """Whether all adapters of a PeftModel were unloaded; it keeps the last one's configuration."""
+    return isinstance(part, PeftModel) and not adapted_layers(part)
 
 
 def _activate(part: nn.Module, adapter_name: str) -> None:
+    part = getattr(part, "_orig_mod", part)
     if isinstance(part, PeftModel) and adapter_name in part.peft_config:
         part.set_adapter(adapter_name, inference_mode=True)
     for module in part.modules():

@@ -38,7 +38,7 @@ FINGERPRINT_SIZE = 3
 
 
 class ConceptError(ValueError):
-    """A concept file that cannot be used here; the message says why and what to do."""
+    """A concept that cannot be used here; the message says why and what to do."""
 
 
 @dataclass(frozen=True)

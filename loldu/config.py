@@ -5,6 +5,8 @@
 # pyright: reportUnknownArgumentType=false
 
 import enum
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -166,6 +168,25 @@ class LoLDUConfig(PeftConfig):
             )
         if self.layers_pattern is not None and self.layers_to_transform is None:
             raise ValueError("layers_pattern needs layers_to_transform")
+
+    @classmethod
+    def for_deltas(cls, ranks: Mapping[str, int], basis: Pivoting | None) -> "LoLDUConfig":
+        """Return the configuration of an adapter that brings its deltas: they are not trained.
+
+        Args:
+            ranks: Rank by the full name of each layer.
+            basis: How the pivots were chosen, or None for an SVD.
+        """
+        largest = max(ranks.values())
+        return cls(
+            r=largest,
+            rank_pattern={f"^{re.escape(y)}": r for y, r in ranks.items() if r < largest},
+            target_modules="|".join(re.escape(name) for name in ranks),
+            factorization="ldu" if basis else "svd",
+            pivoting=basis or "partial",
+            train_scale=False,
+            inference_mode=True,
+        )
 
     def rank_and_sigma(self, layer: str) -> tuple[int, float]:
         """Return the rank asked for and sigma_0 = alpha / r of a layer."""

@@ -82,15 +82,16 @@ def delta_norm(delta: Float[Tensor, " r"], metric: Float[Tensor, "r r"]) -> Floa
 
 def projection_factor(
     delta: Float[Tensor, " r"], metric: Float[Tensor, "r r"], max_delta_norm: float | int
-) -> float:
+) -> Float[Tensor, ""]:
     """Return the factor that brings delta back onto the ball ``‖delta_W‖_F <= max_delta_norm``.
 
     The Euclidean projection onto a ball around 0 is a rescale: 1 inside, radius / norm outside.
+    It stays on the device, so that the host need not wait for it.
 
     Source: LoLDU, Eq. (10)-(12).
     """
-    norm = float(delta_norm(delta, metric))
-    return 1.0 if norm <= max_delta_norm else max_delta_norm / norm
+    norm = delta_norm(delta, metric)
+    return torch.where(norm > max_delta_norm, max_delta_norm / norm, 1.0)
 
 
 class LoLDUDiagonal(nn.Module):
@@ -138,17 +139,27 @@ class LoLDUDiagonal(nn.Module):
         pivots = None if pivoting is None else torch.zeros(shape, dtype=torch.int32)
         self.register_buffer("pivots", pivots)
 
-    def delta(self) -> Float[Tensor, " r"]:
-        """Return the change of the diagonal, with its graph."""
+    def forward(self) -> Float[Tensor, " r"]:
+        """Return delta, with its graph.
+
+        It is computed in a call of the module, so that hooks which bring offloaded values in do.
+        """
         if self.ds is None:
-            delta = self.sigma_0 * self.dz
+            delta = self.dz if self.sigma_0 == 1 else self.sigma_0 * self.dz
         else:
             delta = (self.sigma_0 + self.ds) * self.dz + self.ds * self.z_ref
         return delta if self.perturbation is None else delta + self.sigma_0 * self.perturbation
 
+    def delta(self) -> Float[Tensor, " r"]:
+        """Return the change of the diagonal, with its graph."""
+        return self()
+
     @torch.no_grad()
-    def shrink(self, factor: float) -> None:
-        """Multiply delta by a factor, moving sigma toward its start by the same factor."""
+    def shrink(self, factor: Float[Tensor, ""]) -> None:
+        """Multiply delta by a factor, moving sigma toward its start by the same factor.
+
+        A factor of 1 leaves every bit as it is.
+        """
         target = factor * self.delta()
         sigma: float | Tensor = self.sigma_0
         if self.perturbation is not None:
@@ -157,7 +168,7 @@ class LoLDUDiagonal(nn.Module):
             self.ds.mul_(factor)
             target -= self.ds * self.z_ref
             sigma = self.sigma_0 + self.ds
-        self.dz.copy_(target / sigma)
+        self.dz.copy_(torch.where(factor == 1, self.dz, target / sigma))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LoLDUDiagonal":
         """Move between devices, never between dtypes: trainables are float32 in every mode."""

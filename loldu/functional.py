@@ -2,7 +2,8 @@
 
 Two exact routes. The factored one multiplies by A and B and saves only ``A x`` for the backward
 pass: neither x nor a factor gradient is needed. The dense one forms ``W + B diag(delta) A`` first,
-whatever the number of tokens. The one with fewer multiplications is taken.
+whatever the number of tokens. The one with fewer multiplications is taken. Where every row of a
+batch has a delta of its own, the factored route serves them all in one pass.
 """
 
 # torch and peft are typed in part only.
@@ -22,7 +23,7 @@ def adapted_linear(
     x: Float[Tensor, "*batch in"],
     base_layer: nn.Module,
     left: Float[Tensor, "out r"],
-    delta: Float[Tensor, " r"],
+    delta: Float[Tensor, "*rows r"],
     right: Float[Tensor, "r in"],
 ) -> Float[Tensor, "*batch out"]:
     """Return ``base_layer(x) + B (delta ⊙ (A x))`` by the cheaper of the two routes.
@@ -32,11 +33,13 @@ def adapted_linear(
         base_layer: The frozen linear layer; its own call computes the base's part, except on the
             dense route.
         left: B.
-        delta: Change of the diagonal, in float32 whatever the dtype of the base.
+        delta: Change of the diagonal, in float32 whatever the dtype of the base: one for all, or
+            one for every row of the first axis of x.
         right: A.
     """
     if (
-        isinstance(base_layer, nn.Linear)
+        delta.dim() == 1
+        and isinstance(base_layer, nn.Linear)
         and _sums_weights_exactly(base_layer, x)
         and _dense_is_cheaper(x, left, delta, right)
     ):
@@ -49,10 +52,13 @@ def factored_update(
     x: Float[Tensor, "*batch in"],
     base_output: Float[Tensor, "*batch out"],
     left: Float[Tensor, "out r"],
-    delta: Float[Tensor, " r"],
+    delta: Float[Tensor, "*rows r"],
     right: Float[Tensor, "r in"],
 ) -> Float[Tensor, "*batch out"]:
-    """Return ``base_output + B (delta ⊙ (A x))``, computed in the dtype of the base's output."""
+    """Return ``base_output + B (delta ⊙ (A x))``, computed in the dtype of the base's output.
+
+    A delta for every row of the first axis of x costs what one delta costs.
+    """
     dtype = base_output.dtype
     return _FactoredUpdate.apply(
         x.to(dtype), base_output, left.to(x.device, dtype), delta, right.to(x.device, dtype)
@@ -94,7 +100,10 @@ def _dense_is_cheaper(
 
 
 class _FactoredUpdate(torch.autograd.Function):
-    """``y + B (delta ⊙ (A x))`` with ``dL/ddelta = Σ_tokens (Bᵀ g) ⊙ (A x)``."""
+    """``y + B (delta ⊙ (A x))`` with ``dL/ddelta = Σ_tokens (Bᵀ g) ⊙ (A x)``.
+
+    One delta is that of a single row which all tokens are in.
+    """
 
     @staticmethod
     def forward(
@@ -106,7 +115,7 @@ class _FactoredUpdate(torch.autograd.Function):
         right: Tensor,
     ) -> Tensor:
         hidden = x.reshape(-1, x.shape[-1]) @ right.T
-        scaled = (hidden * delta).to(hidden.dtype)
+        scaled = _scale_rows(hidden, delta).to(hidden.dtype)
         flat = base_output.reshape(-1, base_output.shape[-1])
         ctx.save_for_backward(hidden, left, delta, right)
         return torch.addmm(flat, scaled, left.T).view_as(base_output)
@@ -123,7 +132,18 @@ class _FactoredUpdate(torch.autograd.Function):
         grad_x = grad_delta = None
         if needs_delta:
             # delta is float32 at least: the sum over all tokens must not be rounded on the way.
-            grad_delta = (grad_hidden.to(delta.dtype) * hidden.to(delta.dtype)).sum(0)
+            of_tokens = grad_hidden.to(delta.dtype) * hidden.to(delta.dtype)
+            grad_delta = _by_row(of_tokens, delta).sum(1).view_as(delta)
         if needs_x:
-            grad_x = ((grad_hidden * delta).to(right.dtype) @ right).view(*grad.shape[:-1], -1)
+            scaled = _scale_rows(grad_hidden, delta).to(right.dtype)
+            grad_x = (scaled @ right).view(*grad.shape[:-1], right.shape[1])
         return grad_x, grad if needs_base else None, None, grad_delta, None
+
+
+def _by_row(hidden: Float[Tensor, "all r"], delta: Tensor) -> Float[Tensor, "rows tokens r"]:
+    rows = delta.numel() // hidden.shape[1]
+    return hidden.view(rows, hidden.shape[0] // rows, hidden.shape[1])
+
+
+def _scale_rows(hidden: Float[Tensor, "all r"], delta: Tensor) -> Float[Tensor, "all r"]:
+    return (_by_row(hidden, delta) * delta.view(-1, 1, hidden.shape[1])).view_as(hidden)

@@ -5,13 +5,12 @@
 # pyright: reportUnknownArgumentType=false
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 
 from .config import LoLDUConfig
@@ -22,48 +21,25 @@ from .diagonal import (
     layer_generator,
     projection_factor,
 )
-from .factorization import Pivoting, ldu, svd
+from .factored_layer import FactoredLayer, version_of
 from .functional import adapted_linear, factored_update
+from .mixing import Part, Update, per_row, rows_by_name, rows_of_batch, sum_deltas, summed
 from .shared_factors import SharedFactors
 
 
-class LoLDULayer(BaseTunerLayer):
+class LoLDULayer(FactoredLayer):
     """Adapter state of one linear layer, by adapter name."""
 
     adapter_layer_names = ("loldu_diagonal",)
-    other_param_names = ("r", "strength", "factors")
+    other_param_names = ("r", "strength", "factors", "pivots_version")
 
     def __init__(self, base_layer: nn.Module, layer_name: str) -> None:
         """Wrap a base layer; its name is for messages and for seeding."""
-        self.base_layer = base_layer
-        self.layer_name = layer_name
-        self.out_features, self.in_features = self.linear.weight.shape
-        self.loldu_diagonal = nn.ModuleDict()
-        self.r: dict[str, int] = {}
+        super().__init__(base_layer, layer_name)
         self.strength: dict[str, float] = {}
-        self.factors: dict[str, SharedFactors] = {}
+        self.rows: tuple[str | None, ...] | None = None
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
-        self._weight_before_merge: Tensor | None = None
-        self._weight_token = self._current_weight_token()
-
-    @property
-    def linear(self) -> nn.Linear:
-        """The layer of the base model, also under another method's wrapper."""
-        base = self.get_base_layer()
-        assert isinstance(base, nn.Linear)
-        return base
-
-    def diagonal(self, adapter_name: str) -> LoLDUDiagonal:
-        """Return what an adapter trains in this layer."""
-        diagonal = self.loldu_diagonal[adapter_name]
-        assert isinstance(diagonal, LoLDUDiagonal)
-        return diagonal
-
-    def base_weight(self) -> Float[Tensor, "out in"]:
-        """Return the weight of the base model, also while adapters are merged into the layer."""
-        merged_from = self._weight_before_merge
-        return self.linear.weight.data if merged_from is None else merged_from
 
     def update_layer(self, adapter_name: str, r: int, sigma_0: float, config: LoLDUConfig) -> None:
         """Add an adapter of rank r (clamped to the layer) that starts at the base model.
@@ -92,6 +68,27 @@ class LoLDULayer(BaseTunerLayer):
         self.loldu_diagonal[adapter_name] = diagonal
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Make adapters the active ones, of all rows of a batch."""
+        super().set_adapter(adapter_names, inference_mode)
+        self.rows = None
+
+    def activate(self, adapter_names: list[str]) -> None:
+        """Make adapters the active ones, of all rows, and leave what is trained as it is."""
+        self._active_adapter = adapter_names
+        self.rows = None
+
+    def adapters_in_use(self) -> list[str]:
+        """Return the adapters of this layer that are active, or that rows have for their own."""
+        names = self.active_adapters if self.rows is None else dict.fromkeys(self.rows)
+        return [name for name in names if name is not None and name in self.r]
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Free an adapter, and the factors that no other adapter uses."""
+        super().delete_adapter(adapter_name)
+        if self.rows is not None and adapter_name in self.rows:
+            self.rows = None
+
     @torch.no_grad()
     def _start(self, diagonal: LoLDUDiagonal, shared: SharedFactors, config: LoLDUConfig) -> None:
         d = shared.diagonal[: diagonal.dz.numel()]
@@ -119,82 +116,10 @@ class LoLDULayer(BaseTunerLayer):
             diagonal.pivots.copy_(pivots)
         self.factors[adapter_name] = self._share(delta.numel(), diagonal.pivoting, diagonal.pivots)
 
-    def factors_of(self, adapter_name: str) -> SharedFactors:
-        """Return an adapter's factors, computing them if the base's dtype or weight changed."""
-        if adapter_name not in self.factors:
-            diagonal = self.diagonal(adapter_name)
-            if diagonal.dz.is_meta or self.base_weight().is_meta:
-                raise RuntimeError(
-                    f"adapter '{adapter_name}' of layer '{self.layer_name}' has no values yet: "
-                    "load its weights and those of the base model first"
-                )
-            self.factors[adapter_name] = self._share(
-                self.r[adapter_name], diagonal.pivoting, diagonal.pivots
-            )
-        return self.factors[adapter_name]
-
-    @torch.no_grad()
-    def _share(self, rank: int, pivoting: Pivoting | None, pivots: Tensor | None) -> SharedFactors:
-        """Return held factors that serve, or make new ones and let every adapter they serve share.
-
-        Without pivots any held pair of the same kind serves: its directions are as good.
-        """
-        for held in self.factors.values():
-            if held.pivoting == pivoting and held.begins_with(pivots, rank):
-                return held
-        shared = self._factorize(rank, pivoting, pivots)
-        for name, held in self.factors.items():
-            if held.pivoting == pivoting and shared.begins_with(held.pivots, held.rank):
-                self.factors[name] = shared
-        return shared
-
-    def _factorize(
-        self, rank: int, pivoting: Pivoting | None, pivots: Tensor | None
-    ) -> SharedFactors:
-        weight = self.base_weight()
-        try:
-            if pivoting is None:
-                factors = svd(weight, rank)
-            else:
-                factors = ldu(weight, rank, pivots=pivots, pivoting=pivoting)
-        except ValueError as error:
-            raise ValueError(f"layer '{self.layer_name}': {error}") from error
-        dropped = int((factors.diagonal == 0).sum())
-        if dropped == rank:
-            raise ValueError(
-                f"layer '{self.layer_name}' has nothing to factor (its first {rank} pivots are "
-                "zero): leave it out with exclude_modules"
-            )
-        if dropped:
-            cure = 'pivoting="complete"' if pivoting == "partial" else "a smaller rank"
-            warnings.warn(
-                f"layer '{self.layer_name}': {dropped} of {rank} directions have a zero pivot and "
-                f"are dropped; {cure} avoids it",
-                stacklevel=2,
-            )
-        return SharedFactors.of(factors, pivoting, weight.dtype)
-
-    def _current_weight_token(self) -> tuple[int, int]:
-        weight = self.linear.weight
-        return weight.data_ptr(), 0 if weight.is_inference() else weight._version
-
-    def refresh_factors(self) -> None:
-        """Bring the factors up to date with the saved pivots and the base weight."""
-        if not self.merged and self._weight_token != (token := self._current_weight_token()):
-            self.factors.clear()
-            self._weight_token = token
-        for name, rank in self.r.items():
-            diagonal = self.diagonal(name)
-            held = self.factors.get(name)
-            if diagonal.dz.is_meta or self.base_weight().is_meta:
-                continue
-            if held is None or not held.begins_with(diagonal.pivots, rank):
-                self.factors.pop(name, None)
-                self.factors_of(name)
-
     def delta(self, adapter_name: str) -> Float[Tensor, " r"]:
         """Return delta at the adapter's strength, with its graph."""
-        return self.diagonal(adapter_name).delta() * self.strength[adapter_name]
+        delta, strength = self.diagonal(adapter_name).delta(), self.strength[adapter_name]
+        return delta if strength == 1 else delta * strength
 
     def get_delta_weight(self, adapter_name: str) -> Float[Tensor, "out in"]:
         """Return ``delta_W = B diag(delta) A`` in float32 (float64 for a float64 base)."""
@@ -218,9 +143,7 @@ class LoLDULayer(BaseTunerLayer):
         Source: LoLDU, Eq. (10)-(12).
         """
         delta, metric = self._delta_and_metric(adapter_name)
-        factor = projection_factor(delta, metric, max_delta_norm)
-        if factor < 1:
-            self.diagonal(adapter_name).shrink(factor)
+        self.diagonal(adapter_name).shrink(projection_factor(delta, metric, max_delta_norm))
 
     def _delta_and_metric(
         self, adapter_name: str
@@ -228,47 +151,74 @@ class LoLDULayer(BaseTunerLayer):
         shared, r = self.factors_of(adapter_name), self.r[adapter_name]
         return self.diagonal(adapter_name).delta() * shared.gain[:r], shared.metric[:r, :r]
 
+    def weighted_delta(
+        self, adapter_names: Sequence[str], weights: Sequence[float | int]
+    ) -> tuple[Float[Tensor, " r"], SharedFactors]:
+        """Return ``Σ_i w_i delta_i`` of adapters, as trained, and the factors they all share.
+
+        Raises:
+            ValueError: They do not share factors.
+        """
+        parts = [
+            (self.factors_of(name), self.diagonal(name).delta() * weight)
+            for name, weight in zip(adapter_names, weights, strict=True)
+            if name in self.loldu_diagonal
+        ]
+        sums = sum_deltas(parts)
+        if len(sums) > 1:
+            raise ValueError(
+                f"adapters {', '.join(adapter_names)} do not share factors in layer "
+                f"'{self.layer_name}' (other pivots, pivoting or factorization), so one adapter "
+                "cannot hold their sum: use loldu.mix, which needs no such adapter"
+            )
+        ((shared, delta),) = sums.items()
+        return delta, shared
+
     def set_scale(self, adapter: str, scale: float | int) -> None:
         """Set the strength of an adapter; 1 is as trained."""
         if adapter in self.strength:
             self.strength[adapter] = float(scale)
 
     def scale_layer(self, scale: float | int) -> None:
-        """Multiply the strength of every active adapter."""
-        for name in self._active_here():
+        """Multiply the strength of every adapter in use."""
+        for name in self.adapters_in_use():
             self.strength[name] *= scale
 
     def unscale_layer(self, scale: float | int | None = None) -> None:
-        """Divide the strength of every active adapter, or set it back to 1."""
-        for name in self._active_here():
+        """Divide the strength of every adapter in use, or set it back to 1."""
+        for name in self.adapters_in_use():
             self.strength[name] = 1.0 if scale is None else self.strength[name] / scale
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """A rank-r delta_W is a LoRA."""
         return True
 
-    def _active_here(self) -> list[str]:
-        return [name for name in self.active_adapters if name in self.loldu_diagonal]
+    def _updates(self, batch: int, adapter_names: Sequence[str] | None) -> list[Update]:
+        """Return what the layer adds to its base's output."""
+        if adapter_names is None:
+            rows = rows_of_batch(self.rows, batch, self.layer_name)
+        else:
+            rows = rows_by_name(adapter_names, batch)
+        if rows is None:
+            parts = self._parts(() if self.merged else self.active_adapters)
+            return summed(parts.values())
+        if self.merged:
+            raise ValueError(
+                "Cannot pass `adapter_names` when there are merged adapters, nor give rows their "
+                f"own concepts (layer '{self.layer_name}'): unmerge them first"
+            )
+        parts = self._parts(rows)
+        if len(set(rows)) == 1:
+            return summed(parts.values())
+        return per_row([parts.get(name) for name in rows])
 
-    def _combined(self, adapter_names: Iterable[str]) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Left factor, delta and right factor of each update the layer adds to its base.
-
-        Deltas of adapters that share factors are summed: one pass serves them all.
-        """
-        combined: dict[int, tuple[SharedFactors, Tensor]] = {}
-        for name in adapter_names:
-            shared, delta = self.factors_of(name), self.delta(name)
-            if id(shared) in combined:
-                _, other = combined[id(shared)]
-                size = max(delta.numel(), other.numel())
-                delta = F.pad(delta, (0, size - delta.numel()))
-                delta = delta + F.pad(other, (0, size - other.numel()))
-            combined[id(shared)] = shared, delta
-        return [
-            (shared.left[:, :r], delta * shared.gain[:r], shared.right[:r])
-            for shared, delta in combined.values()
-            for r in (delta.numel(),)
-        ]
+    def _parts(self, adapter_names: Iterable[str | None]) -> dict[str | None, Part]:
+        """What each adapter does here; one of strength 0 does nothing, not even rounding."""
+        return {
+            name: (self.factors_of(name), self.delta(name))
+            for name in dict.fromkeys(adapter_names)
+            if name is not None and self.strength.get(name, 0.0) != 0
+        }
 
     def _move_adapter_to_device_of_base_layer(
         self, adapter_name: str, device: torch.device | None = None
@@ -298,14 +248,30 @@ class Linear(nn.Module, LoLDULayer):
         self.update_layer(adapter_name, r, sigma_0, config)
         self.register_load_state_dict_post_hook(_refresh_after_load)
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
-        """Apply the base layer and the active adapters."""
+    def forward(
+        self,
+        x: Tensor,
+        *args: Any,  # noqa: ANN401
+        adapter_names: Sequence[str] | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Tensor:
+        """Apply the base layer and the active adapters, or to every row its own.
+
+        Args:
+            x: Input; its first axis is the batch.
+            *args: For the base layer.
+            adapter_names: An adapter for every row, "__base__" for none (PEFT's mixed batches).
+            **kwargs: For the base layer.
+
+        Raises:
+            ValueError: Rows have their own adapters, and the batch does not fit them.
+        """
         if self.disable_adapters and self.merged:
             self.unmerge()
-        active = [] if self.disable_adapters or self.merged else self._active_here()
-        if not active:
+        updates = [] if self.disable_adapters else self._updates(len(x), adapter_names)
+        if not updates:
             return self.base_layer(x, *args, **kwargs)
-        first, *others = self._combined(active)
+        first, *others = updates
         result = adapted_linear(x, self.base_layer, *first)
         for left, delta, right in others:
             result = factored_update(x, result, left, delta, right)
@@ -345,7 +311,7 @@ class Linear(nn.Module, LoLDULayer):
         self.linear.weight.data = self._weight_before_merge
         self._weight_before_merge = None
         self.merged_adapters.clear()
-        self._weight_token = self._current_weight_token()
+        self._weight_version = version_of(self.linear.weight)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Linear":
         """Move the factors along.
@@ -366,7 +332,7 @@ class Linear(nn.Module, LoLDULayer):
         self.factors = {
             name: moved[id(held)] for name, held in self.factors.items() if id(held) in moved
         }
-        self._weight_token = self._current_weight_token()
+        self._weight_version = version_of(weight)
         return self
 
     def __repr__(self) -> str:

@@ -4,14 +4,22 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
+import math
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from .config import LoLDUConfig
+from .factorization import Pivoting
 from .layer import Linear, LoLDULayer
+from .mixing import BASE_NAME
 
 DIFFUSERS_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -90,6 +98,116 @@ class LoLDUModel(BaseTuner):
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *_: Any, **kwargs: Any) -> Generator[None]:  # noqa: ANN401
+        """Give every row of the batch its own adapter during a call with `adapter_names`.
+
+        Raises:
+            ValueError: There is no such adapter, or the model is being trained.
+        """
+        adapter_names: Sequence[str] | None = kwargs.get("adapter_names")
+        if adapter_names is None:
+            yield
+            return
+        if self.training:
+            raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
+        if unknown := {*adapter_names} - {*self.peft_config, BASE_NAME}:
+            raise ValueError(
+                f"Trying to infer with non-existing adapter(s): {', '.join(sorted(unknown))}"
+            )
+        # Beam search repeats every row, except in the encoder of an encoder-decoder.
+        repeated = [name for name in adapter_names for _ in range(kwargs.get("num_beams") or 1)]
+        encoder = self.model.get_encoder() if hasattr(self.model, "get_encoder") else self.model
+        encoding = set() if encoder is self.model else {*encoder.modules()}
+        handles = [
+            module.register_forward_pre_hook(
+                partial(_pass_names, adapter_names if module in encoding else repeated),
+                with_kwargs=True,
+            )
+            for module in self.modules()
+            if isinstance(module, LoLDULayer | AuxiliaryTrainingWrapper)
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @torch.no_grad()
+    def add_weighted_adapter(
+        self, adapters: Sequence[str], weights: Sequence[float | int], adapter_name: str
+    ) -> None:
+        """Add one adapter that does exactly what several do together at the given weights.
+
+        ``Σ_i w_i B diag(delta_i) A = B diag(Σ_i w_i delta_i) A`` for adapters between the same
+        factors, each as trained (at strength 1). The new adapter is frozen and not yet active.
+
+        Args:
+            adapters: Names of the adapters to sum; each may adapt layers of its own.
+            weights: A finite weight for each, negative ones included.
+            adapter_name: Name of the new adapter.
+
+        Raises:
+            ValueError: An adapter is unknown or trains modules in full, the new name is taken,
+                weights are missing or not finite, or adapters do not share factors in a layer, so
+                that one diagonal cannot hold their sum.
+        """
+        _check_weighted(self.peft_config, adapters, weights, adapter_name)
+        deltas = {
+            layer.layer_name: layer.weighted_delta(adapters, weights)
+            for layer in self.modules()
+            if isinstance(layer, LoLDULayer) and not layer.r.keys().isdisjoint(adapters)
+        }
+        ranks = {name: delta.numel() for name, (delta, _) in deltas.items()}
+        bases: set[Pivoting | None] = {shared.pivoting for _, shared in deltas.values()}
+        if len(bases) > 1:
+            raise ValueError(
+                f"adapters {', '.join(adapters)} differ in pivoting or factorization from layer to "
+                "layer, which one adapter cannot: use loldu.mix, which needs no such adapter"
+            )
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        self.peft_config[adapter_name] = LoLDUConfig.for_deltas(ranks, bases.pop())
+        self.inject_adapter(self.model, adapter_name, low_cpu_mem_usage=True)
+        for parameter in trained:
+            # PEFT freezes the active adapters along with the new one.
+            parameter.requires_grad_(True)
+        for layer in self.modules():
+            if isinstance(layer, LoLDULayer) and layer.layer_name in deltas:
+                delta, shared = deltas[layer.layer_name]
+                layer.load_delta(adapter_name, delta, shared.pivots_of(delta.numel()))
+
+
+def _check_weighted(
+    configs: dict[str, Any],
+    adapters: Sequence[str],
+    weights: Sequence[float | int],
+    adapter_name: str,
+) -> None:
+    for name in adapters:
+        if name not in configs:
+            raise ValueError(f"Adapter {name} does not exist")
+        if configs[name].modules_to_save:
+            raise ValueError(
+                f"adapter '{name}' also trains modules in full (modules_to_save), which have no "
+                "weighted sum: leave it out"
+            )
+    if adapter_name in configs:
+        raise ValueError(f"an adapter named '{adapter_name}' exists: choose another adapter_name")
+    if not adapters or len(adapters) != len(weights) or not all(map(math.isfinite, weights)):
+        raise ValueError(
+            f"add_weighted_adapter needs a finite weight for each of {[*adapters]}, got "
+            f"{[*weights]}"
+        )
+
+
+def _pass_names(
+    adapter_names: Sequence[str],
+    _: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return args, {**kwargs, "adapter_names": adapter_names}
 
 
 def project(model: nn.Module, max_delta_norm: float | int, adapter_name: str = "default") -> None:

@@ -44,6 +44,10 @@ class SharedFactors:
         """G of ``‖delta_W‖_F² = deltaᵀ G delta``, for a delta multiplied by `gain`."""
         return gram(self.left, self.right)
 
+    def pivots_of(self, rank: int) -> Tensor | None:
+        """Return the pivots of the first directions; an SVD has none."""
+        return None if self.pivots is None else self.pivots[..., :rank]
+
     def begins_with(self, pivots: Tensor | None, rank: int) -> bool:
         """Whether these factors hold `rank` directions, those of the pivots if any are given."""
         if rank > self.rank:

@@ -95,7 +95,7 @@ def test_shrink_scales_delta(train_scale: bool, perturbs: bool) -> None:
             if tensor is not None:
                 tensor.copy_(torch.linspace(-0.2, 0.4, tensor.numel()))
     before = diagonal.delta()
-    diagonal.shrink(0.25)
+    diagonal.shrink(torch.tensor(0.25))
     torch.testing.assert_close(diagonal.delta(), 0.25 * before, atol=1e-7, rtol=1e-5)
 
 

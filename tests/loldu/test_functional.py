@@ -43,6 +43,31 @@ def test_gradcheck() -> None:
     )
 
 
+@pytest.mark.parametrize("shape", [(4, 14), (4, 3, 14), (4, 2, 3, 14)], ids=str)
+def test_gradcheck_of_a_delta_for_every_row(shape: tuple[int, ...]) -> None:
+    _, layer, left, _, right = operands(3, 5)
+    generator = torch.Generator().manual_seed(1)
+    x, delta = (
+        torch.randn(*size, generator=generator, dtype=torch.float64, requires_grad=True)
+        for size in (shape, (4, 5))
+    )
+    output = layer(x).detach().requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda x, y, delta: factored_update(x, y, left, delta, right), (x, output, delta)
+    )
+    expected = torch.stack([dense_reference(x[i], layer, left, delta[i], right) for i in range(4)])
+    torch.testing.assert_close(adapted_linear(x, layer, left, delta, right), expected)
+
+
+def test_a_row_of_zeros_adds_nothing_to_any_bit() -> None:
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        x, layer, left, delta, right = operands(33, 5, dtype=dtype)
+        rows = torch.stack([delta, 0 * delta]).float()
+        y = adapted_linear(x, layer, left, rows, right)
+        assert torch.equal(y[1], layer(x)[1])
+        assert not torch.equal(y[0], layer(x)[0])
+
+
 @given(tokens=st.integers(1, 64), r=st.integers(1, 10), trains=st.booleans())
 @settings(max_examples=40, deadline=None)
 def test_every_route_is_the_dense_formula(tokens: int, r: int, trains: bool) -> None:

@@ -1,12 +1,14 @@
 """What an adapter does to a layer, against dense formulas."""
 
 import copy
+import itertools
 import pickle
 
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from loldu import LoLDUConfig, project
 from loldu.diagonal import DIAGONAL_INITS
@@ -165,6 +167,34 @@ def test_projection_brings_a_model_back_onto_the_ball() -> None:
     torch.testing.assert_close(after, before / before.norm() * 0.1, rtol=1e-4, atol=1e-6)
 
 
+class NoWaiting(TorchDispatchMode):
+    """Fails on what makes the host wait for a device: a tensor's value asked for, or its copy."""
+
+    def __torch_dispatch__(
+        self, func: object, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        kwargs = kwargs or {}
+        waits = func is torch.ops.aten._local_scalar_dense.default or (
+            func is torch.ops.aten._to_copy.default and kwargs.get("device") is not None
+        )
+        assert not waits, f"{func} makes the host wait"
+        return func(*args, **kwargs)
+
+
+@pytest.mark.parametrize("radius", [0.1, 1e6])
+def test_projection_and_forward_never_wait_for_the_device(radius: float) -> None:
+    model, layer = adapt(gaussian(16, 12), r=6)
+    x = gaussian(8, 12, seed=1)
+    train(model, x, gaussian(8, 16, seed=2), steps=3)
+    project(model, radius)
+    before = layer.get_delta_weight("default").detach()
+    with NoWaiting(), torch.no_grad():
+        project(model, radius / 2)
+        model(x)
+    expected = before * min(1.0, radius / 2 / before.norm().item())
+    torch.testing.assert_close(layer.get_delta_weight("default"), expected, rtol=1e-4, atol=1e-6)
+
+
 def two_adapters(**second: object) -> tuple[PeftModel, Linear, Tensor]:
     """A layer with two random adapters, 'default' of rank 4 and 'other', and an input."""
     weight = gaussian(16, 12)
@@ -309,6 +339,28 @@ def test_factors_follow_a_reloaded_base_weight() -> None:
     product = (shared.left[:, :4] * (shared.diagonal * shared.gain)[:4]) @ shared.right[:4]
     skeleton = weight[:, :4].double() @ torch.linalg.inv(core) @ weight[rows].double()
     torch.testing.assert_close(product.double(), skeleton, rtol=1e-3, atol=1e-3)
+
+
+def test_factors_follow_pivots_that_were_written_behind_the_layer() -> None:
+    model, layer, x = two_adapters()
+    model(x)
+    weight, rows = layer.base_weight().double(), torch.tensor([11, 2, 7, 0])
+    minors = [torch.linalg.det(weight[rows[:k], :k]) for k in range(5)]
+    d = torch.stack([after / before for before, after in itertools.pairwise(minors)])
+    diagonal = layer.diagonal("default")
+    assert not torch.equal(diagonal.pivots, rows.int())
+    with torch.no_grad():
+        diagonal.dz.copy_(d)
+    # B diag(d) A = C (W[rows, :4])^-1 R, whatever L and U are.
+    skeleton = weight[:, :4] @ torch.linalg.inv(weight[rows, :4]) @ weight[rows]
+    expected = (x.double() @ (weight + skeleton).T + layer.bias).float()
+    assert not torch.allclose(model(x), expected, rtol=1e-3, atol=1e-3)
+    diagonal.pivots.copy_(rows)
+    torch.testing.assert_close(model(x), expected, rtol=1e-3, atol=1e-3)
+    diagonal.pivots = diagonal.pivots.flip(0)
+    assert not torch.allclose(model(x), expected, rtol=1e-3, atol=1e-3)
+    diagonal.pivots = diagonal.pivots.flip(0)
+    torch.testing.assert_close(model(x), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_a_dropped_direction_is_told_with_its_layer_and_cure() -> None:

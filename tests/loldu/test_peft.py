@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import accelerate
 import peft
 import pytest
 import torch
@@ -255,6 +256,44 @@ def test_a_model_on_the_meta_device_waits_for_its_weights(make_two_layers: Make)
     train(source)
     model.load_state_dict(source.state_dict(), assign=True)
     assert torch.equal(output(model), output(source))
+
+
+def test_saved_pivots_hold_through_the_loader_of_transformers(tmp_path: Path) -> None:
+    def encoder() -> CLIPTextModel:
+        torch.manual_seed(0)
+        config = CLIPTextConfig(
+            vocab_size=16, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
+            num_attention_heads=2, max_position_embeddings=8, bos_token_id=14, eos_token_id=15,
+        )  # fmt: skip
+        return CLIPTextModel(config).eval()
+
+    trained = get_peft_model(encoder(), LoLDUConfig(r=8, init_weights=False))
+    for module in trained.modules():
+        if isinstance(module, LoLDULayer):
+            pivots = module.diagonal("default").pivots
+            pivots.copy_(pivots.flip(0))
+    trained.save_pretrained(tmp_path)
+    loaded = encoder()
+    loaded.load_adapter(str(tmp_path))
+    tokens = torch.arange(8)[None]
+    with torch.no_grad():
+        expected = trained(tokens).last_hidden_state
+        torch.testing.assert_close(loaded(tokens).last_hidden_state, expected)
+    fresh = get_peft_model(encoder(), LoLDUConfig(r=8))
+    fresh.load_state_dict(
+        {k: v for k, v in trained.state_dict().items() if "pivots" not in k}, False
+    )
+    with torch.no_grad():
+        assert (fresh(tokens).last_hidden_state - expected).abs().max() > 1e-3
+
+
+def test_an_offloaded_model_brings_its_diagonals_in(make_two_layers: Make) -> None:
+    config = LoLDUConfig(r=6, target_modules=TARGETS, init_weights=False)
+    model = get_peft_model(make_two_layers(), config)
+    expected = output(model)
+    accelerate.cpu_offload(model, torch.device("cpu"), offload_buffers=True)
+    assert next(model.parameters()).is_meta
+    torch.testing.assert_close(output(model), expected)
 
 
 def test_public_names() -> None:

@@ -1,0 +1,107 @@
+"""The updates of a layer in one pass: adapters summed, or every row of the batch with its own."""
+
+# torch is typed in part only.
+# pyright: reportUnknownMemberType=false
+
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from .shared_factors import SharedFactors
+
+BASE_NAME = "__base__"
+"""PEFT's name for no adapter, in a mixed batch."""
+
+Part = tuple[SharedFactors, Tensor]
+"""What one adapter does in a layer: its factors, and delta between them."""
+
+Update = tuple[Tensor, Tensor, Tensor]
+"""B, delta (one, or one for every row) and A of what is added to the base layer's output."""
+
+
+def summed(parts: Iterable[Part]) -> list[Update]:
+    """Return the updates of adapters that all act on every row.
+
+    ``Σ_i B diag(delta_i) A = B diag(Σ_i delta_i) A``: one pass serves all that share factors.
+    """
+    return [_update(shared, delta) for shared, delta in sum_deltas(parts).items()]
+
+
+def sum_deltas(parts: Iterable[Part]) -> dict[SharedFactors, Tensor]:
+    """Return the sum of the deltas between each factor pair, at the largest of their ranks."""
+    total: dict[SharedFactors, Tensor] = {}
+    for shared, delta in parts:
+        other = total.get(shared)
+        if other is not None:
+            r = max(delta.numel(), other.numel())
+            delta = _padded(delta, r) + _padded(other, r)
+        total[shared] = delta
+    return total
+
+
+def per_row(rows: Sequence[Part | None]) -> list[Update]:
+    """Return the updates of a batch in which every row has an adapter of its own, or none.
+
+    A row without one gets a delta of zeros, which adds nothing to any bit of the base's output.
+    """
+    ranks: dict[SharedFactors, int] = {}
+    for part in rows:
+        if part is not None:
+            shared, delta = part
+            ranks[shared] = max(delta.numel(), ranks.get(shared, 0))
+    return [_update(shared, _stacked(rows, shared, r)) for shared, r in ranks.items()]
+
+
+def _stacked(rows: Sequence[Part | None], shared: SharedFactors, r: int) -> Float[Tensor, "rows r"]:
+    deltas = [part[1] if part is not None and part[0] is shared else None for part in rows]
+    nothing = next(delta for delta in deltas if delta is not None).new_zeros(r)
+    return torch.stack([nothing if delta is None else _padded(delta, r) for delta in deltas])
+
+
+def _padded(delta: Float[Tensor, " smaller"], r: int) -> Float[Tensor, " r"]:
+    missing = r - delta.numel()
+    return F.pad(delta, (0, missing)) if missing else delta
+
+
+def _update(shared: SharedFactors, delta: Float[Tensor, "*rows r"]) -> Update:
+    r = delta.shape[-1]
+    return shared.left[:, :r], delta * shared.gain[:r].to(delta.device), shared.right[:r]
+
+
+def rows_of_batch(
+    concepts: tuple[str | None, ...] | None, batch: int, layer_name: str
+) -> tuple[str | None, ...] | None:
+    """Return the adapter of every row: concept ``i % N`` of N for row i.
+
+    Guidance shows a model the pictures more than once, one batch of them after the other.
+
+    Raises:
+        ValueError: The batch does not fit the concepts.
+    """
+    if concepts is None:
+        return None
+    times, left_over = divmod(batch, len(concepts))
+    if left_over:
+        raise ValueError(
+            f"set_concepts gave {len(concepts)} concepts, and layer '{layer_name}' was given a "
+            f"batch of {batch}: draw one picture for every concept (as many prompts as concepts), "
+            "or end it with set_concepts(pipeline, None)"
+        )
+    return concepts * times
+
+
+def rows_by_name(adapter_names: Sequence[str], batch: int) -> tuple[str | None, ...]:
+    """Return the adapter of every row as PEFT gives them, none for "__base__".
+
+    Raises:
+        ValueError: There is not one for every row.
+    """
+    if len(adapter_names) != batch:
+        raise ValueError(
+            "Length of `adapter_names` should be the same as the number of inputs, but got "
+            f"{len(adapter_names)} and {batch} respectively."
+        )
+    return tuple(None if name == BASE_NAME else name for name in adapter_names)
