@@ -1,8 +1,9 @@
 """LoLDU: a concept is a diagonal between two fixed factors of the base weight."""
 
-from .concept import load_concept, save_concept
+from .concept import load_concept, save_concept, verify_concept
 from .concept_file import Concept, ConceptError, ConceptLayer, read_concept
 from .config import LoLDUConfig
+from .export import export_lora
 from .factorization import Factors, ldu, svd
 from .model import LoLDUModel, project
 from .registration import register
@@ -16,12 +17,14 @@ __all__ = [
     "Factors",
     "LoLDUConfig",
     "LoLDUModel",
+    "export_lora",
     "ldu",
     "load_concept",
     "project",
     "read_concept",
     "save_concept",
     "svd",
+    "verify_concept",
 ]
 
 register()

@@ -16,6 +16,7 @@ from peft import PeftModel, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from .components import BARE, bare, components
 from .concept_file import (
     BASE_DTYPES,
     Basis,
@@ -31,8 +32,7 @@ from .config import LoLDUConfig
 from .layer import LoLDULayer
 from .model import LoLDUModel
 
-BARE = "model"
-_COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "transformer")
+COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "transformer")
 
 
 def save_concept(
@@ -62,21 +62,21 @@ def save_concept(
     """
     layers: list[ConceptLayer] = []
     config: dict[str, Any] = {}
-    parts = _parts(model_or_pipeline)
+    parts = components(model_or_pipeline)
     for component, part in parts.items():
         found = [
             _read_layer(component, name, module, adapter_name)
-            for name, module in _bare(part).named_modules()
+            for name, module in bare(part).named_modules()
             if isinstance(module, LoLDULayer) and adapter_name in module.r
         ]
         if found:
-            config[component] = _describe(_bare(part), adapter_name)
+            config[component] = _describe(bare(part), adapter_name)
             layers += found
     if not layers:
         raise ConceptError(
             f"there is no LoLDU adapter named '{adapter_name}' to save: check adapter_name"
         )
-    base = _base_id(model_or_pipeline)
+    base = base_id(model_or_pipeline)
     concept = Concept(base, config, tuple(layers), dict(metadata or {}))
     write_concept(concept, Path(path), dtype=dtype, overwrite=overwrite)
     return Path(path)
@@ -102,15 +102,15 @@ def load_concept(
         ConceptError: The file is not a sound concept, or was made for another base.
     """
     concept = read_concept(path)
-    parts = _parts(model_or_pipeline)
+    parts = components(model_or_pipeline)
     targets = _targets(concept, parts, path)
     for component, part in targets.items():
         _require_free(part, adapter_name)
-        _verify([y for y in concept.layers if y.component == component], _bare(part), path)
+        _verify([y for y in concept.layers if y.component == component], bare(part), path)
     for component, part in targets.items():
         layers = {y.name: y for y in concept.layers if y.component == component}
         _inject(part, adapter_name, list(layers.values()))
-        for name, module in _bare(part).named_modules():
+        for name, module in bare(part).named_modules():
             if name in layers and isinstance(module, LoLDULayer):
                 module.load_delta(adapter_name, layers[name].delta, layers[name].pivots)
                 module.set_scale(adapter_name, strength)
@@ -119,39 +119,41 @@ def load_concept(
     return concept
 
 
-def _parts(model_or_pipeline: Any) -> dict[str, nn.Module]:  # noqa: ANN401
-    """The modules of a pipeline by component name, or a model on its own."""
-    if isinstance(model_or_pipeline, nn.Module):
-        return {BARE: model_or_pipeline}
-    components: object = getattr(model_or_pipeline, "components", None)
-    if not isinstance(components, Mapping):
-        raise TypeError(
-            f"expected a model or a diffusers pipeline, got {type(model_or_pipeline).__name__}"
-        )
-    return {name: part for name, part in components.items() if isinstance(part, nn.Module)}
+def verify_concept(
+    model_or_pipeline: Any,  # noqa: ANN401
+    path: str | os.PathLike[str],
+) -> Concept:
+    """Read a concept file and compare every layer it changes with a base; nothing is loaded.
+
+    Args:
+        model_or_pipeline: A PeftModel, a model, or a pipeline.
+        path: The concept file.
+
+    Raises:
+        ConceptError: The file is not a sound concept, or was made for another base; the message
+            names the first layer that differs.
+    """
+    concept = read_concept(path)
+    for component, part in _targets(concept, components(model_or_pipeline), path).items():
+        _verify([y for y in concept.layers if y.component == component], bare(part), path)
+    return concept
 
 
-def _bare(part: nn.Module) -> Any:  # noqa: ANN401
-    """The base model inside torch.compile's and PEFT's wrappers."""
-    part = getattr(part, "_orig_mod", part)
-    return part.get_base_model() if isinstance(part, PeftModel) else part
-
-
-def _base_id(model_or_pipeline: Any) -> str:  # noqa: ANN401
-    """The hub id of the base, or the name of its folder but not the folder's place.
+def base_id(model_or_pipeline: Any) -> str:  # noqa: ANN401
+    """Return the hub id of the base, or the name of its folder but not the folder's place.
 
     A component of a pipeline knows the path of its own folder inside the base's.
     """
     source = model_or_pipeline
     if isinstance(source, nn.Module):
-        source = _bare(source)
+        source = bare(source)
     name = str(getattr(getattr(source, "config", None), "_name_or_path", None) or "")
     if hub := re.search(r"models--(.+?)--(.+?)[/\\]snapshots[/\\]", name):
         return f"{hub[1]}/{hub[2]}"
     folder = Path(name)
     if not (folder.is_absolute() or folder.is_dir()) or not name:
         return name
-    return folder.resolve().parent.name if folder.name in _COMPONENTS else folder.resolve().name
+    return folder.resolve().parent.name if folder.name in COMPONENTS else folder.resolve().name
 
 
 def _describe(model: Any, adapter_name: str) -> dict[str, Any]:  # noqa: ANN401
@@ -212,7 +214,7 @@ def _targets(
             # A model saved on its own, or loaded on its own: its layers tell where it belongs.
             targets[component] = max(
                 parts.values(),
-                key=lambda part: len(layers & {name for name, _ in _bare(part).named_modules()}),
+                key=lambda part: len(layers & {name for name, _ in bare(part).named_modules()}),
             )
         else:
             raise ConceptError(
@@ -231,7 +233,7 @@ def _require_free(part: nn.Module, adapter_name: str) -> None:
         raise ConceptError(
             f"'{adapter_name}' cannot name an adapter: use letters, digits, '-' and '_'"
         )
-    if adapter_name in getattr(_bare(part), "peft_config", {}):
+    if adapter_name in getattr(bare(part), "peft_config", {}):
         raise ConceptError(
             f"an adapter named '{adapter_name}' is already loaded: choose another adapter_name"
         )
@@ -296,13 +298,13 @@ def _inject(part: nn.Module, adapter_name: str, layers: list[ConceptLayer]) -> N
     if isinstance(part, PeftModel):
         part.add_adapter(adapter_name, config, low_cpu_mem_usage=True)
         return
-    bare = _bare(part)
+    model = bare(part)
     with warnings.catch_warnings():
         # PEFT warns whenever a model gets its second adapter this way, which is what is meant.
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
-        inject_adapter_in_model(config, bare, adapter_name, low_cpu_mem_usage=True)
-    if hasattr(bare, "_hf_peft_config_loaded"):
-        bare._hf_peft_config_loaded = True
+        inject_adapter_in_model(config, model, adapter_name, low_cpu_mem_usage=True)
+    if hasattr(model, "_hf_peft_config_loaded"):
+        model._hf_peft_config_loaded = True
 
 
 def _activate(part: nn.Module, adapter_name: str) -> None:

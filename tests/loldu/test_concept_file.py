@@ -2,6 +2,9 @@
 
 import json
 import pickle
+import resource
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 from loldu import Concept, ConceptError, ConceptLayer, read_concept
 from loldu.concept_file import checksum, write_concept
@@ -127,6 +130,66 @@ def test_a_changed_byte_is_noticed(path: Path, data: st.DataObject) -> None:
         return
     # Spaces in the header may change without changing the content.
     assert_same(survived, read_concept(path))
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """Room for what a small file needs, so that a size taken from its content would not fit."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    limit = pages * resource.getpagesize() + 2**28
+    resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+EDIT = st.tuples(
+    st.sampled_from(["overwrite", "insert", "delete"]),
+    st.floats(0, 1),
+    st.one_of(st.binary(min_size=1, max_size=9), st.sampled_from([b"99999999999", b"-1", b"1e9"])),
+)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.usefixtures("little_memory")
+@given(edits=st.lists(EDIT, min_size=1, max_size=4), forged=st.booleans())
+@SMALL
+def test_edited_files_are_refused_or_sound(
+    path: Path, edits: list[tuple[str, float, bytes]], forged: bool
+) -> None:
+    """Also with a checksum that fits: then it is the content that is checked."""
+    content = path.read_bytes()
+    if forged:
+        header_size = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + header_size])["__metadata__"]
+        tensors = load_file(path)
+        header["description"] = edited(header["description"].encode(), edits).decode("latin-1")
+        header["checksum"] = checksum(header["description"], tensors)
+        content = save(tensors, metadata=header)
+    else:
+        content = edited(content, edits)
+    damaged = path.with_name("damaged.safetensors")
+    damaged.write_bytes(content)
+    try:
+        survived = read_concept(damaged)
+    except ConceptError:
+        return
+    if not forged:
+        assert_same(survived, read_concept(path))
+    for read in survived.layers:
+        assert 1 <= read.delta.numel() <= min(read.out_features, read.in_features)
+        assert read.pivots is None or int(read.pivots.max()) < max(
+            read.out_features, read.in_features
+        )
+
+
+def edited(content: bytes, edits: list[tuple[str, float, bytes]]) -> bytes:
+    changed = bytearray(content)
+    for kind, place, piece in edits:
+        start = int(place * len(changed))
+        stop = start if kind == "insert" else start + len(piece)
+        changed[start:stop] = b"" if kind == "delete" else piece
+    return bytes(changed)
 
 
 @given(garbage=st.binary(max_size=400))
@@ -253,3 +316,10 @@ def test_the_description_is_plain_json(path: Path) -> None:
     description = json.loads(header["__metadata__"]["description"])
     assert description["components"]["unet"]["layers"][0] == ["a.to_q", 6, 4, 3]
     assert set(header) == {"__metadata__", "delta", "pivots", "fingerprint"}
+
+
+def test_others_may_read_the_file_as_they_may_any(path: Path) -> None:
+    usual = path.with_name("usual")
+    usual.write_bytes(b"")
+    assert path.stat().st_mode == usual.stat().st_mode
+    assert {file.name for file in path.parent.iterdir()} == {path.name, usual.name}

@@ -1,0 +1,52 @@
+"""The models of a pipeline, or a model on its own, and the adapted layers in them."""
+
+# torch and peft are typed in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+from collections.abc import Mapping
+from typing import Any
+
+from peft import PeftModel
+from torch import nn
+
+from .layer import LoLDULayer
+
+BARE = "model"
+"""The component name of a model on its own."""
+
+
+def components(model_or_pipeline: Any) -> dict[str, nn.Module]:  # noqa: ANN401
+    """Return the modules of a pipeline by component name, or a model on its own.
+
+    Raises:
+        TypeError: It is neither.
+    """
+    if isinstance(model_or_pipeline, nn.Module):
+        return {BARE: model_or_pipeline}
+    parts: object = getattr(model_or_pipeline, "components", None)
+    if not isinstance(parts, Mapping):
+        raise TypeError(
+            f"expected a model or a diffusers pipeline, got {type(model_or_pipeline).__name__}"
+        )
+    return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+
+
+def bare(part: nn.Module) -> Any:  # noqa: ANN401
+    """Return the base model inside torch.compile's and PEFT's wrappers."""
+    part = getattr(part, "_orig_mod", part)
+    return part.get_base_model() if isinstance(part, PeftModel) else part
+
+
+def adapted_layers(model_or_pipeline: Any) -> list[LoLDULayer]:  # noqa: ANN401
+    """Return every layer that has, or had, an adapter.
+
+    Raises:
+        TypeError: It is neither a model nor a pipeline.
+    """
+    return [
+        module
+        for part in components(model_or_pipeline).values()
+        for module in part.modules()
+        if isinstance(module, LoLDULayer)
+    ]
