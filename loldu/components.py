@@ -44,9 +44,17 @@ def adapted_layers(model_or_pipeline: Any) -> list[LoLDULayer]:  # noqa: ANN401
     Raises:
         TypeError: It is neither a model nor a pipeline.
     """
-    return [
-        module
-        for part in components(model_or_pipeline).values()
-        for module in part.modules()
-        if isinstance(module, LoLDULayer)
-    ]
+    found: dict[LoLDULayer, None] = {}
+    for part in components(model_or_pipeline).values():
+        _collect(part, found)
+    return [*found]
+
+
+def _collect(module: nn.Module, found: dict[LoLDULayer, None]) -> None:
+    # A layer may hold a thousand adapters: going through them would make every switch slow.
+    if isinstance(module, LoLDULayer):
+        found[module] = None
+        _collect(module.base_layer, found)
+    else:
+        for child in module.children():
+            _collect(child, found)
