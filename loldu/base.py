@@ -7,7 +7,7 @@
 
 import importlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -90,7 +90,7 @@ def _load_component(base: str, name: str, library: str, kind: str, dtype: torch.
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """Loading warns and draws bars; a command has one thing to say."""
     from diffusers.utils import logging as diffusers_logging
     from huggingface_hub.utils import logging as hub_logging
