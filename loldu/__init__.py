@@ -1,8 +1,9 @@
 """LoLDU: a concept is a diagonal between two fixed factors of the base weight."""
 
-from .concept import load_concept, save_concept
+from .concept import load_concept, save_concept, verify_concept
 from .concept_file import Concept, ConceptError, ConceptLayer, read_concept
 from .config import LoLDUConfig
+from .export import export_lora
 from .factorization import Factors, ldu, svd
 from .model import LoLDUModel, project
 from .pipeline import mix, set_concepts, set_strength, unload_concept
@@ -17,6 +18,7 @@ __all__ = [
     "Factors",
     "LoLDUConfig",
     "LoLDUModel",
+    "export_lora",
     "ldu",
     "load_concept",
     "mix",
@@ -27,6 +29,7 @@ __all__ = [
     "set_strength",
     "svd",
     "unload_concept",
+    "verify_concept",
 ]
 
 register()

@@ -32,7 +32,7 @@ from .config import LoLDUConfig
 from .layer import LoLDULayer
 from .model import LoLDUModel
 
-_COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "transformer")
+COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "transformer")
 
 
 def save_concept(
@@ -76,7 +76,7 @@ def save_concept(
         raise ConceptError(
             f"there is no LoLDU adapter named '{adapter_name}' to save: check adapter_name"
         )
-    base = _base_id(model_or_pipeline)
+    base = base_id(model_or_pipeline)
     concept = Concept(base, config, tuple(layers), dict(metadata or {}))
     write_concept(concept, Path(path), dtype=dtype, overwrite=overwrite)
     return Path(path)
@@ -119,8 +119,28 @@ def load_concept(
     return concept
 
 
-def _base_id(model_or_pipeline: Any) -> str:  # noqa: ANN401
-    """The hub id of the base, or the name of its folder but not the folder's place.
+def verify_concept(
+    model_or_pipeline: Any,  # noqa: ANN401
+    path: str | os.PathLike[str],
+) -> Concept:
+    """Read a concept file and compare every layer it changes with a base; nothing is loaded.
+
+    Args:
+        model_or_pipeline: A PeftModel, a model, or a pipeline.
+        path: The concept file.
+
+    Raises:
+        ConceptError: The file is not a sound concept, or was made for another base; the message
+            names the first layer that differs.
+    """
+    concept = read_concept(path)
+    for component, part in _targets(concept, components(model_or_pipeline), path).items():
+        _verify([y for y in concept.layers if y.component == component], bare(part), path)
+    return concept
+
+
+def base_id(model_or_pipeline: Any) -> str:  # noqa: ANN401
+    """Return the hub id of the base, or the name of its folder but not the folder's place.
 
     A component of a pipeline knows the path of its own folder inside the base's.
     """
@@ -133,7 +153,7 @@ def _base_id(model_or_pipeline: Any) -> str:  # noqa: ANN401
     folder = Path(name)
     if not (folder.is_absolute() or folder.is_dir()) or not name:
         return name
-    return folder.resolve().parent.name if folder.name in _COMPONENTS else folder.resolve().name
+    return folder.resolve().parent.name if folder.name in COMPONENTS else folder.resolve().name
 
 
 def _describe(model: Any, adapter_name: str) -> dict[str, Any]:  # noqa: ANN401

@@ -13,7 +13,7 @@ The header's ``description`` holds the base's id, the table of layers and the us
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -151,7 +151,7 @@ def write_concept(
         "checksum": checksum(description, tensors),
         "description": description,
     }
-    _write_atomically(path, save(tensors, metadata=header))
+    write_atomically(path, save(tensors, metadata=header))
 
 
 def read_concept(path: str | os.PathLike[str]) -> Concept:
@@ -272,15 +272,19 @@ def checksum(description: str, tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file beside its place and move it there, so that no reader finds half of it.
+
+    Unlike a `tempfile`, it is as readable for others as files usually are here.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise

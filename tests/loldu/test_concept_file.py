@@ -2,6 +2,10 @@
 
 import json
 import pickle
+import re
+import resource
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -129,6 +133,81 @@ def test_a_changed_byte_is_noticed(path: Path, data: st.DataObject) -> None:
     assert_same(survived, read_concept(path))
 
 
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """Room for what a small file needs, so that a size taken from its content would not fit."""
+    if sys.platform != "linux":
+        pytest.skip("needs /proc")
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    limit = pages * resource.getpagesize() + 2**28
+    resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@given(
+    edits=st.lists(
+        st.tuples(
+            st.sampled_from(["overwrite", "insert", "delete"]),
+            st.floats(0, 1),
+            st.binary(min_size=1, max_size=9),
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+@SMALL
+@pytest.mark.usefixtures("little_memory")
+def test_edited_files_are_refused_or_as_before(
+    path: Path, edits: list[tuple[str, float, bytes]]
+) -> None:
+    changed = bytearray(path.read_bytes())
+    for kind, place, piece in edits:
+        start = int(place * len(changed))
+        stop = start if kind == "insert" else start + len(piece)
+        changed[start:stop] = b"" if kind == "delete" else piece
+    damaged = path.with_name("damaged.safetensors")
+    damaged.write_bytes(changed)
+    try:
+        survived = read_concept(damaged)
+    except ConceptError:
+        return
+    assert_same(survived, read_concept(path))
+
+
+NUMBER = st.integers(-1, 20) | st.integers(2**24, 2**70) | st.floats() | st.text(max_size=3)
+
+
+@given(place=st.floats(0, 0.999), value=NUMBER)
+@SMALL
+@pytest.mark.usefixtures("little_memory")
+def test_numbers_of_the_description_are_not_trusted(
+    path: Path, place: float, value: object
+) -> None:
+    """Though the checksum fits: whoever forges a number can forge that as well."""
+    header_size = int.from_bytes(path.read_bytes()[:8], "little")
+    description = json.loads(path.read_bytes()[8 : 8 + header_size])["__metadata__"]["description"]
+    numbers = list(re.finditer(r"(?<=[\[,:])[0-9.]+(?=[],}])", description))
+    forged = numbers[int(place * len(numbers))]
+    text = description[: forged.start()] + json.dumps(value) + description[forged.end() :]
+    tensors = load_file(path)
+    header = {"format": "loldu-concept", "version": "1", "description": text}
+    header["checksum"] = checksum(text, tensors)
+    damaged = path.with_name("damaged.safetensors")
+    save_file(tensors, damaged, metadata=header)
+    try:
+        survived = read_concept(damaged)
+    except ConceptError:
+        return
+    for one, other in zip(survived.layers, read_concept(path).layers, strict=True):
+        # What remains free is a size that pivots and rank allow; the base's own decides on it.
+        assert torch.equal(one.delta, other.delta)
+        assert torch.equal(one.pivots, other.pivots)
+        assert one.pivots.max() < one.out_features
+        assert one.delta.numel() <= min(one.out_features, one.in_features)
+
+
 @given(garbage=st.binary(max_size=400))
 @SMALL
 def test_garbage_is_refused(path: Path, garbage: bytes) -> None:
@@ -253,3 +332,10 @@ def test_the_description_is_plain_json(path: Path) -> None:
     description = json.loads(header["__metadata__"]["description"])
     assert description["components"]["unet"]["layers"][0] == ["a.to_q", 6, 4, 3]
     assert set(header) == {"__metadata__", "delta", "pivots", "fingerprint"}
+
+
+def test_others_may_read_the_file_as_they_may_any(path: Path) -> None:
+    usual = path.with_name("usual")
+    usual.write_bytes(b"")
+    assert path.stat().st_mode == usual.stat().st_mode
+    assert {file.name for file in path.parent.iterdir()} == {path.name, usual.name}

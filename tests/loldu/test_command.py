@@ -1,0 +1,177 @@
+"""`python -m loldu inspect | verify | export`."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from peft import PeftModel
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from loldu import LoLDUConfig, save_concept
+from loldu.__main__ import run
+
+MakeUNet = Callable[..., UNet2DConditionModel]
+
+
+def make_pipeline(unet: UNet2DConditionModel) -> StableDiffusionPipeline:
+    torch.manual_seed(0)
+    config = CLIPTextConfig(
+        vocab_size=16, hidden_size=8, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=8, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    return StableDiffusionPipeline(
+        vae=None,
+        text_encoder=CLIPTextModel(config).eval(),
+        tokenizer=None,
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+@torch.no_grad()
+def draw(unet: UNet2DConditionModel) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    latents, states = (torch.randn(*s, generator=generator) for s in ((1, 4, 8, 8), (1, 5, 8)))
+    return unet(latents, torch.tensor([3]), states).sample
+
+
+@torch.no_grad()
+def read(encoder: CLIPTextModel) -> Tensor:
+    return encoder(torch.tensor([[1, 5, 2]])).last_hidden_state
+
+
+@pytest.fixture
+def base(make_unet: MakeUNet, tmp_path: Path) -> str:
+    make_pipeline(make_unet()).save_pretrained(tmp_path / "base")
+    return str(tmp_path / "base")
+
+
+@pytest.fixture
+def live(make_unet: MakeUNet) -> StableDiffusionPipeline:
+    pipeline = make_pipeline(make_unet())
+    pipeline.unet.add_adapter(LoLDUConfig(r=8, init_weights=False, rank_pattern={"attn1.to_q": 3}))
+    pipeline.text_encoder.add_adapter(LoLDUConfig(r=4, init_weights=False))
+    return pipeline
+
+
+@pytest.fixture
+def concept(live: StableDiffusionPipeline, tmp_path: Path) -> str:
+    metadata = {"prompt": "a photo of sks toy", "title": "red\x1b[31m\nnot"}
+    return str(save_concept(live, tmp_path / "toy.safetensors", metadata=metadata))
+
+
+def test_inspect_tells_what_the_file_holds(
+    concept: str, capsys: pytest.CaptureFixture[str], live: StableDiffusionPipeline
+) -> None:
+    assert run(["inspect", concept]) == 0
+    output = capsys.readouterr().out
+    lines = {" ".join(line.split()) for line in output.splitlines()}
+    deltas = 4 * 7 * 8 + 4 * 3 + 4 * 4
+    assert {
+        "format loldu-concept 1",
+        "method LoLDU (LDU, partial pivoting)",
+        "trained on float32",
+        "layers 36",
+        "rank 3 to 8",
+        f"parameters {deltas}",
+        f"bytes {Path(concept).stat().st_size:,}",
+        "prompt a photo of sks toy",
+        r"title red\x1b[31m\nnot",
+    } <= lines
+    layers = [m for n, m in live.unet.named_modules() if n.endswith("attn2.to_k")]
+    delta = torch.cat([m.diagonal("default").delta().detach() for m in layers])
+    sizes = f"{delta.square().mean().sqrt():.2e} {delta.abs().max():.2e}"
+    assert f"unet attn2.to_k 4 16 x 8 to 32 x 8 8 {sizes}" in lines
+
+
+def test_verify_tells_the_base_from_others(
+    concept: str, base: str, make_unet: MakeUNet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["verify", concept, base]) == 0
+    assert capsys.readouterr().out.endswith("all 36 layers agree.\n")
+    other = make_pipeline(make_unet())
+    with torch.no_grad():
+        other.text_encoder.encoder.layers[0].self_attn.k_proj.weight[0, 0] += 0.1
+    other.save_pretrained(tmp_path / "other")
+    capsys.readouterr()
+    assert run(["verify", concept, str(tmp_path / "other")]) == 1
+    written = capsys.readouterr()
+    assert written.out == ""
+    assert written.err.count("\n") == 1
+    assert "'encoder.layers.0.self_attn.k_proj', whose weight is not the one here" in written.err
+
+
+def test_verify_of_a_concept_saved_from_a_unet_alone(
+    live: StableDiffusionPipeline, base: str, tmp_path: Path
+) -> None:
+    path = save_concept(live.unet, tmp_path / "unet.safetensors")
+    assert run(["verify", str(path), base]) == 0
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "kohya", "peft"])
+def test_export_writes_what_other_programs_read(
+    concept: str,
+    base: str,
+    live: StableDiffusionPipeline,
+    make_unet: MakeUNet,
+    tmp_path: Path,
+    layout: str,
+) -> None:
+    out = tmp_path / ("lora" if layout == "peft" else "lora.safetensors")
+    assert run(["export", concept, base, str(out), "--layout", layout]) == 0
+    loaded = make_pipeline(make_unet())
+    if layout == "peft":
+        unet = PeftModel.from_pretrained(loaded.unet, out / "unet")
+        encoder = PeftModel.from_pretrained(loaded.text_encoder, out / "text_encoder")
+    else:
+        loaded.load_lora_weights(out)
+        unet, encoder = loaded.unet, loaded.text_encoder
+    torch.testing.assert_close(draw(unet), draw(live.unet), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(read(encoder), read(live.text_encoder), atol=1e-5, rtol=1e-5)
+
+
+def test_mistakes_are_told_in_one_sentence(
+    concept: str, base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = tmp_path / "mine.safetensors"
+    kept.write_text("mine")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    for name in ("model_index.json", "unet/config.json"):
+        copy = tmp_path / "broken" / name
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_text((Path(base) / name).read_text())
+    export = ["export", concept, base]
+    cases = {
+        "does not exist": ["inspect", str(tmp_path / "none.safetensors")],
+        "not a readable .safetensors file": ["inspect", str(kept)],
+        "not a diffusers folder: it has no model_index.json": [
+            "verify", concept, str(tmp_path / "empty"),
+        ],
+        "no diffusers folder here": ["verify", concept, str(tmp_path / "none")],
+        "the text_encoder of": ["verify", concept, str(tmp_path / "broken")],
+        "exists: choose another name": [*export, str(kept), "--layout", "kohya"],
+        "must end in .safetensors": [*export, str(tmp_path / "a.pt"), "--layout", "diffusers"],
+        "cannot be read or written": [*export, str(kept / "a.safetensors"), "--layout", "kohya"],
+    }  # fmt: skip
+    for message, argv in cases.items():
+        assert run(argv) == 1
+        written = capsys.readouterr()
+        assert message in written.err
+        assert (written.out, written.err.count("\n")) == ("", 1)
+    assert kept.read_text() == "mine"
+    assert run([*export, str(kept), "--layout", "kohya", "--overwrite"]) == 0
+
+
+def test_usage_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv, status in ((["--help"], 0), (["export", "--help"], 0), (["export", "a"], 2), ([], 2)):
+        with pytest.raises(SystemExit) as stopped:
+            run(argv)
+        assert stopped.value.code == status
+    assert "A1111" in capsys.readouterr().out
