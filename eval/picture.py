@@ -120,17 +120,20 @@ def _draw_bars(page: _Page, bars: Sequence[ScoreBar]) -> None:
         top = page.y
         page.text(bar.name, 17)
         page.text(bar.meaning, 13, FAINT)
+        labels: list[tuple[tuple[int, int], str]] = []
         for offset, score, colour in ((2, bar.base, BEFORE), (22, bar.adapted, AFTER)):
             ends = sorted((zero, x_of(score)))  # a negative score grows to the left
             box = (ends[0], top + offset, ends[1], top + offset + 16)
             page.draw.rectangle(box, fill=colour)
-            place = (ends[1] + 8, top + offset + 8)
-            page.draw.text(place, f"{score:.3f}", font=_font(14), fill=INK, anchor="lm")
+            labels.append(((ends[1] + 8, top + offset + 8), f"{score:.3f}"))
         if bar.real is not None:
             x = x_of(bar.real)
             page.draw.line((x, top - 3, x, top + 43), fill=TRUTH, width=3)
             place = (page.image.width - MARGIN_PX, top + 20)
             page.draw.text(place, f"{bar.real:.3f}", font=_font(14), fill=TRUTH, anchor="rm")
+        for place, text in labels:  # legible across the line of true pictures
+            style = {"font": _font(14), "anchor": "lm", "stroke_width": 3, "stroke_fill": PAPER}
+            page.draw.text(place, text, fill=INK, **style)
         page.y = top + 58
 
 

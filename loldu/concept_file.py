@@ -225,7 +225,7 @@ def _layers(components: dict[str, Any], tensors: dict[str, Tensor]) -> Iterator[
     for (component, part, (name, *sizes)), numbers in zip(rows, fingerprints, strict=True):
         out_features, in_features, r = sizes
         basis, base_dtype = part["basis"], part["base_dtype"]
-        if any(type(size) is not int for size in sizes) or not (
+        if any(type(size) is not int or size >= 2**31 for size in sizes) or not (
             isinstance(name, str) and basis in get_args(Basis) and base_dtype in BASE_DTYPES
         ):
             raise TypeError(f"layer {name!r}")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -180,6 +180,7 @@ NUMBER = st.integers(-1, 20) | st.integers(2**24, 2**70) | st.floats() | st.text
 
 
 @given(place=st.floats(0, 0.999), value=NUMBER)
+@example(place=0.0, value=2**64)
 @SMALL
 @pytest.mark.usefixtures("little_memory")
 def test_numbers_of_the_description_are_not_trusted(
