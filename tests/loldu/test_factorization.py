@@ -1,4 +1,6 @@
+import doctest
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -185,3 +187,10 @@ def test_half_precision_weights_are_factored_as_they_stand() -> None:
     weight = gaussian(16, 16).half()
     assert torch.equal(ldu(weight, 4).left, ldu(weight.float(), 4).left)
     assert ldu(weight, 4).right.dtype == torch.float32
+
+
+def test_the_example_worked_by_hand_in_the_documentation_holds() -> None:
+    page = Path(__file__).parents[2] / "docs" / "adapter.md"
+    result = doctest.testfile(str(page), module_relative=False)
+    assert result.attempted == 6
+    assert result.failed == 0
