@@ -98,15 +98,16 @@ class LoLDUDiagonal(nn.Module):
     """What one adapter trains in a layer: ``delta = (sigma_0 + ds) dz + ds z_ref``.
 
     The trainables are offsets that start at zero, so that delta is exactly zero at step 0 in
-    every dtype and weight decay pulls toward the base model. z_ref is the value z starts from; a
-    perturbing residual, which keeps d instead, adds the constant ``sigma_0 (z_ref - d)``.
+    every dtype and weight decay pulls toward the base model. z_ref is the value z starts from, and
+    matters beside a trained scale alone; a perturbing residual, which keeps d instead, adds the
+    constant ``sigma_0 (z_ref - d)``.
 
     Source: LoLDU, Eq. (8), written in offsets.
     """
 
     dz: nn.Parameter
     ds: nn.Parameter | None
-    z_ref: Tensor
+    z_ref: Tensor | None
     perturbation: Tensor | None
     pivots: Tensor | None
 
@@ -125,7 +126,7 @@ class LoLDUDiagonal(nn.Module):
             r: Number of directions.
             sigma_0: Start of the scale.
             pivoting: How the pivots are chosen, or None for an SVD, which has none.
-            train_scale: Whether ds exists.
+            train_scale: Whether ds and z_ref exist.
             perturbs: Whether delta starts off zero.
         """
         super().__init__()
@@ -133,7 +134,7 @@ class LoLDUDiagonal(nn.Module):
         self.pivoting: Pivoting | None = pivoting
         self.dz = nn.Parameter(torch.zeros(r))
         self.ds = nn.Parameter(torch.zeros(1)) if train_scale else None
-        self.register_buffer("z_ref", torch.zeros(r))
+        self.register_buffer("z_ref", torch.zeros(r) if train_scale else None)
         self.register_buffer("perturbation", torch.zeros(r) if perturbs else None)
         shape = (2, r) if pivoting == "complete" else (r,)
         pivots = None if pivoting is None else torch.zeros(shape, dtype=torch.int32)
@@ -144,7 +145,7 @@ class LoLDUDiagonal(nn.Module):
 
         It is computed in a call of the module, so that hooks which bring offloaded values in do.
         """
-        if self.ds is None:
+        if self.ds is None or self.z_ref is None:
             delta = self.dz if self.sigma_0 == 1 else self.sigma_0 * self.dz
         else:
             delta = (self.sigma_0 + self.ds) * self.dz + self.ds * self.z_ref
@@ -164,7 +165,7 @@ class LoLDUDiagonal(nn.Module):
         sigma: float | Tensor = self.sigma_0
         if self.perturbation is not None:
             target -= self.sigma_0 * self.perturbation
-        if self.ds is not None:
+        if self.ds is not None and self.z_ref is not None:
             self.ds.mul_(factor)
             target -= self.ds * self.z_ref
             sigma = self.sigma_0 + self.ds

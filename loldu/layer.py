@@ -94,7 +94,8 @@ class LoLDULayer(FactoredLayer):
         d = shared.diagonal[: diagonal.dz.numel()]
         generator = layer_generator(config.seed, self.layer_name)
         z_ref = initial_diagonal(config.diagonal_init, d, generator)
-        diagonal.z_ref.copy_(z_ref)
+        if diagonal.z_ref is not None:
+            diagonal.z_ref.copy_(z_ref)
         if diagonal.perturbation is not None:
             diagonal.perturbation.copy_(z_ref - d)
         if diagonal.pivots is not None and shared.pivots is not None:

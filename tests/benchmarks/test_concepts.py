@@ -38,8 +38,8 @@ def test_the_result_tells_memory_and_times(tmp_path: Path) -> None:
         (3, 2),
     ]
     for row in result["rows"]:
-        # 128 layers: dz, z_ref and pivots; LoRA has A and B of 32 x 32, or 16 and 32 wide.
-        assert row["methods"]["loldu"]["bytes_per_concept"] == 128 * 3 * 4 * 4
+        # 128 layers: dz and pivots; LoRA has A and B of 32 x 32, or 16 and 32 wide.
+        assert row["methods"]["loldu"]["bytes_per_concept"] == 128 * 2 * 4 * 4
         assert row["methods"]["lora"]["bytes_per_concept"] == 4 * 2 * (96 * 64 + 32 * 48)
         for method in row["methods"].values():
             for spread in (*method["seconds"].values(), method["mixed_to_plain"]):

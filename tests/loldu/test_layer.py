@@ -44,9 +44,7 @@ def reference_delta_weight(
 @pytest.mark.parametrize("init", DIAGONAL_INITS)
 def test_eight_inits_change_the_weight_as_the_published_code_does(init: str, residual: str) -> None:
     weight, dz = gaussian(48, 48), 0.1 * gaussian(6, seed=1)
-    model, layer = adapt(
-        weight, r=6, alpha=3.0, diagonal_init=init, residual=residual, train_scale=False
-    )
+    model, layer = adapt(weight, r=6, alpha=3.0, diagonal_init=init, residual=residual)
     diagonal = layer.diagonal("default")
     d = torch.linalg.lu(weight.double())[2].diagonal()[:6]
     kept = diagonal.z_ref if residual == "preserve" else d
