@@ -239,28 +239,24 @@ def _quotient(a: float, b: float) -> float | None:
     return float(f"{a / b:.4g}") if b else None
 
 
-def table(result: dict[str, Any]) -> Table:
-    """Return the result for a person."""
-    title = f"forward and backward, {result['dtype']} on {result['device']}"
-    made = Table("case", "method", title=title)
-    peak = "peak_mib" in result["cases"][0]["methods"][FROZEN]
-    memory = "peak_mib" if peak else "saved_mib"
-    columns = ("trained", "ms", "times LoRA", "times frozen", "adapter MiB", memory)
+def table(case: dict[str, Any]) -> Table:
+    """Return a case of the result for a person."""
+    made = Table(title=case["case"])
+    made.add_column("method", no_wrap=True)
+    memory = "peak_mib" if "peak_mib" in case["methods"][FROZEN] else "saved_mib"
+    columns = ("trained", "ms", "/ LoRA", "/ frozen", "adapter MiB", memory.replace("_mib", " MiB"))
     for column in columns:
-        made.add_column(column.replace("_mib", " MiB"), justify="right")
-    for case in result["cases"]:
-        for name, method in case["methods"].items():
-            made.add_row(
-                case["case"] if name == FROZEN else "",
-                name,
-                str(method["trained"]),
-                f"{1000 * method['seconds']['median']:.4g}",
-                f"{method['times_as_long_as'][LORA]['median']:.3f}",
-                f"{method['times_as_long_as'][FROZEN]['median']:.3f}",
-                f"{method['adapter_mib']:.4g}",
-                f"{method[memory]:.4g}",
-            )
-        made.add_section()
+        made.add_column(column, justify="right")
+    for name, method in case["methods"].items():
+        made.add_row(
+            name,
+            str(method["trained"]),
+            f"{1000 * method['seconds']['median']:.4g}",
+            f"{method['times_as_long_as'][LORA]['median']:.3f}",
+            f"{method['times_as_long_as'][FROZEN]['median']:.3f}",
+            f"{method['adapter_mib']:.3g}",
+            f"{method[memory]:.4g}",
+        )
     return made
 
 
@@ -286,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(options.output, json.dumps(result, indent=2) + "\n")
-    Console(stderr=True).print(table(result))
+    Console(stderr=True).print(*map(table, result["cases"]))
 
 
 if __name__ == "__main__":
