@@ -10,11 +10,10 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
-from statistics import median
 from typing import Any, Literal
 
 import torch
@@ -26,6 +25,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks.provenance import provenance
+from benchmarks.spread import ratio, spread
 from loldu import LoLDUConfig, load_concept, mix, save_concept, set_concepts
 from loldu.layer import LoLDULayer
 from loldu.model import DIFFUSERS_ATTENTION
@@ -203,14 +203,14 @@ def measure(options: Options, concepts: int) -> dict[str, Any]:
             name: {
                 "bytes_per_concept": bench.tensor_bytes // concepts,
                 "bytes_shared": bench.shared_bytes,
-                "seconds": {call: _spread(seconds[name][call]) for call in CALLS},
-                "mixed_to_plain": _ratio(seconds[name]["mixed"], seconds[name]["plain"]),
-                "plain_to_base": _ratio(seconds[name]["plain"], seconds[name]["base"]),
+                "seconds": {call: spread(seconds[name][call]) for call in CALLS},
+                "mixed_to_plain": ratio(seconds[name]["mixed"], seconds[name]["plain"]),
+                "plain_to_base": ratio(seconds[name]["plain"], seconds[name]["base"]),
             }
             for name, bench in benches.items()
         },
         "lora_to_loldu": {
-            call: _ratio(seconds["lora"][call], seconds["loldu"][call]) for call in CALLS
+            call: ratio(seconds["lora"][call], seconds["loldu"][call]) for call in CALLS
         },
     }
 
@@ -226,16 +226,6 @@ def _seconds(call: Call, device: str) -> float:
 def _wait(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
-
-
-def _ratio(times: Sequence[float], to: Sequence[float]) -> dict[str, float]:
-    return _spread(a / b for a, b in zip(times, to, strict=True))
-
-
-def _spread(values: Iterable[float]) -> dict[str, float]:
-    ordered = sorted(values)
-    spread = {"median": median(ordered), "min": ordered[0], "max": ordered[-1]}
-    return {name: float(f"{value:.4g}") for name, value in spread.items()}
 
 
 def table(result: dict[str, Any]) -> Table:

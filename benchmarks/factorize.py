@@ -9,10 +9,9 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks.provenance import provenance
+from benchmarks.spread import ratio, spread
 from loldu import ldu
 from loldu.model import DIFFUSERS_ATTENTION
 from trainer.files import write_atomically
@@ -148,22 +148,14 @@ def summarize(
                 "what": route.what,
                 "layers_timed": len(shapes) if route.every_layer else len(alike),
                 "scaled_to_all_layers": not route.every_layer,
-                "seconds": _spread(seconds[name]),
+                "seconds": spread(seconds[name]),
             }
             for name, route in ROUTES.items()
         },
         "times_as_long_as_ldu": {
-            name: _spread(a / b for a, b in zip(seconds[name], seconds[OURS], strict=True))
-            for name in ROUTES
-            if name != OURS
+            name: ratio(seconds[name], seconds[OURS]) for name in ROUTES if name != OURS
         },
     }
-
-
-def _spread(values: Iterable[float]) -> dict[str, float]:
-    ordered = sorted(values)
-    spread = {"median": median(ordered), "min": ordered[0], "max": ordered[-1]}
-    return {name: float(f"{value:.4g}") for name, value in spread.items()}
 
 
 def table(result: dict[str, Any]) -> Table:

@@ -1,0 +1,146 @@
+"""The adapters measured beside each other, and how one model takes them in turn."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from peft import FourierFTConfig, LoraConfig, PeftConfig, VeraConfig, get_peft_model
+from peft.tuners.fourierft.layer import FourierFTLayer
+from torch import Tensor, nn
+
+from benchmarks.factorize import full_lu
+from loldu import LoLDUConfig
+from loldu.layer import LoLDULayer
+from loldu.model import DIFFUSERS_ATTENTION
+
+R = 32
+TARGETS = [*DIFFUSERS_ATTENTION]
+
+
+class DenseLDULinear(nn.Module):
+    """``y = (W_0 + P L diag(z) U) x + b``, the weight formed anew in every call.
+
+    P is a matrix of its own and ``W_0 = W - P L diag(d) U``, as in the authors' released code; z
+    (r numbers) is trained and starts at d.
+    """
+
+    residual: Tensor
+    permutation: Tensor
+    lower: Tensor
+    upper: Tensor
+
+    @torch.no_grad()
+    def __init__(self, base_layer: nn.Linear, r: int) -> None:
+        """Factor the weight of a linear layer."""
+        super().__init__()
+        weight = base_layer.weight
+        permutation, lower, diagonal, upper = full_lu(weight.float(), r)
+        residual = weight.float() - permutation @ lower @ torch.diag(diagonal) @ upper
+        self.register_buffer("residual", residual.to(weight.dtype))
+        self.register_buffer("permutation", permutation.to(weight.dtype))
+        self.register_buffer("lower", lower.to(weight.dtype))
+        self.register_buffer("upper", upper.to(weight.dtype))
+        self.bias = base_layer.bias
+        self.z = nn.Parameter(diagonal.clone())
+
+    def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        """Form the weight and apply it."""
+        change = self.permutation @ self.lower @ torch.diag(self.z) @ self.upper
+        return F.linear(x, self.residual + change, self.bias)
+
+
+@dataclass(frozen=True)
+class Method:
+    """An adapter.
+
+    Attributes:
+        what: In words.
+        adapt: Puts it on the attention projections of a model, in place.
+    """
+
+    what: str
+    adapt: Callable[[nn.Module], object]
+
+
+def adapt_by_peft(config: Callable[[], PeftConfig], model: nn.Module) -> None:
+    """Wrap the projections as PEFT does."""
+    get_peft_model(model, config())  # pyright: ignore[reportArgumentType]  any module will do
+    del model.peft_config  # The next method finds the model as this one did.
+
+
+def adapt_densely(model: nn.Module) -> None:
+    """Replace the projections by dense LDU ones."""
+    for name, linear in projections(model).items():
+        model.set_submodule(name, DenseLDULinear(linear, R))
+
+
+def _by_peft(what: str, config: Callable[..., PeftConfig], **settings: Any) -> Method:  # noqa: ANN401
+    return Method(what, partial(adapt_by_peft, partial(config, target_modules=TARGETS, **settings)))
+
+
+FROZEN, LORA = "frozen", "lora_r32"
+METHODS = {
+    FROZEN: Method("no adapter: backward to the input alone", lambda _: None),
+    "loldu_r32": _by_peft("LoLDU, r = 32", LoLDUConfig, r=R),
+    "loldu_full_rank": _by_peft("LoLDU, r = the smaller side of each weight", LoLDUConfig, r=2**16),
+    "loldu_dense_r32": Method(
+        "LoLDU, r = 32, P L D U multiplied out in every call as by the authors", adapt_densely
+    ),
+    LORA: _by_peft("PEFT's LoRA, r = 32", LoraConfig, r=R),
+    "lora_r4": _by_peft("PEFT's LoRA, r = 4", LoraConfig, r=4),
+    "vera_r256": _by_peft("PEFT's VeRA, r = 256", VeraConfig, r=256),
+    "fourierft_n1000": _by_peft(
+        "PEFT's FourierFT, 1000 frequencies", FourierFTConfig, n_frequency=1000
+    ),
+}
+
+
+def projections(model: nn.Module) -> dict[str, nn.Linear]:
+    """Return the attention projections of a model without adapter, by name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name.endswith(DIFFUSERS_ATTENTION)
+    }
+
+
+def adapted(model: nn.Module, method: Method) -> dict[str, nn.Module]:
+    """Return the layers a method puts in place of the projections, and leave the model as it was.
+
+    The layers of all methods share one base model, which takes them in turn.
+    """
+    plain = projections(model)
+    method.adapt(model)
+    layers = {name: model.get_submodule(name) for name in plain}
+    install(model, plain)
+    return layers
+
+
+def install(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+    """Put layers in their places."""
+    for name, layer in layers.items():
+        model.set_submodule(name, layer)
+
+
+def held(modules: Iterable[nn.Module]) -> dict[int, int]:
+    """Return bytes by storage of what modules hold between steps: weights, buffers, factors."""
+    tensors: list[Tensor] = []
+    for root in modules:
+        tensors += [*root.parameters(), *root.buffers()]
+        for module in root.modules():
+            if isinstance(module, LoLDULayer):
+                for shared in module.factors.values():
+                    tensors += [shared.left, shared.right, shared.gain, shared.diagonal]
+            elif isinstance(module, FourierFTLayer):
+                tensors += module.indices.values()
+    return dict(map(storage_of, tensors))
+
+
+def storage_of(tensor: Tensor) -> tuple[int, int]:
+    """Return where the memory of a tensor begins, and its bytes: those it is a view of."""
+    storage = tensor.untyped_storage()
+    return storage.data_ptr(), storage.nbytes()

@@ -1,0 +1,16 @@
+"""Repeated measurements in three numbers."""
+
+from collections.abc import Iterable, Sequence
+from statistics import median
+
+
+def spread(values: Iterable[float]) -> dict[str, float]:
+    """Return median, least and greatest, to four digits."""
+    ordered = sorted(values)
+    found = {"median": median(ordered), "min": ordered[0], "max": ordered[-1]}
+    return {name: float(f"{value:.4g}") for name, value in found.items()}
+
+
+def ratio(times: Sequence[float], to: Sequence[float]) -> dict[str, float]:
+    """Return how many times as long something took, taken within each repetition."""
+    return spread(a / b for a, b in zip(times, to, strict=True))
