@@ -5,11 +5,8 @@ weights, and so have the concepts: what is measured follows from the shapes. Eac
 U-Net of its own and does what it can: LoRA's mixed batch is PEFT's, through ``adapter_names``.
 """
 
-import json
-import shlex
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -24,12 +21,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from benchmarks.provenance import provenance
+from benchmarks.device import named, seconds_of
+from benchmarks.provenance import provenance, write_record
 from benchmarks.spread import ratio, spread
 from loldu import LoLDUConfig, load_concept, mix, save_concept, set_concepts
 from loldu.layer import LoLDULayer
 from loldu.model import DIFFUSERS_ATTENTION
-from trainer.files import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -193,7 +190,7 @@ def measure(options: Options, concepts: int) -> dict[str, Any]:
             for call in CALLS:
                 prepare, timed = bench.calls[call]
                 prepare()
-                spent = _seconds(timed, options.device)
+                spent = seconds_of(timed, options.device)
                 if repetition >= 0:  # The first round warms up.
                     seconds[name][call].append(spent)
     return {
@@ -213,19 +210,6 @@ def measure(options: Options, concepts: int) -> dict[str, Any]:
             call: ratio(seconds["lora"][call], seconds["loldu"][call]) for call in CALLS
         },
     }
-
-
-def _seconds(call: Call, device: str) -> float:
-    _wait(device)
-    started = time.perf_counter()
-    call()
-    _wait(device)
-    return time.perf_counter() - started
-
-
-def _wait(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
 
 
 def table(result: dict[str, Any]) -> Table:
@@ -255,11 +239,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = tyro.cli(
         Options, args=arguments, prog="python -m benchmarks.concepts", use_underscores=True
     )
-    cuda = options.device.startswith("cuda")
     result = {
-        "command": shlex.join(["python", "-m", "benchmarks.concepts", *arguments]),
-        **provenance(["torch", "diffusers", "peft"]),
-        "device": torch.cuda.get_device_name(options.device) if cuda else options.device,
+        **provenance("benchmarks.concepts", arguments, ["torch", "diffusers", "peft"]),
+        "device": named(options.device),
         "dtype": options.dtype,
         "batch": options.batch,
         "rank": options.rank,
@@ -271,8 +253,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "seed": options.seed,
         "rows": [measure(options, concepts) for concepts in options.concepts],
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(options.output, json.dumps(result, indent=2) + "\n")
+    write_record(options.output, result)
     Console(stderr=True).print(table(result))
 
 

@@ -4,8 +4,6 @@
 of the UNet's 128 attention projections: the time follows from the shapes.
 """
 
-import json
-import shlex
 import sys
 import time
 from collections import Counter
@@ -21,11 +19,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from benchmarks.provenance import provenance
+from benchmarks.provenance import provenance, write_record
 from benchmarks.spread import ratio, spread
 from loldu import ldu
 from loldu.model import DIFFUSERS_ATTENTION
-from trainer.files import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -185,12 +182,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     generator = torch.Generator().manual_seed(options.seed)
     weights = [torch.randn(shape, generator=generator) for shape in shapes]
     result = {
-        "command": shlex.join(["python", "-m", "benchmarks.factorize", *arguments]),
-        **provenance(["torch", "diffusers"]),
+        **provenance("benchmarks.factorize", arguments, ["torch", "diffusers"]),
         **summarize(options, shapes, measure(weights, options.rank, options.repetitions)),
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(options.output, json.dumps(result, indent=2) + "\n")
+    write_record(options.output, result)
     Console(stderr=True).print(table(result))
 
 

@@ -5,10 +5,7 @@ Stable Diffusion v1.5's shape. The weights are random: time and memory follow fr
 """
 
 import contextlib
-import json
-import shlex
 import sys
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,9 +30,9 @@ from benchmarks.adapters import (
     projections,
     storage_of,
 )
-from benchmarks.provenance import provenance
+from benchmarks.device import named, seconds_of
+from benchmarks.provenance import provenance, write_record
 from benchmarks.spread import ratio, spread
-from trainer.files import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -203,7 +200,7 @@ def measure(case: Case, options: Options) -> dict[str, Any]:
         first = repetition % len(names)
         for name in names[first:] + names[:first]:
             install(case.model, layers[name])
-            seconds[name].append(_seconds(step, options.device))
+            seconds[name].append(seconds_of(step, options.device))
     install(case.model, plain)
     for name, result in methods.items():
         result["seconds"] = spread(seconds[name])
@@ -215,19 +212,6 @@ def measure(case: Case, options: Options) -> dict[str, Any]:
             other: _quotient(result[memory], methods[other][memory]) for other in (FROZEN, LORA)
         }
     return {"case": case.name, "layers": len(plain), "methods": methods}
-
-
-def _seconds(step: Callable[[], object], device: str) -> float:
-    _wait(device)
-    started = time.perf_counter()
-    step()
-    _wait(device)
-    return time.perf_counter() - started
-
-
-def _wait(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
 
 
 def _mib(count: int) -> float:
@@ -266,11 +250,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = tyro.cli(
         Options, args=arguments, prog="python -m benchmarks.forward", use_underscores=True
     )
-    cuda = options.device.startswith("cuda")
     result = {
-        "command": shlex.join(["python", "-m", "benchmarks.forward", *arguments]),
-        **provenance(["torch", "diffusers", "peft"]),
-        "device": torch.cuda.get_device_name(options.device) if cuda else options.device,
+        **provenance("benchmarks.forward", arguments, ["torch", "diffusers", "peft"]),
+        "device": named(options.device),
         "dtype": options.dtype,
         "latent_size": latent_size(options),
         "block_out_channels": options.block_out_channels,
@@ -280,8 +262,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "seed": options.seed,
         "cases": [measure(case, options) for case in cases(options)],
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(options.output, json.dumps(result, indent=2) + "\n")
+    write_record(options.output, result)
     Console(stderr=True).print(*map(table, result["cases"]))
 
 

@@ -1,7 +1,9 @@
-"""What a measurement was made with: commit, versions, machine."""
+"""The record of a measurement: what it was made with (command, commit, versions, machine), kept."""
 
+import json
 import os
 import platform
+import shlex
 import subprocess
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -11,11 +13,13 @@ from typing import Any
 import torch
 
 from loldu import __version__
+from trainer.files import write_atomically
 
 
-def provenance(libraries: Sequence[str]) -> dict[str, Any]:
+def provenance(module: str, arguments: Sequence[str], libraries: Sequence[str]) -> dict[str, Any]:
     """Return what must be known to make a measurement again."""
     return {
+        "command": shlex.join(["python", "-m", module, *arguments]),
         "commit": _commit(),
         "versions": {
             "python": platform.python_version(),
@@ -29,6 +33,12 @@ def provenance(libraries: Sequence[str]) -> dict[str, Any]:
             "system": platform.system(),
         },
     }
+
+
+def write_record(output: Path, record: dict[str, Any]) -> None:
+    """Write a record as JSON, over the last one."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(output, json.dumps(record, indent=2) + "\n")
 
 
 def _commit() -> str | None:

@@ -102,7 +102,7 @@ Command = (
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Run the command, and tell a person's mistake in one sentence with exit status 1."""
+    """Run the command, and tell a person's mistake in one sentence with status 2."""
     command: Inspect | Verify | Export = tyro.cli(
         Command,  # pyright: ignore[reportArgumentType]  a union of annotated types is a form
         args=argv,
@@ -114,11 +114,11 @@ def run(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(command.run())
     except ConceptError as error:
         sys.stderr.write(f"{error}\n")
-        return 1
+        return 2
     except OSError as error:  # a full disk, a folder that may not be written
         place, reason = error.filename or "a file", error.strerror or error
         sys.stderr.write(f"{place} cannot be read or written ({reason}): choose another place\n")
-        return 1
+        return 2
     except KeyboardInterrupt:
         sys.stderr.write("Stopped; nothing was written.\n")
         return 130

@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 import tyro
 
-from experiments.pocket_concepts.judge import Drawn, Judge
+from experiments.pocket_concepts.judge import LOOKS, Drawn, Judge
 from experiments.pocket_concepts.report import by_concept, by_method, comparison
 from loldu import load_concept
 from pocket.world import CONCEPTS
 from trainer.base import fingerprint, load_pipeline
+from trainer.files import save_png, write_atomically
 from trainer.preset import parse
 from trainer.train_dreambooth_loldu import main as train
 
@@ -77,7 +78,7 @@ def run_one(options: Options, seed: int, judge: Judge) -> dict[str, object]:
         else:
             load_concept(pipeline, work / "concept.safetensors")
         judge.draw(pipeline).save(pictures)
-        write(stamp, made_with)
+        _write(stamp, made_with)
     summary = json.loads((work / "summary.json").read_text())
     return {
         "concept": judge.name,
@@ -100,31 +101,40 @@ def _train(judge: Judge, work: Path, seed: int, flags: list[str]) -> None:
 
 
 def main(options: Options) -> None:
-    """Run what is missing, then print the table."""
+    """Run what is missing, then print the tables.
+
+    Raises:
+        SystemExit: A concept is unknown, or there is nothing to show.
+    """
     logging.getLogger("trainer").setLevel(logging.WARNING)
+    if unknown := sorted(set(options.concepts) - set(LOOKS)):
+        sys.exit(f"--concepts {unknown[0]} is not known: choose from {', '.join(LOOKS)}.")
+    if (options.table or options.sheet) and not (options.results / "base").is_dir():
+        sys.exit(f"--results {options.results} has no results: run without --table and --sheet.")
     if options.sheet:
-        comparison(options.results, WORK).save(options.sheet)
+        try:
+            picture = comparison(options.results, WORK)
+        except FileNotFoundError as error:
+            sys.exit(f"{error.filename} is missing: --sheet shows what was drawn on this machine.")
+        save_png(picture, options.sheet)
         return
     for concept in () if options.table else options.concepts:
         judge = Judge(concept)
         base_file = options.results / "base" / f"{concept}.json"
         if not base_file.exists():
-            write(base_file, measure_base(judge))
+            _write(base_file, measure_base(judge))
         for seed in options.seeds:
             file = options.results / options.name / f"{concept}-{seed}.json"
             if not file.exists():
-                write(file, run_one(options, seed, judge))
+                _write(file, run_one(options, seed, judge))
             elif (was := json.loads(file.read_text())["flags"]) != shlex.split(options.flags):
                 sys.exit(f"{file} was made with {shlex.join(was)}; choose another --name.")
     print(by_method(options.results), by_concept(options.results), sep="\n\n")  # noqa: T201
 
 
-def write(file: Path, record: dict[str, object]) -> None:
-    """Keep a record, whole or not at all."""
+def _write(file: Path, record: dict[str, object]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(record, indent=2) + "\n")
-    partial.replace(file)
+    write_atomically(file, json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ def test_verify_tells_the_base_from_others(
         other.text_encoder.encoder.layers[0].self_attn.k_proj.weight[0, 0] += 0.1
     other.save_pretrained(tmp_path / "other")
     capsys.readouterr()
-    assert run(["verify", concept, str(tmp_path / "other")]) == 1
+    assert run(["verify", concept, str(tmp_path / "other")]) == 2
     written = capsys.readouterr()
     assert written.out == ""
     assert written.err.count("\n") == 1
@@ -161,7 +161,7 @@ def test_mistakes_are_told_in_one_sentence(
         "cannot be read or written": [*export, str(kept / "a.safetensors"), "--layout", "kohya"],
     }  # fmt: skip
     for message, argv in cases.items():
-        assert run(argv) == 1
+        assert run(argv) == 2
         written = capsys.readouterr()
         assert message in written.err
         assert (written.out, written.err.count("\n")) == ("", 1)
