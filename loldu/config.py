@@ -89,6 +89,13 @@ class LoLDUConfig(PeftConfig):
         default=True,
         metadata=_help("Train sigma beside z: one more parameter a layer."),
     )
+    dropout: float = field(
+        default=0.0,
+        metadata=_help(
+            "Share of the entries of A x set to zero in training. r numbers a layer seldom "
+            "overfit, so there is none unless asked for, as in the paper."
+        ),
+    )
     target_modules: list[str] | str | None = field(
         default=None,
         metadata=_help(
@@ -151,6 +158,8 @@ class LoLDUConfig(PeftConfig):
         for alpha in (self.alpha, *self.alpha_pattern.values()):
             if alpha is not None and not alpha > 0:
                 raise ValueError(f"alpha must be positive, got {alpha!r}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout!r}")
         for option, value, choices in (
             ("factorization", self.factorization, get_args(Factorization)),
             ("diagonal_init", self.diagonal_init, DIAGONAL_INITS),

@@ -39,6 +39,26 @@ class Factors:
     pivots: Int[Tensor, " r"] | Int[Tensor, "2 r"] | None
 
 
+@dataclass(frozen=True)
+class PivotCore:
+    """What stands between a weight's own rows and columns and its LDU factors.
+
+    ``A = lower · W[rows]`` and ``B = W[:, :r] · upper``, so that ``A x`` is `lower` times the
+    output ``W x`` at the pivot rows. Nested as the factors are: a smaller rank is a leading block.
+
+    Attributes:
+        rows: The pivot rows.
+        lower: ``(L11 D)⁻¹``, lower triangular.
+        upper: ``(D U11)⁻¹``, upper triangular.
+
+    Source: the CUR form of an LU; L11 and U11 are the leading r x r blocks of L and U.
+    """
+
+    rows: Int[Tensor, " r"]
+    lower: Float[Tensor, "r r"]
+    upper: Float[Tensor, "r r"]
+
+
 def ldu(
     weight: Float[Tensor, "out in"],
     r: int,
@@ -88,6 +108,26 @@ def ldu(
         diagonal.to(torch.float32).to(device),
         right.to(torch.float32).to(device),
         pivots,
+    )
+
+
+def pivot_core(weight: Float[Tensor, "out in"], rows: Int[Tensor, " r"]) -> PivotCore:
+    """Return the core of an LDU by partial pivoting, in float32 (float64 for such a weight).
+
+    Args:
+        weight: The base weight W.
+        rows: Its pivot rows, none of which may have been dropped.
+    """
+    rank = len(rows)
+    core = _eliminated(_float64(weight[rows, :rank]), tolerance=0.0)
+    identity = torch.eye(rank, dtype=core.dtype, device=core.device)
+    lower = torch.linalg.solve_triangular(core, identity, upper=False, unitriangular=True)
+    upper = torch.linalg.solve_triangular(core, identity, upper=True)
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    return PivotCore(
+        rows.to(weight.device),
+        (lower / core.diagonal()[:, None]).to(weight.device, dtype),
+        upper.to(weight.device, dtype),
     )
 
 
@@ -145,12 +185,13 @@ def _partial_pivots(weight: Float[Tensor, "out in"], rank: int) -> Int[Tensor, "
     """Pivot rows of the panel ``W[:, :r]``, by LAPACK's row interchanges."""
     # The checked lu_factor refuses zero pivots, which are dropped later.
     _, interchanges, _ = torch.linalg.lu_factor_ex(_float64(weight[:, :rank]))
+    from_zero: list[int] = (interchanges - 1).tolist()  # LAPACK counts from one.
     pivots: list[int] = []
     moved: dict[int, int] = {}
-    for step, other in enumerate(interchanges.tolist()):
-        # LAPACK counts from one. The row that was here takes the place of the one that comes.
-        pivots.append(moved.get(other - 1, other - 1))
-        moved[other - 1] = moved.get(step, step)
+    for step, other in enumerate(from_zero):
+        # The row that is at this step takes the place of the one that comes.
+        pivots.append(moved.get(other, other))
+        moved[other] = moved.get(step, step)
     return torch.tensor(pivots)
 
 

@@ -1,16 +1,18 @@
 """The adapted linear map ``y = W x + b + B (delta ⊙ (A x))`` behind one call.
 
-Two exact routes. The factored one multiplies by A and B and saves only ``A x`` for the backward
-pass: neither x nor a factor gradient is needed. The dense one forms ``W + B diag(delta) A`` first,
-whatever the number of tokens. The one with fewer multiplications is taken. Where every row of a
-batch has a delta of its own, the factored route serves them all in one pass.
+Three exact routes. The factored one multiplies by A and B and saves only ``A x`` for the backward
+pass: neither x nor a factor gradient is needed. The factor-free one reads A x off the layer's own
+output at the pivot rows and writes with the layer's own first r columns. The dense one forms
+``W + B diag(delta) A`` first, whatever the number of tokens. The one with the fewest
+multiplications is taken. Where every row of a batch has a delta of its own, the first two serve
+them all in one pass.
 """
 
 # torch and peft are typed in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,34 +20,46 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .factorization import PivotCore
+from .shared_factors import SharedFactors
+
+Route = Literal["factored", "factor_free", "dense"]
+
+READ_BACK = 32
+"""Multiplications that take as long as reading one number of the output back from memory.
+
+Measured on a CPU in float32; it decides between two routes that are close where it matters.
+"""
+
 
 def adapted_linear(
     x: Float[Tensor, "*batch in"],
     base_layer: nn.Module,
-    left: Float[Tensor, "out r"],
+    factors: SharedFactors,
     delta: Float[Tensor, "*rows r"],
-    right: Float[Tensor, "r in"],
 ) -> Float[Tensor, "*batch out"]:
-    """Return ``base_layer(x) + B (delta ⊙ (A x))`` by the cheaper of the two routes.
+    """Return ``base_layer(x) + B (delta ⊙ (A x))`` by the cheapest of the three routes.
 
     Args:
         x: Input of the layer.
-        base_layer: The frozen linear layer; its own call computes the base's part, except on the
-            dense route.
-        left: B.
+        base_layer: The frozen linear layer. One that is not plain (quantized, offloaded, hooked,
+            in another dtype than x, trained itself) computes its part in its own call.
+        factors: A and B.
         delta: Change of the diagonal, in float32 whatever the dtype of the base: one for all, or
             one for every row of the first axis of x.
-        right: A.
     """
-    if (
-        delta.dim() == 1
-        and isinstance(base_layer, nn.Linear)
-        and _sums_weights_exactly(base_layer, x)
-        and _dense_is_cheaper(x, left, delta, right)
-    ):
-        weight = torch.addmm(base_layer.weight, left * delta.to(left.dtype), right)
-        return F.linear(x, weight, base_layer.bias)
-    return factored_update(x, base_layer(x), left, delta, right)
+    if not isinstance(base_layer, nn.Linear) or not _is_plain(base_layer, x):
+        return factored_update(x, base_layer(x), *factors.around(delta))
+    weight, bias = base_layer.weight, cast("Tensor | None", base_layer.bias)
+    x = x.to(weight.dtype)
+    route = cheapest_route(x, factors, delta, has_bias=bias is not None)
+    if route == "factor_free":
+        return _factor_free_linear(x, weight, bias, factors.core(weight), delta)
+    left, delta, right = factors.around(delta)
+    if route == "dense":
+        weight = torch.addmm(weight, left * delta.to(left.dtype), right)
+        return F.linear(x, weight, bias)
+    return _Factored.apply(x, None, weight, bias, left, delta, right)
 
 
 def factored_update(
@@ -54,71 +68,138 @@ def factored_update(
     left: Float[Tensor, "out r"],
     delta: Float[Tensor, "*rows r"],
     right: Float[Tensor, "r in"],
+    dropout: float = 0.0,
 ) -> Float[Tensor, "*batch out"]:
     """Return ``base_output + B (delta ⊙ (A x))``, computed in the dtype of the base's output.
 
     A delta for every row of the first axis of x costs what one delta costs.
+
+    Args:
+        x: Input of the layer.
+        base_output: ``W x + b``.
+        left: B.
+        delta: Change of the diagonal, one for all or one for every row.
+        right: A.
+        dropout: Share of the entries of ``A x`` that are set to zero, the rest being scaled up.
     """
     dtype = base_output.dtype
-    return _FactoredUpdate.apply(
-        x.to(dtype), base_output, left.to(x.device, dtype), delta, right.to(x.device, dtype)
-    )
+    x, left, right = x.to(dtype), left.to(x.device, dtype), right.to(x.device, dtype)
+    if not dropout:
+        return _Factored.apply(x, base_output, None, None, left, delta, right)
+    hidden = F.dropout(F.linear(x, right), dropout).reshape(-1, right.shape[0])
+    change = F.linear(_scale_rows(hidden, delta).to(dtype), left)
+    return base_output + change.view_as(base_output)
 
 
-def _sums_weights_exactly(base_layer: nn.Linear, x: Tensor) -> bool:
-    """Whether the dense route may replace the base layer's own call.
+def cheapest_route(
+    x: Float[Tensor, "*batch in"],
+    factors: SharedFactors,
+    delta: Float[Tensor, "*rows r"],
+    *,
+    has_bias: bool,
+) -> Route:
+    """Compare the multiplications that the routes add to a plain frozen layer's own.
 
-    In half precision a small delta would be rounded away when it is added to W, and a layer with
-    hooks (offloading) or a class of its own (quantization) computes its output its own way.
+    In half precision no route may add delta_W to W, which would round a small delta away, nor read
+    back an output that a bias was added to. Training is never factor-free: changing the gradient
+    of the output at the pivots takes a copy of it, which cost more than the product with A saved.
     """
+    r, in_features = delta.shape[-1], x.shape[-1]
+    out_features = factors.left.shape[0]
+    tokens = x.numel() // in_features
+    full = x.dtype in (torch.float32, torch.float64)
+    form = out_features * r * in_features
+    costs: dict[Route, int] = {"factored": tokens * r * (in_features + out_features)}
+    if torch.is_grad_enabled() and (x.requires_grad or delta.requires_grad):
+        # Backward: two more thin products, or the full weight gradient and its contraction.
+        costs["factored"] *= 2
+        if full and delta.dim() == 1:
+            costs["dense"] = 2 * form + tokens * in_features * out_features
+        return min(costs, key=costs.__getitem__)
+    if full and delta.dim() == 1:
+        costs["dense"] = form
+    # A graph that is being compiled cannot hold what is computed at the first call.
+    if not torch.compiler.is_compiling() and factors.can_be_left_out and (full or not has_bias):
+        through_core = r * r * (min(r, tokens) + tokens)
+        costs["factor_free"] = through_core + tokens * out_features * (r + READ_BACK)
+    return min(costs, key=costs.__getitem__)
+
+
+def _is_plain(base_layer: nn.Linear, x: Tensor) -> bool:
+    """Whether the base layer's own call is nothing but ``W x + b`` of frozen numbers."""
+    device = x.device.type
+    autocast = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
     return (
         type(base_layer) is nn.Linear
-        and x.dtype == base_layer.weight.dtype
-        and x.dtype in (torch.float32, torch.float64)
-        and not torch.is_autocast_enabled(x.device.type)
-        and not base_layer._forward_hooks  # pyright: ignore[reportPrivateUsage]
-        and not base_layer._forward_pre_hooks  # pyright: ignore[reportPrivateUsage]
-        and not hasattr(base_layer, "_hf_hook")
+        and base_layer.weight.dtype == dtype
+        and base_layer.weight.device == x.device
+        and not any(parameter.requires_grad for parameter in base_layer.parameters())
+        and not any(vars(base_layer).get(name) for name in _HOOKS)
     )
 
 
-def _dense_is_cheaper(
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "forward",  # Its own in place of the class's, as offloading gives it.
+)
+
+
+def _factor_free_linear(
     x: Float[Tensor, "*batch in"],
-    left: Float[Tensor, "out r"],
-    delta: Float[Tensor, " r"],
-    right: Float[Tensor, "r in"],
-) -> bool:
-    """Compare the multiplications the two routes add to the frozen layer's own."""
-    (out_features, r), in_features = left.shape, right.shape[1]
-    tokens = x.numel() // in_features
-    form = out_features * r * in_features
-    factored = tokens * r * (in_features + out_features)
-    if torch.is_grad_enabled() and (x.requires_grad or delta.requires_grad):
-        # Backward: the full weight gradient and its contraction, against two more thin products.
-        return 2 * form + tokens * in_features * out_features < 2 * factored
-    return form < factored
+    weight: Float[Tensor, "out in"],
+    bias: Float[Tensor, " out"] | None,
+    core: PivotCore,
+    delta: Float[Tensor, "*rows r"],
+) -> Float[Tensor, "*batch out"]:
+    """``y0 + C U11⁻¹ (delta ⊙ ((L11 D)⁻¹ y0[pivots]))`` with ``y0 = W x``; no gradients."""
+    r = delta.shape[-1]
+    rows, lower, upper = core.rows[:r], core.lower[:r, :r], core.upper[:r, :r]
+    output = F.linear(x.reshape(-1, x.shape[-1]), weight, bias)
+    read = output[:, rows].to(lower.dtype)
+    if bias is not None:
+        read -= bias[rows]
+    delta = delta.to(lower.dtype)
+    if delta.dim() == 1 and r < len(read):
+        change = read @ ((upper * delta) @ lower).T
+    else:
+        change = _scale_rows(read @ lower.T, delta) @ upper.T
+    output.addmm_(change.to(output.dtype), weight[:, :r].T)
+    return output.view(*x.shape[:-1], -1)
 
 
-class _FactoredUpdate(torch.autograd.Function):
+class _Factored(torch.autograd.Function):
     """``y + B (delta ⊙ (A x))`` with ``dL/ddelta = Σ_tokens (Bᵀ g) ⊙ (A x)``.
 
-    One delta is that of a single row which all tokens are in.
+    The base's part y is given, or computed here from a frozen W and b: then the update is added
+    to y, and to the gradient ``Wᵀ g`` of x, in place. One delta is that of a single row which all
+    tokens are in.
     """
 
     @staticmethod
     def forward(
         ctx: Any,  # noqa: ANN401
         x: Tensor,
-        base_output: Tensor,
+        base_output: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
         left: Tensor,
         delta: Tensor,
         right: Tensor,
     ) -> Tensor:
-        hidden = x.reshape(-1, x.shape[-1]) @ right.T
+        flat = x.reshape(-1, x.shape[-1])
+        hidden = flat @ right.T
         scaled = _scale_rows(hidden, delta).to(hidden.dtype)
-        flat = base_output.reshape(-1, base_output.shape[-1])
-        ctx.save_for_backward(hidden, left, delta, right)
-        return torch.addmm(flat, scaled, left.T).view_as(base_output)
+        ctx.save_for_backward(hidden, weight, left, delta, right)
+        if weight is None:
+            assert base_output is not None
+            output = torch.addmm(base_output.reshape(-1, left.shape[0]), scaled, left.T)
+        else:
+            output = F.linear(flat, weight, bias).addmm_(scaled, left.T)
+        return output.view(*x.shape[:-1], left.shape[0])
 
     @staticmethod
     @once_differentiable
@@ -126,9 +207,10 @@ class _FactoredUpdate(torch.autograd.Function):
         ctx: Any,  # noqa: ANN401
         grad: Tensor,
     ) -> tuple[Tensor | None, ...]:
-        hidden, left, delta, right = ctx.saved_tensors
-        needs_x, needs_base, _, needs_delta, _ = ctx.needs_input_grad
-        grad_hidden = grad.reshape(-1, grad.shape[-1]) @ left
+        hidden, weight, left, delta, right = ctx.saved_tensors
+        needs_x, needs_base, _, _, _, needs_delta, _ = ctx.needs_input_grad
+        flat = grad.reshape(-1, grad.shape[-1])
+        grad_hidden = flat @ left
         grad_x = grad_delta = None
         if needs_delta:
             # delta is float32 at least: the sum over all tokens must not be rounded on the way.
@@ -136,8 +218,9 @@ class _FactoredUpdate(torch.autograd.Function):
             grad_delta = _by_row(of_tokens, delta).sum(1).view_as(delta)
         if needs_x:
             scaled = _scale_rows(grad_hidden, delta).to(right.dtype)
-            grad_x = (scaled @ right).view(*grad.shape[:-1], right.shape[1])
-        return grad_x, grad if needs_base else None, None, grad_delta, None
+            grad_x = scaled @ right if weight is None else (flat @ weight).addmm_(scaled, right)
+            grad_x = grad_x.view(*grad.shape[:-1], right.shape[1])
+        return grad_x, grad if needs_base else None, None, None, None, grad_delta, None
 
 
 def _by_row(hidden: Float[Tensor, "all r"], delta: Tensor) -> Float[Tensor, "rows tokens r"]:

@@ -23,7 +23,7 @@ from .diagonal import (
 )
 from .factored_layer import FactoredLayer, version_of
 from .functional import adapted_linear, factored_update
-from .mixing import Part, Update, per_row, rows_by_name, rows_of_batch, sum_deltas, summed
+from .mixing import Update, per_row, rows_by_name, rows_of_batch, summed
 from .shared_factors import SharedFactors
 
 
@@ -31,12 +31,13 @@ class LoLDULayer(FactoredLayer):
     """Adapter state of one linear layer, by adapter name."""
 
     adapter_layer_names = ("loldu_diagonal",)
-    other_param_names = ("r", "strength", "factors", "pivots_version")
+    other_param_names = ("r", "strength", "dropout", "factors", "pivots_version")
 
     def __init__(self, base_layer: nn.Module, layer_name: str) -> None:
         """Wrap a base layer; its name is for messages and for seeding."""
         super().__init__(base_layer, layer_name)
         self.strength: dict[str, float] = {}
+        self.dropout: dict[str, float] = {}
         self.rows: tuple[str | None, ...] | None = None
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
@@ -65,6 +66,7 @@ class LoLDULayer(FactoredLayer):
             self.factors[adapter_name] = shared
         self.r[adapter_name] = rank
         self.strength[adapter_name] = 1.0
+        self.dropout[adapter_name] = config.dropout
         self.loldu_diagonal[adapter_name] = diagonal
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
@@ -160,20 +162,18 @@ class LoLDULayer(FactoredLayer):
         Raises:
             ValueError: They do not share factors.
         """
-        parts = [
-            (self.factors_of(name), self.diagonal(name).delta() * weight)
+        sums = summed(
+            Update(self.factors_of(name), self.diagonal(name).delta() * weight)
             for name, weight in zip(adapter_names, weights, strict=True)
             if name in self.loldu_diagonal
-        ]
-        sums = sum_deltas(parts)
+        )
         if len(sums) > 1:
             raise ValueError(
                 f"adapters {', '.join(adapter_names)} do not share factors in layer "
                 f"'{self.layer_name}' (other pivots, pivoting or factorization), so one adapter "
                 "cannot hold their sum: use loldu.mix, which needs no such adapter"
             )
-        ((shared, delta),) = sums.items()
-        return delta, shared
+        return sums[0].delta, sums[0].factors
 
     def set_scale(self, adapter: str, scale: float | int) -> None:
         """Set the strength of an adapter; 1 is as trained."""
@@ -213,10 +213,13 @@ class LoLDULayer(FactoredLayer):
             return summed(parts.values())
         return per_row([parts.get(name) for name in rows])
 
-    def _parts(self, adapter_names: Iterable[str | None]) -> dict[str | None, Part]:
+    def _parts(self, adapter_names: Iterable[str | None]) -> dict[str | None, Update]:
         """What each adapter does here; one of strength 0 does nothing, not even rounding."""
+        training = self.loldu_diagonal.training
         return {
-            name: (self.factors_of(name), self.delta(name))
+            name: Update(
+                self.factors_of(name), self.delta(name), self.dropout[name] if training else 0.0
+            )
             for name in dict.fromkeys(adapter_names)
             if name is not None and self.strength.get(name, 0.0) != 0
         }
@@ -273,9 +276,12 @@ class Linear(nn.Module, LoLDULayer):
         if not updates:
             return self.base_layer(x, *args, **kwargs)
         first, *others = updates
-        result = adapted_linear(x, self.base_layer, *first)
-        for left, delta, right in others:
-            result = factored_update(x, result, left, delta, right)
+        if first.dropout or args or kwargs:
+            others, result = updates, self.base_layer(x, *args, **kwargs)
+        else:
+            result = adapted_linear(x, self.base_layer, first.factors, first.delta)
+        for factors, delta, dropout in others:
+            result = factored_update(x, result, *factors.around(delta), dropout)
         return result
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:

@@ -4,6 +4,7 @@
 # pyright: reportUnknownMemberType=false
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,48 +16,54 @@ from .shared_factors import SharedFactors
 BASE_NAME = "__base__"
 """PEFT's name for no adapter, in a mixed batch."""
 
-Part = tuple[SharedFactors, Tensor]
-"""What one adapter does in a layer: its factors, and delta between them."""
 
-Update = tuple[Tensor, Tensor, Tensor]
-"""B, delta (one, or one for every row) and A of what is added to the base layer's output."""
+class Update(NamedTuple):
+    """What is added to the base layer's output: ``B (delta ⊙ (A x))``.
 
-
-def summed(parts: Iterable[Part]) -> list[Update]:
-    """Return the updates of adapters that all act on every row.
-
-    ``Σ_i B diag(delta_i) A = B diag(Σ_i delta_i) A``: one pass serves all that share factors.
+    Attributes:
+        factors: B and A.
+        delta: One for all, or one for every row of the batch.
+        dropout: Of the entries of ``A x``.
     """
-    return [_update(shared, delta) for shared, delta in sum_deltas(parts).items()]
+
+    factors: SharedFactors
+    delta: Float[Tensor, "*rows r"]
+    dropout: float = 0.0
 
 
-def sum_deltas(parts: Iterable[Part]) -> dict[SharedFactors, Tensor]:
-    """Return the sum of the deltas between each factor pair, at the largest of their ranks."""
-    total: dict[SharedFactors, Tensor] = {}
-    for shared, delta in parts:
-        other = total.get(shared)
+def summed(parts: Iterable[Update]) -> list[Update]:
+    """Return the updates of adapters that all act on every row, in as few as there can be.
+
+    ``Σ_i B diag(delta_i) A = B diag(Σ_i delta_i) A``: one serves all that share factors, and
+    entries to drop.
+    """
+    total: dict[tuple[SharedFactors, float], Tensor] = {}
+    for factors, delta, dropout in parts:
+        other = total.get((factors, dropout))
         if other is not None:
             r = max(delta.numel(), other.numel())
             delta = _padded(delta, r) + _padded(other, r)
-        total[shared] = delta
-    return total
+        total[factors, dropout] = delta
+    return [Update(factors, delta, dropout) for (factors, dropout), delta in total.items()]
 
 
-def per_row(rows: Sequence[Part | None]) -> list[Update]:
+def per_row(rows: Sequence[Update | None]) -> list[Update]:
     """Return the updates of a batch in which every row has an adapter of its own, or none.
 
     A row without one gets a delta of zeros, which adds nothing to any bit of the base's output.
     """
-    ranks: dict[SharedFactors, int] = {}
+    ranks: dict[tuple[SharedFactors, float], int] = {}
     for part in rows:
         if part is not None:
-            shared, delta = part
-            ranks[shared] = max(delta.numel(), ranks.get(shared, 0))
-    return [_update(shared, _stacked(rows, shared, r)) for shared, r in ranks.items()]
+            key = part.factors, part.dropout
+            ranks[key] = max(part.delta.numel(), ranks.get(key, 0))
+    return [Update(key[0], _stacked(rows, key, r), key[1]) for key, r in ranks.items()]
 
 
-def _stacked(rows: Sequence[Part | None], shared: SharedFactors, r: int) -> Float[Tensor, "rows r"]:
-    deltas = [part[1] if part is not None and part[0] is shared else None for part in rows]
+def _stacked(
+    rows: Sequence[Update | None], key: tuple[SharedFactors, float], r: int
+) -> Float[Tensor, "rows r"]:
+    deltas = [y.delta if y is not None and (y.factors, y.dropout) == key else None for y in rows]
     nothing = next(delta for delta in deltas if delta is not None).new_zeros(r)
     return torch.stack([nothing if delta is None else _padded(delta, r) for delta in deltas])
 
@@ -64,11 +71,6 @@ def _stacked(rows: Sequence[Part | None], shared: SharedFactors, r: int) -> Floa
 def _padded(delta: Float[Tensor, " smaller"], r: int) -> Float[Tensor, " r"]:
     missing = r - delta.numel()
     return F.pad(delta, (0, missing)) if missing else delta
-
-
-def _update(shared: SharedFactors, delta: Float[Tensor, "*rows r"]) -> Update:
-    r = delta.shape[-1]
-    return shared.left[:, :r], delta * shared.gain[:r].to(delta.device), shared.right[:r]
 
 
 def rows_of_batch(

@@ -1,6 +1,6 @@
 """The factor pair that all adapters of a layer share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -8,15 +8,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .diagonal import gram
-from .factorization import Factors, Pivoting
+from .factorization import Factors, PivotCore, Pivoting, pivot_core
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class SharedFactors:
     """One factor pair of a layer's weight, in the dtype of the layer.
 
     Rows of `right` are scaled to at most 1 by powers of two (exact in every dtype), which `gain`
-    gives back to delta: a small pivot cannot overflow half precision.
+    gives back to delta: a small pivot cannot overflow half precision. Where no pivot was dropped
+    and the pivot columns are the first, a plain layer that reads its own output at the pivot rows
+    can do without the two factors.
     """
 
     pivoting: Pivoting | None
@@ -25,6 +27,8 @@ class SharedFactors:
     gain: Float[Tensor, " r"]
     diagonal: Float[Tensor, " r"]
     pivots: Int[Tensor, " r"] | Int[Tensor, "2 r"] | None
+    can_be_left_out: bool
+    _core: PivotCore | None = field(default=None, init=False, repr=False)
 
     @classmethod
     def of(cls, factors: Factors, pivoting: Pivoting | None, dtype: torch.dtype) -> "SharedFactors":
@@ -32,7 +36,9 @@ class SharedFactors:
         _, exponent = torch.frexp(factors.right.abs().amax(1))
         gain = torch.ldexp(torch.ones_like(factors.diagonal), exponent)
         left, right = factors.left.to(dtype), (factors.right / gain[:, None]).to(dtype)
-        return cls(pivoting, left, right, gain, factors.diagonal, factors.pivots)
+        diagonal = factors.diagonal
+        of_own_rows = pivoting == "partial" and bool((diagonal != 0).all())
+        return cls(pivoting, left, right, gain, diagonal, factors.pivots, of_own_rows)
 
     @property
     def rank(self) -> int:
@@ -43,6 +49,20 @@ class SharedFactors:
     def metric(self) -> Float[Tensor, "r r"]:
         """G of ``‖delta_W‖_F² = deltaᵀ G delta``, for a delta multiplied by `gain`."""
         return gram(self.left, self.right)
+
+    def core(self, weight: Float[Tensor, "out in"]) -> PivotCore:
+        """Return what stands in for the factors, given the base weight; made at the first call."""
+        if self._core is None:
+            assert self.pivots is not None
+            self._core = pivot_core(weight.detach(), self.pivots)
+        return self._core
+
+    def around(
+        self, delta: Float[Tensor, "*rows r"]
+    ) -> tuple[Float[Tensor, "out r"], Float[Tensor, "*rows r"], Float[Tensor, "r in"]]:
+        """Return B, delta and A of ``B diag(delta) A``, at the rank of delta."""
+        r = delta.shape[-1]
+        return self.left[:, :r], delta * self.gain[:r].to(delta.device), self.right[:r]
 
     def pivots_of(self, rank: int) -> Tensor | None:
         """Return the pivots of the first directions; an SVD has none."""
@@ -60,6 +80,10 @@ class SharedFactors:
         """Move to a device and a dtype."""
         if (device, dtype) == (self.left.device, self.left.dtype):
             return self
-        left, right = self.left.to(device, dtype), self.right.to(device, dtype)
-        gain, diagonal = self.gain.to(device), self.diagonal.to(device)
-        return SharedFactors(self.pivoting, left, right, gain, diagonal, self.pivots)
+        return replace(
+            self,
+            left=self.left.to(device, dtype),
+            right=self.right.to(device, dtype),
+            gain=self.gain.to(device),
+            diagonal=self.diagonal.to(device),
+        )
