@@ -95,7 +95,7 @@ def projection_factor(
 
 
 class LoLDUDiagonal(nn.Module):
-    """What one adapter trains in a layer: ``delta = (sigma_0 + ds) dz + ds z_ref``.
+    """What one adapter trains in a layer: ``delta = sigma_0 dz + ds (dz + z_ref)``.
 
     The trainables are offsets that start at zero, so that delta is exactly zero at step 0 in
     every dtype and weight decay pulls toward the base model. z_ref is the value z starts from, and
@@ -145,10 +145,9 @@ class LoLDUDiagonal(nn.Module):
 
         It is computed in a call of the module, so that hooks which bring offloaded values in do.
         """
-        if self.ds is None or self.z_ref is None:
-            delta = self.dz if self.sigma_0 == 1 else self.sigma_0 * self.dz
-        else:
-            delta = (self.sigma_0 + self.ds) * self.dz + self.ds * self.z_ref
+        delta = self.dz if self.sigma_0 == 1 else self.sigma_0 * self.dz
+        if self.ds is not None and self.z_ref is not None:
+            delta = torch.addcmul(delta, self.ds, self.dz + self.z_ref)
         return delta if self.perturbation is None else delta + self.sigma_0 * self.perturbation
 
     def delta(self) -> Float[Tensor, " r"]:
