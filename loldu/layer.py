@@ -314,6 +314,15 @@ class Linear(nn.Module, LoLDULayer):
         self.merged_adapters.clear()
         self._weight_version = version_of(self.linear.weight)
 
+    def train(self, mode: bool = True) -> "Linear":
+        """Switch between training and use, with factors at the pivots a loader may have written.
+
+        Loaders of other libraries end with it, and a compiled forward pass cannot look itself.
+        """
+        super().train(mode)
+        self.follow_pivots()
+        return self
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Linear":
         """Move the factors along.
 
