@@ -339,10 +339,14 @@ class Linear(nn.Module, LoLDULayer):
             for held in self.factors.values()
             if not weight.is_meta and (weight.dtype == before or held.pivoting is None)
         }
+        cast = [] if weight.is_meta else [n for n, f in self.factors.items() if id(f) not in moved]
         self.factors = {
             name: moved[id(held)] for name, held in self.factors.items() if id(held) in moved
         }
         self._weight_version = version_of(weight)
+        # At once, for a compiled forward pass cannot; the largest rank serves the others.
+        for name in sorted(cast, key=self.r.__getitem__, reverse=True):
+            self.factors_of(name)
         return self
 
     def __repr__(self) -> str:

@@ -152,6 +152,14 @@ def test_new_values_need_no_new_graph(make_two_layers: Make) -> None:
     assert graphs.count == 1
 
 
+def test_a_model_may_be_compiled_right_after_a_cast(make_two_layers: Make) -> None:
+    model = build(make_two_layers, {}, {"factorization": "svd"})
+    all_active(model)
+    compiled = torch.compile(model.to(torch.bfloat16), backend="eager", fullgraph=True)
+    y = compiled(X.bfloat16())
+    torch.testing.assert_close(y, model(X.bfloat16()), rtol=0, atol=0)
+
+
 def adapted(model: nn.Module) -> list[LoLDULayer]:
     return [module for module in model.modules() if isinstance(module, LoLDULayer)]
 

@@ -1,6 +1,6 @@
 """LoLDU in several processes, and under accelerate: prepared, accumulated, offloaded, resumed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import accelerate
@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -21,6 +22,12 @@ GENERATOR = torch.Generator().manual_seed(0)
 X, Y = torch.randn(8, 24, generator=GENERATOR), torch.randn(8, 3, generator=GENERATOR)
 TARGETS = ["wide", "tall"]
 Make = Callable[..., nn.Module]
+
+
+@pytest.fixture(autouse=True)
+def _no_accelerator_left_over() -> Iterator[None]:
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def build(make: Make, **options: object) -> tuple[PeftModel, torch.optim.Optimizer]:

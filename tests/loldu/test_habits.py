@@ -3,11 +3,12 @@
 import copy
 import io
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from diffusers import UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 from peft import PeftModel, get_layer_status, get_model_status, get_peft_model
@@ -243,6 +244,13 @@ class StayOnTheBall(TrainerCallback):
         project(model, 1e-3)
 
 
+@pytest.fixture
+def _no_accelerator_left_over() -> Iterator[None]:
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("_no_accelerator_left_over")
 def test_a_trainer_saves_resumes_and_projects(tmp_path: Path) -> None:
     def train(resume: bool | str, steps: int, folder: str) -> PeftModel:
         torch.manual_seed(0)
