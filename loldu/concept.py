@@ -174,7 +174,10 @@ def _describe(model: Any, adapter_name: str) -> dict[str, Any]:  # noqa: ANN401
 def _read_layer(component: str, name: str, module: LoLDULayer, adapter_name: str) -> ConceptLayer:
     diagonal, weight = module.diagonal(adapter_name), module.base_weight()
     if diagonal.dz.is_meta or weight.is_meta:
-        raise ConceptError(f"layer '{name}' has no values yet: load the model's weights first")
+        raise ConceptError(
+            f"layer '{name}' has no values here: load the model's weights first, or save the "
+            "concept before offloading them"
+        )
     base_dtype = _dtype_name(weight)
     if base_dtype not in BASE_DTYPES:
         raise ConceptError(
@@ -247,7 +250,7 @@ def _verify(layers: list[ConceptLayer], model: nn.Module, path: str | os.PathLik
     """Compare every layer of a concept with a base model.
 
     Raises:
-        ConceptError: The first layer that differs, and how.
+        ConceptError: The first layer that differs, and how, or whose weight is elsewhere.
     """
     modules = dict(model.named_modules())
     for layer in layers:
@@ -258,6 +261,11 @@ def _verify(layers: list[ConceptLayer], model: nn.Module, path: str | os.PathLik
         elif tuple(base.weight.shape) != (layer.out_features, layer.in_features):
             here = " x ".join(str(size) for size in base.weight.shape)
             problem = f"{layer.out_features} x {layer.in_features}, which is {here} here"
+        elif _weight(module, base).is_meta:
+            raise ConceptError(
+                f"layer '{layer.name}' has no weight to compare with that of {path}: load the "
+                "concept first, then offload the model"
+            )
         elif not same_base(layer, weight := _weight(module, base)):
             problem = "whose weight is not the one here"
         elif layer.basis == "svd" and layer.base_dtype != _dtype_name(weight):

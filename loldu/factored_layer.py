@@ -136,6 +136,14 @@ class FactoredLayer(BaseTunerLayer):
                 self.factors.pop(name, None)
                 self.factors_of(name)
 
+    def follow_pivots(self) -> None:
+        """Bring the factors up to date with pivots written since they were last compared."""
+        if self.base_weight().is_meta:
+            return
+        for name in self.r:
+            if not self.diagonal(name).dz.is_meta:
+                self.factors_of(name)
+
 
 def version_of(tensor: Tensor) -> tuple[int, int]:
     """What changes whenever a tensor is replaced or written to in place."""

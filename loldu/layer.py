@@ -320,6 +320,15 @@ class Linear(nn.Module, LoLDULayer):
         self.merged_adapters.clear()
         self._weight_version = version_of(self.linear.weight)
 
+    def train(self, mode: bool = True) -> "Linear":
+        """Switch between training and use, with factors at the pivots a loader may have written.
+
+        Loaders of other libraries end with it, and a compiled forward pass cannot look itself.
+        """
+        super().train(mode)
+        self.follow_pivots()
+        return self
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Linear":
         """Move the factors along.
 
@@ -336,10 +345,14 @@ class Linear(nn.Module, LoLDULayer):
             for held in self.factors.values()
             if not weight.is_meta and (weight.dtype == before or held.pivoting is None)
         }
+        cast = [] if weight.is_meta else [n for n, f in self.factors.items() if id(f) not in moved]
         self.factors = {
             name: moved[id(held)] for name, held in self.factors.items() if id(held) in moved
         }
         self._weight_version = version_of(weight)
+        # At once, for a compiled forward pass cannot; the largest rank serves the others.
+        for name in sorted(cast, key=self.r.__getitem__, reverse=True):
+            self.factors_of(name)
         return self
 
     def __repr__(self) -> str:

@@ -99,6 +99,13 @@ class LoLDUModel(BaseTuner):
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
 
+    def _replace_module(
+        self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
+    ) -> None:
+        # PEFT's own version asks every module for a weight, which a head saved in full need not
+        # have.
+        setattr(parent, child_name, new_module)
+
     @contextmanager
     def _enable_peft_forward_hooks(self, *_: Any, **kwargs: Any) -> Generator[None]:  # noqa: ANN401
         """Give every row of the batch its own adapter during a call with `adapter_names`.

@@ -71,7 +71,7 @@ def test_the_published_perturbing_inits_move_the_output_before_training(init: st
     assert (model(x) - before).abs().max() > 0.5
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("init", DIAGONAL_INITS)
 @pytest.mark.parametrize("factorization", ["ldu", "svd"])
 def test_preserving_starts_equal_the_base_bit_by_bit(

@@ -5,15 +5,13 @@ import gc
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from loldu import (
     ConceptError,
@@ -28,7 +26,7 @@ from loldu import (
 from loldu.layer import LoLDULayer
 
 MakeModel = Callable[..., nn.Module]
-MakeUNet = Callable[..., UNet2DConditionModel]
+MakePipeline = Callable[[], StableDiffusionPipeline]
 TARGETS = ["wide", "tall"]
 X = torch.randn(6, 24, generator=torch.Generator().manual_seed(0))
 KINDS = {
@@ -382,69 +380,10 @@ def test_weighted_sums_that_one_adapter_cannot_hold_are_refused(
     assert torch.equal(output(model), before)
 
 
-class Words:
-    """A tokenizer: the place of every letter in the alphabet."""
-
-    model_max_length = 8
-
-    def __init__(self) -> None:
-        self.added_tokens_encoder: dict[str, int] = {}
-
-    def tokenize(self, prompt: str) -> list[str]:
-        return list(prompt)
-
-    def __call__(self, prompts: str | list[str], **_: object) -> SimpleNamespace:
-        prompts = [prompts] if isinstance(prompts, str) else prompts
-        ids = [[ord(c) % 14 for c in prompt.ljust(8)[:8]] for prompt in prompts]
-        return SimpleNamespace(input_ids=torch.tensor(ids), attention_mask=None)
-
-
-def build_pipeline(make_unet: MakeUNet) -> StableDiffusionPipeline:
-    torch.manual_seed(3)
-    vae = AutoencoderKL(
-        block_out_channels=(4,),
-        norm_num_groups=2,
-        latent_channels=4,
-        down_block_types=("DownEncoderBlock2D",),
-        up_block_types=("UpDecoderBlock2D",),
-    )
-    encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=16, hidden_size=8, intermediate_size=16, num_hidden_layers=2,
-            num_attention_heads=2, max_position_embeddings=8, bos_token_id=14, eos_token_id=15,
-        )
-    )  # fmt: skip
-    pipeline = StableDiffusionPipeline(
-        vae=vae.eval(),
-        text_encoder=encoder.eval(),
-        tokenizer=None,
-        unet=make_unet(),
-        scheduler=DDIMScheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.tokenizer = Words()
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def draw(pipeline: StableDiffusionPipeline, prompts: list[str], seeds: list[int]) -> np.ndarray:
-    return pipeline(
-        prompts,
-        negative_prompt=["bad"] * len(prompts),
-        guidance_scale=3.0,
-        num_inference_steps=2,
-        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-        height=8,
-        width=8,
-        output_type="np",
-    ).images
-
-
-def test_a_pipeline_draws_a_concept_for_every_picture(make_unet: MakeUNet, tmp_path: Path) -> None:
-    source = build_pipeline(make_unet)
-    pipeline = build_pipeline(make_unet)
+def test_a_pipeline_draws_a_concept_for_every_picture(
+    make_pipeline: MakePipeline, draw: Callable[..., np.ndarray], tmp_path: Path
+) -> None:
+    source, pipeline = make_pipeline(), make_pipeline()
     options = {"r": 6, "init_weights": False}
     source.unet.add_adapter(LoLDUConfig(**options), "a")
     source.text_encoder.add_adapter(LoLDUConfig(**options), "a")
@@ -465,12 +404,12 @@ def test_a_pipeline_draws_a_concept_for_every_picture(make_unet: MakeUNet, tmp_p
     np.testing.assert_allclose(mixed, np.stack(alone), atol=2e-5)
     # Every concept shows, or the comparison above would say little.
     assert min(abs(same[i] - mixed[i]).max() for i in (1, 2)) > 1e-3
-    assert abs(draw(build_pipeline(make_unet), prompts, seeds)[0] - mixed[0]).max() > 1e-3
+    assert abs(draw(make_pipeline(), prompts, seeds)[0] - mixed[0]).max() > 1e-3
     with pytest.raises(ValueError, match=r"gave 3 concepts, and layer .* a batch of 2"):
         draw(pipeline, prompts[:2], seeds[:2])
     for name in ("a", "b"):
         unload_concept(pipeline, name)
-    plain = build_pipeline(make_unet)
+    plain = make_pipeline()
     assert np.array_equal(draw(pipeline, prompts, seeds), draw(plain, prompts, seeds))
     load_concept(pipeline, tmp_path / "a", "a")
     np.testing.assert_allclose(draw(pipeline, prompts[:1], seeds[:1])[0], alone[0], atol=1e-6)
