@@ -8,6 +8,7 @@ from .factorization import Factors, ldu, svd
 from .model import LoLDUModel, project
 from .pipeline import mix, set_concepts, set_strength, unload_concept
 from .registration import register
+from .truncation import LayerCut, Truncation, truncate
 
 __version__ = "0.1.0"
 
@@ -16,8 +17,10 @@ __all__ = [
     "ConceptError",
     "ConceptLayer",
     "Factors",
+    "LayerCut",
     "LoLDUConfig",
     "LoLDUModel",
+    "Truncation",
     "export_lora",
     "ldu",
     "load_concept",
@@ -28,6 +31,7 @@ __all__ = [
     "set_concepts",
     "set_strength",
     "svd",
+    "truncate",
     "unload_concept",
     "verify_concept",
 ]

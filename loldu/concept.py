@@ -29,6 +29,7 @@ from .concept_file import (
     write_concept,
 )
 from .config import LoLDUConfig
+from .factorization import Pivoting
 from .layer import LoLDULayer
 from .model import LoLDUModel
 
@@ -105,17 +106,19 @@ def load_concept(
     parts = components(model_or_pipeline)
     targets = _targets(concept, parts, path)
     for component, part in targets.items():
-        _require_free(part, adapter_name)
+        require_free(part, adapter_name)
         _verify([y for y in concept.layers if y.component == component], bare(part), path)
     for component, part in targets.items():
         layers = {y.name: y for y in concept.layers if y.component == component}
-        _inject(part, adapter_name, list(layers.values()))
+        basis = next(iter(layers.values())).basis
+        ranks = {name: layer.delta.numel() for name, layer in layers.items()}
+        inject(part, adapter_name, ranks, None if basis == "svd" else basis)
         for name, module in bare(part).named_modules():
             if name in layers and isinstance(module, LoLDULayer):
                 module.load_delta(adapter_name, layers[name].delta, layers[name].pivots)
                 module.set_scale(adapter_name, strength)
     for part in parts.values():
-        _activate(part, adapter_name)
+        activate(part, adapter_name)
     return concept
 
 
@@ -158,17 +161,26 @@ def base_id(model_or_pipeline: Any) -> str:  # noqa: ANN401
 
 def _describe(model: Any, adapter_name: str) -> dict[str, Any]:  # noqa: ANN401
     """The adapter's configuration as JSON values."""
+    require_diagonals_alone(model, adapter_name)
     config: LoLDUConfig = model.peft_config[adapter_name]
-    if config.modules_to_save:
-        raise ConceptError(
-            f"adapter '{adapter_name}' also trains {', '.join(config.modules_to_save)} in full "
-            "(modules_to_save), which a concept cannot hold: use save_pretrained"
-        )
     values = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
     defaults = LoLDUConfig().to_dict()
     # Where it came from (a path, perhaps) is told by the concept's base.
     unwanted = {"base_model_name_or_path", "inference_mode", "peft_version"}
     return {k: v for k, v in values.items() if v != defaults[k] and k not in unwanted}
+
+
+def require_diagonals_alone(model: Any, adapter_name: str) -> None:  # noqa: ANN401
+    """Check that an adapter is all in its diagonals.
+
+    Raises:
+        ConceptError: It also trains modules in full.
+    """
+    if modules := model.peft_config[adapter_name].modules_to_save:
+        raise ConceptError(
+            f"adapter '{adapter_name}' also trains {', '.join(modules)} in full "
+            "(modules_to_save), which a concept cannot hold: use save_pretrained"
+        )
 
 
 def _read_layer(component: str, name: str, module: LoLDULayer, adapter_name: str) -> ConceptLayer:
@@ -223,7 +235,7 @@ def _targets(
     return targets
 
 
-def _require_free(part: nn.Module, adapter_name: str) -> None:
+def require_free(part: nn.Module, adapter_name: str) -> None:
     """Check that a part can take an adapter of this name.
 
     Raises:
@@ -281,12 +293,11 @@ def _dtype_name(weight: Tensor) -> str:
     return str(weight.dtype).removeprefix("torch.")
 
 
-def _inject(part: nn.Module, adapter_name: str, layers: list[ConceptLayer]) -> None:
-    """Put empty adapters of the right rank on exactly the layers of a concept."""
-    basis = layers[0].basis
-    config = LoLDUConfig.for_deltas(
-        {layer.name: layer.delta.numel() for layer in layers}, None if basis == "svd" else basis
-    )
+def inject(
+    part: nn.Module, adapter_name: str, ranks: Mapping[str, int], basis: Pivoting | None
+) -> None:
+    """Put empty adapters on exactly the named layers, each of its own rank."""
+    config = LoLDUConfig.for_deltas(ranks, basis)
     if isinstance(part, PeftModel):
         left_behind = list(part.peft_config) if _is_shell(part) else []
         part.add_adapter(adapter_name, config, low_cpu_mem_usage=True)
@@ -310,7 +321,8 @@ def _is_shell(part: nn.Module) -> bool:
     return isinstance(part, PeftModel) and not adapted_layers(part)
 
 
-def _activate(part: nn.Module, adapter_name: str) -> None:
+def activate(part: nn.Module, adapter_name: str) -> None:
+    """Make an adapter the only active one of a part, to be used and not trained."""
     part = getattr(part, "_orig_mod", part)
     if isinstance(part, PeftModel) and adapter_name in part.peft_config:
         part.set_adapter(adapter_name, inference_mode=True)
