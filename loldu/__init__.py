@@ -5,6 +5,7 @@ from .concept_file import Concept, ConceptError, ConceptLayer, read_concept
 from .config import LoLDUConfig
 from .export import export_lora
 from .factorization import Factors, ldu, svd
+from .merged import save_merged
 from .model import LoLDUModel, project
 from .pipeline import mix, set_concepts, set_strength, unload_concept
 from .registration import register
@@ -28,6 +29,7 @@ __all__ = [
     "project",
     "read_concept",
     "save_concept",
+    "save_merged",
     "set_concepts",
     "set_strength",
     "svd",

@@ -16,7 +16,7 @@ from peft import PeftModel, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from .components import BARE, adapted_layers, bare, components
+from .components import BARE, adapted_layers, bare, components, part_with
 from .concept_file import (
     BASE_DTYPES,
     Basis,
@@ -32,6 +32,7 @@ from .config import LoLDUConfig
 from .factorization import Pivoting
 from .layer import LoLDULayer
 from .model import LoLDUModel
+from .peft_folder import read_peft_folder
 
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "transformer")
 
@@ -61,6 +62,21 @@ def save_concept(
     Raises:
         ConceptError: There is no such adapter, it holds what a concept cannot, or the file exists.
     """
+    concept = concept_of(model_or_pipeline, adapter_name, metadata)
+    write_concept(concept, Path(path), dtype=dtype, overwrite=overwrite)
+    return Path(path)
+
+
+def concept_of(
+    model_or_pipeline: Any,  # noqa: ANN401
+    adapter_name: str,
+    metadata: Mapping[str, Any] | None = None,
+) -> Concept:
+    """Return an adapter as the concept that a file of it would hold.
+
+    Raises:
+        ConceptError: There is no such adapter, or it holds what a concept cannot.
+    """
     layers: list[ConceptLayer] = []
     config: dict[str, Any] = {}
     parts = components(model_or_pipeline)
@@ -78,9 +94,7 @@ def save_concept(
             f"there is no LoLDU adapter named '{adapter_name}' to save: check adapter_name"
         )
     base = base_id(model_or_pipeline)
-    concept = Concept(base, config, tuple(layers), dict(metadata or {}))
-    write_concept(concept, Path(path), dtype=dtype, overwrite=overwrite)
-    return Path(path)
+    return Concept(base, config, tuple(layers), dict(metadata or {}))
 
 
 def load_concept(
@@ -95,15 +109,17 @@ def load_concept(
 
     Args:
         model_or_pipeline: A PeftModel, a model, or a pipeline.
-        path: The concept file.
+        path: The concept file; or, for a single model or component, a folder that PEFT's
+            `save_pretrained` wrote, which tells less about its base (whether the weights are those
+            it was trained on is seen by their diagonals, to some per cent).
         adapter_name: Name for the adapter; it must not be taken.
         strength: Factor on the change of the weights.
 
     Raises:
         ConceptError: The file is not a sound concept, or was made for another base.
     """
-    concept = read_concept(path)
     parts = components(model_or_pipeline)
+    concept = _read(path, parts)
     targets = _targets(concept, parts, path)
     for component, part in targets.items():
         require_free(part, adapter_name)
@@ -130,14 +146,15 @@ def verify_concept(
 
     Args:
         model_or_pipeline: A PeftModel, a model, or a pipeline.
-        path: The concept file.
+        path: The concept file, or a folder as for `load_concept`.
 
     Raises:
         ConceptError: The file is not a sound concept, or was made for another base; the message
             names the first layer that differs.
     """
-    concept = read_concept(path)
-    for component, part in _targets(concept, components(model_or_pipeline), path).items():
+    parts = components(model_or_pipeline)
+    concept = _read(path, parts)
+    for component, part in _targets(concept, parts, path).items():
         _verify([y for y in concept.layers if y.component == component], bare(part), path)
     return concept
 
@@ -211,6 +228,10 @@ def _read_layer(component: str, name: str, module: LoLDULayer, adapter_name: str
     )
 
 
+def _read(path: str | os.PathLike[str], parts: Mapping[str, nn.Module]) -> Concept:
+    return read_peft_folder(Path(path), parts) if Path(path).is_dir() else read_concept(path)
+
+
 def _targets(
     concept: Concept, parts: dict[str, nn.Module], path: str | os.PathLike[str]
 ) -> dict[str, nn.Module]:
@@ -224,10 +245,7 @@ def _targets(
             targets[component] = parts[component]
         elif parts and len(names) == 1 and BARE in (component, *parts):
             # A model saved on its own, or loaded on its own: its layers tell where it belongs.
-            targets[component] = max(
-                parts.values(),
-                key=lambda part: len(layers & {name for name, _ in bare(part).named_modules()}),
-            )
+            _, targets[component] = part_with(parts, layers)
         else:
             raise ConceptError(
                 f"{path} also changes the {component}, which was not given: pass the whole pipeline"

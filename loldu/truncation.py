@@ -112,7 +112,7 @@ def truncate(
         ConceptError: There is no such adapter, it also trains modules in full, the new name is
             taken, or not exactly one of r and max_error is given.
     """
-    _check_size(r, max_error)
+    check_size(r, max_error)
     parts = components(model_or_pipeline)
     found = {c: layers for c, part in parts.items() if (layers := _layers(part, adapter_name))}
     if not found:
@@ -142,7 +142,12 @@ def truncate(
     return result
 
 
-def _check_size(r: int | None, max_error: float | None) -> None:
+def check_size(r: int | None, max_error: float | None) -> None:
+    """Check what is asked for.
+
+    Raises:
+        ConceptError: It is not exactly one of the two, or not sound.
+    """
     if (r is None) == (max_error is None):
         raise ConceptError("truncate needs either r or max_error: give one of them")
     if r is not None and r < 1:
