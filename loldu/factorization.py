@@ -77,9 +77,10 @@ def ldu(
         search = _partial_pivots if pivoting == "partial" else _complete_pivots
         pivots = search(weight, rank)
     pivots = pivots.to(device="cpu", dtype=torch.int64)[..., :rank]
-    rows, columns = pivots if pivots.ndim == 2 else (pivots, torch.arange(rank))
+    rows, columns = pivots if pivots.ndim == 2 else (pivots, slice(rank))
     _require_distinct(rows, rank, weight.shape[0], "rows")
-    _require_distinct(columns, rank, weight.shape[1], "columns")
+    if isinstance(columns, Tensor):
+        _require_distinct(columns, rank, weight.shape[1], "columns")
     left, diagonal, right = _factors_at_pivots(weight, rows, columns, tolerance)
     device = weight.device
     return Factors(
@@ -127,7 +128,8 @@ def _float64(weight: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
 
 
 def _largest_entry(weight: Float[Tensor, "out in"]) -> float:
-    largest = float(weight.detach().abs().max())
+    # One pass that copies nothing; an entry that is not finite makes either end so.
+    largest = max(abs(float(end)) for end in weight.detach().aminmax())
     if not math.isfinite(largest):
         raise ValueError("the weight has entries that are not finite: reload the base model")
     return largest
@@ -143,10 +145,13 @@ def _partial_pivots(weight: Float[Tensor, "out in"], rank: int) -> Int[Tensor, "
     """Pivot rows of the panel ``W[:, :r]``, by LAPACK's row interchanges."""
     # The checked lu_factor refuses zero pivots, which are dropped later.
     _, interchanges, _ = torch.linalg.lu_factor_ex(_float64(weight[:, :rank]))
-    order = list(range(weight.shape[0]))
+    pivots: list[int] = []
+    moved: dict[int, int] = {}
     for step, other in enumerate(interchanges.tolist()):
-        order[step], order[other - 1] = order[other - 1], order[step]
-    return torch.tensor(order[:rank])
+        # LAPACK counts from one. The row that was here takes the place of the one that comes.
+        pivots.append(moved.get(other - 1, other - 1))
+        moved[other - 1] = moved.get(step, step)
+    return torch.tensor(pivots)
 
 
 def _complete_pivots(weight: Float[Tensor, "out in"], rank: int) -> Int[Tensor, "2 r"]:
@@ -169,34 +174,49 @@ def _complete_pivots(weight: Float[Tensor, "out in"], rank: int) -> Int[Tensor, 
 def _factors_at_pivots(
     weight: Float[Tensor, "out in"],
     rows: Int[Tensor, " r"],
-    columns: Int[Tensor, " r"],
+    columns: Int[Tensor, " r"] | slice,
     tolerance: float,
 ) -> tuple[Float[Tensor, "out r"], Float[Tensor, " r"], Float[Tensor, "r in"]]:
     """LDU factors with the pivots given: ``B = C U11⁻¹`` and ``A = (L11 D)⁻¹ R``."""
-    rows, columns = rows.to(weight.device), columns.to(weight.device)
+    # Apple's MPS has no float64, so what is read there is worked on elsewhere.
     pivot_rows, pivot_columns = _float64(weight[rows]), _float64(weight[:, columns])
-    rows, columns = rows.to(pivot_rows.device), columns.to(pivot_rows.device)
-    core = pivot_rows[:, columns].clone()
-    _eliminate(core, tolerance)
+    core = _eliminated(pivot_rows[:, columns], tolerance)
     diagonal = core.diagonal().clone()
     kept = diagonal.abs() > tolerance
-    diagonal[~kept] = 0.0
+    dropped = not kept.all()
+    if dropped:
+        diagonal[~kept] = 0.0
 
-    left = _solve_right(pivot_columns, core, kept)
+    left = _solve_right(pivot_columns, core, kept if dropped else None)
     left[rows] = torch.tril(core, -1)
-    left[rows, torch.arange(len(rows), device=left.device)] = 1.0
+    left[rows, torch.arange(len(rows))] = 1.0
 
     right = torch.linalg.solve_triangular(core, pivot_rows, upper=False, unitriangular=True)
     right[:, columns] = torch.triu(core)
     right /= torch.where(kept, diagonal, 1.0)[:, None]
-    return left * kept, diagonal, right * kept[:, None]
+    return (left * kept, diagonal, right * kept[:, None]) if dropped else (left, diagonal, right)
+
+
+def _eliminated(core: Float[Tensor, "k k"], tolerance: float) -> Float[Tensor, "k k"]:
+    """Return L (below the diagonal) and DU of a matrix, pivoting nothing.
+
+    LAPACK has no factorization without pivoting, but where its pivoting leaves every row in its
+    place, as it does for pivots just found, its own is this one.
+    """
+    factorized, interchanges, _ = torch.linalg.lu_factor_ex(core)
+    in_place = torch.arange(1, len(core) + 1, dtype=interchanges.dtype, device=core.device)
+    if torch.equal(interchanges, in_place) and factorized.diagonal().abs().min() > tolerance:
+        return factorized
+    eliminated = core.clone()
+    _eliminate(eliminated, tolerance)
+    return eliminated
 
 
 def _eliminate(matrix: Float[Tensor, "k k"], tolerance: float) -> None:
-    """Overwrite a matrix with its L (below the diagonal) and DU, pivoting nothing.
+    """Overwrite a matrix with its L and DU, at the given order of rows.
 
-    LAPACK has no factorization without pivoting; this one recurses on halves so that the work
-    is in matrix products. The multipliers of a pivot below the tolerance are zero.
+    It recurses on halves so that the work is in matrix products. The multipliers of a pivot
+    below the tolerance are zero.
     """
     size = matrix.shape[0]
     if size <= _BLOCK:
@@ -221,9 +241,11 @@ def _eliminate(matrix: Float[Tensor, "k k"], tolerance: float) -> None:
 
 
 def _solve_right(
-    rows: Float[Tensor, "n k"], upper: Float[Tensor, "k k"], kept: Bool[Tensor, " k"]
+    rows: Float[Tensor, "n k"], upper: Float[Tensor, "k k"], kept: Bool[Tensor, " k"] | None
 ) -> Float[Tensor, "n k"]:
-    """Solve ``X U = rows`` for X with the columns of dropped pivots zero."""
+    """Solve ``X U = rows`` for X with the columns of dropped pivots zero; None drops none."""
+    if kept is None:
+        return torch.linalg.solve_triangular(upper, rows, upper=True, left=False)
     solvable = torch.triu(upper) * kept[:, None]
     solvable.diagonal()[~kept] = 1.0
     return torch.linalg.solve_triangular(solvable, rows, upper=True, left=False) * kept
