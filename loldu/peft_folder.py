@@ -117,16 +117,18 @@ def _read_layer(
     module: nn.Module | None,
     config: LoLDUConfig,
 ) -> ConceptLayer:
-    base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-    if not isinstance(base, nn.Linear):
+    weight = _weight(module)
+    if weight is None:
         raise ConceptError(
             f"{path} was made for another base model: it changes layer '{name}', which this model "
             "does not have as a linear layer; load the base it was trained on"
         )
-    weight = module.base_weight() if isinstance(module, LoLDULayer) else base.weight
     base_dtype = str(weight.dtype).removeprefix("torch.")
     if weight.is_meta or base_dtype not in BASE_DTYPES:
-        raise ConceptError(f"layer '{name}' has no floating weight: load the base in one")
+        raise ConceptError(
+            f"layer '{name}' has no floating weight here: load the base's weights, not quantized, "
+            f"before {path}"
+        )
     pivoting = config.pivoting if config.factorization == "ldu" else None
     try:
         diagonal = _restore(state, config.rank_and_sigma(name)[1], pivoting)
@@ -150,14 +152,21 @@ def _read_layer(
     return ConceptLayer(
         component,
         name,
-        base.out_features,
-        base.in_features,
+        weight.shape[0],
+        weight.shape[1],
         pivoting or "svd",
         base_dtype,
         delta,
         diagonal.pivots,
         fingerprint(weight),
     )
+
+
+def _weight(module: nn.Module | None) -> Float[Tensor, "out in"] | None:
+    if isinstance(module, LoLDULayer):
+        return module.base_weight()
+    base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    return base.weight if isinstance(base, nn.Linear) else None
 
 
 def _restore(state: dict[str, Tensor], sigma_0: float, pivoting: Pivoting | None) -> LoLDUDiagonal:

@@ -197,6 +197,7 @@ def test_what_is_no_such_folder_is_told(make_two_layers: MakeModel, tmp_path: Pa
     other.tall = nn.Identity()
     refuse("layer 'tall', which this model does not have as a linear layer", model=other)
 
+    refuse("layer 'tall' has no floating weight here", model=make_two_layers().to("meta"))
     lora = get_peft_model(make_two_layers(), LoraConfig(target_modules=TARGETS))
     folder = folder_of(lora, tmp_path / "lora")
     with pytest.raises(ConceptError, match="holds a LORA adapter and not a LoLDU one"):
