@@ -5,9 +5,11 @@ from .concept_file import Concept, ConceptError, ConceptLayer, read_concept
 from .config import LoLDUConfig
 from .export import export_lora
 from .factorization import Factors, ldu, svd
+from .merged import save_merged
 from .model import LoLDUModel, project
 from .pipeline import mix, set_concepts, set_strength, unload_concept
 from .registration import register
+from .truncation import LayerCut, Truncation, truncate
 
 __version__ = "0.1.0"
 
@@ -16,8 +18,10 @@ __all__ = [
     "ConceptError",
     "ConceptLayer",
     "Factors",
+    "LayerCut",
     "LoLDUConfig",
     "LoLDUModel",
+    "Truncation",
     "export_lora",
     "ldu",
     "load_concept",
@@ -25,9 +29,11 @@ __all__ = [
     "project",
     "read_concept",
     "save_concept",
+    "save_merged",
     "set_concepts",
     "set_strength",
     "svd",
+    "truncate",
     "unload_concept",
     "verify_concept",
 ]

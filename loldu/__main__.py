@@ -1,18 +1,21 @@
-"""Look into a concept file, check it against a base model, or export it as an ordinary LoRA."""
+"""Look into a concept file, check it against a base, cut it down, or export or merge it."""
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from .base import load_base
-from .concept import load_concept, verify_concept
-from .concept_file import ConceptError, read_concept
+from .base import load_base, load_pipeline, quiet
+from .concept import concept_of, load_concept, verify_concept
+from .concept_file import ConceptError, read_concept, write_concept
 from .export import EXPORT_DTYPES, Layout, check_file, export_lora
-from .report import report_concept
+from .merged import check_folder, save_merged
+from .pipeline import set_strength
+from .report import report_concept, report_truncation
+from .truncation import check_size, truncate
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 
@@ -94,16 +97,95 @@ class Export:
         return f"Wrote {self.out} ({self.layout} layout, {self.dtype}).\n"
 
 
+@dataclass(frozen=True)
+class Truncate:
+    """Write the nearest concept of fewer directions, and tell its exact error.
+
+    The error is ‖delta_W - delta_W'‖ / ‖delta_W‖, for every component of the pipeline and in total.
+
+    Attributes:
+        file: The concept, a .safetensors file.
+        base: The base it was trained on: a diffusers folder or a hub id.
+        out: The .safetensors file to write.
+        r: How many directions to keep in every layer.
+        max_error: In place of r: keep in every layer as few as leave its relative error no greater.
+        overwrite: Replace what stands at `out`.
+    """
+
+    file: tyro.conf.Positional[Path]
+    base: tyro.conf.Positional[str]
+    out: tyro.conf.Positional[Path]
+    r: int | None = None
+    max_error: float | None = None
+    overwrite: bool = False
+
+    def run(self) -> str:
+        """Load the concept onto its base, truncate it, write the result and tell the error.
+
+        Raises:
+            ConceptError: The concept does not fit, r or max_error is not sound, or the file exists.
+        """
+        check_size(self.r, self.max_error)
+        check_file(self.out, self.overwrite)
+        before = read_concept(self.file)
+        base = load_base(self.base, before)
+        load_concept(base, self.file)
+        result = truncate(base, self.r, max_error=self.max_error)
+        after = replace(
+            concept_of(base, "truncated", before.metadata), base=before.base, config=before.config
+        )
+        write_concept(after, self.out, overwrite=self.overwrite)
+        return f"Wrote {self.out}:\n" + report_truncation(before, result)
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Write a whole pipeline with a concept in its weights, for programs that know no adapters.
+
+    It is as large as the base, and loads with `DiffusionPipeline.from_pretrained`.
+
+    Attributes:
+        file: The concept, a .safetensors file.
+        base: The base it was trained on: a diffusers folder or a hub id.
+        out: The folder to write; it must not exist.
+        strength: How much of the concept: 1 as trained.
+        dtype: Of all weights, which are loaded in it; sums are made in float32 and rounded once.
+    """
+
+    file: tyro.conf.Positional[Path]
+    base: tyro.conf.Positional[str]
+    out: tyro.conf.Positional[Path]
+    strength: float = 1.0
+    dtype: Dtype = "float32"
+
+    def run(self) -> str:
+        """Load the concept onto its base, write the pipeline and say so.
+
+        Raises:
+            ConceptError: The concept does not fit, or the folder exists.
+        """
+        check_folder(self.out)
+        read_concept(self.file)
+        pipeline = load_pipeline(self.base, EXPORT_DTYPES[self.dtype])
+        load_concept(pipeline, self.file)
+        set_strength(pipeline, self.strength)
+        with quiet():
+            save_merged(pipeline, self.out)
+        return f"Wrote {self.out} ({self.dtype}, strength {self.strength:g}).\n"
+
+
 Command = (
     Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[Truncate, tyro.conf.subcommand("truncate")]
+    | Annotated[Merge, tyro.conf.subcommand("merge")]
 )
 
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Run the command, and tell a person's mistake in one sentence with status 2."""
-    command: Inspect | Verify | Export = tyro.cli(
+    command: Inspect | Verify | Export | Truncate | Merge = tyro.cli(
         Command,  # pyright: ignore[reportArgumentType]  a union of annotated types is a form
         args=argv,
         prog="python -m loldu",

@@ -1,4 +1,4 @@
-"""The parts of a base model that a concept changes, loaded without the rest of the pipeline."""
+"""A base model for a command: the parts that a concept changes alone, or the whole pipeline."""
 
 # diffusers and transformers are typed in part only, and are imported where they are needed: the
 # library itself works without diffusers.
@@ -17,9 +17,10 @@ import torch
 
 from .components import BARE
 from .concept import COMPONENTS
-from .concept_file import BASE_DTYPES, Concept, ConceptError
+from .concept_file import BASE_DTYPES, Concept, ConceptError, reason_of
 
 _INDEX = "model_index.json"
+_UNREADABLE = (OSError, ValueError, RuntimeError, AttributeError, KeyError, TypeError)
 
 
 def load_base(base: str, concept: Concept) -> SimpleNamespace:
@@ -35,8 +36,28 @@ def load_base(base: str, concept: Concept) -> SimpleNamespace:
     Raises:
         ConceptError: There is no such base, or it cannot be reached or read.
     """
-    with _quiet():
+    with quiet():
         return _load(base, concept)
+
+
+def load_pipeline(base: str, dtype: torch.dtype) -> Any:  # noqa: ANN401
+    """Load a whole diffusers pipeline.
+
+    Args:
+        base: A diffusers folder or a hub id.
+        dtype: The dtype of all its weights.
+
+    Raises:
+        ConceptError: There is no such base, or it cannot be reached or read.
+    """
+    from diffusers import DiffusionPipeline
+
+    with quiet():
+        _read_index(base)
+        try:
+            return DiffusionPipeline.from_pretrained(base, torch_dtype=dtype)
+        except _UNREADABLE as error:
+            raise ConceptError(f"{base} cannot be read ({reason_of(error)})") from error
 
 
 def _load(base: str, concept: Concept) -> SimpleNamespace:
@@ -84,14 +105,13 @@ def _load_component(base: str, name: str, library: str, kind: str, dtype: torch.
     try:
         model = getattr(importlib.import_module(library), kind)
         return model.from_pretrained(base, subfolder=name, dtype=dtype)
-    except (OSError, ValueError, RuntimeError, AttributeError, KeyError, TypeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
-        raise ConceptError(f"the {name} of {base} cannot be read ({reason})") from error
+    except _UNREADABLE as error:
+        raise ConceptError(f"the {name} of {base} cannot be read ({reason_of(error)})") from error
 
 
 @contextmanager
-def _quiet() -> Generator[None]:
-    """Loading warns and draws bars; a command has one thing to say."""
+def quiet() -> Generator[None]:
+    """Keep libraries from warnings and progress bars: a command has one thing to say."""
     from diffusers.utils import logging as diffusers_logging
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as transformers_logging

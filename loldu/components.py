@@ -4,7 +4,7 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from peft import PeftModel
@@ -36,6 +36,15 @@ def bare(part: nn.Module) -> Any:  # noqa: ANN401
     """Return the base model inside torch.compile's and PEFT's wrappers."""
     part = getattr(part, "_orig_mod", part)
     return part.get_base_model() if isinstance(part, PeftModel) else part
+
+
+def part_with(parts: Mapping[str, nn.Module], layers: Collection[str]) -> tuple[str, nn.Module]:
+    """Return the part, and its name, that has the most of the layers named."""
+
+    def count(item: tuple[str, nn.Module]) -> int:
+        return sum(name in layers for name, _ in bare(item[1]).named_modules())
+
+    return max(parts.items(), key=count)
 
 
 def adapted_layers(model_or_pipeline: Any) -> list[LoLDULayer]:  # noqa: ANN401

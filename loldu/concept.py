@@ -16,7 +16,7 @@ from peft import PeftModel, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from .components import BARE, adapted_layers, bare, components
+from .components import BARE, adapted_layers, bare, components, part_with
 from .concept_file import (
     BASE_DTYPES,
     Basis,
@@ -29,8 +29,10 @@ from .concept_file import (
     write_concept,
 )
 from .config import LoLDUConfig
+from .factorization import Pivoting
 from .layer import LoLDULayer
 from .model import LoLDUModel
+from .peft_folder import read_peft_folder
 
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "transformer")
 
@@ -60,6 +62,21 @@ def save_concept(
     Raises:
         ConceptError: There is no such adapter, it holds what a concept cannot, or the file exists.
     """
+    concept = concept_of(model_or_pipeline, adapter_name, metadata)
+    write_concept(concept, Path(path), dtype=dtype, overwrite=overwrite)
+    return Path(path)
+
+
+def concept_of(
+    model_or_pipeline: Any,  # noqa: ANN401
+    adapter_name: str,
+    metadata: Mapping[str, Any] | None = None,
+) -> Concept:
+    """Return an adapter as the concept that a file of it would hold.
+
+    Raises:
+        ConceptError: There is no such adapter, or it holds what a concept cannot.
+    """
     layers: list[ConceptLayer] = []
     config: dict[str, Any] = {}
     parts = components(model_or_pipeline)
@@ -77,9 +94,7 @@ def save_concept(
             f"there is no LoLDU adapter named '{adapter_name}' to save: check adapter_name"
         )
     base = base_id(model_or_pipeline)
-    concept = Concept(base, config, tuple(layers), dict(metadata or {}))
-    write_concept(concept, Path(path), dtype=dtype, overwrite=overwrite)
-    return Path(path)
+    return Concept(base, config, tuple(layers), dict(metadata or {}))
 
 
 def load_concept(
@@ -94,28 +109,32 @@ def load_concept(
 
     Args:
         model_or_pipeline: A PeftModel, a model, or a pipeline.
-        path: The concept file.
+        path: The concept file; or, for a single model or component, a folder that PEFT's
+            `save_pretrained` wrote, which tells less about its base (whether the weights are those
+            it was trained on is seen by their diagonals, to some per cent).
         adapter_name: Name for the adapter; it must not be taken.
         strength: Factor on the change of the weights.
 
     Raises:
         ConceptError: The file is not a sound concept, or was made for another base.
     """
-    concept = read_concept(path)
     parts = components(model_or_pipeline)
+    concept = _read(path, parts)
     targets = _targets(concept, parts, path)
     for component, part in targets.items():
-        _require_free(part, adapter_name)
+        require_free(part, adapter_name)
         _verify([y for y in concept.layers if y.component == component], bare(part), path)
     for component, part in targets.items():
         layers = {y.name: y for y in concept.layers if y.component == component}
-        _inject(part, adapter_name, list(layers.values()))
+        basis = next(iter(layers.values())).basis
+        ranks = {name: layer.delta.numel() for name, layer in layers.items()}
+        inject(part, adapter_name, ranks, None if basis == "svd" else basis)
         for name, module in bare(part).named_modules():
             if name in layers and isinstance(module, LoLDULayer):
                 module.load_delta(adapter_name, layers[name].delta, layers[name].pivots)
                 module.set_scale(adapter_name, strength)
     for part in parts.values():
-        _activate(part, adapter_name)
+        activate(part, adapter_name)
     return concept
 
 
@@ -127,14 +146,15 @@ def verify_concept(
 
     Args:
         model_or_pipeline: A PeftModel, a model, or a pipeline.
-        path: The concept file.
+        path: The concept file, or a folder as for `load_concept`.
 
     Raises:
         ConceptError: The file is not a sound concept, or was made for another base; the message
             names the first layer that differs.
     """
-    concept = read_concept(path)
-    for component, part in _targets(concept, components(model_or_pipeline), path).items():
+    parts = components(model_or_pipeline)
+    concept = _read(path, parts)
+    for component, part in _targets(concept, parts, path).items():
         _verify([y for y in concept.layers if y.component == component], bare(part), path)
     return concept
 
@@ -158,17 +178,26 @@ def base_id(model_or_pipeline: Any) -> str:  # noqa: ANN401
 
 def _describe(model: Any, adapter_name: str) -> dict[str, Any]:  # noqa: ANN401
     """The adapter's configuration as JSON values."""
+    require_diagonals_alone(model, adapter_name)
     config: LoLDUConfig = model.peft_config[adapter_name]
-    if config.modules_to_save:
-        raise ConceptError(
-            f"adapter '{adapter_name}' also trains {', '.join(config.modules_to_save)} in full "
-            "(modules_to_save), which a concept cannot hold: use save_pretrained"
-        )
     values = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
     defaults = LoLDUConfig().to_dict()
     # Where it came from (a path, perhaps) is told by the concept's base.
     unwanted = {"base_model_name_or_path", "inference_mode", "peft_version"}
     return {k: v for k, v in values.items() if v != defaults[k] and k not in unwanted}
+
+
+def require_diagonals_alone(model: Any, adapter_name: str) -> None:  # noqa: ANN401
+    """Check that an adapter is all in its diagonals.
+
+    Raises:
+        ConceptError: It also trains modules in full.
+    """
+    if modules := model.peft_config[adapter_name].modules_to_save:
+        raise ConceptError(
+            f"adapter '{adapter_name}' also trains {', '.join(modules)} in full "
+            "(modules_to_save), which a concept cannot hold: use save_pretrained"
+        )
 
 
 def _read_layer(component: str, name: str, module: LoLDULayer, adapter_name: str) -> ConceptLayer:
@@ -202,6 +231,10 @@ def _read_layer(component: str, name: str, module: LoLDULayer, adapter_name: str
     )
 
 
+def _read(path: str | os.PathLike[str], parts: Mapping[str, nn.Module]) -> Concept:
+    return read_peft_folder(Path(path), parts) if Path(path).is_dir() else read_concept(path)
+
+
 def _targets(
     concept: Concept, parts: dict[str, nn.Module], path: str | os.PathLike[str]
 ) -> dict[str, nn.Module]:
@@ -215,10 +248,7 @@ def _targets(
             targets[component] = parts[component]
         elif parts and len(names) == 1 and BARE in (component, *parts):
             # A model saved on its own, or loaded on its own: its layers tell where it belongs.
-            targets[component] = max(
-                parts.values(),
-                key=lambda part: len(layers & {name for name, _ in bare(part).named_modules()}),
-            )
+            _, targets[component] = part_with(parts, layers)
         else:
             raise ConceptError(
                 f"{path} also changes the {component}, which was not given: pass the whole pipeline"
@@ -226,7 +256,7 @@ def _targets(
     return targets
 
 
-def _require_free(part: nn.Module, adapter_name: str) -> None:
+def require_free(part: nn.Module, adapter_name: str) -> None:
     """Check that a part can take an adapter of this name.
 
     Raises:
@@ -289,12 +319,11 @@ def _dtype_name(weight: Tensor) -> str:
     return str(weight.dtype).removeprefix("torch.")
 
 
-def _inject(part: nn.Module, adapter_name: str, layers: list[ConceptLayer]) -> None:
-    """Put empty adapters of the right rank on exactly the layers of a concept."""
-    basis = layers[0].basis
-    config = LoLDUConfig.for_deltas(
-        {layer.name: layer.delta.numel() for layer in layers}, None if basis == "svd" else basis
-    )
+def inject(
+    part: nn.Module, adapter_name: str, ranks: Mapping[str, int], basis: Pivoting | None
+) -> None:
+    """Put empty adapters on exactly the named layers, each of its own rank."""
+    config = LoLDUConfig.for_deltas(ranks, basis)
     if isinstance(part, PeftModel):
         left_behind = list(part.peft_config) if _is_shell(part) else []
         part.add_adapter(adapter_name, config, low_cpu_mem_usage=True)
@@ -318,7 +347,8 @@ def _is_shell(part: nn.Module) -> bool:
     return isinstance(part, PeftModel) and not adapted_layers(part)
 
 
-def _activate(part: nn.Module, adapter_name: str) -> None:
+def activate(part: nn.Module, adapter_name: str) -> None:
+    """Make an adapter the only active one of a part, to be used and not trained."""
     part = getattr(part, "_orig_mod", part)
     if isinstance(part, PeftModel) and adapter_name in part.peft_config:
         part.set_adapter(adapter_name, inference_mode=True)

@@ -272,6 +272,11 @@ def checksum(description: str, tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def reason_of(error: Exception) -> str:
+    """Return what an error says, in one line that a sentence can quote."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file beside its place and move it there, so that no reader finds half of it.
 

@@ -1,4 +1,4 @@
-"""A concept file told to people."""
+"""A concept file, and what truncation left of it, told to people."""
 
 # torch is typed in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from .concept_file import VERSION, Concept, ConceptLayer
+from .truncation import Truncation
 
 _METHODS = {
     "partial": "LoLDU (LDU, partial pivoting)",
@@ -67,6 +68,22 @@ def _table(layers: Sequence[ConceptLayer]) -> Iterator[str]:
                 f"{deltas.abs().max():.2e}",
             )
         )
+    yield from _aligned(rows)
+
+
+def report_truncation(before: Concept, result: Truncation) -> str:
+    """Return how much of a concept is left, and how near it is, by component and in total."""
+    rows = [("component", "layers", "rank", "parameters", "relative error")]
+    components = dict.fromkeys(cut.component for cut in result.layers)
+    for name, part in [*((c, result.of(c)) for c in components), ("total", result)]:
+        ranks = [cut.delta.numel() for cut in part.layers]
+        numbers = (str(len(ranks)), _span(ranks), f"{sum(ranks):,}", f"{part.total:.3e}")
+        rows.append((_plain(name), *numbers))
+    count = sum(layer.delta.numel() for layer in before.layers)
+    return "\n".join([*_aligned(rows), f"  of {count:,} parameters before"]) + "\n"
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         cells = (text.ljust(width) for text, width in zip(row, widths, strict=True))

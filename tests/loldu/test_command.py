@@ -1,17 +1,24 @@
-"""`python -m loldu inspect | verify | export`."""
+"""`python -m loldu inspect | verify | export | truncate | merge`."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from peft import PeftModel
-from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from loldu import LoLDUConfig, save_concept
+from loldu import LoLDUConfig, load_concept, read_concept, save_concept, set_strength
 from loldu.__main__ import run
+from loldu.layer import LoLDULayer
 
 MakeUNet = Callable[..., UNet2DConditionModel]
 
@@ -23,9 +30,9 @@ def make_pipeline(unet: UNet2DConditionModel) -> StableDiffusionPipeline:
         num_attention_heads=2, max_position_embeddings=8, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     return StableDiffusionPipeline(
-        vae=None,
+        vae=AutoencoderKL(block_out_channels=(4,), norm_num_groups=2).eval(),
         text_encoder=CLIPTextModel(config).eval(),
-        tokenizer=None,
+        tokenizer=CLIPTokenizer(vocab={"<|startoftext|>": 0, "<|endoftext|>": 1}, merges=[]),
         unet=unet,
         scheduler=EulerDiscreteScheduler(),
         safety_checker=None,
@@ -44,6 +51,13 @@ def draw(unet: UNet2DConditionModel) -> Tensor:
 @torch.no_grad()
 def read(encoder: CLIPTextModel) -> Tensor:
     return encoder(torch.tensor([[1, 5, 2]])).last_hidden_state
+
+
+@torch.no_grad()
+def changes(model: nn.Module) -> Tensor:
+    """All changes of weights, one after another."""
+    layers = [module for module in model.modules() if isinstance(module, LoLDULayer)]
+    return torch.cat([y.get_delta_weight("default").double().flatten() for y in layers])
 
 
 @pytest.fixture
@@ -136,6 +150,71 @@ def test_export_writes_what_other_programs_read(
     torch.testing.assert_close(read(encoder), read(live.text_encoder), atol=1e-5, rtol=1e-5)
 
 
+def test_truncate_writes_a_smaller_concept_and_its_error(
+    concept: str,
+    base: str,
+    live: StableDiffusionPipeline,
+    make_unet: MakeUNet,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "small.safetensors"
+    assert run(["truncate", concept, base, str(out), "--r", "4"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    whole, small = read_concept(concept), read_concept(out)
+    assert [y.name for y in small.layers] == [y.name for y in whole.layers]
+    assert {y.delta.numel() for y in small.layers} == {3, 4}
+    assert (small.metadata, small.base, small.config) == (whole.metadata, whole.base, whole.config)
+    changed = make_pipeline(make_unet())
+    load_concept(changed, out)
+    lost, norm = {}, {}
+    for name in ("unet", "text_encoder"):
+        before, after = changes(getattr(live, name)), changes(getattr(changed, name))
+        lost[name], norm[name] = (
+            float((before - after).square().sum()),
+            float(before.square().sum()),
+        )
+    errors = {line[0]: float(line[-1]) for line in lines if line[0] in {*lost, "total"}}
+    assert errors["unet"] == pytest.approx((lost["unet"] / norm["unet"]) ** 0.5, rel=1e-3)
+    assert errors["text_encoder"] == 0  # of rank 4 already
+    total = (sum(lost.values()) / sum(norm.values())) ** 0.5
+    assert errors["total"] == pytest.approx(total, rel=1e-3)
+    assert ["unet", "32", "3", "to", "4", "124"] in [line[:-1] for line in lines]
+    again = ["truncate", concept, base, str(out), "--max_error", "0.2"]
+    assert run(again) == 2
+    assert run([*again, "--overwrite"]) == 0
+    assert {y.delta.numel() for y in read_concept(out).layers} > {3, 4}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_merge_writes_a_pipeline(
+    concept: str,
+    base: str,
+    make_unet: MakeUNet,
+    tmp_path: Path,
+    dtype: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "merged"
+    assert run(["merge", concept, base, str(out), "--strength", "0.5", "--dtype", dtype]) == 0
+    written = capsys.readouterr()
+    assert (written.out, written.err) == (f"Wrote {out} ({dtype}, strength 0.5).\n", "")
+    merged = StableDiffusionPipeline.from_pretrained(out)
+    assert load_file(out / "unet" / "diffusion_pytorch_model.safetensors")[
+        "conv_in.weight"
+    ].dtype == getattr(torch, dtype)
+    expected = make_pipeline(make_unet())
+    expected.to(getattr(torch, dtype))
+    load_concept(expected, concept)
+    set_strength(expected, 0.5)
+    limit = 1e-5 if dtype == "float32" else 2e-2
+    for one, other in (
+        (draw(merged.unet.float()), draw(expected.unet.float())),
+        (read(merged.text_encoder.float()), read(expected.text_encoder.float())),
+    ):
+        torch.testing.assert_close(one, other, atol=limit, rtol=limit)
+
+
 def test_mistakes_are_told_in_one_sentence(
     concept: str, base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -158,6 +237,15 @@ def test_mistakes_are_told_in_one_sentence(
         "the text_encoder of": ["verify", concept, str(tmp_path / "broken")],
         "exists: choose another name": [*export, str(kept), "--layout", "kohya"],
         "must end in .safetensors": [*export, str(tmp_path / "a.pt"), "--layout", "diffusers"],
+        "either r or max_error": ["truncate", concept, base, str(tmp_path / "a.safetensors")],
+        "r must be a positive": ["truncate", concept, base, str(tmp_path / "a"), "--r", "0"],
+        "the folder to write": ["merge", concept, base, str(tmp_path / "empty")],
+        "is not a diffusers folder": [
+            "merge", concept, str(tmp_path / "empty"), str(tmp_path / "new"),
+        ],
+        "broken cannot be read (": [
+            "merge", concept, str(tmp_path / "broken"), str(tmp_path / "new"),
+        ],
         "cannot be read or written": [*export, str(kept / "a.safetensors"), "--layout", "kohya"],
     }  # fmt: skip
     for message, argv in cases.items():
