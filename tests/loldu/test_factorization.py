@@ -201,5 +201,5 @@ def test_half_precision_weights_are_factored_as_they_stand() -> None:
 def test_the_example_worked_by_hand_in_the_documentation_holds() -> None:
     page = Path(__file__).parents[2] / "docs" / "adapter.md"
     result = doctest.testfile(str(page), module_relative=False)
-    assert result.attempted == 12
+    assert result.attempted == page.read_text(encoding="utf-8").count(">>> ") > 0
     assert result.failed == 0
