@@ -23,13 +23,13 @@ from .concept_file import (
     Concept,
     ConceptError,
     ConceptLayer,
-    fingerprint,
     read_concept,
     same_base,
     write_concept,
 )
 from .config import LoLDUConfig
 from .factorization import Pivoting
+from .fingerprint import fingerprint
 from .layer import LoLDULayer
 from .model import LoLDUModel
 from .peft_folder import read_peft_folder
@@ -129,10 +129,10 @@ def load_concept(
         basis = next(iter(layers.values())).basis
         ranks = {name: layer.delta.numel() for name, layer in layers.items()}
         inject(part, adapter_name, ranks, None if basis == "svd" else basis)
-        for name, module in bare(part).named_modules():
-            if name in layers and isinstance(module, LoLDULayer):
-                module.load_delta(adapter_name, layers[name].delta, layers[name].pivots)
-                module.set_scale(adapter_name, strength)
+        for name, layer in layers.items():
+            module = bare(part).get_submodule(name)
+            module.load_delta(adapter_name, layer.delta, layer.pivots)
+            module.set_scale(adapter_name, strength)
     for part in parts.values():
         activate(part, adapter_name)
     return concept
@@ -282,9 +282,11 @@ def _verify(layers: list[ConceptLayer], model: nn.Module, path: str | os.PathLik
     Raises:
         ConceptError: The first layer that differs, and how, or whose weight is elsewhere.
     """
-    modules = dict(model.named_modules())
     for layer in layers:
-        module = modules.get(layer.name)
+        try:
+            module = model.get_submodule(layer.name)
+        except AttributeError:
+            module = None
         base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
         if not isinstance(base, nn.Linear):
             problem = "which this model does not have as a linear layer"
@@ -296,7 +298,11 @@ def _verify(layers: list[ConceptLayer], model: nn.Module, path: str | os.PathLik
                 f"layer '{layer.name}' has no weight to compare with that of {path}: load the "
                 "concept first, then offload the model"
             )
-        elif not same_base(layer, weight := _weight(module, base)):
+        elif not same_base(
+            layer,
+            (weight := _weight(module, base)).dtype,
+            (module.fingerprint() if isinstance(module, LoLDULayer) else fingerprint(weight)),
+        ):
             problem = "whose weight is not the one here"
         elif layer.basis == "svd" and layer.base_dtype != _dtype_name(weight):
             problem = (
@@ -322,8 +328,19 @@ def _dtype_name(weight: Tensor) -> str:
 def inject(
     part: nn.Module, adapter_name: str, ranks: Mapping[str, int], basis: Pivoting | None
 ) -> None:
-    """Put empty adapters on exactly the named layers, each of its own rank."""
+    """Put empty adapters on exactly the named layers, each of its own rank.
+
+    Where all of them are adapted already, PEFT's search for them is left out: it goes through all
+    adapters that there are.
+    """
     config = LoLDUConfig.for_deltas(ranks, basis)
+    layers = {name: bare(part).get_submodule(name) for name in ranks}
+    if all(isinstance(layer, LoLDULayer) for layer in layers.values()):
+        bare(part).peft_config[adapter_name] = config
+        with torch.device("meta"):
+            for name, layer in layers.items():
+                layer.update_layer(adapter_name, ranks[name], 1.0, config)
+        return
     if isinstance(part, PeftModel):
         left_behind = list(part.peft_config) if _is_shell(part) else []
         part.add_adapter(adapter_name, config, low_cpu_mem_usage=True)
@@ -352,6 +369,5 @@ def activate(part: nn.Module, adapter_name: str) -> None:
     part = getattr(part, "_orig_mod", part)
     if isinstance(part, PeftModel) and adapter_name in part.peft_config:
         part.set_adapter(adapter_name, inference_mode=True)
-    for module in part.modules():
-        if isinstance(module, LoLDULayer):
-            module.set_adapter(adapter_name, inference_mode=True)
+    for layer in adapted_layers(part):
+        layer.set_adapter(adapter_name, inference_mode=True)

@@ -85,29 +85,14 @@ class Concept:
     metadata: dict[str, Any]
 
 
-def fingerprint(weight: Float[Tensor, "out in"]) -> Float[Tensor, "3"]:
-    """Return three numbers that tell a weight from others: its norm and two projections.
-
-    ``(‖W‖, u₁ᵀ W v₁, u₂ᵀ W v₂)`` with fixed cosine vectors, in float64. Unlike a hash it moves only
-    by the rounding when the same base is loaded in another dtype.
-    """
-    exact = weight.detach().cpu().to(torch.float64)
-    rows = torch.arange(1, exact.shape[0] + 1, dtype=torch.float64)
-    columns = torch.arange(1, exact.shape[1] + 1, dtype=torch.float64)
-    first = torch.cos(rows) @ exact @ torch.cos(2 * columns)
-    second = torch.cos(3 * rows) @ exact @ torch.cos(columns)
-    return torch.stack([exact.norm(), first, second]).to(torch.float32)
-
-
-def same_base(layer: ConceptLayer, weight: Float[Tensor, "out in"]) -> bool:
+def same_base(layer: ConceptLayer, dtype: torch.dtype, fingerprint: Float[Tensor, "3"]) -> bool:
     """Whether a weight is the one a layer was made for, up to the coarser dtype's rounding."""
-    if weight.dtype not in BASE_DTYPES.values():
+    if dtype not in BASE_DTYPES.values():
         return False
-    coarser = max(torch.finfo(d).eps for d in (BASE_DTYPES[layer.base_dtype], weight.dtype))
+    coarser = max(torch.finfo(d).eps for d in (BASE_DTYPES[layer.base_dtype], dtype))
     # Rounding W moves a projection by 0.1 eps ‖W‖, one standard deviation; summing it moves less.
     tolerance = max(0.75 * coarser, 1e-6) * float(layer.fingerprint[0])
-    difference = (fingerprint(weight) - layer.fingerprint).abs()
-    return bool((difference <= tolerance).all())
+    return bool(((fingerprint - layer.fingerprint).abs() <= tolerance).all())
 
 
 def write_concept(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .diagonal import LoLDUDiagonal
 from .factorization import Pivoting, ldu, svd
+from .fingerprint import fingerprint
 from .shared_factors import SharedFactors
 
 
@@ -29,6 +30,7 @@ class FactoredLayer(BaseTunerLayer):
         self.factors: dict[str, SharedFactors] = {}
         self.pivots_version: dict[str, tuple[int, int]] = {}
         self._weight_before_merge: Tensor | None = None
+        self._fingerprint: tuple[tuple[int, int], Float[Tensor, 3]] | None = None
         self._weight_version = version_of(self.linear.weight)
 
     @property
@@ -48,6 +50,13 @@ class FactoredLayer(BaseTunerLayer):
         """Return the weight of the base model, also while adapters are merged into the layer."""
         merged_from = self._weight_before_merge
         return self.linear.weight.data if merged_from is None else merged_from
+
+    def fingerprint(self) -> Float[Tensor, "3"]:
+        """Return what tells the base weight from others, computed once for every weight."""
+        version = version_of(self.linear.weight)
+        if self._fingerprint is None or self._fingerprint[0] != version:
+            self._fingerprint = version, fingerprint(self.base_weight())
+        return self._fingerprint[1]
 
     def factors_of(self, adapter_name: str) -> SharedFactors:
         """Return the factors at an adapter's pivots, computing them where none are held."""

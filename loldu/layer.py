@@ -68,12 +68,19 @@ class LoLDULayer(FactoredLayer):
         self.strength[adapter_name] = 1.0
         self.dropout[adapter_name] = config.dropout
         self.loldu_diagonal[adapter_name] = diagonal
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+        diagonal.requires_grad_(adapter_name in self.active_adapters and not config.inference_mode)
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
-        """Make adapters the active ones, of all rows of a batch."""
-        super().set_adapter(adapter_names, inference_mode)
-        self.rows = None
+        """Make adapters the active ones, of all rows of a batch, and those alone the trained ones.
+
+        Unlike PEFT's own, it writes nothing to the hundreds of adapters that stay as they are.
+        """
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        for name, diagonal in self.loldu_diagonal.items():
+            trains = name in names and not inference_mode
+            if diagonal.dz.requires_grad != trains:
+                diagonal.requires_grad_(trains)
+        self.activate(names)
 
     def activate(self, adapter_names: list[str]) -> None:
         """Make adapters the active ones, of all rows, and leave what is trained as it is."""

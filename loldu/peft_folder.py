@@ -18,10 +18,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .components import bare, part_with
-from .concept_file import BASE_DTYPES, Concept, ConceptError, ConceptLayer, fingerprint, reason_of
+from .concept_file import BASE_DTYPES, Concept, ConceptError, ConceptLayer, reason_of
 from .config import LoLDUConfig, LoLDUPeftType
 from .diagonal import LoLDUDiagonal, initial_diagonal, layer_generator
 from .factorization import Pivoting, ldu
+from .fingerprint import fingerprint
 from .layer import LoLDULayer
 
 _DIAGONAL = ".loldu_diagonal."
