@@ -9,8 +9,10 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Literal
 
 import torch
@@ -35,8 +37,10 @@ RESULTS = Path(__file__).parent / "results"
 class Options:
     """Measure many concepts on one U-Net: memory, switching, and a concept for every picture."""
 
-    # Numbers of concepts held at once; 1000 takes some minutes more.
-    concepts: tuple[int, ...] = (1, 10, 100)
+    # Numbers of concepts held at once.
+    concepts: tuple[int, ...] = (1, 10, 100, 1000)
+    # The most LoRAs that are held at once: adding one takes PEFT the longer, the more there are.
+    most_loras: int = 100
     # Pictures a batch, each with a concept of its own as far as there are enough.
     batch: int = 4
     # Directions a layer; the paper's is 32.
@@ -74,11 +78,13 @@ class Bench:
             a concept for every picture (`mixed`).
         tensor_bytes: Of all concepts, beside what they share.
         shared_bytes: What all concepts share.
+        last_load: Seconds it took to add the last concept.
     """
 
     calls: dict[str, tuple[Call, Call]]
     tensor_bytes: int
     shared_bytes: int
+    last_load: float
 
 
 def build_unet(options: Options) -> UNet2DConditionModel:
@@ -110,8 +116,9 @@ def loldu_bench(options: Options, concepts: int) -> Bench:
     source.add_adapter(LoLDUConfig(r=options.rank, init_weights=False, seed=options.seed))
     with tempfile.TemporaryDirectory() as folder:
         path = save_concept(source, Path(folder) / "concept.safetensors")
-        for name in names:
-            load_concept(unet, path, name)
+        loads = [
+            seconds_of(partial(load_concept, unet, path, name), options.device) for name in names
+        ]
     turn, rows = cycle(names), _rows(names, options.batch)
 
     def forward() -> object:
@@ -131,6 +138,7 @@ def loldu_bench(options: Options, concepts: int) -> Bench:
             for layer in layers
             for shared in set(layer.factors.values())
         ),
+        last_load=loads[-1],
     )
 
 
@@ -141,10 +149,12 @@ def lora_bench(options: Options, concepts: int) -> Bench:
     config = LoraConfig(
         r=options.lora_rank, target_modules=[*DIFFUSERS_ATTENTION], init_lora_weights=False
     )
+    start = perf_counter()
     model = get_peft_model(unet, config, names[0])
     assert isinstance(model, PeftModel)
+    last_load = perf_counter() - start
     for name in names[1:]:
-        model.add_adapter(name, config)
+        last_load = seconds_of(partial(model.add_adapter, name, config), options.device)
     model.eval()
     turn, rows = cycle(names), _rows(names, options.batch)
 
@@ -161,6 +171,7 @@ def lora_bench(options: Options, concepts: int) -> Bench:
         },
         tensor_bytes=_bytes(unet) - plain_bytes,
         shared_bytes=0,
+        last_load=last_load,
     )
 
 
@@ -183,8 +194,9 @@ def _bytes(module: nn.Module) -> int:
 @torch.no_grad()
 def measure(options: Options, concepts: int) -> dict[str, Any]:
     """Return one row of the result; the methods and their calls take turns in every repetition."""
-    benches = {name: build(options, concepts) for name, build in METHODS.items()}
-    seconds = {name: {call: [] for call in CALLS} for name in METHODS}
+    methods = METHODS if concepts <= options.most_loras else {"loldu": loldu_bench}
+    benches = {name: build(options, concepts) for name, build in methods.items()}
+    seconds = {name: {call: [] for call in CALLS} for name in methods}
     for repetition in range(-1, options.repetitions):
         for name, bench in benches.items():
             for call in CALLS:
@@ -200,6 +212,7 @@ def measure(options: Options, concepts: int) -> dict[str, Any]:
             name: {
                 "bytes_per_concept": bench.tensor_bytes // concepts,
                 "bytes_shared": bench.shared_bytes,
+                "seconds_to_load_the_last": bench.last_load,
                 "seconds": {call: spread(seconds[name][call]) for call in CALLS},
                 "mixed_to_plain": ratio(seconds[name]["mixed"], seconds[name]["plain"]),
                 "plain_to_base": ratio(seconds[name]["plain"], seconds[name]["base"]),
@@ -208,14 +221,16 @@ def measure(options: Options, concepts: int) -> dict[str, Any]:
         },
         "lora_to_loldu": {
             call: ratio(seconds["lora"][call], seconds["loldu"][call]) for call in CALLS
-        },
+        }
+        if "lora" in benches
+        else None,
     }
 
 
 def table(result: dict[str, Any]) -> Table:
     """Return the result for a person."""
     made = Table("concepts", title=f"many concepts on one U-Net, batches of {result['batch']}")
-    columns = ("method", "KB each", "switch ms", "plain s", "mixed s", "mixed / plain")
+    columns = ("method", "KB each", "load ms", "switch ms", "plain s", "mixed s", "mixed / plain")
     for column in columns:
         made.add_column(column, justify="right")
     for row in result["rows"]:
@@ -225,6 +240,7 @@ def table(result: dict[str, Any]) -> Table:
                 str(row["concepts"]),
                 name,
                 f"{method['bytes_per_concept'] / 1000:.1f}",
+                f"{1000 * method['seconds_to_load_the_last']:.1f}",
                 f"{1000 * times['switch']:.2f}",
                 f"{times['plain']:.3g}",
                 f"{times['mixed']:.3g}",
