@@ -321,3 +321,17 @@ def test_nothing_is_left_where_writing_fails(make_unet: MakeUNet, tmp_path: Path
     with pytest.raises(OSError, match="disk full"):
         save_merged(unet, tmp_path / "unet")
     assert not any(tmp_path.iterdir())
+
+
+def test_a_weight_that_two_layers_share_changes_in_the_adapted_one_alone(
+    make_unet: MakeUNet, tmp_path: Path
+) -> None:
+    unet = make_unet()
+    attention = unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1
+    attention.to_k.weight = attention.to_q.weight
+    base = attention.to_k.weight.detach().clone()
+    unet.add_adapter(LoLDUConfig(r=3, init_weights=False, target_modules=["to_q"]))
+    saved = load_file(save_merged(unet, tmp_path / "unet") / Path(UNET).name)
+    name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
+    assert torch.equal(saved[f"{name}.to_k.weight"], base)
+    assert not torch.equal(saved[f"{name}.to_q.weight"], base)
