@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
 from peft import (
     PeftModel,
     get_peft_model,
     get_peft_model_state_dict,
+    inject_adapter_in_model,
     set_peft_model_state_dict,
 )
 from torch import Tensor, nn
@@ -98,6 +100,38 @@ def unet_inputs() -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
+class Blocks(nn.Module):
+    """Blocks that are alike, as a UNet has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            BasicTransformerBlock(16, 2, 8, cross_attention_dim=8) for _ in range(6)
+        )
+
+    def forward(self, x: Tensor, states: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x, encoder_hidden_states=states)
+        return x
+
+
+def test_blocks_compiled_one_by_one_share_their_graphs_as_those_of_the_base_do() -> None:
+    torch.manual_seed(0)
+    x, states = torch.randn(2, 5, 16), torch.randn(2, 3, 8)
+    counts = []
+    for adapts in (False, True):
+        model, graphs = Blocks(), Graphs()
+        if adapts:
+            inject_adapter_in_model(LoLDUConfig(r=4, target_modules=["to_q", "to_v"]), model)
+        for block in model.blocks:
+            block.compile(backend=graphs, fullgraph=True)
+        with torch.no_grad():
+            model(x, states)
+        counts.append(graphs.count)
+    assert counts[0] == counts[1] < 6
+
+
+@pytest.mark.slow
 def test_a_unet_is_one_graph_forward_and_backward(
     make_unet: Callable[..., UNet2DConditionModel],
 ) -> None:
