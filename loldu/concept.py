@@ -16,6 +16,7 @@ from peft import PeftModel, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from .base_layer import weight_matrix
 from .components import BARE, adapted_layers, bare, components
 from .concept_file import (
     BASE_DTYPES,
@@ -76,6 +77,7 @@ def save_concept(
         raise ConceptError(
             f"there is no LoLDU adapter named '{adapter_name}' to save: check adapter_name"
         )
+    _warn_of_quantization(model_or_pipeline, adapter_name)
     base = base_id(model_or_pipeline)
     concept = Concept(base, config, tuple(layers), dict(metadata or {}))
     write_concept(concept, Path(path), dtype=dtype, overwrite=overwrite)
@@ -171,6 +173,20 @@ def _describe(model: Any, adapter_name: str) -> dict[str, Any]:  # noqa: ANN401
     return {k: v for k, v in values.items() if v != defaults[k] and k not in unwanted}
 
 
+def _warn_of_quantization(model_or_pipeline: Any, adapter_name: str) -> None:  # noqa: ANN401
+    backends = {
+        layer.quantization_backend.backend_name
+        for layer in adapted_layers(model_or_pipeline)
+        if adapter_name in layer.r and layer.quantization_backend is not None
+    }
+    if backends:
+        warnings.warn(
+            f"the base is quantized ({', '.join(sorted(backends))}), so this concept fits only a "
+            "base that is quantized alike: for any other, write a LoRA with export_lora",
+            stacklevel=3,
+        )
+
+
 def _read_layer(component: str, name: str, module: LoLDULayer, adapter_name: str) -> ConceptLayer:
     diagonal, weight = module.diagonal(adapter_name), module.base_weight()
     if diagonal.dz.is_meta or weight.is_meta:
@@ -252,14 +268,14 @@ def _verify(layers: list[ConceptLayer], model: nn.Module, path: str | os.PathLik
     modules = dict(model.named_modules())
     for layer in layers:
         module = modules.get(layer.name)
-        base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-        if not isinstance(base, nn.Linear):
+        weight = _weight(module)
+        if weight is None:
             problem = "which this model does not have as a linear layer"
-        elif tuple(base.weight.shape) != (layer.out_features, layer.in_features):
-            here = " x ".join(str(size) for size in base.weight.shape)
+        elif tuple(weight.shape) != (layer.out_features, layer.in_features):
+            here = " x ".join(str(size) for size in weight.shape)
             problem = f"{layer.out_features} x {layer.in_features}, which is {here} here"
-        elif not same_base(layer, weight := _weight(module, base)):
-            problem = "whose weight is not the one here"
+        elif not same_base(layer, weight):
+            problem = "whose weight is not the one here (perhaps it is quantized otherwise)"
         elif layer.basis == "svd" and layer.base_dtype != _dtype_name(weight):
             problem = (
                 f"whose SVD changes with the dtype: it was trained on {layer.base_dtype}, and this "
@@ -273,8 +289,11 @@ def _verify(layers: list[ConceptLayer], model: nn.Module, path: str | os.PathLik
         )
 
 
-def _weight(module: nn.Module | None, base: nn.Linear) -> Tensor:
-    return module.base_weight() if isinstance(module, LoLDULayer) else base.weight
+def _weight(module: nn.Module | None) -> Tensor | None:
+    if isinstance(module, LoLDULayer):
+        return module.base_weight()
+    base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    return None if base is None else weight_matrix(base)
 
 
 def _dtype_name(weight: Tensor) -> str:
