@@ -2,11 +2,13 @@
 
 # torch and peft are typed in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportUnknownArgumentType=false
+# pyright: reportUnknownArgumentType=false, reportPrivateImportUsage=false
+# pyright: reportMissingImports=false
 
 import warnings
 from typing import Any
 
+import torch
 from jaxtyping import Float, Shaped
 from peft.utils.quantization_utils import (
     Bnb4bitBackend,
@@ -78,12 +80,29 @@ def quantization_of(base: nn.Module, model: nn.Module | None = None) -> Quantiza
         return None
     if isinstance(backend, TorchaoBackend):
         backend.supports_merge = backend.supports_merge and bool(again)
-    elif not isinstance(backend, Bnb4bitBackend | Bnb8bitBackend):
+    elif isinstance(backend, Bnb4bitBackend):
+        backend = _FourBits()
+    elif not isinstance(backend, Bnb8bitBackend):
         name = backend.backend_name if backend else str(weight.dtype).removeprefix("torch.")
         raise TypeError(f"is quantized ({name}) in a way that loldu cannot read")
-    elif weight.is_floating_point() and not weight.is_meta:
+    if not isinstance(backend, TorchaoBackend) and weight.is_floating_point():
         raise TypeError("is not quantized yet, which bitsandbytes does when it moves to a device")
     return backend
+
+
+class _FourBits(Bnb4bitBackend):
+    """PEFT's way to read and write bitsandbytes' 4-bit weights, where they are as on a GPU."""
+
+    def get_base_weight(self, base_layer: nn.Module) -> Tensor:
+        weight: Any = base_layer.weight
+        if not getattr(weight.quant_state, "packing_format_for_cpu", False):
+            return super().get_base_weight(base_layer)
+        # On CPUs that multiply in bfloat16, evaluation has rearranged the weight and rounded its
+        # scales. Dequantizing does not read that; multiplying does.
+        from bitsandbytes import matmul_4bit
+
+        eye = torch.eye(weight.quant_state.shape[1], dtype=torch.bfloat16, device=weight.device)
+        return matmul_4bit(eye, weight.data, quant_state=weight.quant_state).T.contiguous()
 
 
 def weight_matrix(base: nn.Module) -> Float[Tensor, "out in"] | None:

@@ -4,6 +4,8 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
+from typing import Any
+
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -55,6 +57,16 @@ class QuantizedLinear(Linear):
 
     def _adapted(self, x: Float[Tensor, "*batch in"], updates: list[Update]) -> Tensor:
         return _updated(x, self.base_layer(x), updates)
+
+    def to(self, *args: Any, **kwargs: Any) -> "QuantizedLinear":  # noqa: ANN401
+        """Move the layer, but not an adapter whose values are still to come.
+
+        PEFT moves an 8-bit layer that it has just wrapped, even for an adapter on the meta device.
+        """
+        if any(parameter.is_meta for parameter in self.loldu_diagonal.parameters()):
+            self.base_layer.to(*args, **kwargs)
+            return self
+        return super().to(*args, **kwargs)
 
 
 class PointwiseConv2d(Linear):
