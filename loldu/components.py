@@ -7,9 +7,13 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from jaxtyping import Float
 from peft import PeftModel
-from torch import nn
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
 
+from .base_layer import weight_matrix
+from .fingerprint import fingerprint
 from .layer import LoLDULayer
 
 BARE = "model"
@@ -45,6 +49,23 @@ def part_with(parts: Mapping[str, nn.Module], layers: Collection[str]) -> tuple[
         return sum(name in layers for name, _ in bare(item[1]).named_modules())
 
     return max(parts.items(), key=count)
+
+
+def weight_of(module: nn.Module | None) -> Float[Tensor, "out in"] | None:
+    """Return the base weight of a layer, adapted or not; None if it has no matrix of numbers."""
+    if isinstance(module, LoLDULayer):
+        return module.base_weight()
+    base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    return None if base is None else weight_matrix(base)
+
+
+def fingerprint_of(module: nn.Module | None) -> Float[Tensor, "3"]:
+    """Return what tells the base weight of a layer that has one from others."""
+    if isinstance(module, LoLDULayer):
+        return module.fingerprint()
+    weight = weight_of(module)
+    assert weight is not None
+    return fingerprint(weight)
 
 
 def adapted_layers(model_or_pipeline: Any) -> list[LoLDULayer]:  # noqa: ANN401

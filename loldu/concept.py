@@ -13,10 +13,17 @@ from typing import Any
 
 import torch
 from peft import PeftModel, inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from .components import BARE, adapted_layers, bare, components, part_with
+from .components import (
+    BARE,
+    adapted_layers,
+    bare,
+    components,
+    fingerprint_of,
+    part_with,
+    weight_of,
+)
 from .concept_file import (
     BASE_DTYPES,
     Basis,
@@ -29,7 +36,6 @@ from .concept_file import (
 )
 from .config import LoLDUConfig
 from .factorization import Pivoting
-from .fingerprint import fingerprint
 from .layer import LoLDULayer
 from .model import LoLDUModel
 from .peft_folder import read_peft_folder
@@ -93,6 +99,7 @@ def concept_of(
         raise ConceptError(
             f"there is no LoLDU adapter named '{adapter_name}' to save: check adapter_name"
         )
+    _warn_of_quantization(model_or_pipeline, adapter_name)
     base = base_id(model_or_pipeline)
     return Concept(base, config, tuple(layers), dict(metadata or {}))
 
@@ -200,6 +207,20 @@ def require_diagonals_alone(model: Any, adapter_name: str) -> None:  # noqa: ANN
         )
 
 
+def _warn_of_quantization(model_or_pipeline: Any, adapter_name: str) -> None:  # noqa: ANN401
+    backends = {
+        layer.quantization_backend.backend_name
+        for layer in adapted_layers(model_or_pipeline)
+        if adapter_name in layer.r and layer.quantization_backend is not None
+    }
+    if backends:
+        warnings.warn(
+            f"the base is quantized ({', '.join(sorted(backends))}), so this concept fits only a "
+            "base that is quantized alike: for any other, write a LoRA with export_lora",
+            stacklevel=3,
+        )
+
+
 def _read_layer(component: str, name: str, module: LoLDULayer, adapter_name: str) -> ConceptLayer:
     diagonal, weight = module.diagonal(adapter_name), module.base_weight()
     if diagonal.dz.is_meta or weight.is_meta:
@@ -227,7 +248,7 @@ def _read_layer(component: str, name: str, module: LoLDULayer, adapter_name: str
         base_dtype,
         delta,
         pivots,
-        fingerprint(weight),
+        module.fingerprint(),
     )
 
 
@@ -287,23 +308,19 @@ def _verify(layers: list[ConceptLayer], model: nn.Module, path: str | os.PathLik
             module = model.get_submodule(layer.name)
         except AttributeError:
             module = None
-        base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-        if not isinstance(base, nn.Linear):
+        weight = weight_of(module)
+        if weight is None:
             problem = "which this model does not have as a linear layer"
-        elif tuple(base.weight.shape) != (layer.out_features, layer.in_features):
-            here = " x ".join(str(size) for size in base.weight.shape)
+        elif tuple(weight.shape) != (layer.out_features, layer.in_features):
+            here = " x ".join(str(size) for size in weight.shape)
             problem = f"{layer.out_features} x {layer.in_features}, which is {here} here"
-        elif _weight(module, base).is_meta:
+        elif weight.is_meta:
             raise ConceptError(
                 f"layer '{layer.name}' has no weight to compare with that of {path}: load the "
                 "concept first, then offload the model"
             )
-        elif not same_base(
-            layer,
-            (weight := _weight(module, base)).dtype,
-            (module.fingerprint() if isinstance(module, LoLDULayer) else fingerprint(weight)),
-        ):
-            problem = "whose weight is not the one here"
+        elif not same_base(layer, weight.dtype, fingerprint_of(module)):
+            problem = "whose weight is not the one here (perhaps it is quantized otherwise)"
         elif layer.basis == "svd" and layer.base_dtype != _dtype_name(weight):
             problem = (
                 f"whose SVD changes with the dtype: it was trained on {layer.base_dtype}, and this "
@@ -315,10 +332,6 @@ def _verify(layers: list[ConceptLayer], model: nn.Module, path: str | os.PathLik
             f"{path} was made for another base model: it changes layer '{layer.name}', "
             f"{problem}; load the base it was trained on"
         )
-
-
-def _weight(module: nn.Module | None, base: nn.Linear) -> Tensor:
-    return module.base_weight() if isinstance(module, LoLDULayer) else base.weight
 
 
 def _dtype_name(weight: Tensor) -> str:

@@ -99,7 +99,8 @@ class LoLDUConfig(PeftConfig):
     target_modules: list[str] | str | None = field(
         default=None,
         metadata=_help(
-            "Names (or a regular expression for the full name) of the linear layers to adapt. "
+            "Names (or a regular expression for the full name) of the layers to adapt: linear ones "
+            "(quantized ones too), Conv1D, 1x1 convolutions and embeddings. "
             "None takes the attention projections of diffusers models, and PEFT's choice for "
             "transformers."
         ),

@@ -22,7 +22,9 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from peft.utils.other import ModulesToSaveWrapper
 from safetensors.torch import save
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
+from .base_layer import padding_of
 from .components import BARE, adapted_layers, bare, components
 from .concept import base_id
 from .concept_file import ConceptError, write_atomically
@@ -124,7 +126,7 @@ def export_lora(
         component = _component_of(models[component]) if component == BARE else component
         for name, layer in layers.items():
             tensors |= (
-                _diffusers_tensors(component, name, *low_rank(layer, adapter_name, dtype))
+                _diffusers_tensors(component, name, *_lora_factors(layer, adapter_name, dtype))
                 if layout == "diffusers"
                 else _kohya_tensors(component, name, layer, adapter_name, dtype, largest, is_xl)
             )
@@ -162,6 +164,32 @@ def low_rank(
     return up.contiguous(), down.contiguous()
 
 
+def _lora_factors(
+    layer: LoLDULayer, adapter_name: str, dtype: torch.dtype, factor: float = 1.0
+) -> tuple[Float[Tensor, "out r ..."], Float[Tensor, "r in ..."]]:
+    """Up and down in the shapes that readers of LoRA expect: a convolution's are 1x1 kernels.
+
+    Raises:
+        ConceptError: It is an embedding, a convolution that pads by other than zeros, which no
+            reader does, or the numbers are not finite.
+    """
+    base = layer.get_base_layer()
+    if isinstance(base, nn.Embedding):
+        raise ConceptError(
+            f"'{layer.layer_name}' is an embedding, which only a PEFT LoRA can hold: use "
+            "layout='peft', or leave it out"
+        )
+    up, down = low_rank(layer, adapter_name, dtype, factor)
+    if isinstance(base, nn.Conv2d):
+        if base.padding_mode != "zeros" and any(padding_of(base)):
+            raise ConceptError(
+                f"'{layer.layer_name}' is a convolution with padding_mode='{base.padding_mode}', "
+                "and a LoRA pads by zeros: merge the adapter, or leave the layer out"
+            )
+        return up[:, :, None, None], down[:, :, None, None]
+    return up, down
+
+
 def _diffusers_tensors(component: str, name: str, up: Tensor, down: Tensor) -> dict[str, Tensor]:
     """Keys of diffusers; without an alpha, every layer's scale is 1 there."""
     key = f"{component}.{_in_full(component, name)}"
@@ -194,7 +222,8 @@ def _kohya_tensors(
             f"the kohya layout has no names for a {component}: use layout='diffusers'"
         )
     key = f"{prefixes[component]}_{_in_full(component, name)}".replace(".", "_")
-    up, down = low_rank(layer, adapter_name, dtype, factor=layer.r[adapter_name] / alpha)
+    factor = layer.r[adapter_name] / alpha
+    up, down = _lora_factors(layer, adapter_name, dtype, factor)
     return {
         f"{key}.alpha": torch.tensor(float(alpha)),
         f"{key}.lora_down.weight": down,
@@ -231,11 +260,11 @@ def _peft_files(
         # As a list, names would also match where they are the end of a longer one.
         target_modules="|".join(re.escape(name) for name in layers),
         modules_to_save=config.modules_to_save,
+        fan_in_fan_out=any(isinstance(y.get_base_layer(), Conv1D) for y in layers.values()),
     )
     tensors: dict[str, Tensor] = {}
     for name, layer in layers.items():
-        up, down = low_rank(layer, adapter_name, dtype)
-        tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = down, up
+        tensors |= _peft_tensors(name, layer, adapter_name, dtype)
     for name, saved in _saved_modules(model, adapter_name).items():
         values: dict[str, Tensor] = saved.state_dict()
         tensors |= {f"{name}.{key}": value.cpu().contiguous() for key, value in values.items()}
@@ -244,6 +273,18 @@ def _peft_files(
         lora_config.save_pretrained(draft)
         config_content = (Path(draft) / CONFIG_NAME).read_bytes()
     return save(in_peft, metadata={"format": "pt"}), config_content
+
+
+def _peft_tensors(
+    name: str, layer: LoLDULayer, adapter_name: str, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Keys of PEFT, where an embedding's LoRA is that of its transpose."""
+    if isinstance(layer.get_base_layer(), nn.Embedding):
+        up, down = low_rank(layer, adapter_name, dtype)
+        transposed = {"A": up.T.contiguous(), "B": down.T.contiguous()}
+        return {f"{name}.lora_embedding_{key}": factor for key, factor in transposed.items()}
+    up, down = _lora_factors(layer, adapter_name, dtype)
+    return {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
 
 
 def _layers_with(adapter_name: str, model: nn.Module) -> dict[str, LoLDULayer]:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from .base_layer import as_matrix, features_of
 from .diagonal import LoLDUDiagonal
 from .factorization import Pivoting, ldu, svd
 from .fingerprint import fingerprint
@@ -24,21 +25,14 @@ class FactoredLayer(BaseTunerLayer):
         """Wrap a base layer; its name is for messages and for seeding."""
         self.base_layer = base_layer
         self.layer_name = layer_name
-        self.out_features, self.in_features = self.linear.weight.shape
+        self.out_features, self.in_features = features_of(self.get_base_layer())
         self.loldu_diagonal = nn.ModuleDict()
         self.r: dict[str, int] = {}
         self.factors: dict[str, SharedFactors] = {}
         self.pivots_version: dict[str, tuple[int, int]] = {}
         self._weight_before_merge: Tensor | None = None
-        self._fingerprint: tuple[tuple[int, int], Float[Tensor, 3]] | None = None
-        self._weight_version = version_of(self.linear.weight)
-
-    @property
-    def linear(self) -> nn.Linear:
-        """The layer of the base model, also under another method's wrapper."""
-        base = self.get_base_layer()
-        assert isinstance(base, nn.Linear)
-        return base
+        self._fingerprint: tuple[tuple[int, int], Tensor] | None = None
+        self._weight_version = version_of(self.weight)
 
     def diagonal(self, adapter_name: str) -> LoLDUDiagonal:
         """Return what an adapter trains in this layer."""
@@ -49,11 +43,12 @@ class FactoredLayer(BaseTunerLayer):
     def base_weight(self) -> Float[Tensor, "out in"]:
         """Return the weight of the base model, also while adapters are merged into the layer."""
         merged_from = self._weight_before_merge
-        return self.linear.weight.data if merged_from is None else merged_from
+        stored = self.get_base_weight() if merged_from is None else merged_from
+        return as_matrix(self.get_base_layer(), stored)
 
     def fingerprint(self) -> Float[Tensor, "3"]:
         """Return what tells the base weight from others, computed once for every weight."""
-        version = version_of(self.linear.weight)
+        version = version_of(self.weight)
         if self._fingerprint is None or self._fingerprint[0] != version:
             self._fingerprint = version, fingerprint(self.base_weight())
         return self._fingerprint[1]
@@ -65,7 +60,7 @@ class FactoredLayer(BaseTunerLayer):
             return held
         self.factors.pop(adapter_name, None)
         diagonal = self.diagonal(adapter_name)
-        if diagonal.dz.is_meta or self.base_weight().is_meta:
+        if diagonal.dz.is_meta or self.weight.is_meta:
             raise RuntimeError(
                 f"adapter '{adapter_name}' of layer '{self.layer_name}' has no values yet: "
                 "load its weights and those of the base model first"
@@ -133,13 +128,13 @@ class FactoredLayer(BaseTunerLayer):
 
     def refresh_factors(self) -> None:
         """Bring the factors up to date with the saved pivots and the base weight."""
-        if not self.merged and self._weight_version != (version := version_of(self.linear.weight)):
+        if not self.merged and self._weight_version != (version := version_of(self.weight)):
             self.factors.clear()
             self._weight_version = version
         for name, rank in self.r.items():
             diagonal = self.diagonal(name)
             held = self.factors.get(name)
-            if diagonal.dz.is_meta or self.base_weight().is_meta:
+            if diagonal.dz.is_meta or self.weight.is_meta:
                 continue
             if held is None or not held.begins_with(diagonal.pivots, rank):
                 self.factors.pop(name, None)
@@ -147,7 +142,7 @@ class FactoredLayer(BaseTunerLayer):
 
     def follow_pivots(self) -> None:
         """Bring the factors up to date with pivots written since they were last compared."""
-        if self.base_weight().is_meta:
+        if self.weight.is_meta:
             return
         for name in self.r:
             if not self.diagonal(name).dz.is_meta:

@@ -11,8 +11,11 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from peft.tuners.tuners_utils import check_adapters_to_merge
+from peft.utils.quantization_utils import QuantizationBackend
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
+from .base_layer import as_stored, check_requantizable
 from .config import LoLDUConfig
 from .diagonal import (
     LoLDUDiagonal,
@@ -22,8 +25,8 @@ from .diagonal import (
     projection_factor,
 )
 from .factored_layer import FactoredLayer, version_of
-from .functional import adapted_linear, factored_update
-from .mixing import Update, per_row, rows_by_name, rows_of_batch, summed
+from .functional import adapted_linear
+from .mixing import Update, add_updates, per_row, rows_by_name, rows_of_batch, summed
 from .shared_factors import SharedFactors
 
 
@@ -49,7 +52,6 @@ class LoLDULayer(FactoredLayer):
             ValueError: The base weight is zero or not finite.
         """
         rank = min(r, self.in_features, self.out_features)
-        weight = self.base_weight()
         diagonal = LoLDUDiagonal(
             rank,
             sigma_0,
@@ -57,12 +59,12 @@ class LoLDULayer(FactoredLayer):
             train_scale=config.train_scale,
             perturbs=config.residual == "perturb",
         )
-        if weight.is_meta or diagonal.dz.is_meta:
+        if self.weight.is_meta or diagonal.dz.is_meta:
             # A checkpoint is about to bring the values; there is nothing to factor yet.
             diagonal.to("meta")
         else:
             shared = self._share(rank, diagonal.pivoting, None)
-            self._start(diagonal.to(weight.device), shared, config)
+            self._start(diagonal.to(self.weight.device), shared, config)
             self.factors[adapter_name] = shared
         self.r[adapter_name] = rank
         self.strength[adapter_name] = 1.0
@@ -118,7 +120,7 @@ class LoLDULayer(FactoredLayer):
         self, adapter_name: str, delta: Float[Tensor, " r"], pivots: Tensor | None
     ) -> None:
         """Make an adapter (of sigma_0 = 1) a given delta on the factors at the given pivots."""
-        diagonal = self.diagonal(adapter_name).to_empty(device=self.base_weight().device)
+        diagonal = self.diagonal(adapter_name).to_empty(device=self.weight.device)
         for tensor in (*diagonal.parameters(), *diagonal.buffers()):
             tensor.zero_()
         diagonal.dz.copy_(delta)
@@ -131,14 +133,17 @@ class LoLDULayer(FactoredLayer):
         delta, strength = self.diagonal(adapter_name).delta(), self.strength[adapter_name]
         return delta if strength == 1 else delta * strength
 
-    def get_delta_weight(self, adapter_name: str) -> Float[Tensor, "out in"]:
-        """Return ``delta_W = B diag(delta) A`` in float32 (float64 for a float64 base)."""
+    def get_delta_weight(self, adapter_name: str) -> Float[Tensor, "..."]:
+        """Return ``delta_W = B diag(delta) A`` in float32 (float64 for a float64 base).
+
+        It has the layout of the layer's own weight: for a Conv1D it is the transpose.
+        """
         shared = self.factors_of(adapter_name)
         r = self.r[adapter_name]
         delta = self.delta(adapter_name) * shared.gain[:r]
         dtype = torch.promote_types(shared.left.dtype, delta.dtype)
         left, right = shared.left[:, :r].to(dtype), shared.right[:r].to(dtype)
-        return (left * delta) @ right
+        return as_stored(self.get_base_layer(), (left * delta) @ right)
 
     @torch.no_grad()
     def delta_norm(self, adapter_name: str) -> float:
@@ -198,8 +203,8 @@ class LoLDULayer(FactoredLayer):
             self.strength[name] = 1.0 if scale is None else self.strength[name] / scale
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """A rank-r delta_W is a LoRA."""
-        return True
+        """A rank-r delta_W is a LoRA; PEFT's own conversion reads linear layers."""
+        return isinstance(self.get_base_layer(), nn.Linear | Conv1D)
 
     def _updates(self, batch: int, adapter_names: Sequence[str] | None) -> list[Update]:
         """Return what the layer adds to its base's output."""
@@ -236,7 +241,7 @@ class LoLDULayer(FactoredLayer):
     ) -> None:
         # PEFT's own version also casts the adapter to the dtype of the base.
         if adapter_name in self.loldu_diagonal and not self.diagonal(adapter_name).dz.is_meta:
-            self.diagonal(adapter_name).to(device or self.base_weight().device)
+            self.diagonal(adapter_name).to(device or self.weight.device)
 
 
 class Linear(nn.Module, LoLDULayer):
@@ -251,10 +256,12 @@ class Linear(nn.Module, LoLDULayer):
         r: int,
         sigma_0: float,
         config: LoLDUConfig,
+        quantization: QuantizationBackend | None = None,
     ) -> None:
         """Wrap a linear layer and give it its first adapter."""
         super().__init__()
         LoLDULayer.__init__(self, base_layer, layer_name)
+        self.quantization_backend = quantization
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, r, sigma_0, config)
         self.register_load_state_dict_post_hook(_refresh_after_load)
@@ -282,29 +289,34 @@ class Linear(nn.Module, LoLDULayer):
         updates = [] if self.disable_adapters else self._updates(len(x), adapter_names)
         if not updates:
             return self.base_layer(x, *args, **kwargs)
+        return self._adapted(x, updates)
+
+    def _adapted(self, x: Tensor, updates: list[Update]) -> Tensor:
+        """Apply the base layer and the updates, of which there is at least one."""
         first, *others = updates
-        if first.dropout or args or kwargs:
-            others, result = updates, self.base_layer(x, *args, **kwargs)
-        else:
-            result = adapted_linear(x, self.base_layer, first.factors, first.delta)
-        for factors, delta, dropout in others:
-            result = factored_update(x, result, *factors.around(delta), dropout)
-        return result
+        if first.dropout:
+            return add_updates(x, self.base_layer(x), updates)
+        result = adapted_linear(x, self.base_layer, first.factors, first.delta)
+        return add_updates(x, result, others)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add the delta of adapters to the weight of the base layer.
 
-        The base weight is kept aside, so that unmerging gives it back bit by bit.
+        The base weight is kept aside, so that unmerging gives it back bit by bit, but for a
+        quantized one, which is quantized again both times.
 
         Raises:
-            ValueError: With `safe_merge`, the merged weight is not finite.
+            ValueError: With `safe_merge`, the merged weight is not finite; or the base layer is
+                quantized, and it is not known how to do that again.
         """
         names = check_adapters_to_merge(self, adapter_names)
         names = [name for name in names if name in self.loldu_diagonal]
         if not names:
             return
-        weight = self.linear.weight
-        merged = weight.data
+        if self.quantization_backend is not None:
+            check_requantizable(self.quantization_backend, self.layer_name)
+        weight = self.get_base_weight()
+        merged = weight
         for name in names:
             merged = merged + self.get_delta_weight(name).detach()
         merged = merged.to(weight.dtype)
@@ -313,8 +325,8 @@ class Linear(nn.Module, LoLDULayer):
                 f"merging {names} makes the weight of layer '{self.layer_name}' not finite"
             )
         if self._weight_before_merge is None:
-            self._weight_before_merge = weight.data
-        weight.data = merged
+            self._weight_before_merge = weight
+        self.set_base_weight(merged)
         self.merged_adapters.extend(names)
 
     def unmerge(self) -> None:
@@ -322,10 +334,10 @@ class Linear(nn.Module, LoLDULayer):
         if self._weight_before_merge is None:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
-        self.linear.weight.data = self._weight_before_merge
+        self.set_base_weight(self._weight_before_merge)
         self._weight_before_merge = None
         self.merged_adapters.clear()
-        self._weight_version = version_of(self.linear.weight)
+        self._weight_version = version_of(self.weight)
 
     def train(self, mode: bool = True) -> "Linear":
         """Switch between training and use, with factors at the pivots a loader may have written.
@@ -342,15 +354,16 @@ class Linear(nn.Module, LoLDULayer):
         After a cast, LDU factors are made anew at their pivots, as they would be on reloading; an
         SVD has nothing to hold a new one to, so its factors are cast.
         """
-        before = self.base_weight().dtype
+        before = self.weight.dtype
         super()._apply(fn, recurse)
-        weight = self.linear.weight
+        weight = self.weight
         if self._weight_before_merge is not None:
             self._weight_before_merge = fn(self._weight_before_merge)
+        same = weight.dtype == before
         moved = {
-            id(held): held.to(weight.device, weight.dtype)
+            id(held): held.to(weight.device, held.left.dtype if same else weight.dtype)
             for held in self.factors.values()
-            if not weight.is_meta and (weight.dtype == before or held.pivoting is None)
+            if not weight.is_meta and (same or held.pivoting is None)
         }
         cast = [] if weight.is_meta else [n for n, f in self.factors.items() if id(f) not in moved]
         self.factors = {

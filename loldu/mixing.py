@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from .functional import factored_update
 from .shared_factors import SharedFactors
 
 BASE_NAME = "__base__"
@@ -29,6 +30,15 @@ class Update(NamedTuple):
     factors: SharedFactors
     delta: Float[Tensor, "*rows r"]
     dropout: float = 0.0
+
+
+def add_updates(
+    x: Float[Tensor, "*batch in"], base_output: Float[Tensor, "*batch out"], updates: list[Update]
+) -> Float[Tensor, "*batch out"]:
+    """Return the output of an adapted layer, given that of its base."""
+    for factors, delta, dropout in updates:
+        base_output = factored_update(x, base_output, *factors.around(delta), dropout)
+    return base_output
 
 
 def summed(parts: Iterable[Update]) -> list[Update]:

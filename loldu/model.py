@@ -11,14 +11,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from .config import LoLDUConfig
 from .factorization import Pivoting
-from .layer import Linear, LoLDULayer
+from .layer import LoLDULayer
+from .layer_kinds import kind_of
 from .mixing import BASE_NAME
 
 DIFFUSERS_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -74,26 +75,22 @@ class LoLDUModel(BaseTuner):
         """Give a layer the adapter, wrapping it if it is not wrapped yet.
 
         Raises:
-            TypeError: The target is not a linear layer.
+            TypeError: The target is not a linear map.
         """
         config: LoLDUConfig = peft_config
         r, sigma_0 = config.rank_and_sigma(current_key)
         if isinstance(target, LoLDULayer):
             target.update_layer(adapter_name, r, sigma_0, config)
             return
-        base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-        if not isinstance(base, nn.Linear):
-            raise TypeError(
-                f"target module '{current_key}' is a {type(base).__name__}, and LoLDU adapts "
-                "nn.Linear: narrow target_modules or name it in exclude_modules"
-            )
-        layer = Linear(
+        kind, quantization = kind_of(target, current_key, self.model)
+        layer = kind(
             target,
             adapter_name,
             layer_name=current_key,
             r=r,
             sigma_0=sigma_0,
             config=config,
+            quantization=quantization,
         )
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)

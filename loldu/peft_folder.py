@@ -11,19 +11,16 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .components import bare, part_with
+from .components import bare, fingerprint_of, part_with, weight_of
 from .concept_file import BASE_DTYPES, Concept, ConceptError, ConceptLayer, reason_of
 from .config import LoLDUConfig, LoLDUPeftType
 from .diagonal import LoLDUDiagonal, initial_diagonal, layer_generator
 from .factorization import Pivoting, ldu
-from .fingerprint import fingerprint
-from .layer import LoLDULayer
 
 _DIAGONAL = ".loldu_diagonal."
 # Of d's norm. Pivots of another base differ by more than 1, of a rounded one by less than 0.01;
@@ -118,7 +115,7 @@ def _read_layer(
     module: nn.Module | None,
     config: LoLDUConfig,
 ) -> ConceptLayer:
-    weight = _weight(module)
+    weight = weight_of(module)
     if weight is None:
         raise ConceptError(
             f"{path} was made for another base model: it changes layer '{name}', which this model "
@@ -159,15 +156,8 @@ def _read_layer(
         base_dtype,
         delta,
         diagonal.pivots,
-        fingerprint(weight),
+        fingerprint_of(module),
     )
-
-
-def _weight(module: nn.Module | None) -> Float[Tensor, "out in"] | None:
-    if isinstance(module, LoLDULayer):
-        return module.base_weight()
-    base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-    return base.weight if isinstance(base, nn.Linear) else None
 
 
 def _restore(state: dict[str, Tensor], sigma_0: float, pivoting: Pivoting | None) -> LoLDUDiagonal:

@@ -201,12 +201,6 @@ def test_targets_that_do_not_follow_from_the_model_are_asked_for(make_two_layers
         get_peft_model(make_two_layers(), LoLDUConfig())
 
 
-def test_only_linear_layers_are_adapted() -> None:
-    base = nn.ModuleDict({"convolution": nn.Conv2d(2, 2, 1)})
-    with pytest.raises(TypeError, match="'convolution' is a Conv2d"):
-        get_peft_model(base, LoLDUConfig(target_modules=["convolution"]))
-
-
 def test_switching_and_deleting_adapters(make_two_layers: Make) -> None:
     base = output(make_two_layers())
     model = get_peft_model(

@@ -86,7 +86,7 @@ def test_it_is_the_dense_least_squares_fit_and_tells_its_error(
     lost, whole = [], []
     for cut in result.layers:
         layer = layers_of(model)[cut.name]
-        left, right = directions(layer.linear.weight.data, 8, **basis)
+        left, right = directions(layer.weight.data, 8, **basis)
         delta = layer.diagonal("default").delta().detach().double().numpy()
         dense = left * delta @ right
         fit = dense_fit(left, right, delta, r)

@@ -1,0 +1,91 @@
+"""Adapted layers other than nn.Linear: 1x1 convolutions, embeddings, quantized linear layers."""
+
+# torch and peft are typed in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.quantization_utils import QuantizationBackend
+from torch import Tensor, nn
+
+from .base_layer import is_linear_map, padding_of, quantization_of
+from .layer import Linear
+from .mixing import Update, add_updates
+
+
+def kind_of(
+    target: nn.Module, layer_name: str, model: nn.Module
+) -> tuple[type[Linear], QuantizationBackend | None]:
+    """Return the class that adapts a layer of a model, and how the layer is quantized.
+
+    GPT-2's Conv1D is a linear layer that stores the transpose of its weight: it has no class of
+    its own.
+
+    Raises:
+        TypeError: The layer cannot be adapted.
+    """
+    base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+    if not is_linear_map(base):
+        # A layer's own text says its kernel and groups, in one line.
+        what = repr(base).partition("\n")[0] if isinstance(base, nn.Conv2d) else type(base).__name__
+        raise TypeError(
+            f"target module '{layer_name}' is a {what}, and LoLDU adapts linear maps: nn.Linear, "
+            "Conv1D, nn.Embedding without max_norm and nn.Conv2d of 1x1 kernels in one group; "
+            "narrow target_modules or name it in exclude_modules"
+        )
+    try:
+        quantization = quantization_of(base, model)
+    except TypeError as error:
+        raise TypeError(
+            f"target module '{layer_name}' {error}: load the base with bitsandbytes or torchao on "
+            "its device first, or without quantization"
+        ) from error
+    if quantization is not None:
+        return QuantizedLinear, quantization
+    if isinstance(base, nn.Conv2d):
+        return PointwiseConv2d, None
+    return (Embedding if isinstance(base, nn.Embedding) else Linear), None
+
+
+class QuantizedLinear(Linear):
+    """``y = base(x) + B (delta ⊙ (A x))`` with the factors of the dequantized weight."""
+
+    def _adapted(self, x: Float[Tensor, "*batch in"], updates: list[Update]) -> Tensor:
+        return add_updates(x, self.base_layer(x), updates)
+
+
+class PointwiseConv2d(Linear):
+    """A 1x1 convolution: a linear map of the channels at every pixel that the stride keeps."""
+
+    def _adapted(self, x: Float[Tensor, "*batch in h w"], updates: list[Update]) -> Tensor:
+        output = self.base_layer(x)
+        pixels = add_updates(self._pixels(x), output.movedim(-3, -1), updates)
+        adapted = pixels.movedim(-1, -3)
+        return adapted.contiguous() if output.is_contiguous() else adapted
+
+    def _pixels(self, x: Float[Tensor, "*batch in h w"]) -> Float[Tensor, "*batch h2 w2 in"]:
+        """What each pixel of the output is computed from."""
+        base = self.get_base_layer()
+        assert isinstance(base, nn.Conv2d)
+        height, width = padding_of(base)
+        if height or width:
+            mode = "constant" if base.padding_mode == "zeros" else base.padding_mode
+            x = F.pad(x, (width, width, height, height), mode)
+        return x[..., :: base.stride[0], :: base.stride[1]].movedim(-3, -1)
+
+
+class Embedding(Linear):
+    """``y = E[x] + (B[x] ⊙ delta) A``: a token reads its own row of B."""
+
+    def _adapted(self, x: Int[Tensor, "*batch"], updates: list[Update]) -> Tensor:
+        result = self.base_layer(x)
+        scale = self._get_embed_scale()
+        for factors, delta, dropout in updates:
+            left, delta, right = factors.around(delta)
+            of_rows = delta.view(-1, *[1] * (x.dim() - 1), delta.shape[-1])
+            written = F.dropout(left.to(x.device)[x] * of_rows, dropout).to(result.dtype)
+            change = written @ right.to(result)
+            result = result + (change if scale is None else change * scale.to(change.dtype))
+        return result
