@@ -105,7 +105,7 @@ def test_errors_near_zero_are_exact_too(make_two_layers: MakeModel) -> None:
     with torch.no_grad():
         wide.diagonal("default").dz[5:] *= 1e-6
     cut = truncate(model, 5).layers[0]
-    left, right = directions(wide.linear.weight.data, 8)
+    left, right = directions(wide.weight.data, 8)
     delta = wide.diagonal("default").delta().detach().double().numpy()
     dense = left * delta @ right
     fitted = np.pad(cut.delta.double().numpy(), (0, 3))
