@@ -49,5 +49,7 @@ test: lint  ## lint, then the tests that need no GPU, no network and no patience
 webui: $(STAMP)  ## draw with the concepts of runs/ in a browser
 	$(BIN)/python -m webui
 
-bench: $(STAMP)  ## time the factors beside a full LU and an SVD; writes benchmarks/results/
+bench: $(STAMP)  ## all benchmarks beside their peers (half an hour); writes benchmarks/results/
 	$(BIN)/python -m benchmarks.factorize
+	$(BIN)/python -m benchmarks.forward
+	$(BIN)/python -m benchmarks.concepts

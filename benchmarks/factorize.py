@@ -1,7 +1,7 @@
-"""How long the factors of Stable Diffusion v1.5's attention take, beside a full LU and an SVD.
+"""How long the factors of an adapter take, beside a full LU, an SVD and PEFT's PiSSA.
 
-``python -m benchmarks.factorize``, which is ``make bench``. The weights are random, of the shapes
-of the UNet's 128 attention projections: the time follows from the shapes.
+``python -m benchmarks.factorize``. The weights are random: the time follows from the shapes, which
+are those of Stable Diffusion v1.5's 128 attention projections, and of one of LLaMA2-7B's.
 """
 
 import sys
@@ -9,19 +9,21 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
 from diffusers import UNet2DConditionModel
+from peft import LoraConfig, PeftConfig, get_peft_model
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks.provenance import provenance, write_record
 from benchmarks.spread import ratio, spread
-from loldu import ldu
+from loldu import LoLDUConfig, ldu
 from loldu.model import DIFFUSERS_ATTENTION
 
 RESULTS = Path(__file__).parent / "results"
@@ -31,12 +33,17 @@ Shape = tuple[int, int]
 
 @dataclass(frozen=True)
 class Options:
-    """Time the factors of every attention projection of a UNet, three ways in one process."""
+    """Time the factors of every attention projection of a UNet, and of a large one, in turns."""
 
     # Directions a layer; the paper's is 32.
     rank: int = 32
     # Times everything is timed; medians are reported.
     repetitions: int = 7
+    # Side and rank of the large projection; LLaMA2-7B's and the paper's unless given.
+    large_size: int = 4096
+    large_rank: int = 1024
+    # Times the large one is timed: an SVD of it takes a minute.
+    large_repetitions: int = 2
     # Of the random weights.
     seed: int = 0
     # Widths of the UNet's four stages; Stable Diffusion v1.5's unless given.
@@ -53,7 +60,7 @@ class Route:
 
     Attributes:
         what: In words.
-        factorize: From a weight and a rank to the factors.
+        factorize: From a weight and a rank to the factors, or to the adapted layer.
         every_layer: Whether all layers are timed; otherwise one of each shape, and its time counts
             for all of that shape.
     """
@@ -76,11 +83,29 @@ def full_svd(weight: Tensor, r: int) -> tuple[Tensor, ...]:
     return u[:, :r], s[:r], vh[:r]
 
 
+def adapt(config: Callable[..., PeftConfig], weight: Tensor, r: int, **settings: Any) -> object:  # noqa: ANN401
+    """Return a linear layer of this weight, adapted by PEFT."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    return get_peft_model(nn.Sequential(linear), config(r=r, target_modules=["0"], **settings))  # pyright: ignore[reportArgumentType]  any module will do
+
+
 OURS = "ldu"
 ROUTES = {
     OURS: Route("loldu.ldu: LU of the first r columns and one solve, in float64", ldu, True),
     "full_lu": Route("torch.linalg.lu of the whole weight, in float32", full_lu, True),
     "svd": Route("torch.linalg.svd of the whole weight, in float32", full_svd, False),
+    "loldu_layer": Route("PEFT's get_peft_model with LoLDU", partial(adapt, LoLDUConfig), True),
+    "pissa_layer": Route(
+        "PEFT's get_peft_model with PiSSA, by an SVD",
+        partial(adapt, LoraConfig, init_lora_weights="pissa"),
+        False,
+    ),
+    "pissa_niter_16_layer": Route(
+        "PEFT's get_peft_model with PiSSA, by a randomized SVD of 16 iterations",
+        partial(adapt, LoraConfig, init_lora_weights="pissa_niter_16"),
+        True,
+    ),
 }
 
 
@@ -104,9 +129,8 @@ def measure(weights: Sequence[Tensor], r: int, repetitions: int) -> dict[str, li
     whatever else the machine does meets them alike.
     """
     alike = Counter(weight.shape for weight in weights)
-    smallest = min(weights, key=Tensor.numel)
     for route in ROUTES.values():
-        route.factorize(smallest, r)
+        route.factorize(weights[0][:64, :64].contiguous(), min(r, 64))
     seconds = {name: [0.0] * repetitions for name in ROUTES}
     for repetition in range(repetitions):
         first = repetition % len(ROUTES)
@@ -129,15 +153,15 @@ def _seconds(route: Route, weight: Tensor, r: int) -> float:
     return time.perf_counter() - started
 
 
-def summarize(
-    options: Options, shapes: Sequence[Shape], seconds: dict[str, list[float]]
-) -> dict[str, Any]:
-    """Return the result as JSON values; a ratio is taken within each repetition."""
-    alike = Counter(shapes)
+def case(name: str, shapes: Sequence[Shape], r: int, repetitions: int, seed: int) -> dict[str, Any]:
+    """Return a case of the result as JSON values; a ratio is taken within each repetition."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = [torch.randn(shape, generator=generator) for shape in shapes]
+    seconds, alike = measure(weights, r, repetitions), Counter(shapes)
     return {
-        "rank": options.rank,
-        "seed": options.seed,
-        "repetitions": options.repetitions,
+        "case": name,
+        "rank": r,
+        "repetitions": repetitions,
         "layers": len(shapes),
         "shapes": [{"out": out, "in": in_, "layers": n} for (out, in_), n in alike.items()],
         "routes": {
@@ -157,7 +181,7 @@ def summarize(
 
 def table(result: dict[str, Any]) -> Table:
     """Return the result for a person."""
-    made = Table("route", title=f"factors of {result['layers']} layers, r = {result['rank']}")
+    made = Table("route", title=f"{result['case']}, r = {result['rank']}")
     for column in ("seconds", "times ldu", "timed"):
         made.add_column(column, justify="right")
     for name, route in result["routes"].items():
@@ -179,14 +203,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         Options, args=arguments, prog="python -m benchmarks.factorize", use_underscores=True
     )
     shapes = attention_shapes(options.block_out_channels, options.cross_attention_dim)
-    generator = torch.Generator().manual_seed(options.seed)
-    weights = [torch.randn(shape, generator=generator) for shape in shapes]
+    large, large_rank = [(options.large_size, options.large_size)], options.large_rank
+    cases = [
+        case("unet", shapes, options.rank, options.repetitions, options.seed),
+        case("large layer", large, large_rank, options.large_repetitions, options.seed),
+    ]
     result = {
-        **provenance("benchmarks.factorize", arguments, ["torch", "diffusers"]),
-        **summarize(options, shapes, measure(weights, options.rank, options.repetitions)),
+        **provenance("benchmarks.factorize", arguments, ["torch", "diffusers", "peft"]),
+        "seed": options.seed,
+        "cases": cases,
     }
     write_record(options.output, result)
-    Console(stderr=True).print(table(result))
+    Console(stderr=True).print(*map(table, cases))
 
 
 if __name__ == "__main__":

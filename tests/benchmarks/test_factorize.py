@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.factorize import attention_shapes, full_lu, full_svd, main
+from benchmarks.factorize import ROUTES, attention_shapes, full_lu, full_svd, main
 from loldu import ldu
 
 SMALLEST = ["--block_out_channels", "32", "32", "32", "32", "--cross_attention_dim", "16"]
@@ -34,6 +34,7 @@ def test_the_peers_make_factors_of_the_weight(shape: tuple[int, int]) -> None:
 def test_the_result_tells_all_it_was_made_with(tmp_path: Path) -> None:
     output = tmp_path / "factorize.json"
     flags = [*SMALLEST, "--rank", "4", "--repetitions", "2", "--seed", "1"]
+    flags += ["--large_size", "40", "--large_rank", "8"]
     main([*flags, "--output", str(output)])
     result = json.loads(output.read_text())
 
@@ -41,20 +42,33 @@ def test_the_result_tells_all_it_was_made_with(tmp_path: Path) -> None:
     assert result["versions"]["torch"] == version("torch")
     assert set(result["machine"]) == {"cpu", "cores", "threads", "system"}
     assert result["machine"]["cpu"]
-    assert (result["rank"], result["seed"], result["repetitions"]) == (4, 1, 2)
-    assert result["layers"] == 128
-    assert sum(shape["layers"] for shape in result["shapes"]) == 128
+    assert result["seed"] == 1
+    unet, large = result["cases"]
+    assert (unet["rank"], unet["repetitions"], unet["layers"]) == (4, 2, 128)
+    assert (large["rank"], large["layers"]) == (8, 1)
+    assert sum(shape["layers"] for shape in unet["shapes"]) == 128
 
-    routes = result["routes"]
-    assert {name: route["layers_timed"] for name, route in routes.items()} == {
-        "ldu": 128,
-        "full_lu": 128,
-        "svd": 2,
+    routes = unet["routes"]
+    assert {name for name, route in routes.items() if route["scaled_to_all_layers"]} == {
+        "svd",
+        "pissa_layer",
     }
-    assert [name for name, route in routes.items() if route["scaled_to_all_layers"]] == ["svd"]
-    for spread in (
-        *(route["seconds"] for route in routes.values()),
-        *result["times_as_long_as_ldu"].values(),
-    ):
-        assert 0 < spread["min"] <= spread["median"] <= spread["max"]
-    assert set(result["times_as_long_as_ldu"]) == {"full_lu", "svd"}
+    assert all(
+        route["layers_timed"] == (2 if route["scaled_to_all_layers"] else 128)
+        for route in routes.values()
+    )
+    for case in (unet, large):
+        assert set(case["times_as_long_as_ldu"]) == set(routes) - {"ldu"}
+        for spread in (
+            *(route["seconds"] for route in case["routes"].values()),
+            *case["times_as_long_as_ldu"].values(),
+        ):
+            assert 0 < spread["min"] <= spread["median"] <= spread["max"]
+
+
+def test_an_adapted_layer_has_the_weight_it_was_made_of() -> None:
+    weight = torch.randn(12, 10, generator=torch.Generator().manual_seed(0))
+    x = torch.eye(10)
+    for name in ("loldu_layer", "pissa_layer", "pissa_niter_16_layer"):
+        model = ROUTES[name].factorize(weight.clone(), 3)
+        torch.testing.assert_close(model(x), weight.T)
