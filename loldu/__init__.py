@@ -5,6 +5,7 @@ from .concept_file import Concept, ConceptError, ConceptLayer, read_concept
 from .config import LoLDUConfig
 from .export import export_lora
 from .factorization import Factors, ldu, svd
+from .hotswap import hotswap_concept
 from .merged import save_merged
 from .model import LoLDUModel, project
 from .pipeline import mix, set_concepts, set_strength, unload_concept
@@ -23,6 +24,7 @@ __all__ = [
     "LoLDUModel",
     "Truncation",
     "export_lora",
+    "hotswap_concept",
     "ldu",
     "load_concept",
     "mix",

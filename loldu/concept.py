@@ -125,12 +125,9 @@ def load_concept(
     Raises:
         ConceptError: The file is not a sound concept, or was made for another base.
     """
-    parts = components(model_or_pipeline)
-    concept = _read(path, parts)
-    targets = _targets(concept, parts, path)
-    for component, part in targets.items():
+    concept, targets = read_verified(model_or_pipeline, path)
+    for part in targets.values():
         require_free(part, adapter_name)
-        _verify([y for y in concept.layers if y.component == component], bare(part), path)
     for component, part in targets.items():
         layers = {y.name: y for y in concept.layers if y.component == component}
         basis = next(iter(layers.values())).basis
@@ -140,7 +137,7 @@ def load_concept(
             module = bare(part).get_submodule(name)
             module.load_delta(adapter_name, layer.delta, layer.pivots)
             module.set_scale(adapter_name, strength)
-    for part in parts.values():
+    for part in components(model_or_pipeline).values():
         activate(part, adapter_name)
     return concept
 
@@ -159,11 +156,24 @@ def verify_concept(
         ConceptError: The file is not a sound concept, or was made for another base; the message
             names the first layer that differs.
     """
+    return read_verified(model_or_pipeline, path)[0]
+
+
+def read_verified(
+    model_or_pipeline: Any,  # noqa: ANN401
+    path: str | os.PathLike[str],
+) -> tuple[Concept, dict[str, nn.Module]]:
+    """Return a concept that fits a base, and the part of the base that each component is for.
+
+    Raises:
+        ConceptError: The file is not a sound concept, or was made for another base.
+    """
     parts = components(model_or_pipeline)
-    concept = _read(path, parts)
-    for component, part in _targets(concept, parts, path).items():
+    concept = read_peft_folder(Path(path), parts) if Path(path).is_dir() else read_concept(path)
+    targets = _targets(concept, parts, path)
+    for component, part in targets.items():
         _verify([y for y in concept.layers if y.component == component], bare(part), path)
-    return concept
+    return concept, targets
 
 
 def base_id(model_or_pipeline: Any) -> str:  # noqa: ANN401
@@ -250,10 +260,6 @@ def _read_layer(component: str, name: str, module: LoLDULayer, adapter_name: str
         pivots,
         module.fingerprint(),
     )
-
-
-def _read(path: str | os.PathLike[str], parts: Mapping[str, nn.Module]) -> Concept:
-    return read_peft_folder(Path(path), parts) if Path(path).is_dir() else read_concept(path)
 
 
 def _targets(

@@ -155,6 +155,14 @@ class LoLDUDiagonal(nn.Module):
         return self()
 
     @torch.no_grad()
+    def set_delta(self, delta: Float[Tensor, " r"]) -> None:
+        """Make delta this one, with sigma at its start."""
+        if self.ds is not None:
+            self.ds.zero_()
+        target = delta / self.sigma_0
+        self.dz.copy_(target if self.perturbation is None else target - self.perturbation)
+
+    @torch.no_grad()
     def shrink(self, factor: Float[Tensor, ""]) -> None:
         """Multiply delta by a factor, moving sigma toward its start by the same factor.
 

@@ -24,6 +24,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from loldu import (
     LoLDUConfig,
+    hotswap_concept,
     load_concept,
     mix,
     save_concept,
@@ -182,6 +183,21 @@ def test_new_values_need_no_new_graph(make_two_layers: Make) -> None:
             pivots = layer.diagonal("default").pivots
             pivots.copy_(pivots.roll(seed))
         set_peft_model_state_dict(model, get_peft_model_state_dict(other))
+        torch.testing.assert_close(compiled(X), other(X))
+    assert graphs.count == 1
+
+
+def test_another_concept_in_the_same_place_needs_no_new_graph(
+    make_two_layers: Make, tmp_path: Path
+) -> None:
+    model, graphs = build(make_two_layers), Graphs()
+    compiled = torch.compile(model, backend=graphs, fullgraph=True)
+    compiled(X)
+    for seed in range(1, 4):
+        other = build(make_two_layers)
+        for layer in adapted(other):
+            layer.diagonal("default").dz.data.mul_(1 + seed)
+        hotswap_concept(compiled, save_concept(other, tmp_path / f"{seed}.safetensors"))
         torch.testing.assert_close(compiled(X), other(X))
     assert graphs.count == 1
 
