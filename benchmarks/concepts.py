@@ -26,7 +26,7 @@ from benchmarks.provenance import provenance, write_record
 from benchmarks.spread import ratio, spread
 from loldu import LoLDUConfig, load_concept, mix, save_concept, set_concepts
 from loldu.layer import LoLDULayer
-from loldu.model import DIFFUSERS_ATTENTION
+from loldu.targets import DIFFUSERS_ATTENTION
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -204,9 +204,10 @@ class LoLDULayer(FactoredLayer):
             parts = self._parts(() if self.merged else self.active_adapters)
             return summed(parts.values())
         if self.merged:
+            what = "pass `adapter_names`" if self.rows is None else "give rows their own concepts"
             raise ValueError(
-                "Cannot pass `adapter_names` when there are merged adapters, nor give rows their "
-                f"own concepts (layer '{self.layer_name}'): unmerge them first"
+                f"Cannot {what} when there are merged adapters, please call `unmerge_adapter` "
+                f"first. (layer '{self.layer_name}')"
             )
         parts = self._parts(rows)
         if len(set(rows)) == 1:
