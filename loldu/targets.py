@@ -70,7 +70,7 @@ def what_was_meant(targets: str | Iterable[str] | None, names: Collection[str]) 
     near: dict[str, None] = {}
     for target in [] if targets is None or isinstance(targets, str) else sorted(targets):
         last = target.rpartition(".")[2]
-        same = [name for spelling in SPELLINGS if target in spelling for name in spelling]
+        same = [name for spelling in SPELLINGS if {target, last} & spelling for name in spelling]
         near |= dict.fromkeys(sorted({*same} & {*names}))
         near |= dict.fromkeys(difflib.get_close_matches(last, names))
     perhaps = f"Perhaps you meant {', '.join(near)}. " if near else ""
