@@ -16,9 +16,9 @@ STAMP := .venv/.installed
 PIP_PROGRESS := awk '/(Downloading|Using cached).*[0-9][0-9]\.[0-9] MB/ || /^Installing/ \
 	{ print substr($$0, 1, 100); fflush() }'
 
-.PHONY: help install demo test lint webui bench
+.PHONY: help install demo test lint webui bench peft-suite
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 install: $(STAMP)  ## make .venv with everything the other targets need
 
@@ -51,3 +51,7 @@ webui: $(STAMP)  ## draw with the concepts of runs/ in a browser
 
 bench: $(STAMP)  ## time the factors beside a full LU and an SVD; writes benchmarks/results/
 	$(BIN)/python -m benchmarks.factorize
+
+peft-suite: $(STAMP)  ## run PEFT's own tests with LoLDU in their tables (some 15 minutes)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peft-suite]'
+	$(BIN)/python -m tests.peft_suite

@@ -160,7 +160,7 @@ def _pipeline() -> diffusers.StableDiffusionPipeline:
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         ),
-        scheduler=diffusers.DDIMScheduler(),
+        scheduler=diffusers.DDIMScheduler(clip_sample=False),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from peft import LoraConfig
 
 from loldu import LoLDUConfig
@@ -193,7 +194,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             continue
         for entry in expected:
             if re.search(entry["test"], item.nodeid):
-                item.add_marker(pytest.mark.xfail(reason=entry["reason"], strict=True))
+                reason = " ".join(entry["reason"].split())
+                item.add_marker(pytest.mark.xfail(reason=reason, strict=entry["strict"]))
     config.hook.pytest_deselected(items=others)
     items[:] = kept
     for name, module in sys.modules.items():
@@ -201,11 +203,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             module._HUB_MODEL_ACCESSES = AlwaysSeen()
 
 
+def pytest_runtest_setup() -> None:
+    """Draw the same base models in every run; some of PEFT's tests leave them to chance.
+
+    `test_mixed_adapter_batches_partly_overlapping_target_layers` compares two routes of the same
+    product at a relative 1e-5, which rounding exceeds on about 1 draw in 70 for LoLDU.
+    """
+    torch.manual_seed(0)
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when != "call" and report.passed:
         return
     outcome, reason = report.outcome, ""
-    if hasattr(report, "wasxfail"):
+    if hasattr(report, "wasxfail") and report.skipped:
         outcome, reason = "expected", report.wasxfail
     elif report.skipped and isinstance(report.longrepr, tuple):
         reason = report.longrepr[2].removeprefix("Skipped: ")
