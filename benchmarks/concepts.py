@@ -107,7 +107,7 @@ def loldu_bench(options: Options, concepts: int) -> Bench:
     """Load one concept file under as many names as asked for."""
     unet, x, names = build_unet(options), inputs(options), [f"c{i}" for i in range(concepts)]
     source = build_unet(options)
-    source.add_adapter(LoLDUConfig(r=options.rank, init_weights=False, seed=options.seed))
+    source.add_adapter(LoLDUConfig(r=options.rank, init_weights=False))
     with tempfile.TemporaryDirectory() as folder:
         path = save_concept(source, Path(folder) / "concept.safetensors")
         for name in names:

@@ -102,7 +102,8 @@ class LoLDULayer(FactoredLayer):
             diagonal.pivots.copy_(shared.pivots[..., : d.numel()])
         if not config.init_weights:
             spread = 0.2 * d.square().mean().sqrt()
-            diagonal.dz.copy_(spread.cpu() * torch.randn(d.shape, generator=generator))
+            # From torch's own state, as PEFT's methods draw: two such adapters are to differ.
+            diagonal.dz.copy_(spread.cpu() * torch.randn(d.shape, device="cpu"))
 
     @torch.no_grad()
     def load_delta(
@@ -298,7 +299,8 @@ class Linear(nn.Module, LoLDULayer):
         merged = merged.to(weight.dtype)
         if safe_merge and not torch.isfinite(merged).all():
             raise ValueError(
-                f"merging {names} makes the weight of layer '{self.layer_name}' not finite"
+                f"NaNs detected in the merged weights. The adapter {', '.join(names)} seems to be "
+                f"broken (layer '{self.layer_name}'): train or load it anew"
             )
         if self._weight_before_merge is None:
             self._weight_before_merge = weight.data

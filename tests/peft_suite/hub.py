@@ -23,7 +23,8 @@ SIZES = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
 }
-LLAMA = {**SIZES, "num_key_value_heads": 2, "max_position_embeddings": 128, "pad_token_id": 0}
+LLAMA = {**SIZES, "max_position_embeddings": 128, "pad_token_id": 0}
+QWEN = {**LLAMA, "num_key_value_heads": 2}
 GPT = {"vocab_size": 1024, "n_positions": 128, "n_embd": 32, "n_layer": 2, "n_head": 4}
 GPT_TOKENS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 BERT = {**SIZES, "max_position_embeddings": 128, "type_vocab_size": 16}
@@ -39,7 +40,7 @@ BART = {
     "max_position_embeddings": 128,
 }
 T5 = {"vocab_size": 1024, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
-GEMMA = {**LLAMA, "head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]}
+GEMMA = {**QWEN, "head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]}
 OPT = {**SIZES, "ffn_dim": 64, "word_embed_proj_dim": 32, "max_position_embeddings": 128}
 DEBERTA = {
     **BERT,
@@ -57,7 +58,7 @@ MODELS: dict[str, tuple[str, dict[str, object]]] = {
         {**GPT, **GPT_TOKENS, "rotary_dim": 4},
     ),
     "trl-internal-testing/tiny-random-LlamaForCausalLM": ("LlamaForCausalLM", LLAMA),
-    "peft-internal-testing/tiny-dummy-qwen2": ("Qwen2ForCausalLM", LLAMA),
+    "peft-internal-testing/tiny-dummy-qwen2": ("Qwen2ForCausalLM", QWEN),
     "hf-internal-testing/tiny-random-Gemma3ForCausalLM": ("Gemma3ForCausalLM", GEMMA),
     "peft-internal-testing/tiny-random-T5ForConditionalGeneration-calibrated": (
         "T5ForConditionalGeneration",

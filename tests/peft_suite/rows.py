@@ -6,7 +6,6 @@ so are tests that are not parametrized by a method.
 """
 
 import dataclasses
-import itertools
 import json
 import re
 import sys
@@ -125,18 +124,6 @@ def reason_against(row: Sequence[object]) -> str | None:
     return None
 
 
-def translate_row(row: Sequence[object], variant: dict[str, object]) -> list[object]:
-    """Return LoRA's row as LoLDU's; draws follow from the seed, so each adapter has its own."""
-    seeds = itertools.count()
-    translated = []
-    for part in row:
-        options = variant
-        if isinstance(part, dict | LoraConfig) and (seed := next(seeds)):
-            options = {**variant, "seed": seed}
-        translated.append(translate_part(part, options))
-    return translated
-
-
 def rows_for_loldu(names: str, values: Sequence[Any]) -> list[Any] | None:
     """Return the rows that take the place of a parametrization's, or None where LoRA has none."""
     rows = [
@@ -155,7 +142,7 @@ def rows_for_loldu(names: str, values: Sequence[Any]) -> list[Any] | None:
                 raise Untranslatable(reason)
             for variant, options in VARIANTS.items():
                 if has_options or not options:
-                    parts = translate_row(row, options)
+                    parts = [translate_part(part, options) for part in row]
                     replaced.append(pytest.param(*parts, id=f"{variant}{index}"))
         except Untranslatable as error:
             left_out[row[0] if isinstance(row[0], str) else f"{names} {index}"] = str(error)
