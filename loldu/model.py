@@ -81,10 +81,10 @@ class LoLDUModel(BaseTuner):
         for layer in self.modules():
             if autocast_adapter_dtype or not isinstance(layer, LoLDULayer):
                 continue
-            dtype = layer.base_weight().dtype
-            if adapter_name in layer.loldu_diagonal and dtype.is_floating_point:
+            weight: Any = layer.get_base_layer().weight
+            if adapter_name in layer.loldu_diagonal and weight.is_floating_point():
                 for parameter in layer.diagonal(adapter_name).parameters():
-                    parameter.data = parameter.data.to(dtype)
+                    parameter.data = parameter.data.to(weight.dtype)
 
     def _create_and_replace(
         self,

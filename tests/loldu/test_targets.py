@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+)
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTModel
@@ -209,3 +215,13 @@ def test_trainables_follow_the_base_only_where_float32_is_declined(
     )
     assert {p.dtype for n, p in loaded.named_parameters() if "loldu_" in n} == {dtype}
     assert torch.equal(loaded(x), expected)
+
+
+def test_a_layer_of_the_base_named_like_the_adapter_is_neither_trained_nor_saved() -> None:
+    base = nn.ModuleDict({"fc": nn.Linear(4, 4), "loldu_head": nn.Linear(4, 4)})
+    model = get_peft_model(base, LoLDUConfig(r=2, target_modules=["fc"]))
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {f"base_model.model.fc.loldu_diagonal.default.{n}" for n in ("dz", "ds")}
+    saved = get_peft_model_state_dict(model)
+    assert saved
+    assert all(name.startswith("base_model.model.fc.") for name in saved)

@@ -39,7 +39,6 @@ FILES = (
     "test_token_classification_qa",
     "test_stablediffusion",
     "test_low_level_api",
-    "test_torch_compile",
 )
 PACKAGE = "peft_tests"
 OUTCOMES = ("passed", "skipped", "expected", "as LoRA", "failed")

@@ -191,11 +191,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_runtest_setup() -> None:
-    """Draw the same base models in every run; some of PEFT's tests leave them to chance.
-
-    `test_mixed_adapter_batches_partly_overlapping_target_layers` compares two routes of the same
-    product at a relative 1e-5, which rounding exceeds on about 1 draw in 70 for LoLDU.
-    """
+    """Draw the same base models in every run, which some of PEFT's tests leave to chance."""
     torch.manual_seed(0)
 
 
