@@ -52,6 +52,6 @@ webui: $(STAMP)  ## draw with the concepts of runs/ in a browser
 bench: $(STAMP)  ## time the factors beside a full LU and an SVD; writes benchmarks/results/
 	$(BIN)/python -m benchmarks.factorize
 
-peft-suite: $(STAMP)  ## run PEFT's own tests with LoLDU in their tables (some 15 minutes)
+peft-suite: $(STAMP)  ## run PEFT's own tests with LoLDU in their tables (some 5 minutes)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peft-suite]'
 	$(BIN)/python -m tests.peft_suite

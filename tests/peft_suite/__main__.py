@@ -140,7 +140,7 @@ def print_summary(outcomes: list[Outcome], console: Console) -> None:
     table = Table(*("file", *OUTCOMES, "s"))
     for outcome in outcomes:
         counts = [str(outcome.tests[what]) for what in OUTCOMES]
-        table.add_row(outcome.file, *counts, f"{outcome.wall_s:.0f}")
+        table.add_row(outcome.file.removeprefix("test_"), *counts, f"{outcome.wall_s:.0f}")
     total = sum((outcome.tests for outcome in outcomes), Counter[str]())
     seconds = sum(outcome.wall_s for outcome in outcomes)
     table.add_section()
