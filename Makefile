@@ -16,9 +16,9 @@ STAMP := .venv/.installed
 PIP_PROGRESS := awk '/(Downloading|Using cached).*[0-9][0-9]\.[0-9] MB/ || /^Installing/ \
 	{ print substr($$0, 1, 100); fflush() }'
 
-.PHONY: help install demo test lint webui bench
+.PHONY: help install demo test lint webui bench peft-suite quantized
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 install: $(STAMP)  ## make .venv with everything the other targets need
 
@@ -53,3 +53,11 @@ bench: $(STAMP)  ## all benchmarks beside their peers (half an hour); writes ben
 	$(BIN)/python -m benchmarks.factorize
 	$(BIN)/python -m benchmarks.forward
 	$(BIN)/python -m benchmarks.concepts
+
+peft-suite: $(STAMP)  ## run PEFT's own tests with LoLDU in their tables (some 5 minutes)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peft-suite]'
+	$(BIN)/python -m tests.peft_suite
+
+quantized: $(STAMP)  ## install bitsandbytes and torchao, and run the tests on quantized bases
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[quantized]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/loldu/test_quantized.py

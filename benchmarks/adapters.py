@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from benchmarks.factorize import full_lu
 from loldu import LoLDUConfig
 from loldu.layer import LoLDULayer
-from loldu.model import DIFFUSERS_ATTENTION
+from loldu.targets import DIFFUSERS_ATTENTION
 
 R = 32
 TARGETS = [*DIFFUSERS_ATTENTION]

@@ -28,7 +28,7 @@ from benchmarks.provenance import provenance, write_record
 from benchmarks.spread import ratio, spread
 from loldu import LoLDUConfig, load_concept, mix, save_concept, set_concepts
 from loldu.layer import LoLDULayer
-from loldu.model import DIFFUSERS_ATTENTION
+from loldu.targets import DIFFUSERS_ATTENTION
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -113,7 +113,7 @@ def loldu_bench(options: Options, concepts: int) -> Bench:
     """Load one concept file under as many names as asked for."""
     unet, x, names = build_unet(options), inputs(options), [f"c{i}" for i in range(concepts)]
     source = build_unet(options)
-    source.add_adapter(LoLDUConfig(r=options.rank, init_weights=False, seed=options.seed))
+    source.add_adapter(LoLDUConfig(r=options.rank, init_weights=False))
     with tempfile.TemporaryDirectory() as folder:
         path = save_concept(source, Path(folder) / "concept.safetensors")
         loads = [

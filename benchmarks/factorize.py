@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from benchmarks.provenance import provenance, write_record
 from benchmarks.spread import ratio, spread
 from loldu import LoLDUConfig, ldu
-from loldu.model import DIFFUSERS_ATTENTION
+from loldu.targets import DIFFUSERS_ATTENTION
 
 RESULTS = Path(__file__).parent / "results"
 

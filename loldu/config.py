@@ -136,13 +136,14 @@ class LoLDUConfig(PeftConfig):
     init_weights: bool = field(
         default=True,
         metadata=_help(
-            "False starts from a small random change instead of the base model (for tests)."
+            "False starts from a small random change, drawn from torch's global state, instead of "
+            "the base model (for tests)."
         ),
     )
     seed: int = field(
         default=0,
         metadata=_help(
-            "Seed of random initial values. Each layer draws from (seed, layer name), so a draw "
+            "Seed of a random diagonal_init. Each layer draws from (seed, layer name), so a draw "
             "depends neither on torch's global state nor on the order of layers."
         ),
     )

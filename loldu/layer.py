@@ -113,7 +113,8 @@ class LoLDULayer(FactoredLayer):
             diagonal.pivots.copy_(shared.pivots[..., : d.numel()])
         if not config.init_weights:
             spread = 0.2 * d.square().mean().sqrt()
-            diagonal.dz.copy_(spread.cpu() * torch.randn(d.shape, generator=generator))
+            # From torch's own state, as PEFT's methods draw: two such adapters are to differ.
+            diagonal.dz.copy_(spread.cpu() * torch.randn(d.shape, device="cpu"))
 
     @torch.no_grad()
     def load_delta(
@@ -216,9 +217,10 @@ class LoLDULayer(FactoredLayer):
             parts = self._parts(() if self.merged else self.active_adapters)
             return summed(parts.values())
         if self.merged:
+            what = "pass `adapter_names`" if self.rows is None else "give rows their own concepts"
             raise ValueError(
-                "Cannot pass `adapter_names` when there are merged adapters, nor give rows their "
-                f"own concepts (layer '{self.layer_name}'): unmerge them first"
+                f"Cannot {what} when there are merged adapters, please call `unmerge_adapter` "
+                f"first. (layer '{self.layer_name}')"
             )
         parts = self._parts(rows)
         if len(set(rows)) == 1:
@@ -322,7 +324,8 @@ class Linear(nn.Module, LoLDULayer):
         merged = merged.to(weight.dtype)
         if safe_merge and not torch.isfinite(merged).all():
             raise ValueError(
-                f"merging {names} makes the weight of layer '{self.layer_name}' not finite"
+                f"NaNs detected in the merged weights. The adapter {', '.join(names)} seems to be "
+                f"broken (layer '{self.layer_name}'): train or load it anew"
             )
         if self._weight_before_merge is None:
             self._weight_before_merge = weight

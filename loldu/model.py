@@ -5,6 +5,7 @@
 # pyright: reportUnknownArgumentType=false
 
 import math
+from collections import ChainMap
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils.error import NoMatchingPeftModuleError
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
@@ -21,8 +23,7 @@ from .factorization import Pivoting
 from .layer import LoLDULayer
 from .layer_kinds import kind_of
 from .mixing import BASE_NAME
-
-DIFFUSERS_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+from .targets import default_targets, linear_names, what_was_meant
 
 
 class LoLDUModel(BaseTuner):
@@ -33,10 +34,11 @@ class LoLDUModel(BaseTuner):
 
     prefix = "loldu_"
     tuner_layer_cls = LoLDULayer
-    target_module_mapping: dict[str, Any] = {  # noqa: RUF012  the base class declares it so
-        **TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
-        "clip_text_model": ["q_proj", "k_proj", "v_proj", "out_proj"],
-    }
+    # A view of PEFT's table, so that entries made later count too.
+    target_module_mapping: Any = ChainMap(  # noqa: RUF012  the base class declares it so
+        {"clip_text_model": ["q_proj", "k_proj", "v_proj", "out_proj"]},
+        TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
+    )
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: Any) -> Any:  # noqa: ANN401
         """Fill in the target modules where they follow from the model.
@@ -45,22 +47,45 @@ class LoLDUModel(BaseTuner):
             ValueError: They do not.
         """
         if peft_config.target_modules is None:
-            linear = [
-                name.removesuffix(".base_layer")
-                for name, part in self.named_modules()
-                if isinstance(part, nn.Linear)
-            ]
-            targets = self.target_module_mapping.get(model_config.get("model_type", ""))
-            if targets is None and any(name.endswith("to_q") for name in linear):
-                targets = DIFFUSERS_ATTENTION
-            if targets is None:
-                known = ", ".join(sorted({name.rpartition(".")[2] for name in linear})[:20])
+            names = linear_names(self.model)
+            known = self.target_module_mapping.get(model_config.get("model_type", ""))
+            peft_config.target_modules = default_targets(known, names)
+            if peft_config.target_modules is None:
                 raise ValueError(
-                    f"target_modules is needed for {type(self.model).__name__}; it has linear "
-                    f"layers named {known or '(none)'}"
+                    "Please specify `target_modules`: they do not follow from "
+                    f"{type(self.model).__name__}. {what_was_meant(None, names)}"
                 )
-            peft_config.target_modules = targets if isinstance(targets, str) else set(targets)
         return peft_config
+
+    def inject_adapter(
+        self,
+        model: nn.Module,
+        adapter_name: str,
+        *args: Any,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        """Add an adapter to the layers it targets.
+
+        Raises:
+            NoMatchingPeftModuleError: It targets none; the message says what could be meant.
+        """
+        try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        except NoMatchingPeftModuleError as error:
+            config: Any = self.peft_config[adapter_name]
+            meant = what_was_meant(config.target_modules, linear_names(model))
+            raise NoMatchingPeftModuleError(f"{error} {meant}") from error
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """Leave trainables in float32, or where that is declined give them the base's dtype."""
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        for layer in self.modules():
+            if autocast_adapter_dtype or not isinstance(layer, LoLDULayer):
+                continue
+            weight: Any = layer.get_base_layer().weight
+            if adapter_name in layer.loldu_diagonal and weight.is_floating_point():
+                for parameter in layer.diagonal(adapter_name).parameters():
+                    parameter.data = parameter.data.to(weight.dtype)
 
     def _create_and_replace(
         self,

@@ -39,13 +39,15 @@ KINDS = {
 
 def build(make: MakeModel, *names: str) -> PeftModel:
     """A PeftModel with a random adapter of every kind named; the first is active."""
-    first, *others = (
-        (name, LoLDUConfig(**{"r": 6, "target_modules": TARGETS, "init_weights": False} | options))
-        for name, options in ((name, KINDS[name]) for name in names)
-    )
-    model = get_peft_model(make(), first[1], first[0])
-    for name, config in others:
-        model.add_adapter(name, config)
+    model, defaults = make(), {"r": 6, "target_modules": TARGETS, "init_weights": False}
+    for name in names:
+        config = LoLDUConfig(**(defaults | KINDS[name]))
+        # The same draws, whatever was built before.
+        torch.manual_seed(config.seed)
+        if isinstance(model, PeftModel):
+            model.add_adapter(name, config)
+        else:
+            model = get_peft_model(model, config, name)
     return model.eval()
 
 

@@ -197,7 +197,7 @@ def test_first_block_only() -> None:
 
 
 def test_targets_that_do_not_follow_from_the_model_are_asked_for(make_two_layers: Make) -> None:
-    with pytest.raises(ValueError, match=r"target_modules is needed .* head, tall, wide"):
+    with pytest.raises(ValueError, match=r"Please specify `target_modules`.* head, tall, wide"):
         get_peft_model(make_two_layers(), LoLDUConfig())
 
 
