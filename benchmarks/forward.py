@@ -1,7 +1,8 @@
 """Time and memory of a training step's forward and backward, by adapter, beside the frozen model.
 
-``python -m benchmarks.forward``. One attention projection at a time, then all 128 of a U-Net of
-Stable Diffusion v1.5's shape. The weights are random: time and memory follow from the shapes.
+``python -m benchmarks.forward``. One attention projection at a time, of Stable Diffusion v1.5 and
+of ViT-B, then all 128 of a U-Net of Stable Diffusion v1.5's shape. The weights are random: time and
+memory follow from the shapes.
 """
 
 import contextlib
@@ -58,6 +59,9 @@ class Options:
     # Width of the text's features; Stable Diffusion v1.5's unless given. Width times width must
     # not be below FourierFT's 1000 frequencies.
     cross_attention_dim: int = 768
+    # Width of the vision transformer's projection, and its tokens: ViT-B's at 32 pictures.
+    vit_width: int = 768
+    vit_tokens: int = 32 * 197
     # Where to measure: cpu or cuda.
     device: str = "cpu"
     # Of the base model, and of autocast unless float32; what is trained stays in float32.
@@ -86,9 +90,9 @@ class Case:
 
 
 def cases(options: Options) -> Iterator[Case]:
-    """Yield single projections, with the tokens of 64 x 64 latents and of the text, and the U-Net.
+    """Yield single projections, of 64 x 64 latents, of text and of ViT-B, then the U-Net.
 
-    Their batch is one picture.
+    The U-Net's batch is one picture.
     """
     torch.manual_seed(options.seed)
     first, _, third, _ = options.block_out_channels
@@ -96,6 +100,7 @@ def cases(options: Options) -> Iterator[Case]:
         (first, first, 64 * 64),
         (third, third, 16 * 16),
         (third, options.cross_attention_dim, TEXT_TOKENS),
+        (options.vit_width, options.vit_width, options.vit_tokens),
     ):
         linear = nn.Linear(in_, out, bias=False)
         model = _place(nn.Sequential(OrderedDict(to_q=linear)), options)

@@ -14,6 +14,7 @@ from loldu.layer import LoLDULayer
 FLAGS = [
     *("--block_out_channels", "32", "32", "32", "32", "--cross_attention_dim", "32"),
     *("--latent_size", "16", "--repetitions", "1", "--projection_repetitions", "2"),
+    *("--vit_width", "32", "--vit_tokens", "64"),
 ]
 
 
@@ -69,6 +70,7 @@ def test_the_result_tells_time_and_memory_of_every_method(tmp_path: Path) -> Non
         ("projection 32 x 32, 4096 tokens", 1),
         ("projection 32 x 32, 256 tokens", 1),
         ("projection 32 x 32, 77 tokens", 1),
+        ("projection 32 x 32, 64 tokens", 1),
         ("unet, 16 x 16 latents", 128),
     ]
     for case in result["cases"]:

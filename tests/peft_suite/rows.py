@@ -31,8 +31,8 @@ ROW = re.compile(rf"\b({'|'.join([CONTROL, *VARIANTS])})(\d+)\b")
 
 RENAMED = {"lora_alpha": "alpha", "lora_dropout": "dropout", "init_lora_weights": "init_weights"}
 OPTIONS = {field.name for field in dataclasses.fields(LoLDUConfig)}
-# An option of LoRA's that a row can do without, at these values.
-WITHOUT = {"lora_dropout": None, "bias": "none"}
+# Options of LoRA that a row can do without, at these values.
+WITHOUT = {"bias": "none"}
 # Parts of a row that hold the options of several models.
 NESTED = ("text_encoder", "unet")
 
@@ -86,7 +86,7 @@ def translate_options(options: dict[str, Any]) -> dict[str, object]:
             raise Untranslatable(f"{name}={value!r}")
         if ours in OPTIONS:
             translated[ours] = value
-        elif name not in WITHOUT or WITHOUT[name] not in (None, value):
+        elif WITHOUT.get(name) != value:
             raise Untranslatable(name)
     return translated
 
