@@ -59,7 +59,7 @@ def adapted_linear(
     if route == "dense":
         weight = torch.addmm(weight, left * delta.to(left.dtype), right)
         return F.linear(x, weight, bias)
-    return _Factored.apply(x, None, weight, bias, left, delta, right)
+    return _update(x, None, weight, bias, left, delta, right)
 
 
 def factored_update(
@@ -85,7 +85,7 @@ def factored_update(
     dtype = base_output.dtype
     x, left, right = x.to(dtype), left.to(x.device, dtype), right.to(x.device, dtype)
     if not dropout:
-        return _Factored.apply(x, base_output, None, None, left, delta, right)
+        return _update(x, base_output, None, None, left, delta, right)
     hidden = F.dropout(F.linear(x, right), dropout).reshape(-1, right.shape[0])
     change = F.linear(_scale_rows(hidden, delta).to(dtype), left)
     return base_output + change.view_as(base_output)
@@ -127,15 +127,16 @@ def cheapest_route(
 
 def _is_plain(base_layer: nn.Linear, x: Tensor) -> bool:
     """Whether the base layer's own call is nothing but ``W x + b`` of frozen numbers."""
-    device = x.device.type
-    autocast = torch.is_autocast_enabled(device)
-    dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
+    device, dtype = x.device.type, x.dtype
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
     return (
         type(base_layer) is nn.Linear
-        and base_layer.weight.dtype == dtype
-        and base_layer.weight.device == x.device
-        and not any(parameter.requires_grad for parameter in base_layer.parameters())
-        and not any(vars(base_layer).get(name) for name in _HOOKS)
+        and (weight := base_layer.weight).dtype == dtype
+        and weight.device == x.device
+        and not weight.requires_grad
+        and not (base_layer.bias is not None and base_layer.bias.requires_grad)
+        and not any(map(vars(base_layer).get, _HOOKS))
     )
 
 
@@ -171,12 +172,38 @@ def _factor_free_linear(
     return output.view(*x.shape[:-1], -1)
 
 
+def _update(*operands: Tensor | None) -> Tensor:
+    if torch.is_grad_enabled():
+        return _Factored.apply(*operands)
+    return _factored(*operands)[0]  # pyright: ignore[reportArgumentType]
+
+
+def _factored(
+    x: Tensor,
+    base_output: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    left: Tensor,
+    delta: Tensor,
+    right: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return ``y + B (delta ⊙ (A x))`` and ``A x``; y is given, or computed here from W and b."""
+    flat = x.reshape(-1, x.shape[-1])
+    hidden = flat @ right.T
+    scaled = _scale_rows(hidden, delta).to(hidden.dtype)
+    if weight is None:
+        assert base_output is not None
+        output = torch.addmm(base_output.reshape(-1, left.shape[0]), scaled, left.T)
+    else:
+        output = F.linear(flat, weight, bias).addmm_(scaled, left.T)
+    return output.view(*x.shape[:-1], left.shape[0]), hidden
+
+
 class _Factored(torch.autograd.Function):
     """``y + B (delta ⊙ (A x))`` with ``dL/ddelta = Σ_tokens (Bᵀ g) ⊙ (A x)``.
 
     The base's part y is given, or computed here from a frozen W and b: then the update is added
-    to y, and to the gradient ``Wᵀ g`` of x, in place. One delta is that of a single row which all
-    tokens are in.
+    to y, and to the gradient ``Wᵀ g`` of x, in place.
     """
 
     @staticmethod
@@ -190,16 +217,9 @@ class _Factored(torch.autograd.Function):
         delta: Tensor,
         right: Tensor,
     ) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1])
-        hidden = flat @ right.T
-        scaled = _scale_rows(hidden, delta).to(hidden.dtype)
+        output, hidden = _factored(x, base_output, weight, bias, left, delta, right)
         ctx.save_for_backward(hidden, weight, left, delta, right)
-        if weight is None:
-            assert base_output is not None
-            output = torch.addmm(base_output.reshape(-1, left.shape[0]), scaled, left.T)
-        else:
-            output = F.linear(flat, weight, bias).addmm_(scaled, left.T)
-        return output.view(*x.shape[:-1], left.shape[0])
+        return output
 
     @staticmethod
     @once_differentiable
@@ -215,7 +235,7 @@ class _Factored(torch.autograd.Function):
         if needs_delta:
             # delta is float32 at least: the sum over all tokens must not be rounded on the way.
             of_tokens = grad_hidden.to(delta.dtype) * hidden.to(delta.dtype)
-            grad_delta = _by_row(of_tokens, delta).sum(1).view_as(delta)
+            grad_delta = _sum_rows(of_tokens, delta)
         if needs_x:
             scaled = _scale_rows(grad_hidden, delta).to(right.dtype)
             grad_x = scaled @ right if weight is None else (flat @ weight).addmm_(scaled, right)
@@ -223,10 +243,17 @@ class _Factored(torch.autograd.Function):
         return grad_x, grad if needs_base else None, None, None, None, grad_delta, None
 
 
-def _by_row(hidden: Float[Tensor, "all r"], delta: Tensor) -> Float[Tensor, "rows tokens r"]:
-    rows = delta.numel() // hidden.shape[1]
-    return hidden.view(rows, hidden.shape[0] // rows, hidden.shape[1])
+def _scale_rows(
+    hidden: Float[Tensor, "all r"], delta: Float[Tensor, "*rows r"]
+) -> Float[Tensor, "all r"]:
+    if delta.dim() == 1:
+        return hidden * delta
+    return (hidden.unflatten(0, (len(delta), -1)) * delta[:, None]).flatten(0, 1)
 
 
-def _scale_rows(hidden: Float[Tensor, "all r"], delta: Tensor) -> Float[Tensor, "all r"]:
-    return (_by_row(hidden, delta) * delta.view(-1, 1, hidden.shape[1])).view_as(hidden)
+def _sum_rows(
+    of_tokens: Float[Tensor, "all r"], delta: Float[Tensor, "*rows r"]
+) -> Float[Tensor, "*rows r"]:
+    if delta.dim() == 1:
+        return of_tokens.sum(0)
+    return of_tokens.unflatten(0, (len(delta), -1)).sum(1)

@@ -15,8 +15,8 @@ from .factorization import Factors, PivotCore, Pivoting, pivot_core
 class SharedFactors:
     """One factor pair of a layer's weight, in the dtype of the layer.
 
-    Rows of `right` are scaled to at most 1 by powers of two (exact in every dtype), which `gain`
-    gives back to delta: a small pivot cannot overflow half precision. Where no pivot was dropped
+    In half precision, rows of `right` are scaled to at most 1 by powers of two, which is exact, and
+    `gain` gives them back to delta: a small pivot cannot overflow. Where no pivot was dropped
     and the pivot columns are the first, a plain layer that reads its own output at the pivot rows
     can do without the two factors.
     """
@@ -27,18 +27,30 @@ class SharedFactors:
     gain: Float[Tensor, " r"]
     diagonal: Float[Tensor, " r"]
     pivots: Int[Tensor, " r"] | Int[Tensor, "2 r"] | None
+    rescaled: bool
     can_be_left_out: bool
     _core: PivotCore | None = field(default=None, init=False, repr=False)
 
     @classmethod
     def of(cls, factors: Factors, pivoting: Pivoting | None, dtype: torch.dtype) -> "SharedFactors":
         """Round a factor pair to the layer's dtype; pivoting None is an SVD."""
-        _, exponent = torch.frexp(factors.right.abs().amax(1))
-        gain = torch.ldexp(torch.ones_like(factors.diagonal), exponent)
-        left, right = factors.left.to(dtype), (factors.right / gain[:, None]).to(dtype)
-        diagonal = factors.diagonal
+        left, diagonal, right = factors.left, factors.diagonal, factors.right
+        gain, rescaled = torch.ones_like(diagonal), dtype in (torch.float16, torch.bfloat16)
+        if rescaled:
+            _, exponent = torch.frexp(right.abs().amax(1))
+            gain = torch.ldexp(gain, exponent)
+            right = right / gain[:, None]
         of_own_rows = pivoting == "partial" and bool((diagonal != 0).all())
-        return cls(pivoting, left, right, gain, diagonal, factors.pivots, of_own_rows)
+        return cls(
+            pivoting,
+            left.to(dtype),
+            right.to(dtype),
+            gain,
+            diagonal,
+            factors.pivots,
+            rescaled,
+            of_own_rows,
+        )
 
     @property
     def rank(self) -> int:
@@ -61,8 +73,12 @@ class SharedFactors:
         self, delta: Float[Tensor, "*rows r"]
     ) -> tuple[Float[Tensor, "out r"], Float[Tensor, "*rows r"], Float[Tensor, "r in"]]:
         """Return B, delta and A of ``B diag(delta) A``, at the rank of delta."""
-        r = delta.shape[-1]
-        return self.left[:, :r], delta * self.gain[:r].to(delta.device), self.right[:r]
+        r, left, right = delta.shape[-1], self.left, self.right
+        if r < self.rank:
+            left, right = left[:, :r], right[:r]
+        if self.rescaled:
+            delta = delta * self.gain[:r].to(delta.device)
+        return left, delta, right
 
     def pivots_of(self, rank: int) -> Tensor | None:
         """Return the pivots of the first directions; an SVD has none."""
