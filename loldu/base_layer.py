@@ -53,6 +53,11 @@ def as_stored(base: nn.Module, matrix: Float[Tensor, "out in"]) -> Float[Tensor,
     return matrix[:, :, None, None] if isinstance(base, nn.Conv2d) else matrix
 
 
+def dtype_name(weight: Tensor) -> str:
+    """Return a dtype's name as files have it, without the library's."""
+    return str(weight.dtype).removeprefix("torch.")
+
+
 def padding_of(base: nn.Conv2d) -> tuple[int, int]:
     """Return by how many rows and columns a 1x1 convolution pads each side."""
     # "same" and "valid" pad a 1x1 kernel by nothing.
@@ -83,7 +88,7 @@ def quantization_of(base: nn.Module, model: nn.Module | None = None) -> Quantiza
     elif isinstance(backend, Bnb4bitBackend):
         backend = _FourBits()
     elif not isinstance(backend, Bnb8bitBackend):
-        name = backend.backend_name if backend else str(weight.dtype).removeprefix("torch.")
+        name = backend.backend_name if backend else dtype_name(weight)
         raise TypeError(f"is quantized ({name}) in a way that loldu cannot read")
     if not isinstance(backend, TorchaoBackend) and weight.is_floating_point():
         raise TypeError("is not quantized yet, which bitsandbytes does when it moves to a device")

@@ -4,7 +4,7 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from jaxtyping import Float
@@ -13,6 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from .base_layer import weight_matrix
+from .concept_file import ConceptError
 from .fingerprint import fingerprint
 from .layer import LoLDULayer
 
@@ -88,3 +89,26 @@ def _collect(module: nn.Module, found: dict[LoLDULayer, None]) -> None:
     else:
         for child in module.children():
             _collect(child, found)
+
+
+def layers_with(model: nn.Module, adapter_name: str) -> dict[str, LoLDULayer]:
+    """Return the layers of a model that have an adapter, by the name they have in the base."""
+    return {
+        name.replace(".base_layer", ""): module
+        for name, module in model.named_modules()
+        if isinstance(module, LoLDULayer) and adapter_name in module.r
+    }
+
+
+def require_unmerged(layers: Iterable[LoLDULayer]) -> None:
+    """Check that no adapter is merged into the weight of a layer.
+
+    Raises:
+        ConceptError: One is.
+    """
+    for layer in layers:
+        if layer.merged:
+            raise ConceptError(
+                f"{', '.join(layer.merged_adapters)} is merged into layer '{layer.layer_name}': "
+                "unmerge it first"
+            )

@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, inject_adapter_in_model
-from torch import Tensor, nn
+from torch import nn
 
+from .base_layer import dtype_name
 from .components import (
     BARE,
     adapted_layers,
     bare,
     components,
     fingerprint_of,
+    layers_with,
     part_with,
     weight_of,
 )
@@ -31,13 +32,15 @@ from .concept_file import (
     ConceptError,
     ConceptLayer,
     read_concept,
+    reason_of,
+    require_finite,
     same_base,
     write_concept,
 )
 from .config import LoLDUConfig
 from .factorization import Pivoting
+from .injection import LayerDelta, activate, add_adapter, require_free
 from .layer import LoLDULayer
-from .model import LoLDUModel
 from .peft_folder import read_peft_folder
 
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "transformer")
@@ -89,8 +92,7 @@ def concept_of(
     for component, part in parts.items():
         found = [
             _read_layer(component, name, module, adapter_name)
-            for name, module in bare(part).named_modules()
-            if isinstance(module, LoLDULayer) and adapter_name in module.r
+            for name, module in layers_with(bare(part), adapter_name).items()
         ]
         if found:
             config[component] = _describe(bare(part), adapter_name)
@@ -123,20 +125,25 @@ def load_concept(
         strength: Factor on the change of the weights.
 
     Raises:
-        ConceptError: The file is not a sound concept, or was made for another base.
+        ConceptError: The file is not a sound concept, or was made for another base; or the name is
+            taken, adapters are merged into the base, or the strength is not finite.
     """
+    require_finite(strength, adapter_name)
     concept, targets = read_verified(model_or_pipeline, path)
     for part in targets.values():
         require_free(part, adapter_name)
-    for component, part in targets.items():
-        layers = {y.name: y for y in concept.layers if y.component == component}
-        basis = next(iter(layers.values())).basis
-        ranks = {name: layer.delta.numel() for name, layer in layers.items()}
-        inject(part, adapter_name, ranks, None if basis == "svd" else basis)
-        for name, layer in layers.items():
-            module = bare(part).get_submodule(name)
-            module.load_delta(adapter_name, layer.delta, layer.pivots)
-            module.set_scale(adapter_name, strength)
+    deltas: dict[str, dict[str, LayerDelta]] = {component: {} for component in targets}
+    bases: dict[str, Pivoting | None] = {}
+    for y in concept.layers:
+        deltas[y.component][y.name] = LayerDelta(y.delta, y.pivots, strength)
+        bases[y.component] = None if y.basis == "svd" else y.basis
+    try:
+        add_adapter(targets, adapter_name, deltas, bases)
+    except ValueError as error:
+        raise ConceptError(
+            f"{path} does not fit this base in its dtype ({reason_of(error)}): load the base in "
+            "the dtype it was trained on"
+        ) from error
     for part in components(model_or_pipeline).values():
         activate(part, adapter_name)
     return concept
@@ -197,7 +204,7 @@ def _describe(model: Any, adapter_name: str) -> dict[str, Any]:  # noqa: ANN401
     """The adapter's configuration as JSON values."""
     require_diagonals_alone(model, adapter_name)
     config: LoLDUConfig = model.peft_config[adapter_name]
-    values = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
+    values = config.plain_values()
     defaults = LoLDUConfig().to_dict()
     # Where it came from (a path, perhaps) is told by the concept's base.
     unwanted = {"base_model_name_or_path", "inference_mode", "peft_version"}
@@ -232,13 +239,14 @@ def _warn_of_quantization(model_or_pipeline: Any, adapter_name: str) -> None:  #
 
 
 def _read_layer(component: str, name: str, module: LoLDULayer, adapter_name: str) -> ConceptLayer:
+    module.follow_weight()
     diagonal, weight = module.diagonal(adapter_name), module.base_weight()
     if diagonal.dz.is_meta or weight.is_meta:
         raise ConceptError(
             f"layer '{name}' has no values here: load the model's weights first, or save the "
             "concept before offloading them"
         )
-    base_dtype = _dtype_name(weight)
+    base_dtype = dtype_name(weight)
     if base_dtype not in BASE_DTYPES:
         raise ConceptError(
             f"layer '{name}' has a {base_dtype} weight, for which a concept would not be portable: "
@@ -283,26 +291,6 @@ def _targets(
     return targets
 
 
-def require_free(part: nn.Module, adapter_name: str) -> None:
-    """Check that a part can take an adapter of this name.
-
-    Raises:
-        ConceptError: It cannot.
-    """
-    if not adapter_name or "." in adapter_name or hasattr(nn.ModuleDict(), adapter_name):
-        raise ConceptError(
-            f"'{adapter_name}' cannot name an adapter: use letters, digits, '-' and '_'"
-        )
-    if adapter_name in getattr(bare(part), "peft_config", {}) and not _is_shell(part):
-        raise ConceptError(
-            f"an adapter named '{adapter_name}' is already loaded: choose another adapter_name"
-        )
-    if isinstance(part, PeftModel) and not isinstance(part.base_model, LoLDUModel):
-        raise ConceptError(
-            "the model is a PeftModel of another method: pass its base model, or a fresh one"
-        )
-
-
 def _verify(layers: list[ConceptLayer], model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Compare every layer of a concept with a base model.
 
@@ -327,10 +315,10 @@ def _verify(layers: list[ConceptLayer], model: nn.Module, path: str | os.PathLik
             )
         elif not same_base(layer, weight.dtype, fingerprint_of(module)):
             problem = "whose weight is not the one here (perhaps it is quantized otherwise)"
-        elif layer.basis == "svd" and layer.base_dtype != _dtype_name(weight):
+        elif layer.basis == "svd" and layer.base_dtype != dtype_name(weight):
             problem = (
                 f"whose SVD changes with the dtype: it was trained on {layer.base_dtype}, and this "
-                f"is {_dtype_name(weight)}"
+                f"is {dtype_name(weight)}"
             )
         else:
             continue
@@ -338,55 +326,3 @@ def _verify(layers: list[ConceptLayer], model: nn.Module, path: str | os.PathLik
             f"{path} was made for another base model: it changes layer '{layer.name}', "
             f"{problem}; load the base it was trained on"
         )
-
-
-def _dtype_name(weight: Tensor) -> str:
-    return str(weight.dtype).removeprefix("torch.")
-
-
-def inject(
-    part: nn.Module, adapter_name: str, ranks: Mapping[str, int], basis: Pivoting | None
-) -> None:
-    """Put empty adapters on exactly the named layers, each of its own rank.
-
-    Where all of them are adapted already, PEFT's search for them is left out: it goes through all
-    adapters that there are.
-    """
-    config = LoLDUConfig.for_deltas(ranks, basis)
-    layers = {name: bare(part).get_submodule(name) for name in ranks}
-    if all(isinstance(layer, LoLDULayer) for layer in layers.values()):
-        bare(part).peft_config[adapter_name] = config
-        with torch.device("meta"):
-            for name, layer in layers.items():
-                layer.update_layer(adapter_name, ranks[name], 1.0, config)
-        return
-    if isinstance(part, PeftModel):
-        left_behind = list(part.peft_config) if _is_shell(part) else []
-        part.add_adapter(adapter_name, config, low_cpu_mem_usage=True)
-        if left_behind:
-            part.active_adapter = adapter_name
-        for name in left_behind:
-            if name != adapter_name:
-                del part.peft_config[name]
-        return
-    model = bare(part)
-    with warnings.catch_warnings():
-        # PEFT warns whenever a model gets its second adapter this way, which is what is meant.
-        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
-        inject_adapter_in_model(config, model, adapter_name, low_cpu_mem_usage=True)
-    if hasattr(model, "_hf_peft_config_loaded"):
-        model._hf_peft_config_loaded = True
-
-
-def _is_shell(part: nn.Module) -> bool:
-    """Whether all adapters of a PeftModel were unloaded; it keeps the last one's configuration."""
-    return isinstance(part, PeftModel) and not adapted_layers(part)
-
-
-def activate(part: nn.Module, adapter_name: str) -> None:
-    """Make an adapter the only active one of a part, to be used and not trained."""
-    part = getattr(part, "_orig_mod", part)
-    if isinstance(part, PeftModel) and adapter_name in part.peft_config:
-        part.set_adapter(adapter_name, inference_mode=True)
-    for layer in adapted_layers(part):
-        layer.set_adapter(adapter_name, inference_mode=True)

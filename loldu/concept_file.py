@@ -12,6 +12,7 @@ The header's ``description`` holds the base's id, the table of layers and the us
 
 import hashlib
 import json
+import math
 import os
 import secrets
 from collections.abc import Iterator
@@ -39,6 +40,17 @@ FINGERPRINT_SIZE = 3
 
 class ConceptError(ValueError):
     """A concept that cannot be used here; the message says why and what to do."""
+
+
+def require_finite(strength: float | int, adapter_name: str | None) -> None:
+    """Check a strength.
+
+    Raises:
+        ConceptError: It is not a finite number.
+    """
+    if not math.isfinite(strength):
+        of = "" if adapter_name is None else f" of '{adapter_name}'"
+        raise ConceptError(f"the strength{of} must be a finite number, got {strength}")
 
 
 @dataclass(frozen=True)

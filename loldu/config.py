@@ -199,6 +199,11 @@ class LoLDUConfig(PeftConfig):
             inference_mode=True,
         )
 
+    def plain_values(self) -> dict[str, Any]:
+        """Return the options as JSON has them."""
+        values = self.to_dict()
+        return {k: sorted(v) if isinstance(v, set) else v for k, v in values.items()}
+
     def rank_and_sigma(self, layer: str) -> tuple[int, float]:
         """Return the rank asked for and sigma_0 = alpha / r of a layer."""
         r = self.rank_pattern.get(get_pattern_key(list(self.rank_pattern), layer), self.r)

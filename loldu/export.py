@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from .base_layer import padding_of
-from .components import BARE, adapted_layers, bare, components
+from .components import BARE, adapted_layers, bare, components, layers_with
 from .concept import base_id
 from .concept_file import ConceptError, write_atomically
 from .config import LoLDUConfig
@@ -93,7 +93,7 @@ def export_lora(
     adapted = {
         component: layers
         for component, model in models.items()
-        if (layers := _layers_with(adapter_name, model))
+        if (layers := layers_with(model, adapter_name))
     }
     if not adapted:
         raise ConceptError(
@@ -103,8 +103,8 @@ def export_lora(
         base = base_id(model_or_pipeline)
         folders = {part: path if part == BARE else path / part for part in adapted}
         for folder in folders.values():
-            _require_free(folder / SAFETENSORS_WEIGHTS_NAME, overwrite)
-            _require_free(folder / CONFIG_NAME, overwrite)
+            _require_new(folder / SAFETENSORS_WEIGHTS_NAME, overwrite)
+            _require_new(folder / CONFIG_NAME, overwrite)
         contents = {
             part: _peft_files(models[part], layers, adapter_name, base, dtype)
             for part, layers in adapted.items()
@@ -287,15 +287,6 @@ def _peft_tensors(
     return {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
 
 
-def _layers_with(adapter_name: str, model: nn.Module) -> dict[str, LoLDULayer]:
-    """The layers that have an adapter, by the name they have in the base."""
-    return {
-        name.replace(".base_layer", ""): module
-        for name, module in model.named_modules()
-        if isinstance(module, LoLDULayer) and adapter_name in module.r
-    }
-
-
 def _saved_modules(model: nn.Module, adapter_name: str) -> dict[str, nn.Module]:
     """The modules that an adapter trains in full, by name."""
     return {
@@ -345,10 +336,10 @@ def check_file(path: Path, overwrite: bool) -> None:
     """
     if path.is_dir() or path.suffix != ".safetensors":
         raise ConceptError(f"{path} cannot be the file to write: its name must end in .safetensors")
-    _require_free(path, overwrite)
+    _require_new(path, overwrite)
 
 
-def _require_free(path: Path, overwrite: bool) -> None:
+def _require_new(path: Path, overwrite: bool) -> None:
     if path.exists() and not overwrite:
         raise ConceptError(f"{path} exists: choose another name, or ask to overwrite it")
 

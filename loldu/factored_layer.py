@@ -15,7 +15,7 @@ from .base_layer import as_matrix, features_of
 from .diagonal import LoLDUDiagonal
 from .factorization import Pivoting, ldu, svd
 from .fingerprint import fingerprint
-from .shared_factors import SharedFactors
+from .shared_factors import SharedFactors, version_of
 
 
 class FactoredLayer(BaseTunerLayer):
@@ -31,7 +31,7 @@ class FactoredLayer(BaseTunerLayer):
         self.factors: dict[str, SharedFactors] = {}
         self.pivots_version: dict[str, tuple[int, int]] = {}
         self._weight_before_merge: Tensor | None = None
-        self._fingerprint: tuple[tuple[int, int], Tensor] | None = None
+        self._fingerprint: tuple[tuple[tuple[int, int], float, float], Tensor] | None = None
         self._weight_version = version_of(self.weight)
 
     def diagonal(self, adapter_name: str) -> LoLDUDiagonal:
@@ -48,10 +48,26 @@ class FactoredLayer(BaseTunerLayer):
 
     def fingerprint(self) -> Float[Tensor, "3"]:
         """Return what tells the base weight from others, computed once for every weight."""
-        version = version_of(self.weight)
-        if self._fingerprint is None or self._fingerprint[0] != version:
-            self._fingerprint = version, fingerprint(self.base_weight())
+        weight = self.base_weight()
+        # Writing through `.data` is seen by no version, but by sums of what was written.
+        seen = version_of(self.weight), float(weight[0].sum()), float(weight[:, 0].sum())
+        if self._fingerprint is None or self._fingerprint[0] != seen:
+            self._fingerprint = seen, fingerprint(weight)
         return self._fingerprint[1]
+
+    def follow_weight(self) -> None:
+        """Let go of factors of a weight that has been replaced or written to since."""
+        if not self.merged and not self.weight.is_meta:
+            version = version_of(self.weight)
+            if self._weight_version != version:
+                self.factors.clear()
+                self._weight_version = version
+
+    def keep_factors(self) -> None:
+        """Take the factors held for those of the weight as it is now."""
+        self._weight_version = version_of(self.weight)
+        for held in self.factors.values():
+            held.weight_version = self._weight_version
 
     def factors_of(self, adapter_name: str) -> SharedFactors:
         """Return the factors at an adapter's pivots, computing them where none are held."""
@@ -85,12 +101,14 @@ class FactoredLayer(BaseTunerLayer):
             self.pivots_version[adapter_name] = version
         return True
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _share(self, rank: int, pivoting: Pivoting | None, pivots: Tensor | None) -> SharedFactors:
         """Return held factors that serve, or make new ones and let every adapter they serve share.
 
         Without pivots any held pair of the same kind serves: its directions are as good.
         """
+        self.follow_weight()
         for held in self.factors.values():
             if held.pivoting == pivoting and held.begins_with(pivots, rank):
                 return held
@@ -124,13 +142,13 @@ class FactoredLayer(BaseTunerLayer):
                 f"are dropped; {cure} avoids it",
                 stacklevel=2,
             )
-        return SharedFactors.of(factors, pivoting, weight.dtype)
+        shared = SharedFactors.of(factors, pivoting, weight.dtype)
+        shared.weight_version = self._weight_version
+        return shared
 
     def refresh_factors(self) -> None:
         """Bring the factors up to date with the saved pivots and the base weight."""
-        if not self.merged and self._weight_version != (version := version_of(self.weight)):
-            self.factors.clear()
-            self._weight_version = version
+        self.follow_weight()
         for name, rank in self.r.items():
             diagonal = self.diagonal(name)
             held = self.factors.get(name)
@@ -144,11 +162,7 @@ class FactoredLayer(BaseTunerLayer):
         """Bring the factors up to date with pivots written since they were last compared."""
         if self.weight.is_meta:
             return
+        self.follow_weight()
         for name in self.r:
             if not self.diagonal(name).dz.is_meta:
                 self.factors_of(name)
-
-
-def version_of(tensor: Tensor) -> tuple[int, int]:
-    """What changes whenever a tensor is replaced or written to in place."""
-    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version

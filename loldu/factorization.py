@@ -50,6 +50,8 @@ class PivotCore:
         rows: The pivot rows.
         lower: ``(L11 D)⁻¹``, lower triangular.
         upper: ``(D U11)⁻¹``, upper triangular.
+        growth: How many times as large as through the factors rounding errors are, as an estimate
+            from the norms of what is multiplied; nearly dependent leading columns make it large.
 
     Source: the CUR form of an LU; L11 and U11 are the leading r x r blocks of L and U.
     """
@@ -57,6 +59,7 @@ class PivotCore:
     rows: Int[Tensor, " r"]
     lower: Float[Tensor, "r r"]
     upper: Float[Tensor, "r r"]
+    growth: float
 
 
 def ldu(
@@ -111,23 +114,31 @@ def ldu(
     )
 
 
-def pivot_core(weight: Float[Tensor, "out in"], rows: Int[Tensor, " r"]) -> PivotCore:
+def pivot_core(weight: Float[Tensor, "out in"], factors: Factors) -> PivotCore:
     """Return the core of an LDU by partial pivoting, in float32 (float64 for such a weight).
 
     Args:
         weight: The base weight W.
-        rows: Its pivot rows, none of which may have been dropped.
+        factors: Its factors, no direction of which was dropped.
     """
-    rank = len(rows)
-    core = _eliminated(_float64(weight[rows, :rank]), tolerance=0.0)
+    assert factors.pivots is not None
+    rank = len(factors.pivots)
+    pivot_rows, columns = _float64(weight[factors.pivots]), _float64(weight[:, :rank])
+    core = _eliminated(pivot_rows[:, :rank], tolerance=0.0)
     identity = torch.eye(rank, dtype=core.dtype, device=core.device)
     lower = torch.linalg.solve_triangular(core, identity, upper=False, unitriangular=True)
+    lower /= core.diagonal()[:, None]
     upper = torch.linalg.solve_triangular(core, identity, upper=True)
+    # Mean squares of the terms that are rounded: at the pivots and before C, or before B.
+    reads, writes = _float64(factors.right).square().sum(1), _float64(factors.left).square().sum(0)
+    through_core = writes @ lower.square() @ pivot_rows.square().sum(1)
+    through_core += columns.square().sum(0) @ upper.square() @ reads
     dtype = torch.promote_types(weight.dtype, torch.float32)
     return PivotCore(
-        rows.to(weight.device),
-        (lower / core.diagonal()[:, None]).to(weight.device, dtype),
+        factors.pivots.to(weight.device),
+        lower.to(weight.device, dtype),
         upper.to(weight.device, dtype),
+        float((through_core / (2 * writes @ reads)).sqrt()),
     )
 
 
@@ -218,7 +229,7 @@ def _factors_at_pivots(
     columns: Int[Tensor, " r"] | slice,
     tolerance: float,
 ) -> tuple[Float[Tensor, "out r"], Float[Tensor, " r"], Float[Tensor, "r in"]]:
-    """LDU factors with the pivots given: ``B = C U11⁻¹`` and ``A = (L11 D)⁻¹ R``."""
+    """LDU factors with the pivots given: ``B = C (D U11)⁻¹`` and ``A = (L11 D)⁻¹ R``."""
     # Apple's MPS has no float64, so what is read there is worked on elsewhere.
     pivot_rows, pivot_columns = _float64(weight[rows]), _float64(weight[:, columns])
     core = _eliminated(pivot_rows[:, columns], tolerance)

@@ -3,16 +3,15 @@
 Three exact routes. The factored one multiplies by A and B and saves only ``A x`` for the backward
 pass: neither x nor a factor gradient is needed. The factor-free one reads A x off the layer's own
 output at the pivot rows and writes with the layer's own first r columns. The dense one forms
-``W + B diag(delta) A`` first, whatever the number of tokens. The one with the fewest
-multiplications is taken. Where every row of a batch has a delta of its own, the first two serve
-them all in one pass.
+``W + B diag(delta) A`` first, whatever the number of tokens. The cheapest is taken. Where every row
+of a batch has a delta of its own, the first two serve them all in one pass.
 """
 
 # torch and peft are typed in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -48,13 +47,19 @@ def adapted_linear(
         delta: Change of the diagonal, in float32 whatever the dtype of the base: one for all, or
             one for every row of the first axis of x.
     """
-    if not isinstance(base_layer, nn.Linear) or not _is_plain(base_layer, x):
+    if (
+        not isinstance(base_layer, nn.Linear)
+        or not _is_plain(base_layer, x)
+        or factors.left.device != x.device
+    ):
         return factored_update(x, base_layer(x), *factors.around(delta))
-    weight, bias = base_layer.weight, cast("Tensor | None", base_layer.bias)
+    weight, bias = base_layer.weight, _bias_of(base_layer)
     x = x.to(weight.dtype)
     route = cheapest_route(x, factors, delta, has_bias=bias is not None)
-    if route == "factor_free":
-        return _factor_free_linear(x, weight, bias, factors.core(weight), delta)
+    if route == "factor_free" and (core := factors.core(weight)) is not None:
+        # Autocast would round what goes through the core.
+        with torch.autocast(x.device.type, enabled=False):
+            return _factor_free_linear(x, weight, bias, core, delta)
     left, delta, right = factors.around(delta)
     if route == "dense":
         weight = torch.addmm(weight, left * delta.to(left.dtype), right)
@@ -135,9 +140,13 @@ def _is_plain(base_layer: nn.Linear, x: Tensor) -> bool:
         and (weight := base_layer.weight).dtype == dtype
         and weight.device == x.device
         and not weight.requires_grad
-        and not (base_layer.bias is not None and base_layer.bias.requires_grad)
+        and ((bias := _bias_of(base_layer)) is None or not bias.requires_grad)
         and not any(map(vars(base_layer).get, _HOOKS))
     )
+
+
+def _bias_of(base_layer: nn.Linear) -> Tensor | None:
+    return base_layer.bias
 
 
 _HOOKS = (
@@ -156,7 +165,7 @@ def _factor_free_linear(
     core: PivotCore,
     delta: Float[Tensor, "*rows r"],
 ) -> Float[Tensor, "*batch out"]:
-    """``y0 + C U11⁻¹ (delta ⊙ ((L11 D)⁻¹ y0[pivots]))`` with ``y0 = W x``; no gradients."""
+    """``y0 + C (D U11)⁻¹ (delta ⊙ ((L11 D)⁻¹ y0[pivots]))`` with ``y0 = W x``; no gradients."""
     r = delta.shape[-1]
     rows, lower, upper = core.rows[:r], core.lower[:r, :r], core.upper[:r, :r]
     output = F.linear(x.reshape(-1, x.shape[-1]), weight, bias)

@@ -6,7 +6,6 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -24,7 +23,7 @@ from .diagonal import (
     layer_generator,
     projection_factor,
 )
-from .factored_layer import FactoredLayer, version_of
+from .factored_layer import FactoredLayer
 from .functional import adapted_linear
 from .mixing import Update, add_updates, per_row, rows_by_name, rows_of_batch, summed
 from .shared_factors import SharedFactors
@@ -144,7 +143,9 @@ class LoLDULayer(FactoredLayer):
         delta = self.delta(adapter_name) * shared.gain[:r]
         dtype = torch.promote_types(shared.left.dtype, delta.dtype)
         left, right = shared.left[:, :r].to(dtype), shared.right[:r].to(dtype)
-        return as_stored(self.get_base_layer(), (left * delta) @ right)
+        with torch.autocast(left.device.type, enabled=False):
+            delta_weight = (left * delta) @ right
+        return as_stored(self.get_base_layer(), delta_weight)
 
     @torch.no_grad()
     def delta_norm(self, adapter_name: str) -> float:
@@ -271,17 +272,13 @@ class Linear(nn.Module, LoLDULayer):
     def forward(
         self,
         x: Tensor,
-        *args: Any,  # noqa: ANN401
         adapter_names: Sequence[str] | None = None,
-        **kwargs: Any,  # noqa: ANN401
     ) -> Tensor:
         """Apply the base layer and the active adapters, or to every row its own.
 
         Args:
             x: Input; its first axis is the batch.
-            *args: For the base layer.
             adapter_names: An adapter for every row, "__base__" for none (PEFT's mixed batches).
-            **kwargs: For the base layer.
 
         Raises:
             ValueError: Rows have their own adapters, and the batch does not fit them.
@@ -290,7 +287,7 @@ class Linear(nn.Module, LoLDULayer):
             self.unmerge()
         updates = [] if self.disable_adapters else self._updates(len(x), adapter_names)
         if not updates:
-            return self.base_layer(x, *args, **kwargs)
+            return self.base_layer(x)
         return self._adapted(x, updates)
 
     def _adapted(self, x: Tensor, updates: list[Update]) -> Tensor:
@@ -340,7 +337,7 @@ class Linear(nn.Module, LoLDULayer):
         self.set_base_weight(self._weight_before_merge)
         self._weight_before_merge = None
         self.merged_adapters.clear()
-        self._weight_version = version_of(self.weight)
+        self.keep_factors()
 
     def train(self, mode: bool = True) -> "Linear":
         """Switch between training and use, with factors at the pivots a loader may have written.
@@ -363,16 +360,18 @@ class Linear(nn.Module, LoLDULayer):
         if self._weight_before_merge is not None:
             self._weight_before_merge = fn(self._weight_before_merge)
         same = weight.dtype == before
-        moved = {
-            id(held): held.to(weight.device, held.left.dtype if same else weight.dtype)
-            for held in self.factors.values()
-            if not weight.is_meta and (same or held.pivoting is None)
-        }
+        self._fingerprint = None
+        with torch.inference_mode(False):
+            moved = {
+                id(held): held.to(weight.device, held.left.dtype if same else weight.dtype)
+                for held in self.factors.values()
+                if not weight.is_meta and (same or held.pivoting is None)
+            }
         cast = [] if weight.is_meta else [n for n, f in self.factors.items() if id(f) not in moved]
         self.factors = {
             name: moved[id(held)] for name, held in self.factors.items() if id(held) in moved
         }
-        self._weight_version = version_of(weight)
+        self.keep_factors()
         # At once, for a compiled forward pass cannot; the largest rank serves the others.
         for name in sorted(cast, key=self.r.__getitem__, reverse=True):
             self.factors_of(name)

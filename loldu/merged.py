@@ -17,7 +17,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import nn
 
-from .components import BARE, adapted_layers, bare, components
+from .components import BARE, adapted_layers, bare, components, require_unmerged
 from .concept_file import BASE_DTYPES, ConceptError
 from .layer import LoLDULayer
 
@@ -100,11 +100,7 @@ def _require_one_mixture(layers: list[LoLDULayer]) -> None:
                 "every picture has a concept of its own, which one set of weights cannot have: "
                 "choose with mix, or end it with set_concepts(pipeline, None)"
             )
-        if layer.merged:
-            raise ConceptError(
-                f"{', '.join(layer.merged_adapters)} is merged into layer '{layer.layer_name}': "
-                "unmerge it first"
-            )
+    require_unmerged(layers)
 
 
 def _without_adapters(model: nn.Module, memo: dict[int, Any]) -> nn.Module:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from .base_layer import dtype_name
 from .components import bare, fingerprint_of, part_with, weight_of
 from .concept_file import BASE_DTYPES, Concept, ConceptError, ConceptLayer, reason_of
 from .config import LoLDUConfig, LoLDUPeftType
@@ -50,9 +51,8 @@ def read_peft_folder(path: Path, parts: Mapping[str, nn.Module]) -> Concept:
         _read_layer(path, component, name, states[name], modules.get(name), config)
         for name in sorted(states)
     ]
-    values = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
     base = str(config.base_model_name_or_path or "")
-    return Concept(base, {component: values}, tuple(layers), {})
+    return Concept(base, {component: config.plain_values()}, tuple(layers), {})
 
 
 def _read_config(path: Path) -> LoLDUConfig:
@@ -121,7 +121,7 @@ def _read_layer(
             f"{path} was made for another base model: it changes layer '{name}', which this model "
             "does not have as a linear layer; load the base it was trained on"
         )
-    base_dtype = str(weight.dtype).removeprefix("torch.")
+    base_dtype = dtype_name(weight)
     if weight.is_meta or base_dtype not in BASE_DTYPES:
         raise ConceptError(
             f"layer '{name}' has no floating weight here: load the base's weights, not quantized, "

@@ -4,18 +4,13 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from peft import PeftModel
-from peft.functional import delete_adapter
-from torch import nn
-
-from .components import adapted_layers, bare, components
-from .concept_file import ConceptError
+from .components import adapted_layers, bare, components, require_unmerged
+from .concept_file import ConceptError, require_finite
+from .injection import make_active, remove
 from .layer import LoLDULayer
-from .model import LoLDUModel
 
 
 def unload_concept(model_or_pipeline: Any, adapter_name: str = "default") -> None:  # noqa: ANN401
@@ -35,7 +30,7 @@ def unload_concept(model_or_pipeline: Any, adapter_name: str = "default") -> Non
     layers = _require(model_or_pipeline, [adapter_name])
     for part in components(model_or_pipeline).values():
         if any(adapter_name in layer.r for layer in adapted_layers(part)):
-            _remove(part, adapter_name)
+            remove(part, adapter_name)
     for layer in layers:
         layer.rows = None
 
@@ -59,7 +54,7 @@ def set_strength(
         ConceptError: There is no such adapter, none is active, adapters are merged into the base,
             or the strength is not finite.
     """
-    _require_finite(strength, adapter_name)
+    require_finite(strength, adapter_name)
     layers = _require(model_or_pipeline, [] if adapter_name is None else [adapter_name])
     if adapter_name is None and not any(layer.adapters_in_use() for layer in layers):
         raise ConceptError("no concept is active here: pass the adapter_name of a loaded one")
@@ -84,13 +79,13 @@ def mix(model_or_pipeline: Any, weights: Mapping[str, float | int]) -> None:  # 
             adapters are merged into the base, or a strength is not finite.
     """
     for name, weight in weights.items():
-        _require_finite(weight, name)
+        require_finite(weight, name)
     layers = _require(model_or_pipeline, weights)
-    _require_diagonals_alone(model_or_pipeline, weights)
+    _require_mixable(model_or_pipeline, weights)
     for layer in layers:
         for name, weight in weights.items():
             layer.set_scale(name, weight)
-    _activate(model_or_pipeline, layers, [*weights])
+    make_active(model_or_pipeline, layers, [*weights])
 
 
 def set_concepts(
@@ -123,7 +118,7 @@ def set_concepts(
         rows = tuple(concepts)
     names = {name for name in rows or () if name is not None}
     layers = _require(model_or_pipeline, names)
-    _require_diagonals_alone(model_or_pipeline, names)
+    _require_mixable(model_or_pipeline, names)
     for layer in layers:
         layer.rows = rows
 
@@ -142,22 +137,11 @@ def _require(model_or_pipeline: Any, names: Collection[str]) -> list[LoLDULayer]
                 f"there is no concept named '{name}' here (loaded: {loaded or 'none'}): load it "
                 "first, or check its name"
             )
-    for layer in layers:
-        if layer.merged:
-            raise ConceptError(
-                f"{', '.join(layer.merged_adapters)} is merged into layer '{layer.layer_name}': "
-                "unmerge it first"
-            )
+    require_unmerged(layers)
     return layers
 
 
-def _require_finite(strength: float | int, adapter_name: str | None) -> None:
-    if not math.isfinite(strength):
-        of = "" if adapter_name is None else f" of '{adapter_name}'"
-        raise ConceptError(f"the strength{of} must be a finite number, got {strength}")
-
-
-def _require_diagonals_alone(model_or_pipeline: Any, names: Collection[str]) -> None:  # noqa: ANN401
+def _require_mixable(model_or_pipeline: Any, names: Collection[str]) -> None:  # noqa: ANN401
     for part in components(model_or_pipeline).values():
         for name in names:
             config = getattr(bare(part), "peft_config", {}).get(name)
@@ -167,40 +151,3 @@ def _require_diagonals_alone(model_or_pipeline: Any, names: Collection[str]) -> 
                     "(modules_to_save), which cannot be mixed: make it the only active one with "
                     "set_adapter"
                 )
-
-
-def _activate(model_or_pipeline: Any, layers: list[LoLDULayer], names: list[str]) -> None:  # noqa: ANN401
-    for layer in layers:
-        layer.activate(names)
-    for part in components(model_or_pipeline).values():
-        model: Any = getattr(part, "_orig_mod", part)
-        if isinstance(model, PeftModel) and isinstance(model.base_model, LoLDUModel):
-            tuner: Any = model.base_model
-            tuner.active_adapter = names
-
-
-def _remove(part: nn.Module, adapter_name: str) -> None:
-    layers, model = adapted_layers(part), bare(part)
-    # Otherwise PEFT makes another adapter active.
-    _activate(part, layers, [n for n in layers[0].active_adapters if n != adapter_name])
-    delete_adapter(model, adapter_name, LoLDUModel.prefix, LoLDULayer)
-    for name, module in list(model.named_modules()):
-        if isinstance(module, LoLDULayer) and not module.r:
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, module.base_layer)
-    _forget(getattr(part, "_orig_mod", part), model.peft_config, adapter_name)
-
-
-def _forget(part: Any, configs: dict[str, Any], adapter_name: str) -> None:  # noqa: ANN401
-    """Drop an adapter's configuration, but a PeftModel's last one: PEFT cannot run it without."""
-    if isinstance(part, PeftModel):
-        if len(configs) > 1:
-            del configs[adapter_name]
-            if part.active_adapter == adapter_name:
-                part.active_adapter = next(iter(configs))
-        return
-    del configs[adapter_name]
-    if not configs:
-        del part.peft_config
-        if hasattr(part, "_hf_peft_config_loaded"):
-            part._hf_peft_config_loaded = False

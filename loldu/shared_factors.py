@@ -10,6 +10,17 @@ from torch import Tensor
 from .diagonal import gram
 from .factorization import Factors, PivotCore, Pivoting, pivot_core
 
+MOST_GROWTH = 2.0
+"""How much larger rounding errors may be where factors are left out. Gaussian weights have 1.4."""
+
+LARGEST_IN_HALF = 128.0
+"""What an entry of a core may multiply, lest float16 overflows. Gaussian weights have 16."""
+
+
+def version_of(tensor: Tensor) -> tuple[int, int]:
+    """Return what changes whenever a tensor is replaced or written to in place, but by `.data`."""
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
+
 
 @dataclass(eq=False)
 class SharedFactors:
@@ -29,6 +40,7 @@ class SharedFactors:
     pivots: Int[Tensor, " r"] | Int[Tensor, "2 r"] | None
     rescaled: bool
     can_be_left_out: bool
+    weight_version: tuple[int, int] | None = None
     _core: PivotCore | None = field(default=None, init=False, repr=False)
 
     @classmethod
@@ -62,11 +74,21 @@ class SharedFactors:
         """G of ``‖delta_W‖_F² = deltaᵀ G delta``, for a delta multiplied by `gain`."""
         return gram(self.left, self.right)
 
-    def core(self, weight: Float[Tensor, "out in"]) -> PivotCore:
-        """Return what stands in for the factors, given the base weight; made at the first call."""
+    def core(self, weight: Float[Tensor, "out in"]) -> PivotCore | None:
+        """Return what stands in for the factors of a weight, or None if it would be less exact.
+
+        It is made at the first call, and serves only the weight that the factors are of.
+        """
+        if version_of(weight) != self.weight_version:
+            return None
         if self._core is None:
-            assert self.pivots is not None
-            self._core = pivot_core(weight.detach(), self.pivots)
+            factors = Factors(
+                self.left, self.diagonal, self.right * self.gain[:, None], self.pivots
+            )
+            core = pivot_core(weight.detach(), factors)
+            overflows = self.rescaled and float(core.upper.abs().max()) > LARGEST_IN_HALF
+            self.can_be_left_out = core.growth <= MOST_GROWTH and not overflows
+            self._core = core if self.can_be_left_out else None
         return self._core
 
     def around(

@@ -12,12 +12,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from .components import bare, components
-from .concept import activate, inject, require_diagonals_alone, require_free
+from .components import bare, components, layers_with
+from .concept import require_diagonals_alone
 from .concept_file import ConceptError
 from .diagonal import delta_norm
+from .factorization import Pivoting
+from .injection import LayerDelta, activate, add_adapter, require_free
 from .layer import LoLDULayer
 
 
@@ -114,7 +116,9 @@ def truncate(
     """
     check_size(r, max_error)
     parts = components(model_or_pipeline)
-    found = {c: layers for c, part in parts.items() if (layers := _layers(part, adapter_name))}
+    found = {
+        c: layers for c, part in parts.items() if (layers := layers_with(bare(part), adapter_name))
+    }
     if not found:
         raise ConceptError(
             f"there is no LoLDU adapter named '{adapter_name}' to truncate: check adapter_name"
@@ -128,15 +132,17 @@ def truncate(
         for name, layer in layers.items()
     ]
     result = Truncation(tuple(cuts))
-    for component, layers in found.items():
-        deltas = {cut.name: cut.delta for cut in result.of(component).layers}
-        ranks = {name: delta.numel() for name, delta in deltas.items()}
-        basis = next(iter(layers.values())).diagonal(adapter_name).pivoting
-        inject(parts[component], new_name, ranks, basis)
-        for name, layer in layers.items():
-            pivots = layer.factors_of(adapter_name).pivots_of(ranks[name])
-            layer.load_delta(new_name, deltas[name], pivots)
-            layer.set_scale(new_name, layer.strength[adapter_name])
+    deltas: dict[str, dict[str, LayerDelta]] = {component: {} for component in found}
+    for cut in result.layers:
+        layer = found[cut.component][cut.name]
+        pivots = layer.factors_of(adapter_name).pivots_of(cut.delta.numel())
+        strength = layer.strength[adapter_name]
+        deltas[cut.component][cut.name] = LayerDelta(cut.delta, pivots, strength)
+    bases: dict[str, Pivoting | None] = {
+        component: next(iter(layers.values())).diagonal(adapter_name).pivoting
+        for component, layers in found.items()
+    }
+    add_adapter(parts, new_name, deltas, bases)
     for part in parts.values():
         activate(part, new_name)
     return result
@@ -154,14 +160,6 @@ def check_size(r: int | None, max_error: float | None) -> None:
         raise ConceptError(f"r must be a positive integer, got {r}")
     if max_error is not None and not max_error >= 0:
         raise ConceptError(f"max_error must be a number from 0 on, got {max_error}")
-
-
-def _layers(part: nn.Module, adapter_name: str) -> dict[str, LoLDULayer]:
-    return {
-        name: module
-        for name, module in bare(part).named_modules()
-        if isinstance(module, LoLDULayer) and adapter_name in module.r
-    }
 
 
 def _cut(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from loldu import ldu
 from loldu.functional import adapted_linear, cheapest_route, factored_update
-from loldu.shared_factors import SharedFactors
+from loldu.shared_factors import SharedFactors, version_of
 
 
 def operands(
@@ -28,8 +28,13 @@ def operands(
     layer.weight.copy_(gaussian(*shape))
     if bias:
         layer.bias.copy_(gaussian(shape[0]))
-    factors = SharedFactors.of(ldu(layer.weight, r), "partial", dtype)
-    return gaussian(2, tokens, shape[1]), layer, factors, gaussian(r)
+    return gaussian(2, tokens, shape[1]), layer, factors_of(layer.weight, r), gaussian(r)
+
+
+def factors_of(weight: Tensor, r: int) -> SharedFactors:
+    factors = SharedFactors.of(ldu(weight, r), "partial", weight.dtype)
+    factors.weight_version = version_of(weight)
+    return factors
 
 
 def dense_reference(x: Tensor, layer: nn.Linear, factors: SharedFactors, delta: Tensor) -> Tensor:
@@ -148,6 +153,7 @@ def test_the_factor_free_route_is_the_dense_formula(
 def test_the_factor_free_route_multiplies_by_no_factor() -> None:
     x, layer, factors, delta = operands(4, 48, WIDE)
     expected = dense_reference(x, layer, factors, delta)
+    assert factors.core(layer.weight) is not None
     factors.left, factors.right = factors.left * torch.nan, factors.right * torch.nan
     y = adapted_linear(x, layer, factors, delta)
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-4)
@@ -163,7 +169,7 @@ def test_factors_that_the_layer_cannot_stand_in_for_are_multiplied_by() -> None:
     )
     assert route_of(x, layer, complete, delta) == "factored"
     layer.weight[:, 3] = 0
-    dropped = SharedFactors.of(ldu(layer.weight, 48), "partial", torch.float64)
+    dropped = factors_of(layer.weight, 48)
     assert route_of(x, layer, dropped, delta) == "factored"
     torch.testing.assert_close(
         adapted_linear(x, layer, dropped, delta), dense_reference(x, layer, dropped, delta)
@@ -173,6 +179,44 @@ def test_factors_that_the_layer_cannot_stand_in_for_are_multiplied_by() -> None:
     assert route_of(*operands(4, 48, WIDE, dtype=torch.bfloat16, bias=False)) == "factor_free"
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("worst", ["dependent", "weak"])
+def test_columns_that_would_lose_digits_are_multiplied_by_factors(
+    dtype: torch.dtype, worst: str
+) -> None:
+    x, layer, _, delta = operands(30, 48, WIDE, dtype=torch.float32, bias=False)
+    if worst == "dependent":
+        layer.weight[:, 5] = layer.weight[:, 4] + 0.01 * layer.weight[:, 5]
+    else:
+        layer.weight[:, 5] *= 1e-3
+    layer.to(dtype)
+    factors, x, delta = factors_of(layer.weight, 48), x.to(dtype), 0.05 * delta.float()
+    y, y0 = adapted_linear(x, layer, factors, delta), layer(x).double()
+    reference = factors_of(layer.weight.double(), 48)
+    expected = dense_reference(x.double(), layer.double(), reference, delta.double())
+    update = expected - x.double() @ layer.weight.T
+    error = (y.double() - y0 - update).norm() / update.norm()
+    assert error <= {torch.float16: 5e-3, torch.bfloat16: 4e-2, torch.float32: 2e-5}[dtype]
+    # A weak column is no trouble but in half precision, which it could overflow.
+    assert factors.can_be_left_out == (worst == "weak" and dtype == torch.float32)
+
+
+def test_a_weight_that_has_changed_is_not_read_in_place_of_its_factors() -> None:
+    x, layer, factors, delta = operands(30, 48, WIDE)
+    change = adapted_linear(x, layer, factors, delta) - layer(x)
+    layer.weight.mul_(1.5)
+    torch.testing.assert_close(
+        adapted_linear(x, layer, factors, delta) - layer(x), change, rtol=1e-4, atol=1e-3
+    )
+
+
+def test_autocast_rounds_nothing_between_an_output_and_its_update() -> None:
+    x, layer, factors, delta = operands(30, 48, WIDE, dtype=torch.bfloat16, bias=False)
+    expected = adapted_linear(x, layer, factors, delta.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(adapted_linear(x, layer, factors, delta.float()), expected)
+
+
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2), (torch.float16, 2e-3)]
 )
@@ -180,7 +224,7 @@ def test_the_factor_free_route_rounds_as_the_factored_one(
     dtype: torch.dtype, tolerance: float
 ) -> None:
     x, layer, factors, delta = operands(30, 48, WIDE, dtype=dtype, bias=False)
-    reference = SharedFactors.of(ldu(layer.weight, 48), "partial", torch.float64)
+    reference = factors_of(layer.weight.double(), 48)
     expected = dense_reference(x.double(), layer.double(), reference, delta.double())
     expected = expected - x.double() @ layer.weight.T
     layer.to(dtype)
