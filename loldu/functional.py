@@ -25,9 +25,13 @@ from .shared_factors import SharedFactors
 Route = Literal["factored", "factor_free", "dense"]
 
 READ_BACK = 32
-"""Multiplications that take as long as reading one number of the output back from memory.
+"""Multiplications that take as long as reading one number of the output back from memory."""
 
-Measured on a CPU in float32; it decides between two routes that are close where it matters.
+SMALL_PRODUCTS = 400_000
+"""Multiplications that take as long as the calls through a core, whatever its size.
+
+Both were measured on a CPU in float32. They decide between two routes that are close where it
+matters; on a GPU, where they have not been measured, the factor-free route is not taken.
 """
 
 
@@ -124,8 +128,13 @@ def cheapest_route(
     if full and delta.dim() == 1:
         costs["dense"] = form
     # A graph that is being compiled cannot hold what is computed at the first call.
-    if not torch.compiler.is_compiling() and factors.can_be_left_out and (full or not has_bias):
-        through_core = r * r * (min(r, tokens) + tokens)
+    if (
+        not torch.compiler.is_compiling()
+        and factors.can_be_left_out
+        and (full or not has_bias)
+        and x.device.type == "cpu"
+    ):
+        through_core = r * r * (min(r, tokens) + tokens) + SMALL_PRODUCTS
         costs["factor_free"] = through_core + tokens * out_features * (r + READ_BACK)
     return min(costs, key=costs.__getitem__)
 
