@@ -51,6 +51,7 @@ webui: $(STAMP)  ## draw with the concepts of runs/ in a browser
 
 bench: $(STAMP)  ## all benchmarks beside their peers (half an hour); writes benchmarks/results/
 	$(BIN)/python -m benchmarks.factorize
+	$(BIN)/python -m benchmarks.routes
 	$(BIN)/python -m benchmarks.forward
 	$(BIN)/python -m benchmarks.concepts
 

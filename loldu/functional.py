@@ -63,12 +63,60 @@ def adapted_linear(
     if route == "factor_free" and (core := factors.core(weight)) is not None:
         # Autocast would round what goes through the core.
         with torch.autocast(x.device.type, enabled=False):
-            return _factor_free_linear(x, weight, bias, core, delta)
+            return factor_free_linear(x, weight, bias, core, delta)
     left, delta, right = factors.around(delta)
-    if route == "dense":
-        weight = torch.addmm(weight, left * delta.to(left.dtype), right)
-        return F.linear(x, weight, bias)
+    linear = dense_linear if route == "dense" else factored_linear
+    return linear(x, weight, bias, left, delta, right)
+
+
+def factored_linear(
+    x: Float[Tensor, "*batch in"],
+    weight: Float[Tensor, "out in"],
+    bias: Float[Tensor, " out"] | None,
+    left: Float[Tensor, "out r"],
+    delta: Float[Tensor, "*rows r"],
+    right: Float[Tensor, "r in"],
+) -> Float[Tensor, "*batch out"]:
+    """Return ``W x + b + B (delta ⊙ (A x))`` as written, of a frozen W and b."""
     return _update(x, None, weight, bias, left, delta, right)
+
+
+def factor_free_linear(
+    x: Float[Tensor, "*batch in"],
+    weight: Float[Tensor, "out in"],
+    bias: Float[Tensor, " out"] | None,
+    core: PivotCore,
+    delta: Float[Tensor, "*rows r"],
+) -> Float[Tensor, "*batch out"]:
+    """Return ``y0 + C (D U11)⁻¹ (delta ⊙ ((L11 D)⁻¹ y0[pivots])) + b`` with ``y0 = W x``.
+
+    It has no backward pass.
+    """
+    r = delta.shape[-1]
+    rows, lower, upper = core.rows[:r], core.lower[:r, :r], core.upper[:r, :r]
+    output = F.linear(x.reshape(-1, x.shape[-1]), weight, bias)
+    read = output[:, rows].to(lower.dtype)
+    if bias is not None:
+        read -= bias[rows]
+    delta = delta.to(lower.dtype)
+    if delta.dim() == 1 and r < len(read):
+        change = read @ ((upper * delta) @ lower).T
+    else:
+        change = _scale_rows(read @ lower.T, delta) @ upper.T
+    output.addmm_(change.to(output.dtype), weight[:, :r].T)
+    return output.view(*x.shape[:-1], -1)
+
+
+def dense_linear(
+    x: Float[Tensor, "*batch in"],
+    weight: Float[Tensor, "out in"],
+    bias: Float[Tensor, " out"] | None,
+    left: Float[Tensor, "out r"],
+    delta: Float[Tensor, " r"],
+    right: Float[Tensor, "r in"],
+) -> Float[Tensor, "*batch out"]:
+    """Return ``(W + B diag(delta) A) x + b``."""
+    return F.linear(x, torch.addmm(weight, left * delta.to(left.dtype), right), bias)
 
 
 def factored_update(
@@ -165,29 +213,6 @@ _HOOKS = (
     "_backward_pre_hooks",
     "forward",  # Its own in place of the class's, as offloading gives it.
 )
-
-
-def _factor_free_linear(
-    x: Float[Tensor, "*batch in"],
-    weight: Float[Tensor, "out in"],
-    bias: Float[Tensor, " out"] | None,
-    core: PivotCore,
-    delta: Float[Tensor, "*rows r"],
-) -> Float[Tensor, "*batch out"]:
-    """``y0 + C (D U11)⁻¹ (delta ⊙ ((L11 D)⁻¹ y0[pivots]))`` with ``y0 = W x``; no gradients."""
-    r = delta.shape[-1]
-    rows, lower, upper = core.rows[:r], core.lower[:r, :r], core.upper[:r, :r]
-    output = F.linear(x.reshape(-1, x.shape[-1]), weight, bias)
-    read = output[:, rows].to(lower.dtype)
-    if bias is not None:
-        read -= bias[rows]
-    delta = delta.to(lower.dtype)
-    if delta.dim() == 1 and r < len(read):
-        change = read @ ((upper * delta) @ lower).T
-    else:
-        change = _scale_rows(read @ lower.T, delta) @ upper.T
-    output.addmm_(change.to(output.dtype), weight[:, :r].T)
-    return output.view(*x.shape[:-1], -1)
 
 
 def _update(*operands: Tensor | None) -> Tensor:
