@@ -3,6 +3,7 @@
 ``python -m benchmarks.routes``. It shows where each is the fastest, and which one is taken.
 """
 
+import random
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ class Options:
 
 @torch.no_grad()
 def measure(case: tuple[int, int, int, int], options: Options) -> dict[str, Any]:
-    """Return a case of the result; the routes take turns in every repetition."""
+    """Return a case of the result; in every repetition the routes take turns, in a new order."""
     tokens, out, in_, r = case
     torch.manual_seed(options.seed)
     layer = nn.Linear(in_, out, bias=False)
@@ -64,9 +65,11 @@ def measure(case: tuple[int, int, int, int], options: Options) -> dict[str, Any]
     calls = routes(x, layer.weight, r, delta)
     factors = shared(layer.weight, r)
     seconds: dict[str, list[float]] = {name: [] for name in calls}
+    order = random.Random(options.seed)
     for repetition in range(-1, options.repetitions):
-        for name, call in calls.items():
-            spent = seconds_of(call, "cpu")
+        # What ran before decides what is in the caches.
+        for name in order.sample([*calls], len(calls)):
+            spent = seconds_of(calls[name], "cpu")
             if repetition >= 0:  # The first round warms up.
                 seconds[name].append(spent)
     return {
