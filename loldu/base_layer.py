@@ -25,7 +25,7 @@ from transformers.pytorch_utils import Conv1D
 def is_linear_map(base: nn.Module) -> bool:
     """Whether a layer is one whose weight is a matrix, and which computes nothing else with it."""
     if isinstance(base, nn.Conv2d):
-        return base.kernel_size == (1, 1) and base.groups == 1
+        return base.groups == 1
     if isinstance(base, nn.Embedding):
         return base.max_norm is None
     return isinstance(base, nn.Linear | Conv1D)
@@ -42,7 +42,7 @@ def features_of(base: nn.Module) -> tuple[int, int]:
 
 
 def as_matrix(base: nn.Module, weight: Shaped[Tensor, "..."]) -> Shaped[Tensor, "out in"]:
-    """Return a base layer's weight as W; GPT-2's Conv1D stores its transpose."""
+    """Return a base layer's weight as W: of patches for a convolution, of Wᵀ for GPT-2's Conv1D."""
     return weight.T if isinstance(base, Conv1D) else weight.flatten(1)
 
 
@@ -50,21 +50,12 @@ def as_stored(base: nn.Module, matrix: Float[Tensor, "out in"]) -> Float[Tensor,
     """Return a matrix in the layout of a base layer's own weight."""
     if isinstance(base, Conv1D):
         return matrix.T
-    return matrix[:, :, None, None] if isinstance(base, nn.Conv2d) else matrix
+    return matrix.unflatten(1, base.weight.shape[1:]) if isinstance(base, nn.Conv2d) else matrix
 
 
 def dtype_name(weight: Tensor) -> str:
     """Return a dtype's name as files have it, without the library's."""
     return str(weight.dtype).removeprefix("torch.")
-
-
-def padding_of(base: nn.Conv2d) -> tuple[int, int]:
-    """Return by how many rows and columns a 1x1 convolution pads each side."""
-    # "same" and "valid" pad a 1x1 kernel by nothing.
-    if isinstance(base.padding, str):
-        return 0, 0
-    height, width = base.padding
-    return height, width
 
 
 def quantization_of(base: nn.Module, model: nn.Module | None = None) -> QuantizationBackend | None:

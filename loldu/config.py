@@ -100,7 +100,7 @@ class LoLDUConfig(PeftConfig):
         default=None,
         metadata=_help(
             "Names (or a regular expression for the full name) of the layers to adapt: linear ones "
-            "(quantized ones too), Conv1D, 1x1 convolutions and embeddings. "
+            "(quantized ones too), Conv1D, convolutions in one group and embeddings. "
             "None takes the attention projections of diffusers models, and PEFT's choice for "
             "transformers."
         ),

@@ -24,7 +24,6 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from .base_layer import padding_of
 from .components import BARE, adapted_layers, bare, components, layers_with
 from .concept import base_id
 from .concept_file import ConceptError, write_atomically
@@ -167,11 +166,11 @@ def low_rank(
 def _lora_factors(
     layer: LoLDULayer, adapter_name: str, dtype: torch.dtype, factor: float = 1.0
 ) -> tuple[Float[Tensor, "out r ..."], Float[Tensor, "r in ..."]]:
-    """Up and down in the shapes that readers of LoRA expect: a convolution's are 1x1 kernels.
+    """Up and down in the shapes that readers of LoRA expect: a convolution's are kernels.
 
     Raises:
-        ConceptError: It is an embedding, a convolution that pads by other than zeros, which no
-            reader does, or the numbers are not finite.
+        ConceptError: It is an embedding, a convolution that pads or dilates as no reader does, or
+            the numbers are not finite.
     """
     base = layer.get_base_layer()
     if isinstance(base, nn.Embedding):
@@ -181,12 +180,16 @@ def _lora_factors(
         )
     up, down = low_rank(layer, adapter_name, dtype, factor)
     if isinstance(base, nn.Conv2d):
-        if base.padding_mode != "zeros" and any(padding_of(base)):
+        wide = base.kernel_size != (1, 1)
+        # "same" pads a kernel of one point by nothing.
+        pads = wide if isinstance(base.padding, str) else any(base.padding)
+        if (pads and base.padding_mode != "zeros") or (wide and base.dilation != (1, 1)):
             raise ConceptError(
-                f"'{layer.layer_name}' is a convolution with padding_mode='{base.padding_mode}', "
-                "and a LoRA pads by zeros: merge the adapter, or leave the layer out"
+                f"'{layer.layer_name}' is a convolution with padding_mode='{base.padding_mode}' "
+                f"and dilation={base.dilation}, and readers of LoRA pad by zeros and dilate by "
+                "nothing: merge the adapter, or leave the layer out"
             )
-        return up[:, :, None, None], down[:, :, None, None]
+        return up[:, :, None, None], down.unflatten(1, base.weight.shape[1:])
     return up, down
 
 

@@ -99,11 +99,13 @@ def ldu(
     if pivots is None:
         search = _partial_pivots if pivoting == "partial" else _complete_pivots
         pivots = search(weight, rank)
-    pivots = pivots.to(device="cpu", dtype=torch.int64)[..., :rank]
+    else:
+        pivots = pivots.to(device="cpu", dtype=torch.int64)[..., :rank]
+        for chosen, size, axis in zip(
+            pivots.reshape(-1, pivots.shape[-1]), weight.shape, ("rows", "columns"), strict=False
+        ):
+            _require_distinct(chosen, rank, size, axis)
     rows, columns = pivots if pivots.ndim == 2 else (pivots, slice(rank))
-    _require_distinct(rows, rank, weight.shape[0], "rows")
-    if isinstance(columns, Tensor):
-        _require_distinct(columns, rank, weight.shape[1], "columns")
     left, diagonal, right = _factors_at_pivots(weight, rows, columns, tolerance)
     device = weight.device
     return Factors(
@@ -240,8 +242,7 @@ def _factors_at_pivots(
         diagonal[~kept] = 0.0
 
     left = _solve_right(pivot_columns, core, kept if dropped else None)
-    left[rows] = torch.tril(core, -1)
-    left[rows, torch.arange(len(rows))] = 1.0
+    left[rows] = torch.tril(core, -1).fill_diagonal_(1.0)
 
     right = torch.linalg.solve_triangular(core, pivot_rows, upper=False, unitriangular=True)
     right[:, columns] = torch.triu(core)

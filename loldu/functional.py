@@ -24,14 +24,14 @@ from .shared_factors import SharedFactors
 
 Route = Literal["factored", "factor_free", "dense"]
 
-READ_BACK = 32
+READ_BACK = 64
 """Multiplications that take as long as reading one number of the output back from memory."""
 
-SMALL_PRODUCTS = 400_000
-"""Multiplications that take as long as the calls through a core, whatever its size.
+FEWEST_READ_BACK = 64
+"""Tokens from which on that pays; with fewer, a CPU waits for the weight's own columns.
 
-Both were measured on a CPU in float32. They decide between two routes that are close where it
-matters; on a GPU, where they have not been measured, the factor-free route is not taken.
+Both were measured on a CPU in float32 (``benchmarks/results/routes.json``), and decide between two
+routes that are close. On a GPU, where they have not been measured, it is not tried.
 """
 
 
@@ -181,8 +181,9 @@ def cheapest_route(
         and factors.can_be_left_out
         and (full or not has_bias)
         and x.device.type == "cpu"
+        and tokens >= FEWEST_READ_BACK
     ):
-        through_core = r * r * (min(r, tokens) + tokens) + SMALL_PRODUCTS
+        through_core = r * r * (min(r, tokens) + tokens)
         costs["factor_free"] = through_core + tokens * out_features * (r + READ_BACK)
     return min(costs, key=costs.__getitem__)
 

@@ -1,4 +1,4 @@
-"""Adapted layers other than nn.Linear: 1x1 convolutions, embeddings, quantized linear layers."""
+"""Adapted layers other than nn.Linear: convolutions, embeddings, quantized linear layers."""
 
 # torch and peft are typed in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.quantization_utils import QuantizationBackend
 from torch import Tensor, nn
 
-from .base_layer import is_linear_map, padding_of, quantization_of
+from .base_layer import is_linear_map, quantization_of
 from .layer import Linear
 from .mixing import Update, add_updates
 
@@ -32,7 +32,7 @@ def kind_of(
         what = repr(base).partition("\n")[0] if isinstance(base, nn.Conv2d) else type(base).__name__
         raise TypeError(
             f"target module '{layer_name}' is a {what}, and LoLDU adapts linear maps: nn.Linear, "
-            "Conv1D, nn.Embedding without max_norm and nn.Conv2d of 1x1 kernels in one group; "
+            "Conv1D, nn.Embedding without max_norm and nn.Conv2d in one group; "
             "narrow target_modules or name it in exclude_modules"
         )
     try:
@@ -45,7 +45,7 @@ def kind_of(
     if quantization is not None:
         return QuantizedLinear, quantization
     if isinstance(base, nn.Conv2d):
-        return PointwiseConv2d, None
+        return Conv2d, None
     return (Embedding if isinstance(base, nn.Embedding) else Linear), None
 
 
@@ -56,24 +56,24 @@ class QuantizedLinear(Linear):
         return add_updates(x, self.base_layer(x), updates)
 
 
-class PointwiseConv2d(Linear):
-    """A 1x1 convolution: a linear map of the channels at every pixel that the stride keeps."""
+class Conv2d(Linear):
+    """A convolution: a linear map of the patch around every pixel that the stride keeps.
+
+    ``y = base(x) + B (delta ⊙ (A x))``, A being a kernel of the base's size and B one of a point.
+    """
 
     def _adapted(self, x: Float[Tensor, "*batch in h w"], updates: list[Update]) -> Tensor:
-        output = self.base_layer(x)
-        pixels = add_updates(self._pixels(x), output.movedim(-3, -1), updates)
-        adapted = pixels.movedim(-1, -3)
-        return adapted.contiguous() if output.is_contiguous() else adapted
-
-    def _pixels(self, x: Float[Tensor, "*batch in h w"]) -> Float[Tensor, "*batch h2 w2 in"]:
-        """What each pixel of the output is computed from."""
         base = self.get_base_layer()
         assert isinstance(base, nn.Conv2d)
-        height, width = padding_of(base)
-        if height or width:
-            mode = "constant" if base.padding_mode == "zeros" else base.padding_mode
-            x = F.pad(x, (width, width, height, height), mode)
-        return x[..., :: base.stride[0], :: base.stride[1]].movedim(-3, -1)
+        output = self.base_layer(x)
+        for factors, delta, dropout in updates:
+            left, delta, right = factors.around(delta)
+            kernel = right.to(output).unflatten(1, base.weight.shape[1:])
+            hidden = base._conv_forward(x.to(output), kernel, None)  # pyright: ignore[reportPrivateUsage]
+            hidden = F.dropout(hidden, dropout)
+            scaled = (hidden * delta[..., None, None]).to(output.dtype)
+            output = output + F.conv2d(scaled, left.to(output)[:, :, None, None])
+        return output
 
 
 class Embedding(Linear):

@@ -133,13 +133,13 @@ WIDE = (96, 1600)
 
 
 @pytest.mark.parametrize("per_row", [False, True])
-@pytest.mark.parametrize("tokens", [8, 30])
-@pytest.mark.parametrize("r", [24, 48])
+@pytest.mark.parametrize("tokens", [32, 60])
+@pytest.mark.parametrize("r", [24, 80])
 @pytest.mark.parametrize("bias", [False, True])
 def test_the_factor_free_route_is_the_dense_formula(
     per_row: bool, tokens: int, r: int, bias: bool
 ) -> None:
-    x, layer, factors, delta = operands(tokens, 48, WIDE, bias=bias)
+    x, layer, factors, delta = operands(tokens, 80, WIDE, bias=bias)
     delta = torch.stack([delta, -delta])[:, :r] if per_row else delta[:r]
     assert route_of(x, layer, factors, delta) == "factor_free"
     deltas = [*delta] if per_row else [delta, delta]
@@ -151,7 +151,7 @@ def test_the_factor_free_route_is_the_dense_formula(
 
 
 def test_the_factor_free_route_multiplies_by_no_factor() -> None:
-    x, layer, factors, delta = operands(4, 48, WIDE)
+    x, layer, factors, delta = operands(32, 48, WIDE)
     expected = dense_reference(x, layer, factors, delta)
     assert factors.core(layer.weight) is not None
     factors.left, factors.right = factors.left * torch.nan, factors.right * torch.nan
@@ -160,7 +160,9 @@ def test_the_factor_free_route_multiplies_by_no_factor() -> None:
 
 
 def test_factors_that_the_layer_cannot_stand_in_for_are_multiplied_by() -> None:
-    x, layer, factors, delta = operands(4, 48, WIDE)
+    x, layer, factors, delta = operands(32, 48, WIDE)
+    assert route_of(x, layer, factors, delta) == "factor_free"
+    assert route_of(x[:, :31], layer, factors, delta) == "factored"
     # Training, other pivot columns than the first, a dropped direction, an SVD.
     assert route_of(x, layer, factors, delta.requires_grad_()) == "factored"
     delta.requires_grad_(False)
@@ -175,8 +177,8 @@ def test_factors_that_the_layer_cannot_stand_in_for_are_multiplied_by() -> None:
         adapted_linear(x, layer, dropped, delta), dense_reference(x, layer, dropped, delta)
     )
     # A bias that was rounded together with the output cannot be taken off again.
-    assert route_of(*operands(4, 48, WIDE, dtype=torch.bfloat16)) == "factored"
-    assert route_of(*operands(4, 48, WIDE, dtype=torch.bfloat16, bias=False)) == "factor_free"
+    assert route_of(*operands(32, 48, WIDE, dtype=torch.bfloat16)) == "factored"
+    assert route_of(*operands(32, 48, WIDE, dtype=torch.bfloat16, bias=False)) == "factor_free"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -184,7 +186,7 @@ def test_factors_that_the_layer_cannot_stand_in_for_are_multiplied_by() -> None:
 def test_columns_that_would_lose_digits_are_multiplied_by_factors(
     dtype: torch.dtype, worst: str
 ) -> None:
-    x, layer, _, delta = operands(30, 48, WIDE, dtype=torch.float32, bias=False)
+    x, layer, _, delta = operands(40, 48, WIDE, dtype=torch.float32, bias=False)
     if worst == "dependent":
         layer.weight[:, 5] = layer.weight[:, 4] + 0.01 * layer.weight[:, 5]
     else:
@@ -202,7 +204,7 @@ def test_columns_that_would_lose_digits_are_multiplied_by_factors(
 
 
 def test_a_weight_that_has_changed_is_not_read_in_place_of_its_factors() -> None:
-    x, layer, factors, delta = operands(30, 48, WIDE)
+    x, layer, factors, delta = operands(40, 48, WIDE)
     change = adapted_linear(x, layer, factors, delta) - layer(x)
     layer.weight.mul_(1.5)
     torch.testing.assert_close(
@@ -211,7 +213,7 @@ def test_a_weight_that_has_changed_is_not_read_in_place_of_its_factors() -> None
 
 
 def test_autocast_rounds_nothing_between_an_output_and_its_update() -> None:
-    x, layer, factors, delta = operands(30, 48, WIDE, dtype=torch.bfloat16, bias=False)
+    x, layer, factors, delta = operands(40, 48, WIDE, dtype=torch.bfloat16, bias=False)
     expected = adapted_linear(x, layer, factors, delta.float())
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(adapted_linear(x, layer, factors, delta.float()), expected)
@@ -223,7 +225,7 @@ def test_autocast_rounds_nothing_between_an_output_and_its_update() -> None:
 def test_the_factor_free_route_rounds_as_the_factored_one(
     dtype: torch.dtype, tolerance: float
 ) -> None:
-    x, layer, factors, delta = operands(30, 48, WIDE, dtype=dtype, bias=False)
+    x, layer, factors, delta = operands(40, 48, WIDE, dtype=dtype, bias=False)
     reference = factors_of(layer.weight.double(), 48)
     expected = dense_reference(x.double(), layer.double(), reference, delta.double())
     expected = expected - x.double() @ layer.weight.T

@@ -38,11 +38,10 @@ NESTED = ("text_encoder", "unet")
 
 # What LoRA's rows adapt and LoLDU does not, by the model's name in test_custom_models.py.
 UNSUPPORTED = {
-    "Conv1d": "convolutions wider than one point",
-    "Conv2d": "convolutions wider than one point",
-    "Conv2dGroups": "convolutions wider than one point",
-    "Conv2dGroups2": "convolutions wider than one point",
-    "Conv3d": "convolutions wider than one point",
+    "Conv1d": "convolutions of other than two dimensions",
+    "Conv2dGroups": "convolutions in groups",
+    "Conv2dGroups2": "convolutions in groups",
+    "Conv3d": "convolutions of other than two dimensions",
     "mha": "nn.MultiheadAttention, which reads its weights without calling a layer",
 }
 CUSTOM = "test_name, model_id, config_cls, config_kwargs"
