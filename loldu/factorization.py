@@ -76,8 +76,9 @@ def ldu(
     follows from one triangular solve. Factors are nested: those of a smaller rank are the leading
     columns and rows of these.
 
-    A pivot that is zero, to the float32 rounding of the largest weight, leaves nothing to divide
-    by: its direction is dropped, that is, its column of B, entry of d and row of A are zero.
+    A pivot that is zero, to the float32 rounding of the largest entry of the columns up to it,
+    leaves nothing to divide by: its direction is dropped, that is, its column of B, entry of d and
+    row of A are zero. Nothing but the pivot rows and columns is read.
 
     Args:
         weight: The base weight W, any floating dtype.
@@ -89,12 +90,10 @@ def ldu(
             each time (better conditioned at low rank, r rank-one updates of the full weight).
 
     Raises:
-        ValueError: The weight has entries that are not finite, or the pivots do not fit it.
+        ValueError: Entries that are read are not finite, or the pivots do not fit the weight.
 
     Source: LoLDU, Eq. (1) and (3)-(5).
     """
-    # A pivot below this is what rounding the weight to float32 leaves of a dependent column.
-    tolerance = torch.finfo(torch.float32).eps * _largest_entry(weight)
     rank = min(r, *weight.shape)
     if pivots is None:
         search = _partial_pivots if pivoting == "partial" else _complete_pivots
@@ -106,7 +105,7 @@ def ldu(
         ):
             _require_distinct(chosen, rank, size, axis)
     rows, columns = pivots if pivots.ndim == 2 else (pivots, slice(rank))
-    left, diagonal, right = _factors_at_pivots(weight, rows, columns, tolerance)
+    left, diagonal, right = _factors_at_pivots(weight, rows, columns)
     device = weight.device
     return Factors(
         left.to(torch.float32).to(device),
@@ -126,7 +125,7 @@ def pivot_core(weight: Float[Tensor, "out in"], factors: Factors) -> PivotCore:
     assert factors.pivots is not None
     rank = len(factors.pivots)
     pivot_rows, columns = _float64(weight[factors.pivots]), _float64(weight[:, :rank])
-    core = _eliminated(pivot_rows[:, :rank], tolerance=0.0)
+    core = _eliminated(pivot_rows[:, :rank], pivot_rows.new_zeros(rank))
     identity = torch.eye(rank, dtype=core.dtype, device=core.device)
     lower = torch.linalg.solve_triangular(core, identity, upper=False, unitriangular=True)
     lower /= core.diagonal()[:, None]
@@ -160,7 +159,7 @@ def svd(weight: Float[Tensor, "out in"], r: int) -> Factors:
 
     Source: SVFit.
     """
-    _largest_entry(weight)
+    _require_finite(weight.detach())
     rank = min(r, *weight.shape)
     u, s, vh = torch.linalg.svd(_float64(weight), full_matrices=False)
     u, s, vh = u[:, :rank], s[:rank], vh[:rank]
@@ -180,12 +179,10 @@ def _float64(weight: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
     return weight.detach().to(device).to(torch.float64)
 
 
-def _largest_entry(weight: Float[Tensor, "out in"]) -> float:
+def _require_finite(weight: Float[Tensor, "..."]) -> None:
     # One pass that copies nothing; an entry that is not finite makes either end so.
-    largest = max(abs(float(end)) for end in weight.detach().aminmax())
-    if not math.isfinite(largest):
+    if not all(math.isfinite(float(end)) for end in weight.aminmax()):
         raise ValueError("the weight has entries that are not finite: reload the base model")
-    return largest
 
 
 def _require_distinct(pivots: Int[Tensor, " k"], rank: int, size: int, axis: str) -> None:
@@ -229,11 +226,15 @@ def _factors_at_pivots(
     weight: Float[Tensor, "out in"],
     rows: Int[Tensor, " r"],
     columns: Int[Tensor, " r"] | slice,
-    tolerance: float,
 ) -> tuple[Float[Tensor, "out r"], Float[Tensor, " r"], Float[Tensor, "r in"]]:
     """LDU factors with the pivots given: ``B = C (D U11)⁻¹`` and ``A = (L11 D)⁻¹ R``."""
     # Apple's MPS has no float64, so what is read there is worked on elsewhere.
     pivot_rows, pivot_columns = _float64(weight[rows]), _float64(weight[:, columns])
+    _require_finite(pivot_rows)
+    _require_finite(pivot_columns)
+    # A pivot below this is what rounding the weight to float32 leaves of a dependent column.
+    largest = pivot_columns.abs().amax(0).cummax(0).values
+    tolerance = torch.finfo(torch.float32).eps * largest
     core = _eliminated(pivot_rows[:, columns], tolerance)
     diagonal = core.diagonal().clone()
     kept = diagonal.abs() > tolerance
@@ -250,7 +251,7 @@ def _factors_at_pivots(
     return (left * kept, diagonal, right * kept[:, None]) if dropped else (left, diagonal, right)
 
 
-def _eliminated(core: Float[Tensor, "k k"], tolerance: float) -> Float[Tensor, "k k"]:
+def _eliminated(core: Float[Tensor, "k k"], tolerance: Float[Tensor, " k"]) -> Float[Tensor, "k k"]:
     """Return L (below the diagonal) and DU of a matrix, pivoting nothing.
 
     LAPACK has no factorization without pivoting, but where its pivoting leaves every row in its
@@ -258,14 +259,14 @@ def _eliminated(core: Float[Tensor, "k k"], tolerance: float) -> Float[Tensor, "
     """
     factorized, interchanges, _ = torch.linalg.lu_factor_ex(core)
     in_place = torch.arange(1, len(core) + 1, dtype=interchanges.dtype, device=core.device)
-    if torch.equal(interchanges, in_place) and factorized.diagonal().abs().min() > tolerance:
+    if torch.equal(interchanges, in_place) and (factorized.diagonal().abs() > tolerance).all():
         return factorized
     eliminated = core.clone()
     _eliminate(eliminated, tolerance)
     return eliminated
 
 
-def _eliminate(matrix: Float[Tensor, "k k"], tolerance: float) -> None:
+def _eliminate(matrix: Float[Tensor, "k k"], tolerance: Float[Tensor, " k"]) -> None:
     """Overwrite a matrix with its L and DU, at the given order of rows.
 
     It recurses on halves so that the work is in matrix products. The multipliers of a pivot
@@ -275,7 +276,7 @@ def _eliminate(matrix: Float[Tensor, "k k"], tolerance: float) -> None:
     if size <= _BLOCK:
         for step in range(size - 1):
             below = matrix[step + 1 :, step]
-            if matrix[step, step].abs() > tolerance:
+            if matrix[step, step].abs() > tolerance[step]:
                 below /= matrix[step, step]
             else:
                 below.zero_()
@@ -283,14 +284,14 @@ def _eliminate(matrix: Float[Tensor, "k k"], tolerance: float) -> None:
         return
     half = size // 2
     top, bottom = matrix[:half], matrix[half:]
-    _eliminate(top[:, :half], tolerance)
-    kept = top.diagonal().abs() > tolerance
+    _eliminate(top[:, :half], tolerance[:half])
+    kept = top.diagonal().abs() > tolerance[:half]
     top[:, half:] = torch.linalg.solve_triangular(
         top[:, :half], top[:, half:], upper=False, unitriangular=True
     )
     bottom[:, :half] = _solve_right(bottom[:, :half], top[:, :half], kept)
     bottom[:, half:].addmm_(bottom[:, :half], top[:, half:], alpha=-1)
-    _eliminate(bottom[:, half:], tolerance)
+    _eliminate(bottom[:, half:], tolerance[half:])
 
 
 def _solve_right(
