@@ -56,7 +56,6 @@ bench: $(STAMP)  ## all benchmarks beside their peers (half an hour); writes ben
 	$(BIN)/python -m benchmarks.concepts
 
 peft-suite: $(STAMP)  ## run PEFT's own tests with LoLDU in their tables (some 5 minutes)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peft-suite]'
 	$(BIN)/python -m tests.peft_suite
 
 quantized: $(STAMP)  ## install bitsandbytes and torchao, and run the tests on quantized bases
