@@ -5,7 +5,6 @@ are those of Stable Diffusion v1.5's 128 attention projections, and of one of LL
 """
 
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from benchmarks.device import named, seconds_of
 from benchmarks.provenance import provenance, write_record
 from benchmarks.spread import ratio, spread
 from loldu import LoLDUConfig, ldu
@@ -50,6 +50,8 @@ class Options:
     block_out_channels: tuple[int, int, int, int] = (320, 640, 1280, 1280)
     # Width of the text's features; Stable Diffusion v1.5's unless given.
     cross_attention_dim: int = 768
+    # Where to measure: cpu or cuda.
+    device: str = "cpu"
     # Where the result is written, over the last one.
     output: Path = RESULTS / "factorize.json"
 
@@ -138,25 +140,20 @@ def measure(weights: Sequence[Tensor], r: int, repetitions: int) -> dict[str, li
         seen: set[torch.Size] = set()
         for weight in weights:
             for name, route in turns:
-                if route.every_layer:
-                    seconds[name][repetition] += _seconds(route, weight, r)
-                elif weight.shape not in seen:
-                    spent = _seconds(route, weight, r)
-                    seconds[name][repetition] += spent * alike[weight.shape]
+                if route.every_layer or weight.shape not in seen:
+                    call = partial(route.factorize, weight, r)
+                    times = 1 if route.every_layer else alike[weight.shape]
+                    seconds[name][repetition] += times * seconds_of(call, str(weight.device))
             seen.add(weight.shape)
     return seconds
 
 
-def _seconds(route: Route, weight: Tensor, r: int) -> float:
-    started = time.perf_counter()
-    route.factorize(weight, r)
-    return time.perf_counter() - started
-
-
-def case(name: str, shapes: Sequence[Shape], r: int, repetitions: int, seed: int) -> dict[str, Any]:
+def case(
+    name: str, shapes: Sequence[Shape], r: int, repetitions: int, options: Options
+) -> dict[str, Any]:
     """Return a case of the result as JSON values; a ratio is taken within each repetition."""
-    generator = torch.Generator().manual_seed(seed)
-    weights = [torch.randn(shape, generator=generator) for shape in shapes]
+    generator = torch.Generator().manual_seed(options.seed)
+    weights = [torch.randn(shape, generator=generator).to(options.device) for shape in shapes]
     seconds, alike = measure(weights, r, repetitions), Counter(shapes)
     return {
         "case": name,
@@ -205,11 +202,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     shapes = attention_shapes(options.block_out_channels, options.cross_attention_dim)
     large, large_rank = [(options.large_size, options.large_size)], options.large_rank
     cases = [
-        case("unet", shapes, options.rank, options.repetitions, options.seed),
-        case("large layer", large, large_rank, options.large_repetitions, options.seed),
+        case("unet", shapes, options.rank, options.repetitions, options),
+        case("large layer", large, large_rank, options.large_repetitions, options),
     ]
     result = {
         **provenance("benchmarks.factorize", arguments, ["torch", "diffusers", "peft"]),
+        "device": named(options.device),
         "seed": options.seed,
         "cases": cases,
     }
