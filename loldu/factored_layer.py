@@ -146,20 +146,8 @@ class FactoredLayer(BaseTunerLayer):
         shared.weight_version = self._weight_version
         return shared
 
-    def refresh_factors(self) -> None:
-        """Bring the factors up to date with the saved pivots and the base weight."""
-        self.follow_weight()
-        for name, rank in self.r.items():
-            diagonal = self.diagonal(name)
-            held = self.factors.get(name)
-            if diagonal.dz.is_meta or self.weight.is_meta:
-                continue
-            if held is None or not held.begins_with(diagonal.pivots, rank):
-                self.factors.pop(name, None)
-                self.factors_of(name)
-
     def follow_pivots(self) -> None:
-        """Bring the factors up to date with pivots written since they were last compared."""
+        """Bring the factors up to date with the weight, and with pivots written since."""
         if self.weight.is_meta:
             return
         self.follow_weight()

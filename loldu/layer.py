@@ -267,7 +267,7 @@ class Linear(nn.Module, LoLDULayer):
         self.quantization_backend = quantization
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, r, sigma_0, config)
-        self.register_load_state_dict_post_hook(_refresh_after_load)
+        self.register_load_state_dict_post_hook(_follow_loaded)
 
     def forward(
         self,
@@ -382,5 +382,5 @@ class Linear(nn.Module, LoLDULayer):
         return "loldu." + super().__repr__()
 
 
-def _refresh_after_load(layer: Linear, _: object) -> None:
-    layer.refresh_factors()
+def _follow_loaded(layer: Linear, _: object) -> None:
+    layer.follow_pivots()

@@ -306,7 +306,7 @@ def test_casting_the_base_refactors_it_at_the_same_pivots() -> None:
     assert model(x.bfloat16()).dtype == torch.bfloat16
     _, fresh = adapt(layer.base_weight(), r=4)
     fresh.diagonal("default").load_state_dict(diagonal.state_dict())
-    fresh.refresh_factors()
+    fresh.follow_pivots()
     assert torch.equal(fresh.get_delta_weight("default"), layer.get_delta_weight("default"))
 
 
