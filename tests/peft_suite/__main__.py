@@ -75,7 +75,9 @@ def fetch_tests(folder: Path) -> Path:
         subprocess.run([*pip, *wanted], check=True)
         (archive,) = Path(temporary).glob("peft-*.tar.gz")
         with tarfile.open(archive) as tar:
-            tar.extractall(temporary, filter="data")
+            # Early releases of Python 3.11 have no filters.
+            tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
+            tar.extractall(temporary)
         staging = Path(temporary) / "staging"
         tests = Path(temporary) / archive.name.removesuffix(".tar.gz") / "tests"
         shutil.copytree(tests, staging / PACKAGE)
