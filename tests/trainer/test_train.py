@@ -285,4 +285,6 @@ def test_the_script_runs_by_its_path(tmp_path: Path) -> None:
         check=False,
     )
     assert finished.returncode == 2
-    assert finished.stderr == "There is no folder nowhere; give one with the pictures.\n"
+    # Quantization libraries write lines of their own whenever they are installed.
+    last = finished.stderr.splitlines()[-1]
+    assert last == "There is no folder nowhere; give one with the pictures."
