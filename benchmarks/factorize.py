@@ -199,6 +199,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = tyro.cli(
         Options, args=arguments, prog="python -m benchmarks.factorize", use_underscores=True
     )
+    device = named(options.device)
     shapes = attention_shapes(options.block_out_channels, options.cross_attention_dim)
     large, large_rank = [(options.large_size, options.large_size)], options.large_rank
     cases = [
@@ -207,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     result = {
         **provenance("benchmarks.factorize", arguments, ["torch", "diffusers", "peft"]),
-        "device": named(options.device),
+        "device": device,
         "seed": options.seed,
         "cases": cases,
     }

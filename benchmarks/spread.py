@@ -1,12 +1,19 @@
 """Repeated measurements in three numbers."""
 
+import sys
 from collections.abc import Iterable, Sequence
 from statistics import median
 
 
 def spread(values: Iterable[float]) -> dict[str, float]:
-    """Return median, least and greatest, to four digits."""
+    """Return median, least and greatest, to four digits, or end the command where there are none.
+
+    Raises:
+        SystemExit: Nothing was measured.
+    """
     ordered = sorted(values)
+    if not ordered:
+        sys.exit("Nothing was timed: give every --repetitions a number of at least 1.")
     found = {"median": median(ordered), "min": ordered[0], "max": ordered[-1]}
     return {name: float(f"{value:.4g}") for name, value in found.items()}
 

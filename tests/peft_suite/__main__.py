@@ -160,10 +160,13 @@ def print_summary(outcomes: list[Outcome], console: Console) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.peft_suite", description=__doc__)
-    parser.add_argument("files", nargs="*", default=FILES, help="PEFT's files to run")
+    known = f"PEFT's files to run, of {', '.join(FILES)}"
+    parser.add_argument("files", nargs="*", default=FILES, help=known)
     parser.add_argument("--folder", type=Path, default=Path("runs/peft_suite"))
     parser.add_argument("-k", dest="keyword", help="run the tests this matches, as pytest's -k")
     options = parser.parse_args()
+    if unknown := {*options.files} - {*FILES}:
+        parser.error(f"no file named {', '.join(sorted(unknown))}: give {known}")
     folder = options.folder.resolve()
     root = fetch_tests(folder)
     # Building a model tells of every step.
