@@ -127,24 +127,21 @@ def attention_shapes(block_out_channels: Sequence[int], cross_attention_dim: int
 def measure(weights: Sequence[Tensor], r: int, repetitions: int) -> dict[str, list[float]]:
     """Return seconds for all layers, by route and repetition.
 
-    The routes take turns at every weight, and another one begins in every repetition, so that
-    whatever else the machine does meets them alike.
+    A route makes layer after layer, as whoever creates an adapter does; the routes take turns,
+    and another one begins in every repetition.
     """
     alike = Counter(weight.shape for weight in weights)
+    one_of_each = {weight.shape: weight for weight in weights}.values()
     for route in ROUTES.values():
         route.factorize(weights[0][:64, :64].contiguous(), min(r, 64))
     seconds = {name: [0.0] * repetitions for name in ROUTES}
     for repetition in range(repetitions):
         first = repetition % len(ROUTES)
-        turns = [*ROUTES.items()][first:] + [*ROUTES.items()][:first]
-        seen: set[torch.Size] = set()
-        for weight in weights:
-            for name, route in turns:
-                if route.every_layer or weight.shape not in seen:
-                    call = partial(route.factorize, weight, r)
-                    times = 1 if route.every_layer else alike[weight.shape]
-                    seconds[name][repetition] += times * seconds_of(call, str(weight.device))
-            seen.add(weight.shape)
+        for name, route in ([*ROUTES.items()] * 2)[first : first + len(ROUTES)]:
+            for weight in weights if route.every_layer else one_of_each:
+                call = partial(route.factorize, weight, r)
+                times = 1 if route.every_layer else alike[weight.shape]
+                seconds[name][repetition] += times * seconds_of(call, str(weight.device))
     return seconds
 
 

@@ -95,22 +95,27 @@ def ldu(
     Source: LoLDU, Eq. (1) and (3)-(5).
     """
     rank = min(r, *weight.shape)
-    if pivots is None:
-        search = _partial_pivots if pivoting == "partial" else _complete_pivots
-        pivots = search(weight, rank)
-    else:
+    panel = None
+    if pivots is not None:
         pivots = pivots.to(device="cpu", dtype=torch.int64)[..., :rank]
         for chosen, size, axis in zip(
             pivots.reshape(-1, pivots.shape[-1]), weight.shape, ("rows", "columns"), strict=False
         ):
             _require_distinct(chosen, rank, size, axis)
+    elif pivoting == "complete":
+        pivots = _complete_pivots(_float64(weight), rank)
+    else:
+        panel = _panel(weight, slice(rank))
+        pivots = _partial_pivots(panel)
     rows, columns = pivots if pivots.ndim == 2 else (pivots, slice(rank))
-    left, diagonal, right = _factors_at_pivots(weight, rows, columns)
+    if panel is None:
+        panel = _panel(weight, columns)
+    left, diagonal, right = _factors_at_pivots(panel, _float64(weight[rows]), rows, columns)
     device = weight.device
     return Factors(
-        left.to(torch.float32).to(device),
-        diagonal.to(torch.float32).to(device),
-        right.to(torch.float32).to(device),
+        left.to(device, torch.float32),
+        diagonal.to(device, torch.float32),
+        right.to(device, torch.float32),
         pivots,
     )
 
@@ -125,7 +130,7 @@ def pivot_core(weight: Float[Tensor, "out in"], factors: Factors) -> PivotCore:
     assert factors.pivots is not None
     rank = len(factors.pivots)
     pivot_rows, columns = _float64(weight[factors.pivots]), _float64(weight[:, :rank])
-    core = _eliminated(pivot_rows[:, :rank], pivot_rows.new_zeros(rank))
+    core, _ = _eliminated(pivot_rows[:, :rank], pivot_rows.new_zeros(rank))
     identity = torch.eye(rank, dtype=core.dtype, device=core.device)
     lower = torch.linalg.solve_triangular(core, identity, upper=False, unitriangular=True)
     lower /= core.diagonal()[:, None]
@@ -179,6 +184,13 @@ def _float64(weight: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
     return weight.detach().to(device).to(torch.float64)
 
 
+def _panel(
+    weight: Float[Tensor, "out in"], columns: Int[Tensor, " r"] | slice
+) -> Float[Tensor, "out r"]:
+    # Column after column, as LAPACK wants it.
+    return _float64(weight[:, columns].T.contiguous()).T
+
+
 def _require_finite(weight: Float[Tensor, "..."]) -> None:
     # One pass that copies nothing; an entry that is not finite makes either end so.
     if not all(math.isfinite(float(end)) for end in weight.aminmax()):
@@ -191,10 +203,10 @@ def _require_distinct(pivots: Int[Tensor, " k"], rank: int, size: int, axis: str
         raise ValueError(f"the pivots are not {rank} distinct {axis} of a weight with {size}")
 
 
-def _partial_pivots(weight: Float[Tensor, "out in"], rank: int) -> Int[Tensor, " r"]:
-    """Pivot rows of the panel ``W[:, :r]``, by LAPACK's row interchanges."""
+def _partial_pivots(panel: Float[Tensor, "out r"]) -> Int[Tensor, " r"]:
+    """Pivot rows of the first r columns of a weight, by LAPACK's row interchanges."""
     # The checked lu_factor refuses zero pivots, which are dropped later.
-    _, interchanges, _ = torch.linalg.lu_factor_ex(_float64(weight[:, :rank]))
+    _, interchanges, _ = torch.linalg.lu_factor_ex(panel)
     from_zero: list[int] = (interchanges - 1).tolist()  # LAPACK counts from one.
     pivots: list[int] = []
     moved: dict[int, int] = {}
@@ -207,7 +219,7 @@ def _partial_pivots(weight: Float[Tensor, "out in"], rank: int) -> Int[Tensor, "
 
 def _complete_pivots(weight: Float[Tensor, "out in"], rank: int) -> Int[Tensor, "2 r"]:
     """Rows and columns of the largest entry left after each elimination step."""
-    rest = _float64(weight).clone()
+    rest = weight.clone()
     pivots = torch.empty(2, rank, dtype=torch.int64)
     free_rows = torch.ones(rest.shape[0], 1, dtype=torch.bool, device=rest.device)
     free_columns = torch.ones(1, rest.shape[1], dtype=torch.bool, device=rest.device)
@@ -223,47 +235,48 @@ def _complete_pivots(weight: Float[Tensor, "out in"], rank: int) -> Int[Tensor, 
 
 
 def _factors_at_pivots(
-    weight: Float[Tensor, "out in"],
+    panel: Float[Tensor, "out r"],
+    pivot_rows: Float[Tensor, "r in"],
     rows: Int[Tensor, " r"],
     columns: Int[Tensor, " r"] | slice,
 ) -> tuple[Float[Tensor, "out r"], Float[Tensor, " r"], Float[Tensor, "r in"]]:
     """LDU factors with the pivots given: ``B = C (D U11)⁻¹`` and ``A = (L11 D)⁻¹ R``."""
-    # Apple's MPS has no float64, so what is read there is worked on elsewhere.
-    pivot_rows, pivot_columns = _float64(weight[rows]), _float64(weight[:, columns])
-    _require_finite(pivot_rows)
-    _require_finite(pivot_columns)
     # A pivot below this is what rounding the weight to float32 leaves of a dependent column.
-    largest = pivot_columns.abs().amax(0).cummax(0).values
-    tolerance = torch.finfo(torch.float32).eps * largest
-    core = _eliminated(pivot_rows[:, columns], tolerance)
+    largest = panel.abs().amax(0).cummax(0).values
+    _require_finite(largest)
+    _require_finite(pivot_rows)
+    core, kept = _eliminated(pivot_rows[:, columns], torch.finfo(torch.float32).eps * largest)
     diagonal = core.diagonal().clone()
-    kept = diagonal.abs() > tolerance
-    dropped = not kept.all()
-    if dropped:
+    if kept is not None:
         diagonal[~kept] = 0.0
 
-    left = _solve_right(pivot_columns, core, kept if dropped else None)
+    left = _solve_right(panel, core, kept)
     left[rows] = torch.tril(core, -1).fill_diagonal_(1.0)
 
     right = torch.linalg.solve_triangular(core, pivot_rows, upper=False, unitriangular=True)
     right[:, columns] = torch.triu(core)
+    if kept is None:
+        return left, diagonal, right.div_(diagonal[:, None])
     right /= torch.where(kept, diagonal, 1.0)[:, None]
-    return (left * kept, diagonal, right * kept[:, None]) if dropped else (left, diagonal, right)
+    return left * kept, diagonal, right * kept[:, None]
 
 
-def _eliminated(core: Float[Tensor, "k k"], tolerance: Float[Tensor, " k"]) -> Float[Tensor, "k k"]:
-    """Return L (below the diagonal) and DU of a matrix, pivoting nothing.
+def _eliminated(
+    core: Float[Tensor, "k k"], tolerance: Float[Tensor, " k"]
+) -> tuple[Float[Tensor, "k k"], Bool[Tensor, " k"] | None]:
+    """Return L (below the diagonal) and DU of a matrix, pivoting nothing, and the pivots kept.
 
-    LAPACK has no factorization without pivoting, but where its pivoting leaves every row in its
-    place, as it does for pivots just found, its own is this one.
+    None stands for all of them. LAPACK has no factorization without pivoting, but where its
+    pivoting leaves every row in its place, as it does for pivots just found, its own is this one.
     """
     factorized, interchanges, _ = torch.linalg.lu_factor_ex(core)
     in_place = torch.arange(1, len(core) + 1, dtype=interchanges.dtype, device=core.device)
     if torch.equal(interchanges, in_place) and (factorized.diagonal().abs() > tolerance).all():
-        return factorized
+        return factorized, None
     eliminated = core.clone()
     _eliminate(eliminated, tolerance)
-    return eliminated
+    kept = eliminated.diagonal().abs() > tolerance
+    return eliminated, None if kept.all() else kept
 
 
 def _eliminate(matrix: Float[Tensor, "k k"], tolerance: Float[Tensor, " k"]) -> None:
