@@ -89,7 +89,7 @@ class DreamBooth:
         return Batch(*(self._to_device(np.concatenate(part)) for part in zip(*parts, strict=True)))
 
     def losses(self, unet: nn.Module, batch: Batch) -> Losses:
-        """Mean squared error of the prediction on concept rows, and on class rows.
+        """Mean squared error of the prediction on concept rows, by their masks, and on class rows.
 
         total = instance + prior_loss_weight * prior. With `prior_target="base"` the class rows are
         compared with what the UNet says with its adapter switched off; both passes have the same
@@ -117,7 +117,10 @@ class DreamBooth:
                 target = torch.cat([target[concept], predict(self._frozen, classes)])
         else:
             prediction = predict(unet, slice(None))
-        errors = (prediction - target).square().flatten(1).mean(dim=1)
+        squares = (prediction - target).square()
+        if cache.weights is not None:
+            squares = squares * cache.weights[batch.views]
+        errors = squares.flatten(1).mean(dim=1)
         if self._snr_gamma is not None:
             errors = errors * min_snr_weights(noise_scheduler, batch.timesteps, self._snr_gamma)
         instance = errors[concept].mean()

@@ -34,6 +34,7 @@ from trainer.checkpoint import (
     save_checkpoint,
 )
 from trainer.config import Config, sections
+from trainer.doctor import report
 from trainer.errors import TrainerError
 from trainer.instances import CaptionedImage, find_instances
 from trainer.loop import DreamBooth, learning_rate
@@ -64,6 +65,8 @@ def main(config: Config) -> None:
     instances = find_instances(config.instance)
     checkpoint = find_checkpoint(config)
     refuse_another_run(config.run, checkpoint)
+    if checkpoint is None and accelerator.is_main_process:
+        report(instances, config.instance, config.prior)
 
     # ------------------------------------------------------------------------- the frozen base
     pipeline = load_pipeline(

@@ -7,8 +7,9 @@ from diffusers import StableDiffusionPipeline
 from trainer.base import load_pipeline
 from trainer.cache import build_cache, embed
 from trainer.config import InstanceConfig
+from trainer.crops import load_views
 from trainer.errors import TrainerError
-from trainer.instances import CaptionedImage, find_instances, load_views
+from trainer.instances import CaptionedImage, find_instances
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def test_moments_are_the_vae_s_and_views_belong_to_their_picture(
     assert cache.instances == [range(0, 2), range(2, 4), range(4, 6)]
     assert cache.classes == [range(6, 8)]
     views = load_views([*images, *classes], 16, center_crop=True, random_flip=True, seed=0)
-    for row, (_, view) in enumerate(views):
+    for row, (_, view, _) in enumerate(views):
         with torch.no_grad():
             posterior = pipeline.vae.encode(view[None]).latent_dist
         scale = pipeline.vae.config.scaling_factor

@@ -8,14 +8,8 @@ from PIL import Image
 
 from trainer.config import InstanceConfig
 from trainer.errors import TrainerError
-from trainer.instances import (
-    RANDOM_CROPS,
-    find_instances,
-    list_images,
-    load_image,
-    load_views,
-    square_crops,
-)
+from trainer.images import load_image
+from trainer.instances import find_instances, list_images
 
 RED = (255, 0, 0)
 
