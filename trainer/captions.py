@@ -36,7 +36,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise TrainerError(f"The captions {path} are not UTF-8 text; save them as that.") from error
+        raise TrainerError(f"The caption file {path} is not UTF-8; save it as that.") from error
 
 
 def read_metadata(folder: Path, pictures: Iterable[str]) -> dict[str, Line]:
@@ -81,11 +81,11 @@ def _parse(text: str, where: str, known: dict[str, str]) -> tuple[str, Line]:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"perhaps you meant {near[0]}" if near else "correct the name or remove the line"
         raise TrainerError(f"{where} is about {name}, but the folder has no such picture; {hint}.")
-    line = Line(row.get("text"), row.get("repeats", 1))
-    if line.text is None and "repeats" not in row:
+    if not {"text", "repeats"} & row.keys():
         raise TrainerError(f"{where} has no text; it should look like {_EXAMPLE}.")
-    if line.text is not None and not (isinstance(line.text, str) and line.text.strip()):
+    caption, repeats = row.get("text"), row.get("repeats", 1)
+    if "text" in row and not (isinstance(caption, str) and caption.strip()):
         raise TrainerError(f"{where} has an empty text; write the prompt of {name} there.")
-    if type(line.repeats) is not int or line.repeats < 1:
-        raise TrainerError(f"{where} has repeats {line.repeats!r}; it must be 1, 2, 3 or more.")
-    return known[name], line
+    if type(repeats) is not int or repeats < 1:
+        raise TrainerError(f"{where} has repeats {repeats!r}; it must be 1, 2, 3 or more.")
+    return known[name], Line(caption and caption.strip(), repeats)

@@ -81,8 +81,9 @@ def report(pictures: Sequence[CaptionedImage], options: InstanceConfig, prior: P
     console = Console(stderr=True, highlight=False)
     heading = f"at {options.resolution} pixels, from {options.instance_data_dir}"
     console.print(Text(f"{_count(len(findings), 'picture')} {heading}", "bold"), soft_wrap=True)
-    console.print(table(findings))
-    warned = list(warnings(findings, options, prior))
+    alike = look_alikes(findings)
+    console.print(table(findings, alike))
+    warned = list(warnings(findings, alike, options, prior))
     for warning in warned:
         console.print(Text.assemble(("! ", "bold yellow"), warning), soft_wrap=True)
     if not warned:
@@ -115,7 +116,10 @@ def examine(picture: CaptionedImage, resolution: int) -> Finding:
 
 
 def warnings(
-    findings: Sequence[Finding], options: InstanceConfig, prior: PriorConfig
+    findings: Sequence[Finding],
+    alike: Sequence[Sequence[Finding]],
+    options: InstanceConfig,
+    prior: PriorConfig,
 ) -> Iterator[str]:
     """What may spoil the training, a line each, with its cure."""
     if len(findings) < FEW_PICTURES:
@@ -123,8 +127,8 @@ def warnings(
             f"Only {_count(len(findings), 'picture')}: 3 to 5, from several sides and before "
             "different backgrounds, teach the subject and not one view of it."
         )
-    if same := look_alikes(findings):
-        groups = "; ".join(" = ".join(finding.name for finding in group) for group in same)
+    if alike:
+        groups = "; ".join(" = ".join(finding.name for finding in group) for group in alike)
         yield (
             f"Nearly the same picture: {groups}; keep one of each, or its pose and background "
             "become part of the concept."
@@ -161,7 +165,7 @@ def look_alikes(findings: Sequence[Finding]) -> list[list[Finding]]:
     ]
 
 
-def table(findings: Sequence[Finding]) -> Table:
+def table(findings: Sequence[Finding], alike: Sequence[Sequence[Finding]]) -> Table:
     """The findings as a table, with what gave rise to a warning in yellow."""
     grid = Table(
         caption=f"sharpness: under {BLURRY:.0f} is blurred",
@@ -173,7 +177,7 @@ def table(findings: Sequence[Finding]) -> Table:
     for heading in ("size", "crop keeps", "scaled", "sharpness", "mask"):
         grid.add_column(heading, justify="right", no_wrap=True)
     grid.add_column("caption")
-    copies = {finding.name for group in look_alikes(findings) for finding in group}
+    copies = {finding.name for group in alike for finding in group}
     for finding in findings:
         width, height = finding.size
         repeats = f" x{finding.picture.repeats}" if finding.picture.repeats > 1 else ""

@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-TOLD_AT_ONCE = 20
-
 
 class TrainerError(Exception):
     """A mistake in flags, files or environment, told in one sentence without a traceback."""
@@ -31,8 +29,5 @@ class Mistakes:
         Raises:
             TrainerError: when there was anything.
         """
-        told, more = self._sentences[:TOLD_AT_ONCE], len(self._sentences) - TOLD_AT_ONCE
-        if more > 0:
-            told.append(f"There are {more} more mistakes like these.")
-        if told:
-            raise TrainerError("\n".join(told))
+        if self._sentences:
+            raise TrainerError("\n".join(self._sentences))
