@@ -17,9 +17,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from trainer.concepts import concept_configs
 from trainer.config import Config, InstanceConfig, PriorConfig
 from trainer.images import load_image
-from trainer.instances import CaptionedImage, check_images, find_instances, own_class_images
+from trainer.instances import CaptionedImage, check_images, find_all_instances, own_class_images
 from trainer.masks import load_mask
 from trainer.measures import BLURRY, NEARLY_THE_SAME, likeness, sharpness, signature
 
@@ -66,7 +67,9 @@ def diagnose(config: Config) -> None:
     Raises:
         TrainerError: for what would keep the run from starting.
     """
-    report(find_instances(config.instance), config.instance, config.prior)
+    configs = concept_configs(config)
+    for name, pictures in find_all_instances(configs).items():
+        report(pictures, configs[name].instance, configs[name].prior)
 
 
 def report(pictures: Sequence[CaptionedImage], options: InstanceConfig, prior: PriorConfig) -> None:
@@ -224,6 +227,11 @@ def _mask_warnings(findings: Sequence[Finding], options: InstanceConfig) -> Iter
 def _caption_warnings(
     pictures: Sequence[CaptionedImage], options: InstanceConfig, prior: PriorConfig
 ) -> Iterator[str]:
+    if word := options.placeholder_token:
+        lacking = [p.path.name for p in pictures if word not in p.caption.split()]
+        if lacking:
+            yield f"The word {word} is missing in the caption of {', '.join(lacking)}: add it."
+        return
     captions = [picture.caption for picture in pictures]
     prompt = options.instance_prompt or _in_common(captions)
     token, class_word = token_and_class(prompt, prior.class_prompt)

@@ -1,13 +1,14 @@
 """The pictures of a folder, and the caption, mask and weight of each."""
 
+import hashlib
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trainer.captions import METADATA, Line, read_metadata, read_text, same_name
-from trainer.config import InstanceConfig, PriorConfig
+from trainer.config import Config, InstanceConfig, PriorConfig
 from trainer.errors import Mistakes, TrainerError
 from trainer.images import load_image
 from trainer.masks import load_mask
@@ -99,6 +100,7 @@ def find_instances(options: InstanceConfig) -> list[CaptionedImage]:
     Raises:
         TrainerError: for folders, pictures, masks and captions that cannot be used, all of them.
     """
+    assert options.instance_data_dir is not None  # the options are checked
     paths = list_images(options.instance_data_dir)
     prompts = [options.instance_prompt] if options.instance_prompt else []
     images = [CaptionedImage(path, "") for path in paths]  # to be opened even without captions
@@ -110,6 +112,33 @@ def find_instances(options: InstanceConfig) -> list[CaptionedImage]:
         check_images(images, options.resolution)
     mistakes.tell()
     return images
+
+
+def find_all_instances(configs: Mapping[str, Config]) -> dict[str, list[CaptionedImage]]:
+    """The pictures of every concept.
+
+    Raises:
+        TrainerError: for what cannot be used in any of them.
+    """
+    found: dict[str, list[CaptionedImage]] = {}
+    mistakes = Mistakes()
+    for name, config in configs.items():
+        with mistakes.collected():
+            found[name] = find_instances(config.instance)
+    mistakes.tell()
+    return found
+
+
+def digest(images: Sequence[CaptionedImage]) -> str:
+    """What tells these pictures, captions and masks from others, wherever they are."""
+    whole = hashlib.sha256()
+    for image in images:
+        parts = [image.path.read_bytes(), image.caption.encode()]
+        if image.mask is not None:
+            parts.append(image.mask.read_bytes())
+        for part in parts * image.repeats:
+            whole.update(hashlib.sha256(part).digest())
+    return whole.hexdigest()[:16]
 
 
 def own_class_images(prior: PriorConfig) -> list[CaptionedImage]:

@@ -6,14 +6,17 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
+from safetensors.torch import load_file
 
+from trainer.__main__ import run
 from trainer.base import load_pipeline
 from trainer.cache import build_cache
 from trainer.config import Config
 from trainer.errors import TrainerError
 from trainer.instances import CaptionedImage, find_instances
-from trainer.loop import DreamBooth
+from trainer.loop import Batch, Denoiser, DreamBooth, Losses, Objective
 from trainer.masks import load_mask, loss_weights
+from trainer.methods import Trained
 
 MakeConfig = Callable[..., Config]
 
@@ -39,11 +42,27 @@ def mark_left_halves(pictures: Path) -> None:
         mask.save(pictures / f"{name}-masklabel.png")
 
 
-def objective(pipeline: StableDiffusionPipeline, config: Config) -> DreamBooth:
+def dreambooth(pipeline: StableDiffusionPipeline, config: Config) -> DreamBooth:
     found = find_instances(config.instance)
     classes = [CaptionedImage(found[0].path, "a toy")]
     cache = build_cache(pipeline, found, classes, config.instance, seed=0)
-    return DreamBooth(pipeline.unet, pipeline.scheduler, cache, config)
+    return DreamBooth(pipeline.scheduler, cache, config)
+
+
+@torch.no_grad()
+def losses_of(
+    pipeline: StableDiffusionPipeline,
+    concepts: list[DreamBooth],
+    batches: list[Batch],
+    config: Config,
+) -> tuple[list[Losses], torch.Tensor]:
+    """With the prediction that they are the losses of."""
+    seen: list[torch.Tensor] = []
+    hook = pipeline.unet.register_forward_hook(lambda _m, _i, output: seen.append(output[0]))
+    objective = Objective(concepts, Trained(("default",), {}), config)
+    losses = objective.losses(Denoiser(pipeline.unet, None), batches)
+    hook.remove()
+    return losses, seen[0]
 
 
 def test_weights_follow_the_area_that_is_marked() -> None:
@@ -111,45 +130,63 @@ def test_masks_that_cannot_be_right_are_one_sentence(tmp_path: Path) -> None:
         load_mask(path, (20, 24))
 
 
-def test_the_loss_of_a_concept_row_is_weighted_by_its_mask_and_a_class_row_s_is_not(
+def test_only_a_concept_row_with_a_mask_is_weighted(
     pipeline: StableDiffusionPipeline, square_pictures: Path, make_config: MakeConfig
 ) -> None:
+    """Beside a concept without a mask, in one pass."""
     config = make_config("--unmasked_weight", "0.25", "--prior_loss_weight", "0.5")
-    plain = objective(pipeline, config)
-    batch = plain.draw(0)
-    with torch.no_grad():
-        before = plain.losses(pipeline.unet, batch)
+    plain = dreambooth(pipeline, config)
     mark_left_halves(square_pictures)
-    masked = objective(pipeline, config)
-    seen: list[torch.Tensor] = []
-    hook = pipeline.unet.register_forward_hook(lambda _m, _i, output: seen.append(output[0]))
-    with torch.no_grad():
-        losses = masked.losses(pipeline.unet, batch)
-    hook.remove()
-    cache = masked._cache
+    masked = dreambooth(pipeline, config)
+    batches = [masked.draw(0), plain.draw(1)]
+    losses, prediction = losses_of(pipeline, [masked, plain], batches, config)
+    alone = [losses_of(pipeline, [plain], [batch], config)[0][0] for batch in batches]
+
+    cache, batch = masked._cache, batches[0]
     latents = cache.mean[batch.views] + cache.std[batch.views] * batch.posterior_noise
     alpha_bar = pipeline.scheduler.alphas_cumprod[batch.timesteps].view(-1, 1, 1, 1)
     target = alpha_bar.sqrt() * batch.noise - (1 - alpha_bar).sqrt() * latents  # v-prediction
-    squares = (seen[0] - target) ** 2
-    left, right = squares[:2, ..., :4].mean(), squares[:2, ..., 4:].mean()
-    torch.testing.assert_close(losses.instance, (left + 0.25 * right) / 1.25)
-    torch.testing.assert_close(losses.prior, before.prior, rtol=0, atol=0)
-    assert not torch.isclose(losses.instance, before.instance)
-    torch.testing.assert_close(losses.total, losses.instance + 0.5 * losses.prior)
+    squares = (prediction[::2] - target)[:2] ** 2
+    left, right = squares[..., :4].mean(), squares[..., 4:].mean()
+    torch.testing.assert_close(losses[0].instance, (left + 0.25 * right) / 1.25)
+    assert not torch.isclose(losses[0].instance, alone[0].instance, rtol=1e-3)
+    torch.testing.assert_close(losses[0].prior, alone[0].prior)
+    torch.testing.assert_close(losses[0].total, losses[0].instance + 0.5 * losses[0].prior)
+    torch.testing.assert_close(losses[1].instance, alone[1].instance)
 
 
 def test_nothing_is_learned_of_what_weighs_nothing(
     pipeline: StableDiffusionPipeline, square_pictures: Path, make_config: MakeConfig
 ) -> None:
     mark_left_halves(square_pictures)
-    masked = objective(pipeline, make_config("--unmasked_weight", "0"))
-    batch = masked.draw(0)
-    with torch.no_grad():
-        before = masked.losses(pipeline.unet, batch).instance
+    config = make_config("--unmasked_weight", "0")
+    masked = dreambooth(pipeline, config)
+    batches = [masked.draw(0)]
+    (before,), _ = losses_of(pipeline, [masked], batches, config)
     hook = pipeline.unet.register_forward_hook(
         lambda _m, _i, output: (torch.cat([output[0][..., :4], output[0][..., 4:] + 9], -1),)
     )
-    with torch.no_grad():
-        after = masked.losses(pipeline.unet, batch).instance
+    (after,), _ = losses_of(pipeline, [masked], batches, config)
     hook.remove()
-    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    torch.testing.assert_close(after.instance, before.instance, rtol=0, atol=0)
+    assert after.prior > before.prior + 1
+
+
+def test_a_masked_run_resumes_bit_identically_and_refuses_another_mask(
+    square_pictures: Path, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mark_left_halves(square_pictures)
+    flags = [*flags, "--checkpointing_steps", "2"]
+    assert run(flags) == 0
+    whole = tmp_path / "run"
+    again = [*flags, "--output_dir", str(tmp_path / "again"), "--resume"]
+    again.append(str(whole / "checkpoint-000002"))
+    assert run(again) == 0
+    ours, theirs = (
+        load_file(folder / "concept.safetensors") for folder in (whole, tmp_path / "again")
+    )
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    Image.new("L", (16, 16), 255).save(square_pictures / "a-masklabel.png")
+    capsys.readouterr()
+    assert run([*again, "--overwrite"]) == 2
+    assert "A picture or caption has changed" in capsys.readouterr().err.splitlines()[-1]
