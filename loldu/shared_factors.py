@@ -74,6 +74,13 @@ class SharedFactors:
         """G of ``‖delta_W‖_F² = deltaᵀ G delta``, for a delta multiplied by `gain`."""
         return gram(self.left, self.right)
 
+    @property
+    def norms(self) -> Float[Tensor, " r"]:
+        """Return ``‖B_i‖ ‖A_i‖``: how much 1 in delta changes the weight, by direction."""
+        left = torch.linalg.vector_norm(self.left, dim=0, dtype=self.gain.dtype)
+        right = torch.linalg.vector_norm(self.right, dim=1, dtype=self.gain.dtype)
+        return left * right * self.gain
+
     def core(self, weight: Float[Tensor, "out in"]) -> PivotCore | None:
         """Return what stands in for the factors of a weight, or None if it would be less exact.
 
