@@ -86,6 +86,7 @@ def find_instances(options: InstanceConfig) -> list[CaptionedImage]:
     Raises:
         TrainerError: for a folder, picture or caption that cannot be used.
     """
+    assert options.instance_data_dir is not None  # the options are checked
     images = read_captions(
         list_images(options.instance_data_dir), options.instance_prompt, "--instance_prompt"
     )
