@@ -29,25 +29,18 @@ def seconds_of(call: Callable[[], object], device: str) -> float:
     return time.perf_counter() - started
 
 
-def seconds_in_turns(
-    calls: Mapping[str, Callable[[], object]],
-    repetitions: int,
-    device: str,
-    *,
-    before: Callable[[str], object] = lambda _: None,
-) -> dict[str, list[float]]:
-    """Return how long every call takes in every repetition, by name.
+def in_turns(calls: Mapping[str, Callable[[], float]], repetitions: int) -> dict[str, list[float]]:
+    """Return the seconds that every call tells in every repetition, by name.
 
     The calls take turns, and another one begins in every repetition, so that whatever else the
-    machine does meets them alike. `before` is told the name of a call and is not timed.
+    machine does meets them alike.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     names = [*calls]
     for repetition in range(repetitions):
         first = repetition % len(names)
         for name in names[first:] + names[:first]:
-            before(name)
-            seconds[name].append(seconds_of(calls[name], device))
+            seconds[name].append(calls[name]())
     return seconds
 
 

@@ -31,7 +31,7 @@ from benchmarks.adapters import (
     projections,
     storage_of,
 )
-from benchmarks.device import named, seconds_in_turns
+from benchmarks.device import in_turns, named, seconds_of
 from benchmarks.memory import mib, peak_bytes
 from benchmarks.provenance import provenance, write_record
 from benchmarks.spread import ratio, spread
@@ -167,11 +167,7 @@ def run_step(case: Case, options: Options) -> None:
 
 
 def measure(case: Case, options: Options) -> dict[str, Any]:
-    """Return a case's part of the result.
-
-    The methods take turns, and another one begins in every repetition, so that whatever else the
-    machine does meets them alike. What measures memory is the warm-up.
-    """
+    """Return a case's part of the result; what measures memory is the warm-up."""
     plain = projections(case.model)
     layers = {name: adapted(case.model, method) for name, method in METHODS.items()}
     step = partial(run_step, case, options)
@@ -189,12 +185,12 @@ def measure(case: Case, options: Options) -> dict[str, Any]:
         }
         if options.device.startswith("cuda"):
             methods[name]["peak_mib"] = mib(peak_bytes(options.device, step))
-    seconds = seconds_in_turns(
-        dict.fromkeys(METHODS, step),
-        case.repetitions,
-        options.device,
-        before=lambda name: install(case.model, layers[name]),
-    )
+
+    def timed(name: str) -> float:
+        install(case.model, layers[name])
+        return seconds_of(step, options.device)
+
+    seconds = in_turns({name: partial(timed, name) for name in METHODS}, case.repetitions)
     install(case.model, plain)
     for name, result in methods.items():
         result["seconds"] = spread(seconds[name])

@@ -1,11 +1,11 @@
 """The memory of a training step."""
 
-import os
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.kernels import profiled
 
 MIB = 2**20
 
@@ -30,11 +30,9 @@ def peak_bytes(device: str, step: Callable[[], object]) -> int:
 
 
 def _peak_of_allocations(step: Callable[[], object]) -> int:
-    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # it writes to stderr that it begins and ends
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    assert profiler.profiler is not None
-    results: Any = profiler.profiler.kineto_results  # its events lack `nbytes` in the stubs
+    profiler = profiled(step, profile_memory=True).profiler
+    assert profiler is not None
+    results: Any = profiler.kineto_results  # its events lack `nbytes` in the stubs
     changes = [(e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]"]
     held = peak = 0
     for _, change in sorted(changes, key=lambda at: at[0]):

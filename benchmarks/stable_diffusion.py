@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 TEXT_TOKENS = 77
@@ -27,6 +28,7 @@ class Size:
         vae: Widths of the VAE's four stages.
         vae_layers: Residual blocks a stage of the VAE.
         text: Width of the text encoder.
+        text_heads: Its attention heads.
         text_layers: Its depth.
         words: Its vocabulary.
     """
@@ -36,13 +38,14 @@ class Size:
     vae: tuple[int, int, int, int]
     vae_layers: int
     text: int
+    text_heads: int
     text_layers: int
     words: int
 
 
 SIZES = {
-    "sd15": Size(512, (320, 640, 1280, 1280), (128, 256, 512, 512), 2, 768, 12, 49408),
-    "smallest": Size(128, (32, 32, 32, 32), (32, 32, 32, 32), 1, 32, 1, 128),
+    "sd15": Size(512, (320, 640, 1280, 1280), (128, 256, 512, 512), 2, 768, 12, 12, 49408),
+    "smallest": Size(128, (32, 32, 32, 32), (32, 32, 32, 32), 1, 32, 4, 1, 128),
 }
 
 
@@ -57,39 +60,57 @@ def noise_scheduler() -> DDPMScheduler:
     )
 
 
+def build_parts(size: Size, tokenizer: CLIPTokenizer) -> dict[str, nn.Module]:
+    """Return U-Net, VAE and text encoder."""
+    vae: dict[str, Any] = {  # its annotations are narrower than what it takes
+        "block_out_channels": size.vae,
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "latent_channels": 4,
+        "layers_per_block": size.vae_layers,
+        "sample_size": size.resolution,
+    }
+    text: dict[str, Any] = {
+        "vocab_size": size.words,
+        "hidden_size": size.text,
+        "intermediate_size": 4 * size.text,
+        "num_hidden_layers": size.text_layers,
+        "num_attention_heads": size.text_heads,
+        "projection_dim": size.text,
+        "max_position_embeddings": TEXT_TOKENS,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return {
+        "unet": UNet2DConditionModel(
+            block_out_channels=size.unet,
+            cross_attention_dim=size.text,
+            sample_size=size.resolution // 8,
+        ),
+        "vae": AutoencoderKL(**vae),
+        "text_encoder": CLIPTextModel(CLIPTextConfig(**text)),
+    }
+
+
 def save_random_base(
     folder: Path, size: Size, *, seed: int, dtype: torch.dtype, device: str
 ) -> None:
     """Write the folder; the weights are made on the device."""
     torch.manual_seed(seed)
-    tokenizer = _tokenizer()
+    tokenizer = letters_tokenizer()
     with torch.device(device):
-        parts: dict[str, Any] = {
-            "unet": UNet2DConditionModel(
-                block_out_channels=size.unet,
-                cross_attention_dim=size.text,
-                sample_size=size.resolution // 8,
-            ),
-            "vae": AutoencoderKL(
-                block_out_channels=size.vae,  # pyright: ignore[reportArgumentType]  annotated as one
-                down_block_types=("DownEncoderBlock2D",) * 4,  # pyright: ignore[reportArgumentType]
-                up_block_types=("UpDecoderBlock2D",) * 4,  # pyright: ignore[reportArgumentType]
-                latent_channels=4,
-                layers_per_block=size.vae_layers,
-                sample_size=size.resolution,
-            ),
-            "text_encoder": CLIPTextModel(_text_config(size, tokenizer)),
-        }
+        parts: dict[str, Any] = dict(build_parts(size, tokenizer))
     for part in parts.values():
-        part.to(dtype)
-    StableDiffusionPipeline(
-        **parts,
-        tokenizer=tokenizer,
-        scheduler=noise_scheduler(),  # pyright: ignore[reportArgumentType]  any of diffusers' will do
-        safety_checker=None,  # pyright: ignore[reportArgumentType]
-        feature_extractor=None,  # pyright: ignore[reportArgumentType]
-        requires_safety_checker=False,
-    ).save_pretrained(folder)
+        nn.Module.to(part, dtype)
+    rest: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "scheduler": noise_scheduler(),
+        "safety_checker": None,
+        "feature_extractor": None,
+    }
+    pipeline = StableDiffusionPipeline(**parts, **rest, requires_safety_checker=False)
+    pipeline.save_pretrained(folder)
 
 
 def save_random_pictures(folder: Path, count: int, resolution: int, *, seed: int) -> None:
@@ -101,23 +122,8 @@ def save_random_pictures(folder: Path, count: int, resolution: int, *, seed: int
         image.save(folder / f"{index}.jpg")
 
 
-def _text_config(size: Size, tokenizer: CLIPTokenizer) -> CLIPTextConfig:
-    return CLIPTextConfig(
-        vocab_size=size.words,
-        hidden_size=size.text,
-        intermediate_size=4 * size.text,
-        num_hidden_layers=size.text_layers,
-        num_attention_heads=12 if size.text % 12 == 0 else 4,
-        projection_dim=size.text,
-        max_position_embeddings=TEXT_TOKENS,
-        bos_token_id=tokenizer.bos_token_id,  # pyright: ignore[reportArgumentType]  one id
-        eos_token_id=tokenizer.eos_token_id,  # pyright: ignore[reportArgumentType]
-        pad_token_id=tokenizer.pad_token_id,  # pyright: ignore[reportArgumentType]
-    )
-
-
-def _tokenizer() -> CLIPTokenizer:
-    """Letter by letter."""
+def letters_tokenizer() -> CLIPTokenizer:
+    """Return a tokenizer without merges, a token a letter."""
     letters = string.ascii_lowercase + string.digits
     tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]

@@ -11,11 +11,12 @@ captured as one CUDA graph.
 import hashlib
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import tomli_w
 import torch
 import tyro
 from rich.console import Console
@@ -33,7 +34,9 @@ DTYPES: dict[str, train_step.Dtype] = {
     precision: dtype for dtype, precision in train_step.PRECISIONS.items()
 }
 PROMPT = "a photo of sks dog"
-PICTURES = 4
+PICTURES, CONCEPTS = "pictures", "concepts.toml"
+FLOOR, TRAINER, AT_ONCE, DIFFUSERS = "floor", "trainer", "concepts at once", "diffusers"
+STEPS_OF_A_CONCEPT = 1000
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class Options:
     also: tuple[str, ...] = ()
     # Flags of diffusers' script, without their dashes: pre_compute_text_embeddings rank=32.
     diffusers_flags: tuple[str, ...] = ()
+    # Concepts that are trained at once, beside one run of the trainer after another; 0 for none.
+    concepts: int = 8
     # Precision of every command; fp16 on a GPU and no on a CPU unless given.
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
     # Directions a layer of LoLDU; the paper's is 32.
@@ -72,30 +77,41 @@ def commands(options: Options, device: str, folder: Path) -> dict[str, Command]:
     taken = ["--max_train_steps", str(options.warmup + options.steps)]
     base = ["--pretrained_model_name_or_path", str(folder / "base")]
     common = [
-        *(*base, *taken, "--instance_data_dir", str(folder / "pictures")),
-        *("--instance_prompt", PROMPT, "--resolution", str(size.resolution)),
-        *("--mixed_precision", precision, "--train_batch_size", "1", "--seed", str(options.seed)),
+        *(*base, *taken, "--resolution", str(size.resolution), "--mixed_precision", precision),
+        *("--train_batch_size", "1", "--seed", str(options.seed)),
     ]
+    pictures = ["--instance_data_dir", str(folder / PICTURES), "--instance_prompt", PROMPT]
     output = ["--output_dir", str(folder / "run"), "--overwrite"]
-    ours = [*common, *output, "--rank", str(options.rank), "--checkpointing_steps", "0"]
+    many = [*common, *output, "--rank", str(options.rank), "--checkpointing_steps", "0"]
+    ours = [*many, *pictures]
     dtype = DTYPES[precision]
     graph = ["--compile", "--capture"] if device == "cuda" else []
     floor = [*base, *taken, "--device", device, "--dtype", dtype, *graph]
     what = "the frozen U-Net's forward and backward" + (", compiled and captured" if graph else "")
     made = {
-        "floor": Command(what, "benchmarks.floor", floor, "floor"),
-        "trainer": Command("this trainer", "trainer", ours, "training"),
+        FLOOR: Command(what, "benchmarks.floor", floor, "floor"),
+        TRAINER: Command("this trainer", "trainer", ours, "training"),
     }
     for flags in options.also:
         what = f"this trainer with {flags}"
         more = [f"--{flag}" for flag in flags.split()]
         made[f"trainer {flags}"] = Command(what, "trainer", [*ours, *more], "training")
+    if options.concepts:
+        what, file = f"this trainer, {options.concepts} concepts at once", str(folder / CONCEPTS)
+        made[AT_ONCE] = Command(what, "trainer", [*many, "--concepts", file], "training")
     if options.diffusers_script is not None:
         script = str(options.diffusers_script.resolve())
-        theirs = [*common, "--output_dir", str(folder / "diffusers"), "--lr_warmup_steps", "0"]
+        theirs = [
+            *common,
+            *pictures,
+            "--output_dir",
+            str(folder / "diffusers"),
+            "--lr_warmup_steps",
+            "0",
+        ]
         theirs += [f"--{flag}" for flag in options.diffusers_flags]
         what = "diffusers' train_dreambooth_lora.py"
-        made["diffusers"] = Command(what, script, theirs, "Steps")
+        made[DIFFUSERS] = Command(what, script, theirs, "Steps")
     return made
 
 
@@ -104,39 +120,66 @@ def precision_of(options: Options, device: str) -> train_step.Precision:
     return options.mixed_precision or ("fp16" if device == "cuda" else "no")
 
 
-def measure(options: Options, device: str) -> dict[str, Any]:
-    """Return speed and memory by command; they take turns."""
+def prepare(options: Options, device: str, folder: Path) -> None:
+    """Write the base, four pictures, and the list of concepts, which all have these pictures."""
+    size, dtype = SIZES[options.size], getattr(torch, DTYPES[precision_of(options, device)])
+    save_random_base(folder / "base", size, seed=options.seed, dtype=dtype, device=device)
+    save_random_pictures(folder / PICTURES, 4, size.resolution, seed=options.seed)
+    table = {"instance_data_dir": PICTURES, "instance_prompt": PROMPT}
+    tables = {f"concept_{index}": table for index in range(options.concepts)}
+    (folder / CONCEPTS).write_text(tomli_w.dumps(tables), encoding="utf-8")
+
+
+def measure(options: Options, device: str) -> dict[str, list[Watched]]:
+    """Return what was seen of every command; they take turns."""
     seen: dict[str, list[Watched]] = {}
     with tempfile.TemporaryDirectory() as name:
-        folder, size = Path(name), SIZES[options.size]
-        dtype = getattr(torch, DTYPES[precision_of(options, device)])
-        save_random_base(folder / "base", size, seed=options.seed, dtype=dtype, device=device)
-        save_random_pictures(folder / "pictures", PICTURES, size.resolution, seed=options.seed)
-        todo = commands(options, device, folder)
+        prepare(options, device, Path(name))
+        todo = commands(options, device, Path(name))
         for repetition in range(options.repetitions):
             for key, command in todo.items():
                 sys.stderr.write(f"{repetition + 1}/{options.repetitions}: {command.what}\n")
                 watched = watch(command, options.warmup + options.steps, options.warmup)
                 seen.setdefault(key, []).append(watched)
-    return {name: summary(name, todo[name].what, seen) for name in todo}
+    return seen
 
 
-def summary(name: str, what: str, seen: dict[str, list[Watched]]) -> dict[str, Any]:
+def seconds_of(seen: Mapping[str, Sequence[Watched]]) -> dict[str, list[float]]:
+    """Return every command's seconds a step."""
+    return {name: [watched.seconds_per_step for watched in runs] for name, runs in seen.items()}
+
+
+def summary(name: str, seen: Mapping[str, Sequence[Watched]]) -> dict[str, Any]:
     """Return one command's part of the result."""
-    seconds = {key: [watched.seconds_per_step for watched in runs] for key, runs in seen.items()}
-    peaks = {key: runs[-1].peak_mib for key, runs in seen.items()}
-    own = peaks[name]
-    others = [key for key in ("floor", "diffusers") if key in seen]
+    seconds, own = seconds_of(seen), seen[name][-1].peak_mib
+    others = {other: seen[other][-1].peak_mib for other in (FLOOR, DIFFUSERS) if other in seen}
     return {
-        "what": what,
+        "what": seen[name][-1].what,
         "seconds_per_step": spread(seconds[name]),
         "steps_per_second": spread(1 / each for each in seconds[name]),
         "peak_mib": own,
         "times_as_fast_as": {other: ratio(seconds[other], seconds[name]) for other in others},
         "times_the_memory_of": {
-            other: {kind: float(f"{mine / peaks[other][kind]:.4g}") for kind, mine in own.items()}
-            for other in others
+            other: {kind: float(f"{mine / peak[kind]:.4g}") for kind, mine in own.items()}
+            for other, peak in others.items()
         },
+    }
+
+
+def concepts_per_minute(seen: Mapping[str, Sequence[Watched]], count: int) -> dict[str, Any]:
+    """Return how many concepts of a thousand steps a minute makes, at once and one by one."""
+    seconds = seconds_of(seen)
+    one_by_one = [count * spent for spent in seconds[TRAINER]]
+
+    def per_minute(step_of_all: Sequence[float]) -> dict[str, float]:
+        return spread(60 * count / (STEPS_OF_A_CONCEPT * spent) for spent in step_of_all)
+
+    return {
+        "concepts": count,
+        "steps": STEPS_OF_A_CONCEPT,
+        "one_by_one": per_minute(one_by_one),
+        "at_once": per_minute(seconds[AT_ONCE]),
+        "times_as_many": ratio(one_by_one, seconds[AT_ONCE]),
     }
 
 
@@ -153,8 +196,8 @@ def profiled(options: Options, device: str) -> dict[str, Any]:
         dtype=DTYPES[precision_of(options, device)],
     )
     unet = train_step.build_unet(step_options)
-    variant = train_step.VARIANTS[train_step.LOLDU](unet, step_options)
-    return kernels.kernels(variant.step, options.profile)
+    variant = train_step.the_trainer("loldu", 1, unet, step_options)
+    return kernels.kernels(variant.take, options.profile)
 
 
 def script_of(path: Path) -> dict[str, str]:
@@ -173,25 +216,36 @@ def script_of(path: Path) -> dict[str, str]:
 
 def table(result: dict[str, Any]) -> Table:
     """Return the result for a person."""
-    title = f"{result['resolution']} pixels, {result['mixed_precision']}, batch 1"
-    made = Table(title=title)
+    made = Table(
+        title=f"{result['resolution']} pixels, {result['mixed_precision']}, batch 1",
+        caption=_caption(result["concepts_per_minute"]),
+    )
     made.add_column("command", no_wrap=True)
-    kinds = [*result["commands"]["floor"]["peak_mib"]]
+    kinds = [*result["commands"][FLOOR]["peak_mib"]]
     memory = (f"{kind} MiB" for kind in kinds)
     for column in ("steps/s", "/ diffusers", "/ floor", *memory, "/ diffusers"):
         made.add_column(column, justify="right")
     for name, command in result["commands"].items():
         speed = command["times_as_fast_as"]
-        memory = command["times_the_memory_of"].get("diffusers")
+        memory = command["times_the_memory_of"].get(DIFFUSERS)
         made.add_row(
             name,
             f"{command['steps_per_second']['median']:.3g}",
-            f"{speed['diffusers']['median']:.2f}" if "diffusers" in speed else "",
-            f"{speed['floor']['median']:.2f}",
+            f"{speed[DIFFUSERS]['median']:.2f}" if DIFFUSERS in speed else "",
+            f"{speed[FLOOR]['median']:.2f}",
             *(f"{command['peak_mib'][kind]:.5g}" for kind in kinds),
             f"{memory[kinds[0]]:.2f}" if memory else "",
         )
     return made
+
+
+def _caption(concepts: dict[str, Any] | None) -> str | None:
+    if concepts is None:
+        return None
+    return (
+        f"{concepts['concepts']} concepts at once: {concepts['at_once']['median']:.3g} a minute, "
+        f"{concepts['times_as_many']['median']:.2f} times as many as one by one"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -203,7 +257,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"  # as the trainers choose
     if device == "cpu" and options.size == "sd15":
         sys.exit("PyTorch finds no GPU here; give --size smallest to run on the CPU.")
+    if min(options.repetitions, options.steps) < 1:
+        sys.exit("Nothing would be timed: give --repetitions and --steps a number of at least 1.")
     script = None if options.diffusers_script is None else script_of(options.diffusers_script)
+    seen = measure(options, device)
     libraries = ["torch", "diffusers", "transformers", "peft", "accelerate"]
     result = {
         **provenance("benchmarks.train_gpu", arguments, libraries),
@@ -216,7 +273,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "steps": options.steps,
         "repetitions": options.repetitions,
         "seed": options.seed,
-        "commands": measure(options, device),
+        "commands": {name: summary(name, seen) for name in seen},
+        "concepts_per_minute": concepts_per_minute(seen, options.concepts)
+        if options.concepts
+        else None,
         "profile": profiled(options, device) if options.profile else None,
     }
     write_record(options.output, result)

@@ -1,36 +1,40 @@
 """The trainer's whole step with LoLDU, with PEFT's LoRA of the same rank, and the floor, in turns.
 
-``python -m benchmarks.train_step``. A step is the trainer's own (`take_step`): it draws the batch,
+``python -m benchmarks.train_step``. Steps are taken by the trainer's own `fit`: it draws the batch,
 adds noise, runs the U-Net forward and backward, clips, steps the optimizer and counts the losses.
-The floor is the forward and backward that no adapter can do without: see `benchmarks.floor`. All
-share the weights of one U-Net, random, of Stable Diffusion v1.5's shape unless told otherwise.
+On a CPU its own clock is read, which stops before a log line is written. The floor is the forward
+and backward that no adapter can do without: see `benchmarks.floor`. All share the weights of one
+U-Net, random, of Stable Diffusion v1.5's shape unless told otherwise.
 """
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import redirect_stderr
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count
+from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import tyro
-from diffusers import UNet2DConditionModel
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 from torch.optim import AdamW
 
 from benchmarks.adapters import held
-from benchmarks.device import named, seconds_in_turns
+from benchmarks.device import in_turns, named, seconds_of
 from benchmarks.floor import floor_step, random_inputs, with_shared_weights
 from benchmarks.memory import mib, peak_bytes
 from benchmarks.provenance import provenance, write_record
 from benchmarks.spread import ratio, spread
 from benchmarks.stable_diffusion import TEXT_TOKENS, noise_scheduler
 from trainer.cache import Cache
+from trainer.checkpoint import Progress
 from trainer.config import (
     AdapterConfig,
     Config,
@@ -40,10 +44,9 @@ from trainer.config import (
     RunConfig,
 )
 from trainer.errors import TrainerError
-from trainer.loop import DreamBooth
-from trainer.methods import add_adapter
-from trainer.records import MetricsLog
-from trainer.train_dreambooth_loldu import make_accelerator, take_step
+from trainer.loop import Denoiser, DreamBooth, Objective
+from trainer.methods import add_trainables
+from trainer.train_dreambooth_loldu import Run, fit, make_accelerator
 
 RESULTS = Path(__file__).parent / "results"
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -62,13 +65,16 @@ class Options:
 
     # Directions a layer, of LoLDU and of LoRA.
     rank: int = 32
-    # Pictures a step.
+    # Pictures a step and concept.
     batch: int = 1
+    # Concepts that are trained at once, beside one by one.
+    concepts: int = 4
     # Side of the latents, 64 for pictures of 512 pixels; unless given, 64 on a GPU, 16 elsewhere.
     latent_size: int | None = None
     # Times everything is timed; medians are reported.
     repetitions: int = 9
-    # Steps that are timed as one: on a GPU several, for the host runs ahead of it as in training.
+    # Steps that are timed as one: on a GPU 10 or more, for the host runs ahead of it in training;
+    # one log line is among them there.
     steps: int = 1
     # Of the random weights and inputs.
     seed: int = 0
@@ -86,67 +92,118 @@ class Options:
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to take a step.
+    """A way to train.
 
     Attributes:
         what: In words.
-        step: Takes one.
+        take: Takes so many steps and tells the seconds.
         trained: Numbers trained.
         state_bytes: Reads what is held between steps beside the U-Net: adapter and optimizer.
     """
 
     what: str
-    step: Callable[[], object]
+    take: Callable[[int], float]
     trained: int
     state_bytes: Callable[[], int]
 
 
 def the_floor(unet: UNet2DConditionModel, options: Options) -> Variant:
     """Forward and backward alone; it trains and holds nothing."""
-    inputs = random_inputs(unet, latent_size(options), options.batch)
+    step = floor_step(unet, random_inputs(unet, latent_size(options), options.batch))
+
+    def steps(count: int) -> None:
+        for _ in range(count):
+            step()
+
+    def take(count: int) -> float:
+        return seconds_of(partial(steps, count), options.device)
+
     what = "the frozen U-Net's forward, and backward to the attention projections"
-    return Variant(what, floor_step(unet, inputs), 0, lambda: 0)
+    return Variant(what, take, 0, lambda: 0)
 
 
-def the_trainer(method: Method, what: str, unet: UNet2DConditionModel, options: Options) -> Variant:
-    """Put together what the trainer's command does, with random latents in its cache.
+def the_trainer(
+    method: Method, concepts: int, unet: UNet2DConditionModel, options: Options
+) -> Variant:
+    """Put together what the trainer's command does, with random latents in its caches.
 
     Raises:
         TrainerError: when the device cannot do the dtype.
     """
-    config = Config(
-        instance=InstanceConfig(instance_data_dir=Path()),
+    config = config_of(method, options)
+    configs = {f"concept_{index}": config for index in range(concepts)}
+    accelerator = make_accelerator(config)
+    pipeline = pipeline_of(unet)
+    base_bytes = sum(held([unet]).values())
+    trained = add_trainables(pipeline, configs, {})
+    dreambooths = [
+        DreamBooth(pipeline.scheduler, random_cache(unet, options), own) for own in configs.values()
+    ]
+    objective = Objective(dreambooths, trained, config)
+    decay = config.optimization.adam_weight_decay
+    optimizer = AdamW(trained.groups(config.optimization), weight_decay=decay, fused=True)
+    denoiser, prepared = accelerator.prepare(Denoiser(unet, None), optimizer)
+    progress = Progress()
+
+    def steps(count: int) -> None:
+        nonlocal progress
+        last = replace(config.optimization, max_train_steps=progress.step + count)
+        with tempfile.TemporaryDirectory() as folder, redirect_stderr(StringIO()):  # its bar
+            log = RunConfig(Path(folder), checkpointing_steps=0, logging_steps=2**31)
+            now = replace(config, optimization=last, run=log)
+            run = Run(now, dict.fromkeys(configs, now), pipeline, trained, accelerator)
+            progress = fit(run, denoiser, prepared, objective, progress)
+
+    def take(count: int) -> float:
+        before = progress.seconds
+        spent = seconds_of(partial(steps, count), options.device)
+        return spent if options.device.startswith("cuda") else progress.seconds - before
+
+    def state_bytes() -> int:
+        states = [value for state in optimizer.state.values() for value in state.values()]
+        return sum(held([unet]).values()) - base_bytes + sum(tensor.nbytes for tensor in states)
+
+    what = f"the trainer's step with {method}"
+    if concepts > 1:
+        what += f", {concepts} concepts at once, each with a batch of its own"
+    numbers = sum(p.numel() for name in configs for p in trained.parameters(name))
+    return Variant(what, take, numbers, state_bytes)
+
+
+def config_of(method: Method, options: Options) -> Config:
+    """Return the options of a run; what is not told is as the trainer has it."""
+    return Config(
+        instance=InstanceConfig(),
         adapter=AdapterConfig(method=method, rank=options.rank),
         optimization=OptimizationConfig(
             train_batch_size=options.batch, mixed_precision=PRECISIONS[options.dtype]
         ),
         run=RunConfig(output_dir=Path()),
     )
-    accelerator = make_accelerator(config)
-    objective = DreamBooth(unet, noise_scheduler(), random_cache(unet, options), config)
-    base_bytes = sum(held([unet]).values())
-    trainable = [*add_adapter(unet, config.adapter, options.seed).values()]
-    optimizer = AdamW(trainable, lr=config.optimization.learning_rate, fused=True)
-    wrapped, prepared = accelerator.prepare(unet, optimizer)
-    log = MetricsLog(config, 0, enabled=False)
-    steps = count()
-
-    def step() -> None:
-        take_step(config, next(steps), wrapped, prepared, objective, accelerator, log)
-
-    def state_bytes() -> int:
-        states = [value for state in optimizer.state.values() for value in state.values()]
-        return sum(held([unet]).values()) - base_bytes + sum(tensor.nbytes for tensor in states)
-
-    return Variant(what, step, sum(p.numel() for p in trainable), state_bytes)
 
 
-FLOOR, LOLDU, LORA = "floor", "loldu", "lora"
-VARIANTS: dict[str, Callable[[UNet2DConditionModel, Options], Variant]] = {
-    FLOOR: the_floor,
-    LOLDU: partial(the_trainer, "loldu", "the trainer's step with LoLDU"),
-    LORA: partial(the_trainer, "lora", "the trainer's step with PEFT's LoRA"),
-}
+def pipeline_of(unet: UNet2DConditionModel) -> StableDiffusionPipeline:
+    """Return a pipeline of which the trainer's steps need no more than the U-Net."""
+    absent: dict[str, Any] = dict.fromkeys(
+        ("vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor")
+    )
+    schedule: Any = noise_scheduler()  # any of diffusers' will do
+    return StableDiffusionPipeline(
+        unet=unet, scheduler=schedule, requires_safety_checker=False, **absent
+    )
+
+
+FLOOR, LOLDU, LORA, CONCEPTS = "floor", "loldu", "lora", "loldu_concepts"
+
+
+def makers(options: Options) -> dict[str, Callable[[UNet2DConditionModel, Options], Variant]]:
+    """Return what makes each variant of a U-Net."""
+    return {
+        FLOOR: the_floor,
+        LOLDU: partial(the_trainer, "loldu", 1),
+        LORA: partial(the_trainer, "lora", 1),
+        CONCEPTS: partial(the_trainer, "loldu", options.concepts),
+    }
 
 
 def latent_size(options: Options) -> int:
@@ -174,6 +231,7 @@ def random_cache(unet: UNet2DConditionModel, options: Options) -> Cache:
         mean=torch.randn(shape).to(options.device),
         std=torch.rand(shape).to(options.device),
         embeddings=text.to(options.device, unet.dtype),
+        input_ids=torch.zeros(1, TEXT_TOKENS, dtype=torch.int64, device=options.device),
         prompt_of_view=torch.zeros(PICTURES, dtype=torch.int64, device=options.device),
         instances=[range(index, index + 1) for index in range(PICTURES)],
         classes=[],
@@ -183,10 +241,12 @@ def random_cache(unet: UNet2DConditionModel, options: Options) -> Cache:
 def measure(options: Options) -> dict[str, Any]:
     """Return time and memory by variant; what measures memory warms up."""
     base = build_unet(options)
-    variants = {name: make(with_shared_weights(base), options) for name, make in VARIANTS.items()}
+    variants = {
+        name: make(with_shared_weights(base), options) for name, make in makers(options).items()
+    }
     results: dict[str, dict[str, Any]] = {}
     for name, variant in variants.items():
-        step_bytes = peak_bytes(options.device, variant.step)
+        step_bytes = peak_bytes(options.device, partial(variant.take, 1))
         state_bytes = variant.state_bytes()
         results[name] = {
             "what": variant.what,
@@ -195,34 +255,33 @@ def measure(options: Options) -> dict[str, Any]:
             "step_peak_mib": mib(step_bytes),
             "above_the_model_mib": mib(state_bytes + step_bytes),
         }
-    turns = {
-        name: partial(_repeat, variant.step, options.steps) for name, variant in variants.items()
-    }
-    seconds = seconds_in_turns(turns, options.repetitions, options.device)
-    memory = "above_the_model_mib"
+    turns = {name: partial(variant.take, options.steps) for name, variant in variants.items()}
+    seconds = in_turns(turns, options.repetitions)
     for name, result in results.items():
+        memory = result["above_the_model_mib"]
         result["seconds_per_step"] = spread(spent / options.steps for spent in seconds[name])
         result["times_as_long_as"] = {
             other: ratio(seconds[name], seconds[other]) for other in (FLOOR, LORA)
         }
         result["times_the_memory_of"] = {
-            other: float(f"{result[memory] / results[other][memory]:.4g}")
+            other: float(f"{memory / results[other]['above_the_model_mib']:.4g}")
             for other in (FLOOR, LORA)
         }
+    one_by_one = [options.concepts * spent for spent in seconds[LOLDU]]
+    results[CONCEPTS]["times_as_long_as_one_by_one"] = ratio(seconds[CONCEPTS], one_by_one)
     return results
-
-
-def _repeat(step: Callable[[], object], times: int) -> None:
-    for _ in range(times):
-        step()
 
 
 def table(result: dict[str, Any]) -> Table:
     """Return the result for a person."""
     side = result["latent_size"]
-    made = Table(title=f"a training step, {side} x {side} latents, r = {result['rank']}")
+    at_once = result["variants"][CONCEPTS]["times_as_long_as_one_by_one"]["median"]
+    made = Table(
+        title=f"a training step, {side} x {side} latents, r = {result['rank']}",
+        caption=f"{result['concepts']} concepts at once: {at_once:.3f} times as long as one by one",
+    )
     made.add_column("variant", no_wrap=True)
-    for column in ("trained", "ms", "/ LoRA", "/ floor", "state MiB", "above model MiB", "/ LoRA"):
+    for column in ("trained", "ms", "/ LoRA", "/ floor", "state", "MiB", "/ LoRA"):
         made.add_column(column, justify="right")
     for name, variant in result["variants"].items():
         made.add_row(
@@ -259,6 +318,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "dtype": options.dtype,
         "rank": options.rank,
         "batch": options.batch,
+        "concepts": options.concepts,
         "latent_size": latent_size(options),
         "block_out_channels": options.block_out_channels,
         "cross_attention_dim": options.cross_attention_dim,

@@ -49,10 +49,12 @@ class Watched:
     """What was seen.
 
     Attributes:
+        what: The command in words.
         seconds_per_step: Between the end of the last warm-up step and the end of the last step.
         peak_mib: The most memory held until the last step was done.
     """
 
+    what: str
     seconds_per_step: float
     peak_mib: dict[str, float]
 
@@ -71,7 +73,8 @@ def watch(command: Command, steps: int, warmup: int) -> Watched:
             sys.exit(f"{command.what} did not take {steps} steps; it said last: {last[0]}")
         peaks = [json.loads(line) for line in samples.read_text().splitlines()]
     until = [sample["peak_mib"] for sample in peaks if sample["at"] <= done[steps]]
-    return Watched((done[steps] - done[warmup]) / (steps - warmup), until[-1])
+    spent = (done[steps] - done[warmup]) / (steps - warmup)
+    return Watched(command.what, spent, until[-1])
 
 
 def _run(command: Command, steps: int, samples: Path) -> tuple[dict[int, float], str]:
