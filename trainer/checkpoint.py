@@ -45,8 +45,13 @@ class Progress:
     seconds: float = 0.0
 
 
+Inputs = dict[str, str | int]
+"""What a run is made from beside its options: digests, by what they are of."""
+
+
 def save_checkpoint(
     config: Config,
+    inputs: Inputs,
     progress: Progress,
     trained: Trained,
     optimizer: Optimizer,
@@ -68,7 +73,8 @@ def save_checkpoint(
     (folder / CONFIG).write_text(to_toml(config), encoding="utf-8")
     for name, own in _concepts(config).items():
         (folder / f"concept.{name}.toml").write_text(to_toml(own), encoding="utf-8")
-    (folder / _STATE).write_text(json.dumps(asdict(progress)), encoding="utf-8")
+    state_json = json.dumps({**asdict(progress), "inputs": inputs}, indent=2)
+    (folder / _STATE).write_text(state_json, encoding="utf-8")
     shutil.rmtree(final, ignore_errors=True)
     folder.rename(final)
     limit = config.run.checkpoints_total_limit
@@ -106,17 +112,30 @@ def find_checkpoint(config: Config) -> Path | None:
 
 
 def load_checkpoint(
-    folder: Path, trained: Trained, optimizer: Optimizer, accelerator: Accelerator
+    folder: Path,
+    inputs: Inputs,
+    trained: Trained,
+    optimizer: Optimizer,
+    accelerator: Accelerator,
 ) -> Progress:
     """Put what is trained, optimizer and loss scaler back as they were.
 
     Raises:
-        TrainerError: when a file of the checkpoint is damaged.
+        TrainerError: when a file of the checkpoint is damaged, or the base, the pictures or the
+            number of processes are not those of its run.
     """
     try:
         weights = load_file(folder / _TRAINED)
         state = torch.load(folder / _OPTIMIZER, map_location="cpu", weights_only=True)
-        progress = Progress(**json.loads((folder / _STATE).read_text(encoding="utf-8")))
+        progress = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        was = progress.pop("inputs")
+        for what in sorted({*was, *inputs}):
+            if was.get(what) != inputs.get(what):
+                raise TrainerError(
+                    f"{what} has changed since {folder} was made; resume with what it was "
+                    f"({was.get(what)}, now {inputs.get(what)}), or start a new run."
+                )
+        progress = Progress(**progress)
         trained.load_state_dict(weights)
         optimizer.load_state_dict(state["optimizer"])
         if accelerator.scaler:

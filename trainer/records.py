@@ -2,7 +2,6 @@
 
 import json
 import math
-import resource
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -221,5 +220,9 @@ def peak_memory_mib() -> float:
     """The most memory held so far: of the GPU where there is one, else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
+    if sys.platform == "win32":  # which has no such record
+        return 0.0
+    import resource
+
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, else in KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

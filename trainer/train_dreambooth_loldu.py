@@ -11,6 +11,7 @@ import logging
 import sys
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,17 @@ if not __package__:  # run by its path: import from the repository, not from thi
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from diffusers import StableDiffusionPipeline
 from torch import nn
 from torch.optim import AdamW
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from trainer.__main__ import run
-from trainer.base import load_pipeline
+from trainer.base import fingerprint, load_pipeline
 from trainer.cache import Cache, build_cache, leave_device
 from trainer.checkpoint import (
+    Inputs,
     Progress,
     find_checkpoint,
     load_checkpoint,
@@ -36,7 +38,7 @@ from trainer.checkpoint import (
 from trainer.concepts import SINGLE, concept_configs
 from trainer.config import Config, sections
 from trainer.errors import TrainerError
-from trainer.instances import CaptionedImage, find_instances
+from trainer.instances import CaptionedImage, digest, find_instances
 from trainer.loop import Denoiser, DreamBooth, Objective, lr_factor
 from trainer.methods import Trained, add_trainables, learn_words, save_result
 from trainer.prior import class_images
@@ -74,13 +76,20 @@ def main(config: Config) -> None:
         torch_dtype=compute_dtype(config),
         device=accelerator.device,
     )
+    base = fingerprint(pipeline)
     words = learn_words(pipeline, configs)
 
     # ------------------------------------------- pictures, class pictures, their latents, prompts
-    caches = {
-        name: prepare_pictures(own, pipeline, instances[name], config.run.output_dir, accelerator)
-        for name, own in configs.items()
-    }
+    inputs: Inputs = {"The base": base, "The number of processes": accelerator.num_processes}
+    caches: dict[str, Cache] = {}
+    for name, own in configs.items():
+        classes = prepare_class_images(config, own, pipeline, base, accelerator)
+        pictures = [*instances[name], *classes]
+        whose = "" if name == SINGLE else f" of {name}"
+        inputs[f"A picture or caption{whose}"] = digest(pictures)
+        caches[name] = build_cache(
+            pipeline, instances[name], classes, own.instance, seed=optimization.seed
+        )
 
     # ---------------------------------------------- what is trained, in fp32, after the base's cast
     trained = add_trainables(pipeline, configs, words)
@@ -97,7 +106,7 @@ def main(config: Config) -> None:
     denoiser, optimizer = accelerator.prepare(Denoiser(pipeline.unet, text_encoder), optimizer)
     progress = Progress()
     if checkpoint is not None:
-        progress = load_checkpoint(checkpoint, trained, optimizer, accelerator)
+        progress = load_checkpoint(checkpoint, inputs, trained, optimizer, accelerator)
         logger.info("Resuming after step %d from %s", progress.step, checkpoint)
 
     # ------------------------------------------------------------------------------- training
@@ -115,7 +124,7 @@ def main(config: Config) -> None:
         )
     if accelerator.is_main_process:
         open_output_dir(config, configs, checkpoint)
-    run = Run(config, configs, pipeline, trained, accelerator)
+    run = Run(config, configs, inputs, pipeline, trained, accelerator)
     with logging_redirect_tqdm():
         progress = fit(run, denoiser, optimizer, objective, progress)
 
@@ -135,6 +144,7 @@ class Run:
     Attributes:
         config: the options.
         configs: those of every concept.
+        inputs: what it is made from beside them.
         pipeline: the base, and on it what is trained.
         trained: what is trained.
         accelerator: device, precision and processes.
@@ -142,6 +152,7 @@ class Run:
 
     config: Config
     configs: dict[str, Config]
+    inputs: Inputs
     pipeline: StableDiffusionPipeline
     trained: Trained
     accelerator: Accelerator
@@ -169,41 +180,46 @@ def make_accelerator(config: Config) -> Accelerator:
     accelerator = Accelerator(
         mixed_precision=precision,
         gradient_accumulation_steps=config.optimization.gradient_accumulation_steps,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            # The others wait while the main process draws pictures, for longer than the usual
+            # ten minutes.
+            InitProcessGroupKwargs(timeout=timedelta(hours=12)),
+        ],
     )
     logger.setLevel(logging.INFO if accelerator.is_main_process else logging.WARNING)
     return accelerator
 
 
-def prepare_pictures(
+def prepare_class_images(
     config: Config,
+    own: Config,
     pipeline: StableDiffusionPipeline,
-    instances: list[CaptionedImage],
-    output_dir: Path,
+    base: str,
     accelerator: Accelerator,
-) -> Cache:
-    """Draw the class pictures of a concept that are missing, and encode everything once.
+) -> list[CaptionedImage]:
+    """The class pictures of a concept, drawing those that are missing.
 
     Args:
-        config: the concept's options.
+        config: the run's options; concepts share class pictures in its folder.
+        own: the concept's options.
         pipeline: the base.
-        instances: the concept's pictures.
-        output_dir: the run's folder, where concepts share class pictures.
+        base: its fingerprint.
         accelerator: for the processes to wait for each other.
     """
-    classes: list[CaptionedImage] = []
-    if config.prior.with_prior_preservation:
-        with accelerator.main_process_first():  # the others find them drawn
-            classes = class_images(
-                pipeline,
-                config.prior,
-                output_dir,
-                resolution=config.instance.resolution,
-                seed=config.optimization.seed,
-                num_inference_steps=config.run.num_inference_steps,
-                guidance_scale=config.run.guidance_scale,
-            )
-    return build_cache(pipeline, instances, classes, config.instance, seed=config.optimization.seed)
+    if not own.prior.with_prior_preservation:
+        return []
+    with accelerator.main_process_first():  # the others find them drawn
+        return class_images(
+            pipeline,
+            own.prior,
+            config.run.output_dir,
+            base=base,
+            resolution=own.instance.resolution,
+            seed=own.optimization.seed,
+            num_inference_steps=own.run.num_inference_steps,
+            guidance_scale=own.run.guidance_scale,
+        )
 
 
 def fit(
@@ -247,7 +263,7 @@ def fit(
         validate(run, progress.step)
         every = run.config.run.checkpointing_steps
         if every and progress.step % every == 0 and accelerator.is_main_process:
-            save_checkpoint(run.config, progress, trained, optimizer, accelerator)
+            save_checkpoint(run.config, run.inputs, progress, trained, optimizer, accelerator)
     log.close()
     return progress
 

@@ -241,6 +241,30 @@ def test_resume_refuses_what_would_be_another_run(
     assert "checkpoint-000004 is damaged; delete it" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("changed", ["The base", "A picture or caption"])
+def test_resume_notices_what_no_flag_tells(
+    changed: str,
+    flags: list[str],
+    pictures: Path,
+    base_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run([*flags, "--checkpointing_steps", "2"]) == 0
+    if changed == "The base":
+        other = load_pipeline(str(base_folder))
+        other.vae.post_quant_conv.weight.data += 0.01
+        other.save_pretrained(tmp_path / "other")
+        flags = [*flags, "--pretrained_model_name_or_path", str(tmp_path / "other")]
+    else:
+        (pictures / "a.txt").write_text("another caption")
+    capsys.readouterr()
+    assert run([*flags, "--resume", "latest"]) == 2
+    error = capsys.readouterr().err
+    assert f"{changed} has changed since" in error
+    assert "checkpoint-000004 was made; resume with what it was" in error
+
+
 @pytest.mark.parametrize(
     ("flag", "value", "message"),
     [
