@@ -77,9 +77,8 @@ class SharedFactors:
     @property
     def norms(self) -> Float[Tensor, " r"]:
         """Return ``‖B_i‖ ‖A_i‖``: how much 1 in delta changes the weight, by direction."""
-        left = torch.linalg.vector_norm(self.left, dim=0, dtype=self.gain.dtype)
-        right = torch.linalg.vector_norm(self.right, dim=1, dtype=self.gain.dtype)
-        return left * right * self.gain
+        left, right = self.left.to(self.gain.dtype), self.right.to(self.gain.dtype)
+        return left.square().sum(0).sqrt() * right.square().sum(1).sqrt() * self.gain
 
     def core(self, weight: Float[Tensor, "out in"]) -> PivotCore | None:
         """Return what stands in for the factors of a weight, or None if it would be less exact.
