@@ -151,7 +151,7 @@ def the_trainer(
         with tempfile.TemporaryDirectory() as folder, redirect_stderr(StringIO()):  # its bar
             log = RunConfig(Path(folder), checkpointing_steps=0, logging_steps=2**31)
             now = replace(config, optimization=last, run=log)
-            run = Run(now, dict.fromkeys(configs, now), pipeline, trained, accelerator)
+            run = Run(now, dict.fromkeys(configs, now), {}, pipeline, trained, accelerator)
             progress = fit(run, denoiser, prepared, objective, progress)
 
     def take(count: int) -> float:
