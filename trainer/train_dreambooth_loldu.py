@@ -27,6 +27,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from trainer.__main__ import run
 from trainer.base import fingerprint, load_pipeline
+from trainer.base_record import public_base
 from trainer.cache import Cache, build_cache, leave_device
 from trainer.checkpoint import (
     Inputs,
@@ -287,6 +288,7 @@ def describe(config: Config, progress: Progress) -> dict[str, Any]:
     """What the concept file tells about its making; where things lay is nobody's business."""
     told = sections(config)
     return {
+        "base": public_base(config.base),
         "method": config.adapter.method,
         "instance_prompt": config.instance.instance_prompt,
         "class_prompt": told["prior"]["class_prompt"],
