@@ -2,15 +2,12 @@
 
 import logging
 import math
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.utils import convert_state_dict_to_diffusers
-from peft import LoraConfig, PeftConfig, get_peft_model_state_dict
+from peft import LoraConfig, PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
@@ -18,6 +15,8 @@ from loldu import ConceptError, LoLDUConfig, save_concept
 from loldu.layer import LoLDULayer
 from trainer.config import AdapterConfig
 from trainer.errors import TrainerError
+from trainer.files import write_atomically
+from trainer.lora_file import LORA, lora_bytes, lora_header
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +24,7 @@ ADAPTER_NAME = "default"
 FILE_NAMES = {
     "loldu": "concept.safetensors",
     "svfit": "concept.safetensors",
-    "lora": "pytorch_lora_weights.safetensors",
+    "lora": LORA,
 }
 
 
@@ -86,7 +85,7 @@ def save_result(
 ) -> Path:
     """Write the trained adapter as the one file people keep, whole or not at all.
 
-    A concept for loldu and svfit; for lora the file that diffusers' `load_lora_weights` reads.
+    A concept for loldu and svfit; for lora the file that other programs read.
 
     Raises:
         TrainerError: when the adapter is not fit to be saved.
@@ -97,14 +96,8 @@ def save_result(
             return save_concept(pipeline, path, ADAPTER_NAME, metadata, overwrite=True)
         except ConceptError as error:
             raise TrainerError(f"The concept cannot be saved: {error}.") from error
-    unet = pipeline.unet
-    with tempfile.TemporaryDirectory(dir=output_dir, prefix=".lora-") as folder:
-        StableDiffusionPipeline.save_lora_weights(
-            folder,
-            unet_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(unet)),
-            unet_lora_adapter_metadata=unet.peft_config[ADAPTER_NAME].to_dict(),
-        )
-        os.replace(Path(folder) / path.name, path)
+    header = lora_header(pipeline, metadata)
+    write_atomically(path, lora_bytes(pipeline.unet, ADAPTER_NAME, header))
     return path
 
 

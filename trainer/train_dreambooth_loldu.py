@@ -11,7 +11,6 @@ import logging
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 if not __package__:  # run by its path: import from the repository, not from this file's folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -33,19 +32,21 @@ from trainer.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from trainer.config import Config, sections
+from trainer.config import Config
 from trainer.errors import TrainerError
+from trainer.hub import open_repository
 from trainer.instances import CaptionedImage, find_instances
 from trainer.loop import DreamBooth, learning_rate
-from trainer.methods import add_adapter, save_result
+from trainer.metadata import Training
+from trainer.methods import add_adapter
 from trainer.prior import class_images
 from trainer.records import (
     MetricsLog,
     draw_validation,
     open_output_dir,
     refuse_another_run,
-    write_summary,
 )
+from trainer.result import write_result
 
 logger = logging.getLogger("trainer")
 
@@ -64,6 +65,7 @@ def main(config: Config) -> None:
     instances = find_instances(config.instance)
     checkpoint = find_checkpoint(config)
     refuse_another_run(config.run, checkpoint)
+    repository = open_repository(config) if accelerator.is_main_process else None
 
     # ------------------------------------------------------------------------- the frozen base
     pipeline = load_pipeline(
@@ -106,10 +108,9 @@ def main(config: Config) -> None:
 
     # --------------------------------------------------------------------------------- result
     if accelerator.is_main_process:
-        metadata = describe(config, progress)
-        concept = save_result(pipeline, config.adapter, config.run.output_dir, metadata)
-        write_summary(config.run.output_dir, concept, parameters, progress)
-        logger.info("Saved %s (%s bytes)", concept, f"{concept.stat().st_size:,}")
+        counts = len(cache.instances), len(cache.classes)
+        training = Training(progress, parameters, instances[0].caption, *counts)
+        write_result(config, pipeline, training, accelerator.device, repository)
     accelerator.end_training()
 
 
@@ -213,21 +214,6 @@ def validate(
     if every and step % every == 0 and accelerator.is_main_process:
         path = draw_validation(pipeline, config, step, accelerator.device)
         logger.info("Validation pictures: %s", path)
-
-
-def describe(config: Config, progress: Progress) -> dict[str, Any]:
-    """What the concept file tells about its making; where things lay is nobody's business."""
-    told = sections(config)
-    return {
-        "method": config.adapter.method,
-        "instance_prompt": config.instance.instance_prompt,
-        "class_prompt": told["prior"]["class_prompt"],
-        "resolution": config.instance.resolution,
-        "steps": progress.step,
-        "seed": config.optimization.seed,
-        "adapter": told["adapter"],
-        "optimization": told["optimization"],
-    }
 
 
 if __name__ == "__main__":
