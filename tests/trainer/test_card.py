@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 
@@ -93,7 +94,7 @@ def test_a_prompt_cannot_break_the_card(make_card: Callable[..., ModelCard]) -> 
 
 
 @pytest.mark.parametrize(
-    ("flags", "expected"),
+    ("more", "expected"),
     [
         (
             ["--pretrained_model_name_or_path", "a/b", "--revision", "abc"],
@@ -106,9 +107,9 @@ def test_a_prompt_cannot_break_the_card(make_card: Callable[..., ModelCard]) -> 
     ],
 )
 def test_its_code_loads_what_was_trained_on(
-    flags: list[str], expected: str, make_card: Callable[..., ModelCard]
+    more: list[str], expected: str, make_card: Callable[..., ModelCard]
 ) -> None:
-    code = code_blocks(make_card(*flags).text)[0]
+    code = code_blocks(make_card(*more).text)[0]
     assert expected in code
     assert ("import torch\n" in code) == ("torch." in expected)
     compile(code, "card", "exec")
@@ -125,8 +126,6 @@ def test_a_single_file_base_is_loaded_as_one(
 
 def draw(code: str, folder: Path) -> bytes:
     """What a card's code draws, from a fixed noise."""
-    import torch
-
     torch.manual_seed(0)
     exec(code, {})
     picture = folder / "picture.png"
