@@ -8,30 +8,41 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from trainer.config import Config
+from trainer.checkpoint import CONFIG
+from trainer.config import AdapterConfig, Config
 from trainer.lora_file import LORA
 from trainer.metadata import Training, base_name, is_on_hub, license_of
+from trainer.methods import FILE_NAMES, LEARNED_WORD
 
 CARD = "README.md"
+CONCEPT, WHOLE = FILE_NAMES["loldu"], FILE_NAMES["dreambooth"]
 _USUAL_STEPS, _USUAL_GUIDANCE = 50, 7.5
 """What a pipeline of diffusers takes unless told otherwise."""
 _PAPER = "https://arxiv.org/abs/2410.13618"
-_METHODS = {"loldu": f"[LoLDU]({_PAPER})", "svfit": "SVFit", "lora": "LoRA"}
+_METHODS = {
+    "loldu": f"[LoLDU]({_PAPER})",
+    "svfit": "SVFit",
+    "lora": "LoRA",
+    "dreambooth": "DreamBooth",
+    "textual_inversion": "Textual Inversion",
+}
 _ABOUT = {
-    "concept.safetensors": "the concept, exactly as trained, for LoLDU on this base",
-    LORA: "the same as a LoRA, for A1111, ComfyUI and diffusers",
-    "config.toml": "every option of the run: `--preset config.toml` repeats it",
+    CONCEPT: "the concept, exactly as trained, for LoLDU on this base",
+    LORA: "a LoRA, for A1111, ComfyUI and diffusers",
+    LEARNED_WORD: "the embedding of its word, for A1111, ComfyUI and diffusers",
+    WHOLE: "the whole pipeline, for diffusers",
+    CONFIG: "every option of the run: `--preset config.toml` repeats it",
     "metrics.jsonl": "losses and the size of the change, step by step",
 }
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A prompt, and what base and concept draw from the same noise: files beside the card."""
+    """A prompt, and files with what the concept, and perhaps the base, draws from one noise."""
 
     prompt: str
-    base: str
     adapted: str
+    base: str | None
 
 
 @dataclass(frozen=True)
@@ -60,11 +71,14 @@ def card_data(
 ) -> ModelCardData:
     """The card's front matter; a base that is not on the hub has no name there."""
     method = config.adapter.method
-    has_lora = method == "lora" or config.result.lora_file != "no"
+    has_lora = method == "lora" or (
+        method in ("loldu", "svfit") and config.result.lora_file != "no"
+    )
     tags = ["text-to-image", "stable-diffusion", "diffusers", "dreambooth", "loldu"]
+    relation = "finetune" if method == "dreambooth" else "adapter"
     return ModelCardData(
         base_model=base_name(config) if is_on_hub(config) else None,
-        base_model_relation="adapter" if is_on_hub(config) else None,
+        base_model_relation=relation if is_on_hub(config) else None,
         library_name="diffusers",
         license=license_of(config),
         pipeline_tag="text-to-image",
@@ -83,6 +97,7 @@ def model_card(result: Result) -> ModelCard:
         _pictures(result.samples),
         "## How to use it",
         _use(result),
+        'Where there is a GPU, `pipeline.to("cuda")` comes before drawing.',
         "## How it was trained",
         _table(("", ""), _facts(result)),
         "## Files",
@@ -115,40 +130,58 @@ def _summary(result: Result) -> str:
 def _pictures(samples: Sequence[Sample]) -> str:
     if not samples:
         return ""
-    rows = [
-        ("base", *(f"![base]({sample.base})" for sample in samples)),
-        ("with it", *(f"![with it]({sample.adapted})" for sample in samples)),
-    ]
+    rows = [("with it", *(f"![with it]({sample.adapted})" for sample in samples))]
+    if all(sample.base for sample in samples):
+        rows.insert(0, ("base", *(f"![base]({sample.base})" for sample in samples)))
     table = _table(("", *(sample.prompt for sample in samples)), rows)
     return f"{table}\n\nEach column has one prompt and one starting noise."
 
 
 def _use(result: Result) -> str:
+    """Code for every file that can be used on its own."""
+    files, place = result.files, result.repository
+    prompt = _one_line(result.metadata["instance_prompt"])
+    word = _load_word(place) if LEARNED_WORD in files else []
     parts: list[str] = []
-    place = result.repository
-    if "concept.safetensors" in result.files:
-        imports, file = ["from loldu import load_concept"], '"concept.safetensors"'
+    if CONCEPT in files:
+        imports, file = ["from loldu import load_concept"], _quoted(CONCEPT)
         if place:
             imports.insert(0, "from huggingface_hub import hf_hub_download")
             file = f"hf_hub_download({_quoted(place)}, {file})"
-        load = f"load_concept(pipeline, {file})"
-        parts += ["With LoLDU installed:", _python(result, imports, load)]
-    if LORA in result.files:
-        load = f"pipeline.load_lora_weights({_quoted(place or LORA)})"
-        parts += ["With diffusers alone:", _python(result, [], load)]
+        loads = [f"load_concept(pipeline, {file})", *word]
+        parts += ["With LoLDU installed:", _python(result, imports, loads)]
+    if LORA in files:
+        loads = [f"pipeline.load_lora_weights({_quoted(place or LORA)})", *word]
+        parts += ["With diffusers alone:", _python(result, [], loads)]
         parts.append(
             f"In A1111 put `{LORA}` into `models/Lora`, in ComfyUI into `models/loras`, under a "
-            f"name of your choice, and ask for `{_one_line(result.metadata['instance_prompt'])}`."
+            f"name of your choice, and ask for `{prompt}`."
         )
-    if not is_on_hub(result.config):
+    elif CONCEPT not in files:
+        parts += ["With diffusers:", _python(result, [], word)]
+    if word:
+        parts.append(
+            f"In A1111 and ComfyUI `{LEARNED_WORD}` goes into `embeddings`, and its word is what "
+            "you name the file."
+        )
+    if not is_on_hub(result.config) and WHOLE not in files:
         parts.append(f"`{base_name(result.config)}` stands for your copy of the base.")
     return "\n\n".join(parts)
 
 
-def _python(result: Result, imports: Sequence[str], load: str) -> str:
+def _load_word(repository: str | None) -> list[str]:
+    if repository is None:
+        return [f"pipeline.load_textual_inversion({_quoted(LEARNED_WORD)})"]
+    named = f"{_quoted(repository)}, weight_name={_quoted(LEARNED_WORD)}"
+    return [f"pipeline.load_textual_inversion({named})"]
+
+
+def _python(result: Result, imports: Sequence[str], loads: Sequence[str]) -> str:
     """Lines that draw as the samples were drawn; only an SVD needs the base in its own dtype."""
     config, source = result.config, [_quoted(base_name(result.config))]
-    if config.base.revision and is_on_hub(config):
+    if WHOLE in result.files:
+        source = [_quoted(WHOLE)]
+    elif config.base.revision and is_on_hub(config):
         source.append(f"revision={_quoted(config.base.revision)}")
     imports = ["from diffusers import StableDiffusionPipeline", *imports]
     if config.adapter.method == "svfit" and config.optimization.mixed_precision != "no":
@@ -160,13 +193,13 @@ def _python(result: Result, imports: Sequence[str], load: str) -> str:
         drawing.append(f"num_inference_steps={config.run.num_inference_steps}")
     if config.run.guidance_scale != _USUAL_GUIDANCE:
         drawing.append(f"guidance_scale={config.run.guidance_scale}")
-    loader = "from_single_file" if base_name(config).endswith(".safetensors") else "from_pretrained"
+    loader = "from_single_file" if source[0].endswith('.safetensors"') else "from_pretrained"
     lines = [
         "```python",
         *imports,
         "",
         f"pipeline = StableDiffusionPipeline.{loader}({', '.join(source)})",
-        f'{load}  # with a GPU, pipeline.to("cuda") next',
+        *loads,
         f'pipeline({", ".join(drawing)}).images[0].save("picture.png")',
         "```",
     ]
@@ -181,8 +214,8 @@ def _facts(result: Result) -> list[tuple[str, ...]]:
     facts = [
         ("base", base_name(config) + (f" at {revision}" if revision else "")),
         ("VAE", vae or "the base's own"),
-        ("method", f"{_METHODS[adapter.method]}, rank {adapter.rank}"),
-        ("layers", ", ".join(f"`{name}`" for name in adapter.target_modules)),
+        ("method", _METHODS[adapter.method]),
+        *_adapter_facts(adapter),
         ("trained numbers", f"{training.parameters:,}"),
         ("pictures", f"{training.pictures} at {config.instance.resolution} pixels"),
         ("prompt", f"`{metadata['instance_prompt']}`"),
@@ -204,6 +237,14 @@ def _facts(result: Result) -> list[tuple[str, ...]]:
         ("versions", ", ".join(f"{name} {v}" for name, v in metadata["versions"].items())),
     ]
     return facts
+
+
+def _adapter_facts(adapter: AdapterConfig) -> list[tuple[str, ...]]:
+    if adapter.method not in ("loldu", "svfit", "lora"):
+        return []
+    layers = ", ".join(f"`{name}`" for name in adapter.target_modules)
+    text = " and the text encoder's attention" if adapter.train_text_encoder else ""
+    return [("rank", str(adapter.rank)), ("layers", f"{layers}{text}")]
 
 
 def _files(files: dict[str, int]) -> list[tuple[str, ...]]:

@@ -1,7 +1,8 @@
 """The result on the Hugging Face hub: asked about first, pushed last."""
 
+import logging
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import tomli_w
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
@@ -9,31 +10,40 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFound
 
 from trainer.card import card_data
 from trainer.checkpoint import CONFIG
+from trainer.concepts import SINGLE
 from trainer.config import Config
 from trainer.errors import TrainerError
 from trainer.metadata import public_sections
+
+logger = logging.getLogger(__name__)
 
 _FAILURES = (HTTPError, OSError, ValueError, RuntimeError)
 """What the hub's library raises: refusals, no connection, bad names, its storage's own."""
 
 
-def open_repository(config: Config) -> str | None:
-    """Make the repository that --push_to_hub asks for, so that what is wrong shows before training.
+def open_repositories(configs: Mapping[str, Config]) -> dict[str, str]:
+    """Make the repositories that --push_to_hub asks for: what is wrong shows before training.
 
     Returns:
-        Its full name; none without --push_to_hub.
+        One a concept, by its full name; none without --push_to_hub.
 
     Raises:
-        TrainerError: There is no login, the hub refuses the name, the card or the right to write,
-            or the repository has files already, or is public although --hub_private is given.
+        TrainerError: There is no login; or the hub refuses a name, the card or the right to write;
+            or a repository has files already, or is public although --hub_private is given.
     """
-    result = config.result
-    if not result.push_to_hub:
-        return None
-    api = HfApi()
-    name = result.hub_model_id or config.run.output_dir.resolve().name
+    return {
+        concept: _open(config, "" if concept == SINGLE else f"-{concept}")
+        for concept, config in configs.items()
+        if config.result.push_to_hub
+    }
+
+
+def _open(config: Config, suffix: str) -> str:
+    result, api = config.result, HfApi()
+    given = result.hub_model_id
+    name = f"{given}{suffix}" if given else config.run.output_dir.resolve().name
     try:
-        user = api.whoami()["name"]
+        user = api.whoami(cache=True)["name"]
         name = name if "/" in name else f"{user}/{name}"
         ModelCard(f"---\n{card_data(config).to_yaml()}\n---\n").validate()
         name = api.create_repo(name, private=result.hub_private or None, exist_ok=True).repo_id
@@ -62,14 +72,28 @@ def open_repository(config: Config) -> str | None:
     return name
 
 
-def push(config: Config, repository: str, names: Sequence[str]) -> None:
-    """Put files of the output_dir into the repository in one commit.
-
-    The options go without the places of a person's files.
+def push(
+    configs: Mapping[str, Config],
+    repositories: Mapping[str, str],
+    files: Mapping[str, Sequence[str]],
+) -> None:
+    """Put every concept's files into its repository, in one commit each.
 
     Raises:
-        TrainerError: The hub does not take them; the message has the command to try again.
+        TrainerError: The hub does not take some; the message has the commands to try again.
     """
+    failures: list[str] = []
+    for concept, repository in repositories.items():
+        try:
+            _push(configs[concept], repository, files[concept])
+        except TrainerError as error:
+            failures.append(str(error))
+    if failures:
+        raise TrainerError("\n".join(failures))
+
+
+def _push(config: Config, repository: str, names: Sequence[str]) -> None:
+    """The options go along without the places of a person's files."""
     folder = config.run.output_dir
     operations = [CommitOperationAdd(name, folder / name) for name in names]
     options = tomli_w.dumps(public_sections(config)).encode()
@@ -82,6 +106,7 @@ def push(config: Config, repository: str, names: Sequence[str]) -> None:
             f"The result is in {folder}, but the hub did not take it ({_reason(error)}); push it "
             f"by hand: hf upload {repository} {shlex.quote(str(folder))} . {include}"
         ) from error
+    logger.info("Pushed to https://huggingface.co/%s", repository)
 
 
 def _reason(error: Exception) -> str:

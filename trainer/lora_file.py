@@ -5,18 +5,21 @@ diffusers' `load_lora_weights` looks for in a folder or repository with several 
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.utils.state_dict_utils import convert_state_dict_to_kohya
+from diffusers import StableDiffusionPipeline
 from peft import get_peft_model_state_dict
+from torch import Tensor
 
 from loldu.concept_file import serialize
 
 LORA = "pytorch_lora_weights.safetensors"
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
+_PREFIXES = {"unet": "lora_unet", "text_encoder": "lora_te"}
+_SIDES = {"A": "down", "B": "up"}
 _ARCHITECTURES = {
     (768, "epsilon"): "stable-diffusion-v1/lora",
     (1024, "epsilon"): "stable-diffusion-v2-512/lora",
@@ -51,12 +54,27 @@ def lora_header(pipeline: StableDiffusionPipeline, metadata: dict[str, Any]) -> 
     }
 
 
-def lora_bytes(unet: UNet2DConditionModel, adapter_name: str, header: dict[str, str]) -> bytes:
-    """PEFT's LoRA on a UNet as the content of the file, with the scale it was trained with."""
-    state = get_peft_model_state_dict(unet, adapter_name=adapter_name)
-    tensors = convert_state_dict_to_kohya({f"unet.{name}": value for name, value in state.items()})
-    alpha = float(unet.peft_config[adapter_name].lora_alpha)
-    for name, value in tensors.items():  # diffusers takes the rank for alpha
-        is_alpha = name.endswith(".alpha")
-        tensors[name] = torch.tensor(alpha) if is_alpha else value.cpu().contiguous()
+def lora_bytes(models: Mapping[str, Any], adapter_name: str, header: dict[str, str]) -> bytes:
+    """PEFT's LoRA on some models of a pipeline as the content of the file.
+
+    Readers scale a layer by alpha / r. All get the alpha of the first model, for some readers keep
+    one alone; what is left goes into up.
+
+    Args:
+        models: by their names in the pipeline.
+        adapter_name: of the LoRA.
+        header: as `lora_header` gives it.
+    """
+    alphas = [model.peft_config[adapter_name].lora_alpha for model in models.values()]
+    tensors: dict[str, Tensor] = {}
+    for (component, model), alpha in zip(models.items(), alphas, strict=True):
+        state = get_peft_model_state_dict(model, adapter_name=adapter_name)
+        for name, value in state.items():
+            layer, side = name.removesuffix(".weight").rsplit(".lora_", 1)
+            is_short = component == "text_encoder" and layer.startswith("encoder.")
+            full = f"{_PREFIXES[component]}.{'text_model.' if is_short else ''}{layer}"
+            key = full.replace(".", "_")
+            factor = alpha / alphas[0] if side == "B" else 1
+            tensors[f"{key}.alpha"] = torch.tensor(float(alphas[0]))
+            tensors[f"{key}.lora_{_SIDES[side]}.weight"] = (factor * value).cpu().contiguous()
     return serialize(tensors, {**header, "format": "pt"})

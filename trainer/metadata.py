@@ -27,7 +27,7 @@ LICENSES = {
 }
 """Of the best-known bases: their terms of use also bind what is derived from them."""
 
-_PLACES = {"instance_data_dir", "class_data_dir", "output_dir"}
+_PLACES = {"instance_data_dir", "class_data_dir", "concepts", "output_dir"}
 _LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 
 
@@ -107,7 +107,7 @@ def is_on_hub(config: Config) -> bool:
 def name_of(config: Config) -> tuple[str | None, str | None]:
     """The rare token and the class, where they were given or the prompts tell."""
     prompt = config.instance.instance_prompt or ""
-    if token := config.instance.token:
+    if token := config.instance.token or config.instance.placeholder_token:
         return token, class_after(prompt, token) or None
     return token_and_class(prompt, config.prior.class_prompt) or (None, None)
 

@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 
+from trainer import train_dreambooth_loldu
 from trainer.__main__ import run
 from trainer.card import Result, Sample, is_card, model_card
 from trainer.checkpoint import Progress
@@ -46,7 +47,7 @@ def code_blocks(card: str) -> list[str]:
 
 def test_front_matter_is_what_the_hub_wants(make_card: Callable[..., ModelCard]) -> None:
     base = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-    samples = [Sample("a: sks dog", "samples/0-base.png", "samples/0-concept.png")]
+    samples = [Sample("a: sks dog", "samples/0-concept.png", "samples/0-base.png")]
     card = make_card("--pretrained_model_name_or_path", base, samples=samples)
     again = ModelCard(str(card))  # parsed anew
     assert again.data.to_dict() == {
@@ -87,7 +88,7 @@ def test_it_says_how_it_was_trained(make_card: Callable[..., ModelCard]) -> None
 
 
 def test_a_prompt_cannot_break_the_card(make_card: Callable[..., ModelCard]) -> None:
-    samples = [Sample("a | b\nc", "samples/0-base.png", "samples/0-concept.png")]
+    samples = [Sample("a | b\nc", "samples/0-concept.png", "samples/0-base.png")]
     card = make_card(samples=samples)
     assert "|  | a \\| b c |\n| --- | --- |\n| base | ![base](samples/0-base.png) |" in card.text
     assert ModelCard(str(card)).data.widget[0]["text"] == "a | b\nc"
@@ -135,44 +136,52 @@ def draw(code: str, folder: Path) -> bytes:
     return content
 
 
-def test_the_code_of_a_card_draws_the_concept_as_it_stands(
-    flags: list[str], base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert run([*flags, "--learning_rate", "1", "--lora_file", "fp32"]) == 0
-    folder = tmp_path / "run"
-    card = (folder / "README.md").read_text()
-    monkeypatch.chdir(folder)
-    Path(base_folder.name).symlink_to(base_folder)
-    with_concept, with_lora = code_blocks(card)
-    lines = [line for line in with_concept.splitlines() if line]
-    assert len(lines) == 5
-    without = [line for line in lines if "load_concept" not in line]
-    base = draw("\n".join(without), folder)
-    drawn = draw(with_concept, folder)
-    assert max(abs(a - b) for a, b in zip(drawn, base, strict=True)) > 5
-    again = draw(with_lora, folder)
-    assert max(abs(a - b) for a, b in zip(drawn, again, strict=True)) <= 1
-
-
-def test_the_code_of_a_pushed_card_finds_its_files_in_the_repository(
-    make_card: Callable[..., ModelCard],
+@pytest.mark.parametrize(
+    ("method", "word", "place"),
+    [
+        ("loldu", False, None),
+        ("loldu", False, "user/toy"),
+        ("lora", True, "user/toy"),
+        ("textual_inversion", True, None),
+        ("dreambooth", False, None),
+    ],
+)
+def test_the_code_of_a_card_draws_its_sample(
+    method: str,
+    word: bool,
+    place: str | None,
     flags: list[str],
     base_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A folder user/dog stands for the repository: diffusers looks for a LoRA in both alike."""
-    assert run([*flags, "--no_sample_at_end"]) == 0
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree("run", "user/dog")
+    """A folder user/toy stands for the repository: diffusers looks for its files in both alike."""
+    more = ["--method", method, "--learning_rate", "1", "--max_train_steps", "2"]
+    if word:
+        more += ["--placeholder_token", "<x>", "--initializer_token", "s"]
+        more += ["--instance_prompt", "a <x> toy"]
+    if place:
+        monkeypatch.setattr(
+            train_dreambooth_loldu, "open_repositories", lambda _: {"default": place}
+        )
+        monkeypatch.setattr(train_dreambooth_loldu, "push", lambda *_: None)
+    assert run([*flags, *more]) == 0
+    card = (tmp_path / "run" / "README.md").read_text()
+    monkeypatch.chdir(tmp_path if place else tmp_path / "run")
+    if place:
+        shutil.copytree("run", place)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repo, name: f"{repo}/{name}")
     Path(base_folder.name).symlink_to(base_folder)
-    with_concept, with_lora = code_blocks(make_card(repository="user/dog").text)
-    assert 'hf_hub_download("user/dog", "concept.safetensors")' in with_concept
-    assert 'load_lora_weights("user/dog")' in with_lora
-    drawn = draw(with_concept, tmp_path)
-    again = draw(with_lora, tmp_path)
-    assert max(abs(a - b) for a, b in zip(drawn, again, strict=True)) <= 3
+    sample = ModelCard(card).data.widget[0]
+    with Image.open(tmp_path / "run" / sample["output"]["url"]) as image:
+        shown = image.tobytes()
+    codes = code_blocks(card)
+    assert len(codes) == (2 if method == "loldu" else 1)
+    for code in codes:
+        assert len([line for line in code.splitlines() if line]) <= 6
+        noise = "generator=__import__('torch').Generator().manual_seed(42)).images"
+        drawn = draw(code.replace(").images", f", {noise}"), Path.cwd())
+        assert max(abs(a - b) for a, b in zip(drawn, shown, strict=True)) <= 2
 
 
 def test_a_card_is_told_from_other_readmes(

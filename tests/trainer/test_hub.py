@@ -10,6 +10,7 @@ import pytest
 from huggingface_hub import HfApi, ModelCard, RepoUrl
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
 
+from loldu import read_concept
 from trainer import hub
 from trainer.__main__ import run
 
@@ -151,3 +152,33 @@ def test_a_failed_push_leaves_all_and_says_how_to_go_on(
         "the hub did not take it (Storage is full); push it by hand: "
         f"hf upload ann/run {folder} . {include}"
     )
+
+
+def test_every_concept_has_a_repository(
+    api: MagicMock, push_flags: list[str], pictures: Path, tmp_path: Path
+) -> None:
+    toml = tmp_path / "concepts.toml"
+    toml.write_text(
+        f"[dog]\ninstance_data_dir = '{pictures}'\ninstance_prompt = 'sks dog'\n"
+        f"[toy]\ninstance_data_dir = '{pictures}'\ninstance_prompt = 'a zwx'\ntoken = 'zwx'\n"
+    )
+    index = push_flags.index("--instance_data_dir")
+    flags = [*push_flags[:index], *push_flags[index + 4 :], "--concepts", str(toml)]
+    api.create_commit.side_effect = [refusal("Try again."), None]
+    assert run([*flags, "--hub_model_id", "mine", "--no_sample_at_end"]) == 2
+    assert [call.args[0] for call in api.create_commit.call_args_list] == [
+        "ann/mine-dog",
+        "ann/mine-toy",
+    ]
+    assert Path(pushed(api)["README.md"]) == tmp_path / "run" / "concepts" / "toy" / "README.md"
+    concept = read_concept(Path(pushed(api)["concept.safetensors"]))
+    assert concept.metadata["token"] == "zwx"
+    assert "class_name" not in concept.metadata
+
+
+def test_a_whole_pipeline_is_not_pushed(
+    api: MagicMock, push_flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*push_flags, "--method", "dreambooth"]) == 2
+    assert "--push_to_hub is for small results" in capsys.readouterr().err
+    assert api.mock_calls == []

@@ -17,10 +17,11 @@ from loldu.concept_file import write_concept
 from trainer import result
 from trainer.__main__ import run
 from trainer.base import load_pipeline
+from trainer.cache import embed
 from trainer.checkpoint import Progress
 from trainer.config import Config, Method
-from trainer.metadata import Training, describe, license_of, public_sections
-from trainer.methods import add_adapter
+from trainer.metadata import Training, describe, license_of, name_of, public_sections
+from trainer.methods import add_trainables
 from trainer.preset import parse
 from trainer.result import write_result
 
@@ -53,12 +54,15 @@ def header(path: Path) -> dict[str, str]:
         return file.metadata()
 
 
-@pytest.mark.parametrize("method", ["loldu", "svfit"])
-@pytest.mark.parametrize(("lora_file", "tolerance"), [("fp32", 1e-5), ("fp16", 5e-3)])
+@pytest.mark.parametrize(
+    ("method", "lora_file", "tolerance"),
+    [("loldu", "fp32", 1e-5), ("loldu", "fp16", 5e-3), ("svfit", "fp32", 1e-5)],
+)
 def test_the_lora_draws_what_the_concept_draws(
     method: str, lora_file: str, tolerance: float, flags: list[str], output_dir: Path
 ) -> None:
     more = ["--learning_rate", "0.3", "--method", method, "--lora_file", lora_file]
+    more += ["--train_text_encoder"]
     assert run([*flags, *more, "--no_sample_at_end"]) == 0
     base = parse(flags).base.pretrained_model_name_or_path
     alone, with_concept, with_lora = (load_pipeline(base) for _ in range(3))
@@ -67,6 +71,11 @@ def test_the_lora_draws_what_the_concept_draws(
     change = (predict(with_concept) - predict(alone)).norm()
     assert change > 0.1
     assert (predict(with_lora) - predict(with_concept)).norm() < tolerance * change
+    prompts = ["sks", "a toy"]
+    texts = [embed(each, prompts) for each in (alone, with_concept, with_lora)]
+    text_change = (texts[1] - texts[0]).norm()
+    assert text_change > 0.1
+    assert (texts[2] - texts[1]).norm() < tolerance * text_change
     floats = {t.dtype for name, t in load_file(output_dir / LORA).items() if ".lora_" in name}
     assert floats == {torch.float16 if lora_file == "fp16" else torch.float32}
 
@@ -75,14 +84,17 @@ def test_the_lora_draws_what_the_concept_draws(
 def test_the_lora_has_the_names_that_a1111_and_comfyui_look_for(
     method: str, flags: list[str], output_dir: Path, pipeline: StableDiffusionPipeline
 ) -> None:
-    assert run([*flags, *FAST, *CLASS, "--method", method, "--license", "openrail"]) == 0
+    more = ["--method", method, "--license", "openrail", "--train_text_encoder"]
+    assert run([*flags, *FAST, *CLASS, *more]) == 0
     layers = [
-        name.replace(".", "_")
+        f"lora_unet_{name.replace('.', '_')}"
         for name, _ in pipeline.unet.named_modules()
         if name.endswith((".to_q", ".to_k", ".to_v", ".to_out.0"))
     ]
+    attention = "lora_te_text_model_encoder_layers_0_self_attn_"
+    layers += [f"{attention}{name}" for name in ("q_proj", "k_proj", "v_proj", "out_proj")]
     ends = ("alpha", "lora_down.weight", "lora_up.weight")
-    expected = {f"lora_unet_{layer}.{end}" for layer in layers for end in ends}
+    expected = {f"{layer}.{end}" for layer in layers for end in ends}
     assert set(load_file(output_dir / LORA)) == expected
     told = header(output_dir / LORA)
     assert told["modelspec.trigger_phrase"] == "sks toy"
@@ -107,9 +119,12 @@ def test_what_no_lora_can_hold_costs_only_the_lora(
 ) -> None:
     config = make_config("--no_sample_at_end")
     output_dir.mkdir()
-    for parameter in add_adapter(pipeline.unet, config.adapter, seed=0).values():
+    trained = add_trainables(pipeline, {"default": config}, {})
+    for parameter in trained.parameters():
         parameter.data.fill_(1e9)  # beyond half precision
-    write_result(config, pipeline, TRAINING, torch.device("cpu"), None)
+    cpu = torch.device("cpu")
+    files = write_result(config, "default", pipeline, trained, TRAINING, cpu, None)
+    assert files == ["README.md", "concept.safetensors"]
     assert "There is no LoRA of the concept: layer" in caplog.text
     assert not (output_dir / LORA).exists()
     assert (output_dir / "concept.safetensors").exists()
@@ -153,7 +168,27 @@ def test_what_is_not_known_is_left_out(
 ) -> None:
     told = describe(make_config(), TRAINING, pipeline)
     assert not told.keys() & {"token", "class_name", "license", "scores"}
-    assert describe(make_config("--token", "sks"), TRAINING, pipeline)["class_name"] == "toy"
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (["--token", "sks"], ("sks", "toy")),
+        (["--token", "photo of sks"], ("photo of sks", "toy")),
+        (["--instance_prompt", "a sks", "--token", "sks"], ("sks", None)),
+        (
+            [
+                *("--instance_prompt", "a <x> toy", "--placeholder_token", "<x>"),
+                *("--initializer_token", "toy"),
+            ],
+            ("<x>", "toy"),
+        ),
+    ],
+)
+def test_a_given_token_tells_the_class(
+    more: list[str], expected: tuple[str, str | None], make_config: Callable[..., Config]
+) -> None:
+    assert name_of(make_config(*more)) == expected
 
 
 def test_the_commit_of_the_base_is_told(
@@ -278,6 +313,17 @@ def test_samples_are_those_of_base_and_concept(
                 assert largest_difference(sample, drawn) <= 1
     base, adapted = (Image.open(output_dir / f"samples/0-{n}.png") for n in ("base", "concept"))
     assert largest_difference(base, adapted) > 5
+
+
+@pytest.mark.parametrize("method", ["dreambooth", "textual_inversion"])
+def test_a_base_that_cannot_be_had_back_is_not_drawn(
+    method: Method, flags: list[str], output_dir: Path
+) -> None:
+    word = ["--placeholder_token", "<x>", "--initializer_token", "s", "--instance_prompt", "a <x>"]
+    more = word if method == "textual_inversion" else []
+    assert run([*flags, "--max_train_steps", "1", "--method", method, *more]) == 0
+    assert [path.name for path in (output_dir / "samples").iterdir()] == ["0-concept.png"]
+    assert "| base | !" not in (output_dir / "README.md").read_text()
 
 
 def largest_difference(one: Image.Image, other: Image.Image) -> int:
