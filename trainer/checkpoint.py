@@ -178,6 +178,8 @@ def _check_same_options(config: Config, path: Path) -> None:
     if config.optimization.lr_scheduler == "constant":  # the others are stretched over the steps
         may_change = may_change | {"max_train_steps"}
     for section in now:
+        if section == "result":  # what is made of the run once it is done
+            continue
         keys = {*was.get(section, {}), *now[section]} - may_change
         if section == "run":
             keys &= _DRAWS_CLASS_PICTURES

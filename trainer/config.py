@@ -10,6 +10,7 @@ from typing import Any, Literal
 import tomli_w
 
 from trainer.errors import TrainerError
+from trainer.prompts import class_after
 
 Method = Literal["loldu", "svfit", "lora", "dreambooth", "textual_inversion"]
 Rank = int | Literal["full"]
@@ -53,9 +54,13 @@ class InstanceConfig:
     # A rare token and the class, e.g. "a photo of sks dog"; needed unless every picture has its
     # own. A common word instead of a rare token drags its old meaning along.
     instance_prompt: str | None = None
+    # The rare token in it, to be told in the concept file and on the card; where a class prompt
+    # differs from the instance prompt by the token alone, the two tell it themselves, and a
+    # --placeholder_token is one.
+    token: str | None = None
     # A TOML file with a table for each of several concepts, trained together: every row of a batch
     # has its own concept, so that N cost a batch of N and not N runs, and each becomes what it
-    # would alone. A table may have instance_data_dir, instance_prompt, class_prompt,
+    # would alone. A table may have instance_data_dir, instance_prompt, token, class_prompt,
     # class_data_dir, validation_prompt, placeholder_token and initializer_token.
     concepts: Path | None = None
     # A made-up word of the prompt, such as <dog>, whose embedding is learned too: more likeness at
@@ -195,9 +200,11 @@ class OptimizationConfig:
 class RunConfig:
     """What is written, and when."""
 
-    # Folder of the run: concept file, config.toml, metrics.jsonl, summary.json, checkpoints.
+    # Folder of the run: the result (concept file, LoRA, README.md, samples), config.toml,
+    # metrics.jsonl, summary.json, checkpoints; with --concepts in a folder for each.
     output_dir: Path
-    # Replace the run that is in output_dir; without it (and without --resume) it is left alone.
+    # Replace the run that is in output_dir, and push to a repository that has files; without it
+    # (and without --resume) both are left alone.
     overwrite: bool = False
     # Say what is found in the pictures and stop: no base is loaded and nothing is written.
     doctor_only: bool = False
@@ -221,6 +228,32 @@ class RunConfig:
     guidance_scale: float = 7.5
 
 
+@dataclass(frozen=True)
+class ResultConfig:
+    """What is made of a finished run, and who gets it."""
+
+    # Also write the concept as a LoRA, for A1111, ComfyUI and diffusers without this library. fp16
+    # rounds it to three digits and is what people share: 13 MB for SD v1.5 at rank 32, 360 at full
+    # rank. fp32 is exact and twice as large. With --method lora it is the result itself, in fp32.
+    lora_file: Literal["fp16", "fp32", "no"] = "fp16"
+    # At the end, draw the validation prompts (the first four; else the instance prompt) with the
+    # base and with the concept, for the card: 4 x num_inference_steps passes through the UNet for
+    # each prompt.
+    sample_at_end: bool = True
+    # Licence of the result, by its identifier on the hub (such as openrail, or other); that of the
+    # base unless given, where it is one of the well-known ones.
+    license: str | None = None
+    # Put the result on the Hugging Face hub at the end: concept, LoRA, card, samples, options and
+    # metrics, never the training pictures or checkpoints. Needs a login that may write; checked,
+    # and the repository made, before training.
+    push_to_hub: bool = False
+    # Name of the repository, user/name or name; that of the output_dir unless given. With several
+    # --concepts each has its own, and its name comes after this one.
+    hub_model_id: str | None = None
+    # Make the repository private: a concept of a person should be.
+    hub_private: bool = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Teach a Stable Diffusion model a new concept from a few pictures.
@@ -235,8 +268,9 @@ class Config:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
     run: RunConfig
-    # Flags from a file: paper (the paper's Table X), pocket, or the path of a .toml, such as the
-    # config.toml of an earlier run.
+    result: ResultConfig = field(default_factory=ResultConfig)
+    # Flags from a file: paper (the paper's Table X), fast, low_vram, pocket, or the path of a
+    # .toml, such as the config.toml of an earlier run.
     preset: str | None = None
 
 
@@ -311,8 +345,16 @@ def _problems(config: Config) -> Iterator[str]:
             "--with_prior_preservation needs --class_prompt, such as "
             '"a photo of a dog", to draw class pictures.'
         )
+    prompt, token = config.instance.instance_prompt, config.instance.token
+    if prompt and token and class_after(prompt, token) is None:
+        yield f"--token is {token}, which is not in the --instance_prompt ({prompt})."
     if config.run.validation_steps and not config.run.validation_prompt:
         yield "--validation_steps needs --validation_prompt: say what to draw."
+    if config.result.push_to_hub and config.adapter.method == "dreambooth":
+        yield (
+            "--push_to_hub is for small results; leave it out with --method dreambooth and push "
+            "the gigabytes of its folder pipeline with `hf upload`."
+        )
 
 
 def _method_problems(config: Config) -> Iterator[str]:

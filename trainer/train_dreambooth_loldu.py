@@ -13,7 +13,6 @@ import time
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 if not __package__:  # run by its path: import from the repository, not from this file's folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -27,7 +26,6 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from trainer.__main__ import run
 from trainer.base import fingerprint, load_pipeline
-from trainer.base_record import public_base
 from trainer.cache import Cache, build_cache, leave_device
 from trainer.checkpoint import (
     Inputs,
@@ -37,21 +35,22 @@ from trainer.checkpoint import (
     save_checkpoint,
 )
 from trainer.concepts import SINGLE, concept_configs
-from trainer.config import Config, sections
+from trainer.config import Config
 from trainer.doctor import report
 from trainer.errors import TrainerError
+from trainer.hub import open_repositories, push
 from trainer.instances import CaptionedImage, digest, find_all_instances
 from trainer.loop import Denoiser, DreamBooth, Objective, lr_factor
-from trainer.methods import Trained, add_trainables, learn_words, save_result
+from trainer.metadata import Training
+from trainer.methods import Trained, add_trainables, learn_words
 from trainer.prior import class_images
 from trainer.records import (
     MetricsLog,
     draw_validation,
     open_output_dir,
     refuse_another_run,
-    size_bytes,
-    write_summary,
 )
+from trainer.result import write_result
 
 logger = logging.getLogger("trainer")
 
@@ -71,6 +70,7 @@ def main(config: Config) -> None:
     instances = find_all_instances(configs)
     checkpoint = find_checkpoint(config)
     refuse_another_run(config.run, checkpoint)
+    repositories = open_repositories(configs) if accelerator.is_main_process else {}
     if checkpoint is None and accelerator.is_main_process:
         for name, own in configs.items():
             report(instances[name], own.instance, own.prior)
@@ -135,10 +135,14 @@ def main(config: Config) -> None:
 
     # --------------------------------------------------------------------------------- result
     if accelerator.is_main_process:
+        results: dict[str, list[str]] = {}
         for name, own in configs.items():
-            result = save_result(pipeline, trained, name, own, describe(own, progress))
-            write_summary(own.run.output_dir, result, counts[name], progress)
-            logger.info("Saved %s (%s bytes)", result, f"{size_bytes(result):,}")
+            views = caches[name]
+            pictures = len(views.instances), len(views.classes)
+            training = Training(progress, counts[name], instances[name][0].caption, *pictures)
+            device, repository = accelerator.device, repositories.get(name)
+            results[name] = write_result(own, name, pipeline, trained, training, device, repository)
+        push(configs, repositories, results)
     accelerator.end_training()
 
 
@@ -282,22 +286,6 @@ def validate(run: Run, step: int) -> None:
         with run.trained.only(name):
             path = draw_validation(run.pipeline, own, step, run.accelerator.device)
         logger.info("Validation pictures: %s", path)
-
-
-def describe(config: Config, progress: Progress) -> dict[str, Any]:
-    """What the concept file tells about its making; where things lay is nobody's business."""
-    told = sections(config)
-    return {
-        "base": public_base(config.base),
-        "method": config.adapter.method,
-        "instance_prompt": config.instance.instance_prompt,
-        "class_prompt": told["prior"]["class_prompt"],
-        "resolution": config.instance.resolution,
-        "steps": progress.step,
-        "seed": config.optimization.seed,
-        "adapter": told["adapter"],
-        "optimization": told["optimization"],
-    }
 
 
 if __name__ == "__main__":
