@@ -1,27 +1,31 @@
-"""What a run writes about itself: its folder, metrics.jsonl, validation sheets, summary.json."""
+"""What a run writes about itself: its folder, metrics.jsonl, the progress line, summary.json."""
 
 import json
+import logging
 import math
-import resource
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
+import psutil
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from PIL import Image
 from tqdm import tqdm
 
-from trainer.cache import on_device
 from trainer.checkpoint import CONFIG, PREFIX, Progress, checkpoints
 from trainer.config import Config, RunConfig, to_toml
 from trainer.errors import TrainerError
-from trainer.files import save_png, write_atomically
+from trainer.files import write_atomically
 from trainer.loop import Losses
 from trainer.methods import FILE_NAMES, delta_norm
-from trainer.sampling import sample_images
+from trainer.tracking import TRACKING, Trackers
+from trainer.validation import VALIDATION
 
-METRICS, SUMMARY, VALIDATION = "metrics.jsonl", "summary.json", "validation"
+logger = logging.getLogger(__name__)
+
+METRICS, SUMMARY = "metrics.jsonl", "summary.json"
 
 
 def refuse_another_run(run: RunConfig, checkpoint: Path | None) -> None:
@@ -63,7 +67,7 @@ def open_output_dir(config: Config, checkpoint: Path | None) -> None:
 
 def _earlier_run(folder: Path) -> list[Path]:
     """What the trainer wrote here; class pictures know what they were made from and may stay."""
-    names = [CONFIG, METRICS, SUMMARY, VALIDATION, *sorted(set(FILE_NAMES.values()))]
+    names = [CONFIG, METRICS, SUMMARY, VALIDATION, TRACKING, *sorted(set(FILE_NAMES.values()))]
     written = [folder / name for name in names if (folder / name).exists()]
     return [*written, *folder.glob(f"{PREFIX}*"), *folder.glob(f".{PREFIX}*.tmp")]
 
@@ -71,25 +75,28 @@ def _earlier_run(folder: Path) -> list[Path]:
 class MetricsLog:
     """`metrics.jsonl` and the progress line: means of the losses since the last line.
 
+    On a terminal the progress line is a bar; in a log file it is a line every `logging_steps`.
     Losses are summed on the device and read only when a line is due, so that no other step waits
     for the device.
     """
 
-    def __init__(self, config: Config, first_step: int, *, enabled: bool) -> None:
-        """Open the log for a run that continues after `first_step` steps."""
+    def __init__(self, config: Config, first: Progress, *, enabled: bool) -> None:
+        """Open the log for a run that continues after `first`."""
         self._path = config.run.output_dir / METRICS
         self._every = config.run.logging_steps
+        self._total = config.optimization.max_train_steps
+        self._first = first
         self._enabled = enabled
         self._sums: torch.Tensor | None = None
         self._count = 0
         if enabled:
-            self._forget_after(first_step)
+            self._forget_after(first.step)
+        self._trackers = Trackers(config, first.step, enabled=enabled)
         self._bar = tqdm(
-            total=config.optimization.max_train_steps,
-            initial=first_step,
+            total=self._total,
+            initial=first.step,
             desc="training",
-            unit="step",
-            disable=not enabled,
+            disable=None if enabled else True,  # None: on a terminal alone
         )
 
     def count(self, losses: Losses) -> None:
@@ -98,15 +105,18 @@ class MetricsLog:
         self._sums = values if self._sums is None else self._sums + values
         self._count += 1
 
-    def finish_step(self, progress: Progress, lr: float, unet: UNet2DConditionModel) -> None:
-        """Move the bar, and write a line when one is due.
+    def finish_step(
+        self, progress: Progress, lr: float, unet: UNet2DConditionModel, *, last: bool = False
+    ) -> None:
+        """Move the bar, and write a line when one is due; it is after the last step, whichever.
 
         Raises:
             TrainerError: when the adapter is no longer finite.
         """
         self._bar.update()
         step = progress.step
-        if self._sums is None or (step % self._every and step != self._bar.total):
+        last = last or step == self._total
+        if self._sums is None or (step % self._every and not last):
             return
         loss, instance_loss, prior_loss = (self._sums / self._count).tolist()
         self._sums, self._count = None, 0
@@ -117,7 +127,6 @@ class MetricsLog:
                     f"Training diverged before step {step}: the loss is {loss} and the norm of the "
                     f"change {norm}; use a lower --learning_rate, or bf16 in place of fp16."
                 )
-            self._bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.1e}, ‖delta_W‖ {norm:.3g}")
             line = {
                 "step": step,
                 "loss": loss,
@@ -126,13 +135,40 @@ class MetricsLog:
                 "lr": lr,
                 "delta_norm": norm,
                 "seconds": round(progress.seconds, 3),
+                "peak_memory_mib": round(peak_memory_mib(), 1),
             }
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+            self._trackers.log(line, step)
+            self._tell(progress, line)
+
+    def show(self, image: Image.Image, step: int) -> None:
+        """Hand the validation sheet of a step to the trackers."""
+        self._trackers.log_image("validation", image, step)
 
     def close(self) -> None:
         """Leave the progress line as it stands."""
         self._bar.close()
+        self._trackers.finish()
+
+    def _tell(self, progress: Progress, line: dict[str, Any]) -> None:
+        """The line for people: behind the bar, or by itself where carriage returns are a mess."""
+        text = (
+            f"loss {line['loss']:.4f}, lr {line['lr']:.1e}, ‖delta_W‖ {line['delta_norm']:.3g}, "
+            f"peak {line['peak_memory_mib'] / 1024:.1f} GiB"
+        )
+        if not self._bar.disable:
+            self._bar.set_postfix_str(text)
+            return
+        meter = tqdm.format_meter(
+            progress.step,
+            self._total,
+            progress.seconds - self._first.seconds,
+            initial=self._first.step,
+            postfix=text,
+            bar_format="step {n_fmt}/{total_fmt}{postfix}, {rate_noinv_fmt}, {remaining} left",
+        )
+        logger.info(" ".join(meter.split()))  # tqdm pads the rate
 
     def _forget_after(self, step: int) -> None:
         """Drop lines of steps that a resumed run takes again, and a line cut short by a kill."""
@@ -147,35 +183,6 @@ class MetricsLog:
                 break
             kept.append(line + "\n")
         write_atomically(self._path, "".join(kept))
-
-
-def draw_validation(
-    pipeline: StableDiffusionPipeline, config: Config, step: int, device: torch.device
-) -> Path:
-    """One row of pictures, a column a validation prompt, always from the same noise.
-
-    The row of step 0 is the base's, unless the adapter's start perturbs it.
-    """
-    run = config.run
-    with on_device(pipeline, device):
-        images = sample_images(
-            pipeline,
-            run.validation_prompt,
-            [config.optimization.seed + index for index in range(len(run.validation_prompt))],
-            num_inference_steps=run.num_inference_steps,
-            guidance_scale=run.guidance_scale,
-            resolution=config.instance.resolution,
-            progress=False,
-        )
-    side = config.instance.resolution
-    sheet = Image.new("RGB", (side * len(images), side))
-    for column, image in enumerate(images):
-        sheet.paste(image, (side * column, 0))
-    folder = run.output_dir / VALIDATION
-    folder.mkdir(exist_ok=True)
-    path = folder / f"{step:06d}.png"
-    save_png(sheet, path)
-    return path
 
 
 def write_summary(
@@ -196,5 +203,9 @@ def peak_memory_mib() -> float:
     """The most memory held so far: of the GPU where there is one, else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset / 2**20
+    import resource  # which Windows does not have
+
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, else in KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

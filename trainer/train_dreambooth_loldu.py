@@ -34,18 +34,20 @@ from trainer.checkpoint import (
     save_checkpoint,
 )
 from trainer.config import Config, sections
-from trainer.errors import TrainerError
+from trainer.control import Control, Request
+from trainer.errors import Stopped, TrainerError
 from trainer.instances import CaptionedImage, find_instances
 from trainer.loop import DreamBooth, learning_rate
 from trainer.methods import add_adapter, save_result
 from trainer.prior import class_images
 from trainer.records import (
     MetricsLog,
-    draw_validation,
     open_output_dir,
     refuse_another_run,
     write_summary,
 )
+from trainer.tracking import refuse_missing_trackers
+from trainer.validation import Validation
 
 logger = logging.getLogger("trainer")
 
@@ -57,6 +59,7 @@ def main(config: Config) -> None:
 
     Raises:
         TrainerError: for what the person can put right.
+        Stopped: when it was asked to stop.
     """
     # ------------------------------------------------------------ what can fail fast, fails first
     optimization = config.optimization
@@ -64,6 +67,8 @@ def main(config: Config) -> None:
     instances = find_instances(config.instance)
     checkpoint = find_checkpoint(config)
     refuse_another_run(config.run, checkpoint)
+    refuse_missing_trackers(config.run)
+    control = Control(config.run, accelerator)
 
     # ------------------------------------------------------------------------- the frozen base
     pipeline = load_pipeline(
@@ -101,8 +106,8 @@ def main(config: Config) -> None:
     )
     if accelerator.is_main_process:
         open_output_dir(config, checkpoint)
-    with logging_redirect_tqdm():
-        progress = fit(config, pipeline, unet, optimizer, objective, accelerator, progress)
+    with logging_redirect_tqdm(), control.listening():
+        progress = fit(config, pipeline, unet, optimizer, objective, accelerator, progress, control)
 
     # --------------------------------------------------------------------------------- result
     if accelerator.is_main_process:
@@ -168,14 +173,21 @@ def fit(
     objective: DreamBooth,
     accelerator: Accelerator,
     progress: Progress,
+    control: Control,
 ) -> Progress:
-    """Take the remaining steps; `unet` is `pipeline.unet` as accelerate wraps it."""
+    """Take the remaining steps; `unet` is `pipeline.unet` as accelerate wraps it.
+
+    Raises:
+        Stopped: when it was asked to stop.
+    """
     optimization, run = config.optimization, config.run
-    log = MetricsLog(config, progress.step, enabled=accelerator.is_main_process)
+    log = MetricsLog(config, progress, enabled=accelerator.is_main_process)
+    validation = Validation(pipeline, config, accelerator.device, log.show)
     started = time.perf_counter() - progress.seconds
     passes = optimization.gradient_accumulation_steps
-    if progress.step == 0:
-        validate(config, pipeline, 0, accelerator)
+    if progress.step == 0 and validation.due(0) and accelerator.is_main_process:
+        validation.draw(0)
+    asked = Request(0)
     for step in range(progress.step, optimization.max_train_steps):
         lr = learning_rate(optimization, step)
         for group in optimizer.param_groups:
@@ -196,23 +208,24 @@ def fit(
         if optimization.max_delta_norm is not None:
             project(pipeline.unet, optimization.max_delta_norm)
         progress = Progress(step + 1, time.perf_counter() - started)
-        log.finish_step(progress, lr, pipeline.unet)
-        validate(config, pipeline, progress.step, accelerator)
-        due = run.checkpointing_steps and progress.step % run.checkpointing_steps == 0
-        if due and accelerator.is_main_process:
-            save_checkpoint(config, progress, pipeline.unet, optimizer, accelerator)
+        asked = control.asked(progress.step)
+        log.finish_step(progress, lr, pipeline.unet, last=bool(asked & Request.ENDS))
+        if accelerator.is_main_process:
+            if validation.due(progress.step) or asked & Request.SAMPLE:
+                validation.draw(progress.step)
+            due = run.checkpointing_steps and progress.step % run.checkpointing_steps == 0
+            if due or asked & (Request.SAVE | Request.ENDS):
+                path = save_checkpoint(config, progress, pipeline.unet, optimizer, accelerator)
+                logger.info("Checkpoint: %s", path)
+        if asked & Request.ENDS:
+            break
     log.close()
+    if asked & Request.ENDS == Request.STOP and progress.step < optimization.max_train_steps:
+        accelerator.wait_for_everyone()  # or a launcher would end the one that still writes
+        last = optimization.max_train_steps
+        logger.info("Stopped after step %d of %d; --resume latest continues.", progress.step, last)
+        raise Stopped
     return progress
-
-
-def validate(
-    config: Config, pipeline: StableDiffusionPipeline, step: int, accelerator: Accelerator
-) -> None:
-    """Draw the validation prompts when they are due."""
-    every = config.run.validation_steps
-    if every and step % every == 0 and accelerator.is_main_process:
-        path = draw_validation(pipeline, config, step, accelerator.device)
-        logger.info("Validation pictures: %s", path)
 
 
 def describe(config: Config, progress: Progress) -> dict[str, Any]:
