@@ -139,7 +139,7 @@ class MetricsLog:
             }
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-            self._trackers.log(line, step)
+            self._trackers.log({name: line[name] for name in line if name != "step"}, step)
             self._tell(progress, line)
 
     def show(self, image: Image.Image, step: int) -> None:
