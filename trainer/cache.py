@@ -21,12 +21,14 @@ class Cache:
     """The VAE's posterior of every view of every picture, and its prompt's embedding.
 
     Mean and standard deviation are kept, not one sample, so that each step draws its own. Both are
-    scaled for the UNet. `instances[i]` and `classes[i]` are the views of a picture.
+    scaled for the UNet. `instances[i]` and `classes[i]` are the views of a picture. The prompts'
+    tokens are for a text encoder that is trained too.
     """
 
     mean: Float[Tensor, "views c h w"]
     std: Float[Tensor, "views c h w"]
     embeddings: Float[Tensor, "prompts tokens dim"]
+    input_ids: Int[Tensor, "prompts tokens"]
     prompt_of_view: Int[Tensor, " views"]
     instances: list[range]
     classes: list[range]
@@ -75,6 +77,7 @@ def build_cache(
         mean=mean,
         std=std,
         embeddings=embed(pipeline, prompts),
+        input_ids=tokenize(pipeline, prompts).to(mean.device),
         prompt_of_view=torch.tensor(
             [prompts.index(pictures[owner].caption) for owner in owners], device=mean.device
         ),
@@ -97,6 +100,20 @@ def embed(
     )
 
 
+def tokenize(
+    pipeline: StableDiffusionPipeline, prompts: Sequence[str]
+) -> Int[Tensor, "prompts tokens"]:
+    """The text encoder's input for each prompt, as the pipeline makes it."""
+    tokenizer = pipeline.tokenizer
+    return tokenizer(
+        list(prompts),
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids
+
+
 @contextmanager
 def on_device(pipeline: StableDiffusionPipeline, device: torch.device) -> Iterator[None]:
     """Bring VAE and text encoder to the UNet's device for a while; no dtype is touched."""
@@ -109,9 +126,10 @@ def on_device(pipeline: StableDiffusionPipeline, device: torch.device) -> Iterat
 
 
 def leave_device(pipeline: StableDiffusionPipeline) -> None:
-    """Send VAE and text encoder to main memory."""
+    """Send to main memory what no step needs: the VAE, and a text encoder that is not trained."""
     pipeline.vae.to("cpu")
-    pipeline.text_encoder.to("cpu")
+    if not any(parameter.requires_grad for parameter in pipeline.text_encoder.parameters()):
+        pipeline.text_encoder.to("cpu")
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

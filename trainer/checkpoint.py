@@ -10,27 +10,27 @@ from pickle import UnpicklingError
 
 import torch
 from accelerate import Accelerator
-from diffusers import UNet2DConditionModel
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.optim import Optimizer
 
+from trainer.concepts import concept_configs
 from trainer.config import Config, to_toml
 from trainer.errors import TrainerError
-from trainer.methods import ADAPTER_NAME
+from trainer.methods import Trained
 
 logger = logging.getLogger(__name__)
 
 PREFIX = "checkpoint-"
 CONFIG = "config.toml"
-_ADAPTER, _OPTIMIZER, _STATE = "adapter.safetensors", "optimizer.pt", "state.json"
+_TRAINED, _OPTIMIZER, _STATE = "trained.safetensors", "optimizer.pt", "state.json"
 _MAY_CHANGE = frozenset(
     {
         "pretrained_model_name_or_path",
         "vae",
         "instance_data_dir",
         "class_data_dir",
+        "concepts",
     }
 )
 """Where things lie: what a continued run may say otherwise."""
@@ -45,30 +45,39 @@ class Progress:
     seconds: float = 0.0
 
 
+Inputs = dict[str, str | int]
+"""What a run is made from beside its options: digests, by what they are of."""
+
+
 def save_checkpoint(
     config: Config,
+    inputs: Inputs,
     progress: Progress,
-    unet: UNet2DConditionModel,
+    trained: Trained,
     optimizer: Optimizer,
     accelerator: Accelerator,
 ) -> Path:
     """Write `checkpoint-<step>` under another name and rename it: half a checkpoint has no name.
 
-    The learning rate and all randomness follow from the step, so adapter, optimizer, loss scaler
-    and step are the whole state.
+    The learning rate and all randomness follow from the step, so what is trained, optimizer, loss
+    scaler and step are the whole state.
     """
     final = config.run.output_dir / f"{PREFIX}{progress.step:06d}"
     folder = final.with_name(f".{final.name}.tmp")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    weights = get_peft_model_state_dict(unet, adapter_name=ADAPTER_NAME)
-    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / _ADAPTER)
+    state = {name: tensor.contiguous() for name, tensor in trained.state_dict().items()}
+    save_file(state, folder / _TRAINED)
     scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
     torch.save({"optimizer": optimizer.state_dict(), "scaler": scaler}, folder / _OPTIMIZER)
     (folder / CONFIG).write_text(to_toml(config), encoding="utf-8")
-    (folder / _STATE).write_text(json.dumps(asdict(progress)), encoding="utf-8")
+    for name, own in _concepts(config).items():
+        (folder / f"concept.{name}.toml").write_text(to_toml(own), encoding="utf-8")
+    state_json = json.dumps({**asdict(progress), "inputs": inputs}, indent=2)
+    (folder / _STATE).write_text(state_json, encoding="utf-8")
     shutil.rmtree(final, ignore_errors=True)
     folder.rename(final)
+    logger.info("Checkpoint: %s", final)
     limit = config.run.checkpoints_total_limit
     for old in checkpoints(config.run.output_dir)[: -limit if limit else 0]:
         shutil.rmtree(old)
@@ -104,18 +113,31 @@ def find_checkpoint(config: Config) -> Path | None:
 
 
 def load_checkpoint(
-    folder: Path, unet: UNet2DConditionModel, optimizer: Optimizer, accelerator: Accelerator
+    folder: Path,
+    inputs: Inputs,
+    trained: Trained,
+    optimizer: Optimizer,
+    accelerator: Accelerator,
 ) -> Progress:
-    """Put adapter, optimizer and loss scaler back as they were.
+    """Put what is trained, optimizer and loss scaler back as they were.
 
     Raises:
-        TrainerError: when a file of the checkpoint is damaged.
+        TrainerError: when a file of the checkpoint is damaged, or the base, the pictures or the
+            number of processes are not those of its run.
     """
     try:
-        weights = load_file(folder / _ADAPTER)
+        weights = load_file(folder / _TRAINED)
         state = torch.load(folder / _OPTIMIZER, map_location="cpu", weights_only=True)
-        progress = Progress(**json.loads((folder / _STATE).read_text(encoding="utf-8")))
-        set_peft_model_state_dict(unet, weights, adapter_name=ADAPTER_NAME)
+        progress = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        was = progress.pop("inputs")
+        for what in sorted({*was, *inputs}):
+            if was.get(what) != inputs.get(what):
+                raise TrainerError(
+                    f"{what} has changed since {folder} was made; resume with what it was "
+                    f"({was.get(what)}, now {inputs.get(what)}), or start a new run."
+                )
+        progress = Progress(**progress)
+        trained.load_state_dict(weights)
         optimizer.load_state_dict(state["optimizer"])
         if accelerator.scaler:
             accelerator.scaler.load_state_dict(state["scaler"])
@@ -130,9 +152,27 @@ def load_checkpoint(
     return progress
 
 
+def _concepts(config: Config) -> dict[str, Config]:
+    """The options of each of several concepts, by its name and beside the run's own."""
+    return concept_configs(config) if config.instance.concepts else {}
+
+
 def _check_same_run(config: Config, folder: Path) -> None:
     """A resumed run is the same run: everything that decides the adapter must be as it was."""
-    was = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    for path, now in [
+        (folder / CONFIG, config),
+        *((folder / f"concept.{name}.toml", own) for name, own in _concepts(config).items()),
+    ]:
+        if not path.is_file():
+            raise TrainerError(
+                f"--concepts has a concept that {folder} has not (there is no {path.name}); resume "
+                "with the concepts of that run."
+            )
+        _check_same_options(now, path)
+
+
+def _check_same_options(config: Config, path: Path) -> None:
+    was = tomllib.loads(path.read_text(encoding="utf-8"))
     now = tomllib.loads(to_toml(config))
     may_change = _MAY_CHANGE
     if config.optimization.lr_scheduler == "constant":  # the others are stretched over the steps
@@ -145,6 +185,6 @@ def _check_same_run(config: Config, folder: Path) -> None:
             before, after = was.get(section, {}).get(key), now[section].get(key)
             if before != after:
                 raise TrainerError(
-                    f"--{key} is {after} but was {before} in {folder}; resume with the options of "
-                    f"that run (--preset {folder / CONFIG} has them all)."
+                    f"--{key} is {after} but was {before} in {path.parent}; resume with the "
+                    f"options of that run (--preset {path} has them all)."
                 )

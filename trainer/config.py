@@ -11,9 +11,9 @@ import tomli_w
 
 from trainer.errors import TrainerError
 
-Method = Literal["loldu", "svfit", "lora"]
-Tracker = Literal["tensorboard", "wandb"]
+Method = Literal["loldu", "svfit", "lora", "dreambooth", "textual_inversion"]
 Rank = int | Literal["full"]
+Tracker = Literal["tensorboard", "wandb"]
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,21 @@ class InstanceConfig:
 
     # Folder with 3-5 pictures (jpg, png, webp, bmp); vary pose and background, or the background
     # becomes part of the concept. A name.txt beside name.jpg is that picture's own prompt.
-    instance_data_dir: Path
+    instance_data_dir: Path | None = None
     # A rare token and the class, e.g. "a photo of sks dog"; needed unless every picture has a .txt.
     # A common word instead of a rare token drags its old meaning along.
     instance_prompt: str | None = None
+    # A TOML file with a table for each of several concepts, trained together: every row of a batch
+    # has its own concept, so that N cost a batch of N and not N runs, and each becomes what it
+    # would alone. A table may have instance_data_dir, instance_prompt, class_prompt,
+    # class_data_dir, validation_prompt, placeholder_token and initializer_token.
+    concepts: Path | None = None
+    # A made-up word of the prompt, such as <dog>, whose embedding is learned too: more likeness at
+    # equal steps and a second small file (learned_embeds.safetensors), for a text encoder pass a
+    # step.
+    placeholder_token: str | None = None
+    # The word that the new one starts from, one token to the base: the class, such as dog.
+    initializer_token: str | None = None
     # Side in pixels; the base's own (512 for SD v1.x) is safest, smaller is faster and coarser.
     resolution: int = 512
     # Crop the middle of oblong pictures; --no_center_crop takes several random crops, better when
@@ -82,6 +93,8 @@ class AdapterConfig:
 
     # loldu: a diagonal between fixed LDU factors, tens of kilobytes. svfit: the same between fixed
     # singular vectors, slower to set up. lora: two new matrices, megabytes, the usual yardstick.
+    # dreambooth: every weight of the UNet, gigabytes. textual_inversion: only the embedding of
+    # --placeholder_token, the weakest.
     method: Method = "loldu"
     # Diagonal entries a layer, clamped to the layer: more learn more for r floats a layer; full
     # takes them all and is close to LoRA in strength.
@@ -115,6 +128,9 @@ class AdapterConfig:
     # Ends of the names of the adapted UNet layers; the attention projections by default. Adding
     # ff.net.0.proj ff.net.2 learns texture better and drifts more.
     target_modules: tuple[str, ...] = ("to_k", "to_q", "to_v", "to_out.0")
+    # Also train the text encoder, with the same method, on its attention: learns faster what a word
+    # stands for, bends what other words mean, and costs a text encoder pass a step.
+    train_text_encoder: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,6 +146,10 @@ class OptimizationConfig:
     gradient_accumulation_steps: int = 1
     # Diagonals need far more than LoRA's 1e-4: 5e-4 on SD v1.5, 1e-2 on very small bases.
     learning_rate: float = 5e-4
+    # Of the text encoder, where it is trained, often a lower one; the UNet's unless given.
+    text_encoder_lr: float | None = None
+    # Of the new word's embedding; 5e-3 is usual for textual_inversion. The UNet's unless given.
+    word_lr: float | None = None
     # constant lets you stop anywhere; cosine and linear fall to zero at max_train_steps and end
     # cleaner.
     lr_scheduler: Literal["constant", "cosine", "linear"] = "constant"
@@ -263,8 +283,7 @@ def _problems(config: Config) -> Iterator[str]:
         yield f"--resolution is {config.instance.resolution}; it must be a multiple of 8."
     if not config.adapter.target_modules:
         yield "--target_modules is empty; name at least one layer, such as to_k."
-    if config.adapter.method == "lora" and config.optimization.max_delta_norm is not None:
-        yield "--max_delta_norm is for loldu and svfit; leave it out with --method lora."
+    yield from _method_problems(config)
     prior = config.prior
     if prior.with_prior_preservation and not (prior.class_prompt or prior.class_data_dir):
         yield (
@@ -273,6 +292,49 @@ def _problems(config: Config) -> Iterator[str]:
         )
     if config.run.validation_steps and not config.run.validation_prompt:
         yield "--validation_steps needs --validation_prompt: say what to draw."
+
+
+def _method_problems(config: Config) -> Iterator[str]:
+    method, instance = config.adapter.method, config.instance
+    diagonal = method in ("loldu", "svfit")
+    if config.optimization.max_delta_norm is not None and not diagonal:
+        yield f"--max_delta_norm is for loldu and svfit; leave it out with --method {method}."
+    if config.prior.prior_target == "base" and method == "dreambooth":
+        yield (
+            "--prior_target base needs the base, which --method dreambooth overwrites; use "
+            "--prior_target images."
+        )
+    if instance.concepts is None:
+        yield from _word_problems(config)
+    elif not diagonal and method != "textual_inversion":
+        yield (
+            "--concepts is for loldu, svfit and textual_inversion; give --method "
+            f"{method} one concept a run, with --instance_data_dir."
+        )
+
+
+def _word_problems(config: Config) -> Iterator[str]:
+    method, instance = config.adapter.method, config.instance
+    word, start = instance.placeholder_token, instance.initializer_token
+    if instance.instance_data_dir is None:
+        yield (
+            "--instance_data_dir is missing: give the folder with the concept's pictures, or "
+            "--concepts for several."
+        )
+    if word is None and method == "textual_inversion":
+        yield (
+            "--method textual_inversion needs --placeholder_token, such as <dog>, and "
+            "--initializer_token, such as dog."
+        )
+    if word is None:
+        return
+    if method == "dreambooth":
+        yield "--placeholder_token is for the other methods; leave it out with --method dreambooth."
+    if start is None:
+        yield f"--placeholder_token {word} needs --initializer_token, a word to start from."
+    prompt = instance.instance_prompt
+    if prompt is not None and word not in prompt.split():
+        yield f"--instance_prompt lacks the --placeholder_token {word}; write it there as a word."
 
 
 _AT_LEAST = {
@@ -294,4 +356,6 @@ _AT_LEAST = {
     "num_inference_steps": 1,
     "guidance_scale": 0,
 }
-_ABOVE_ZERO = {"alpha", "learning_rate", "snr_gamma", "max_delta_norm"}
+_ABOVE_ZERO = {
+    *("alpha", "learning_rate", "text_encoder_lr", "word_lr", "snr_gamma", "max_delta_norm")
+}

@@ -1,5 +1,6 @@
 """Pictures and captions from a folder, as square crops ready for the VAE."""
 
+import hashlib
 import logging
 import math
 from collections.abc import Iterator
@@ -86,12 +87,22 @@ def find_instances(options: InstanceConfig) -> list[CaptionedImage]:
     Raises:
         TrainerError: for a folder, picture or caption that cannot be used.
     """
+    assert options.instance_data_dir is not None  # the options are checked
     images = read_captions(
         list_images(options.instance_data_dir), options.instance_prompt, "--instance_prompt"
     )
     for image in images:
         load_image(image.path, _min_side_px(options.resolution))
     return images
+
+
+def digest(images: list[CaptionedImage]) -> str:
+    """What tells these pictures and captions from others, wherever they are."""
+    whole = hashlib.sha256()
+    for image in images:
+        for part in (image.path.read_bytes(), image.caption.encode()):
+            whole.update(hashlib.sha256(part).digest())
+    return whole.hexdigest()[:16]
 
 
 def load_image(path: Path, min_side_px: int = 1) -> Image.Image:

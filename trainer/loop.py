@@ -1,9 +1,8 @@
 """The DreamBooth objective, with randomness that depends on (seed, step) alone."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -11,10 +10,12 @@ import torch
 from diffusers import ConfigMixin, DDPMScheduler, UNet2DConditionModel
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import CLIPTextModel
 
 from trainer.cache import Cache
 from trainer.config import Config, OptimizationConfig
 from trainer.errors import TrainerError
+from trainer.methods import Trained
 
 _ORDER, _VIEWS, _NOISE = 1, 2, 3
 """Streams of the seed, so that no two draws share one."""
@@ -31,6 +32,40 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """What the network is asked, row by row, and what it should answer.
+
+    `weights` are those of the rows' errors, `states` what the frozen text encoder makes of the
+    prompts whose tokens are `input_ids`.
+    """
+
+    noisy: Float[Tensor, "rows c h w"]
+    timesteps: Int[Tensor, " rows"]
+    states: Float[Tensor, "rows tokens dim"]
+    input_ids: Int[Tensor, "rows tokens"]
+    target: Float[Tensor, "rows c h w"]
+    weights: Float[Tensor, " rows"]
+
+    def __getitem__(self, part: slice) -> "Rows":
+        """Some of the rows."""
+        return Rows(*(tensor[part] for tensor in self._tensors()))
+
+    def answered_by(self, denoiser: nn.Module, live: bool = False) -> Float[Tensor, "rows c h w"]:
+        """The network's prediction; live has it read the prompts itself."""
+        ids = self.input_ids if live else None
+        return denoiser(self.noisy, self.timesteps, self.states, ids)
+
+    @staticmethod
+    def interleaved(all_rows: Sequence["Rows"]) -> "Rows":
+        """Rows of N batches in turn, so that row i is of batch i % N."""
+        columns = zip(*(rows._tensors() for rows in all_rows), strict=True)
+        return Rows(*(torch.stack(column, dim=1).flatten(0, 1) for column in columns))
+
+    def _tensors(self) -> list[Tensor]:
+        return [getattr(self, field.name) for field in fields(self)]
+
+
+@dataclass(frozen=True)
 class Losses:
     """Means over rows; `total` is what is descended."""
 
@@ -39,30 +74,46 @@ class Losses:
     prior: Float[Tensor, ""]
 
 
-class DreamBooth:
-    """Draws the batches of a run and says how wrong the UNet is on them."""
+class Denoiser(nn.Module):
+    """The UNet, and the text encoder where it is trained too, as one module to be wrapped."""
 
-    def __init__(
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel | None) -> None:
+        """Take what is trained; without a text encoder prompts come as its states."""
+        super().__init__()
+        self.unet = unet
+        self.text_encoder = text_encoder
+
+    def forward(
         self,
-        frozen: UNet2DConditionModel,
-        noise_scheduler: ConfigMixin,
-        cache: Cache,
-        config: Config,
-    ) -> None:
-        """Take the UNet itself (for its predictions without the adapter) and the base's schedule.
+        noisy: Float[Tensor, "rows c h w"],
+        timesteps: Int[Tensor, " rows"],
+        states: Float[Tensor, "rows tokens dim"],
+        input_ids: Int[Tensor, "rows tokens"] | None = None,
+    ) -> Float[Tensor, "rows c h w"]:
+        """The UNet's prediction; of prompts as they are now where their tokens are given."""
+        if self.text_encoder is not None and input_ids is not None:
+            states = self.text_encoder(input_ids)[0]
+        inputs = noisy.to(states.dtype), timesteps, states
+        return self.unet(*inputs, return_dict=False)[0].float()
+
+
+class DreamBooth:
+    """The batches of one concept, and how wrong an answer to them is."""
+
+    def __init__(self, noise_scheduler: ConfigMixin, cache: Cache, config: Config) -> None:
+        """Take the base's noise schedule, the concept's pictures and its options.
 
         Raises:
             TrainerError: the base predicts neither noise nor velocity.
         """
-        self._frozen = frozen
         self._noise_scheduler = training_noise_scheduler(noise_scheduler)
         self._cache = cache
-        self._prior = config.prior
+        self._prior_loss_weight = config.prior.prior_loss_weight
         self._snr_gamma = config.optimization.snr_gamma
         self._seed = config.optimization.seed
-        self._concept_rows = config.optimization.train_batch_size
-        wanted = config.prior.prior_batch_size or self._concept_rows
-        self._class_rows = wanted if cache.classes else 0
+        self.concept_rows = config.optimization.train_batch_size
+        wanted = config.prior.prior_batch_size or self.concept_rows
+        self.class_rows = wanted if cache.classes else 0
 
     def draw(self, pass_index: int, process_index: int = 0, num_processes: int = 1) -> Batch:
         """The batch of forward pass `pass_index`, counted from the start of the run.
@@ -74,7 +125,7 @@ class DreamBooth:
         last = self._noise_scheduler.config["num_train_timesteps"]
         parts: list[tuple[np.ndarray, ...]] = []
         for kind, (pictures, rows) in enumerate(
-            ((self._cache.instances, self._concept_rows), (self._cache.classes, self._class_rows))
+            ((self._cache.instances, self.concept_rows), (self._cache.classes, self.class_rows))
         ):
             share = rows * num_processes
             mine = slice(process_index * rows, (process_index + 1) * rows)
@@ -88,47 +139,84 @@ class DreamBooth:
             )
         return Batch(*(self._to_device(np.concatenate(part)) for part in zip(*parts, strict=True)))
 
-    def losses(self, unet: nn.Module, batch: Batch) -> Losses:
-        """Mean squared error of the prediction on concept rows, and on class rows.
+    def rows(self, batch: Batch) -> Rows:
+        """What the network is asked in a batch: concept rows first, then class rows."""
+        cache, timesteps = self._cache, batch.timesteps
+        noise_scheduler: Any = self._noise_scheduler  # its types want an IntTensor; int64 is right
+        latents = cache.mean[batch.views] + cache.std[batch.views] * batch.posterior_noise
+        target = batch.noise
+        if noise_scheduler.config["prediction_type"] == "v_prediction":
+            target = noise_scheduler.get_velocity(latents, batch.noise, timesteps)
+        if self._snr_gamma is None:
+            weights = torch.ones(len(timesteps), device=timesteps.device)
+        else:
+            weights = min_snr_weights(noise_scheduler, timesteps, self._snr_gamma)
+        prompts = cache.prompt_of_view[batch.views]
+        return Rows(
+            noisy=noise_scheduler.add_noise(latents, batch.noise, timesteps),
+            timesteps=timesteps,
+            states=cache.embeddings[prompts],
+            input_ids=cache.input_ids[prompts],
+            target=target,
+            weights=weights,
+        )
 
-        total = instance + prior_loss_weight * prior. With `prior_target="base"` the class rows are
-        compared with what the UNet says with its adapter switched off; both passes have the same
-        shape, so that an adapter that does nothing has a prior loss of exactly 0.
+    def losses(self, errors: Float[Tensor, " rows"]) -> Losses:
+        """Means of the rows' errors: total = instance + prior_loss_weight * prior.
 
         Source: Ruiz et al., DreamBooth, Eq. 2.
         """
-        cache = self._cache
-        noise_scheduler: Any = self._noise_scheduler  # its types want an IntTensor; int64 is right
-        latents = cache.mean[batch.views] + cache.std[batch.views] * batch.posterior_noise
-        noisy = noise_scheduler.add_noise(latents, batch.noise, batch.timesteps)
-        states = cache.embeddings[cache.prompt_of_view[batch.views]]
-        target = batch.noise
-        if noise_scheduler.config["prediction_type"] == "v_prediction":
-            target = noise_scheduler.get_velocity(latents, batch.noise, batch.timesteps)
-
-        def predict(network: nn.Module, rows: slice) -> Tensor:
-            inputs = noisy[rows].to(states.dtype), batch.timesteps[rows], states[rows]
-            return network(*inputs, return_dict=False)[0].float()
-
-        concept, classes = slice(self._concept_rows), slice(self._concept_rows, None)
-        if self._class_rows and self._prior.prior_target == "base":
-            prediction = torch.cat([predict(unet, concept), predict(unet, classes)])
-            with torch.no_grad(), adapter_off(self._frozen):
-                target = torch.cat([target[concept], predict(self._frozen, classes)])
-        else:
-            prediction = predict(unet, slice(None))
-        errors = (prediction - target).square().flatten(1).mean(dim=1)
-        if self._snr_gamma is not None:
-            errors = errors * min_snr_weights(noise_scheduler, batch.timesteps, self._snr_gamma)
-        instance = errors[concept].mean()
-        prior = errors[classes].mean() if self._class_rows else torch.zeros_like(instance)
-        return Losses(instance + self._prior.prior_loss_weight * prior, instance, prior)
+        instance = errors[: self.concept_rows].mean()
+        classes = errors[self.concept_rows :]
+        prior = classes.mean() if self.class_rows else torch.zeros_like(instance)
+        return Losses(instance + self._prior_loss_weight * prior, instance, prior)
 
     def _to_device(self, array: np.ndarray) -> Tensor:
         tensor, device = torch.from_numpy(array), self._cache.mean.device
         if device.type == "cuda":  # a copy from pageable memory would wait for the device
             tensor = tensor.pin_memory()
         return tensor.to(device, non_blocking=True)
+
+
+class Objective:
+    """The losses of all concepts of a run, by one pass of the network over their rows."""
+
+    def __init__(self, concepts: Sequence[DreamBooth], trained: Trained, config: Config) -> None:
+        """Take the concepts, in the order of their adapters; their batches are of one size."""
+        self._concepts = concepts
+        self._trained = trained
+        self._prior_target = config.prior.prior_target
+
+    def draw(self, pass_index: int, process_index: int = 0, num_processes: int = 1) -> list[Batch]:
+        """Every concept's batch of forward pass `pass_index`: the one it would have alone."""
+        return [
+            concept.draw(pass_index, process_index, num_processes) for concept in self._concepts
+        ]
+
+    def losses(self, denoiser: nn.Module, batches: Sequence[Batch]) -> list[Losses]:
+        """Mean squared errors of the prediction, on concept rows and on class rows, by concept.
+
+        With `prior_target="base"` the class rows are compared with what the network says with
+        nothing trained; both passes have the same shape, so that an adapter that does nothing has
+        a prior loss of exactly 0.
+        """
+        rows = Rows.interleaved(
+            [concept.rows(batch) for concept, batch in zip(self._concepts, batches, strict=True)]
+        )
+        count, first, live = len(self._concepts), self._concepts[0], self._trained.trains_text
+        target = rows.target
+        if first.class_rows and self._prior_target == "base":
+            own = first.concept_rows * count
+            of_concepts, of_classes = rows[:own], rows[own:]
+            prediction = torch.cat(
+                [of_concepts.answered_by(denoiser, live), of_classes.answered_by(denoiser, live)]
+            )
+            with torch.no_grad(), self._trained.off():
+                target = torch.cat([of_concepts.target, of_classes.answered_by(denoiser)])
+        else:
+            prediction = rows.answered_by(denoiser, live)
+        errors = (prediction - target).square().flatten(1).mean(dim=1) * rows.weights
+        return [concept.losses(errors[i::count]) for i, concept in enumerate(self._concepts)]
 
 
 def view_at(pictures: list[range], position: int, seed: int, kind: int) -> int:
@@ -171,25 +259,14 @@ def min_snr_weights(
     return (gamma / snr).clamp(max=1)
 
 
-@contextmanager
-def adapter_off(unet: UNet2DConditionModel) -> Iterator[None]:
-    """The base alone, for as long as the block lasts."""
-    unet.disable_adapters()
-    try:
-        yield
-    finally:
-        unet.enable_adapters()
-
-
-def learning_rate(optimization: OptimizationConfig, step: int) -> float:
-    """The learning rate of a step: linear warm-up, then constant, half a cosine or a line to 0."""
+def lr_factor(optimization: OptimizationConfig, step: int) -> float:
+    """What the learning rates of a step are multiplied by: warm-up, then the schedule down to 0."""
     warmup, last = optimization.lr_warmup_steps, optimization.max_train_steps
     if step < warmup:
-        return optimization.learning_rate * (step + 1) / warmup
+        return (step + 1) / warmup
     left = 1 - (step - warmup) / max(1, last - warmup)
-    factor = {
+    return {
         "constant": 1.0,
         "cosine": 0.5 * (1 - math.cos(math.pi * left)),
         "linear": left,
     }[optimization.lr_scheduler]
-    return optimization.learning_rate * factor

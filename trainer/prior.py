@@ -11,7 +11,6 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from tqdm import tqdm
 
-from trainer.base import fingerprint
 from trainer.config import PriorConfig
 from trainer.errors import TrainerError
 from trainer.files import save_png, write_atomically
@@ -29,6 +28,7 @@ def class_images(
     prior: PriorConfig,
     output_dir: Path,
     *,
+    base: str,
     resolution: int,
     seed: int,
     num_inference_steps: int,
@@ -54,7 +54,7 @@ def class_images(
             "have them drawn."
         )
     recipe = {
-        "base": fingerprint(pipeline),
+        "base": base,
         "prompts": prior.class_prompt,
         "noise_scheduler": pipeline.scheduler.to_json_string(),
         "resolution": resolution,

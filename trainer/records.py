@@ -5,21 +5,19 @@ import logging
 import math
 import shutil
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import psutil
 import torch
-from diffusers import UNet2DConditionModel
-from PIL import Image
 from tqdm import tqdm
 
 from trainer.checkpoint import CONFIG, PREFIX, Progress, checkpoints
+from trainer.concepts import FOLDER, SINGLE
 from trainer.config import Config, RunConfig, to_toml
 from trainer.errors import TrainerError
 from trainer.files import write_atomically
 from trainer.loop import Losses
-from trainer.methods import FILE_NAMES, delta_norm
+from trainer.methods import FILE_NAMES, Trained
 from trainer.tracking import TRACKING, Trackers
 from trainer.validation import VALIDATION
 
@@ -45,7 +43,8 @@ def refuse_another_run(run: RunConfig, checkpoint: Path | None) -> None:
     if checkpoint is not None:
         continued = checkpoint.resolve().parent == folder.resolve()
     else:
-        finished = any((folder / name).exists() for name in FILE_NAMES.values())
+        results = {SUMMARY, *FILE_NAMES.values()}
+        finished = any((folder / name).exists() for name in results)
         continued = run.resume is not None and not finished
     if _earlier_run(folder) and not continued and not run.overwrite:
         cure = "continue it with --resume latest, " if checkpoints(folder) else ""
@@ -55,43 +54,58 @@ def refuse_another_run(run: RunConfig, checkpoint: Path | None) -> None:
         )
 
 
-def open_output_dir(config: Config, checkpoint: Path | None) -> None:
-    """Remove the run that --overwrite replaces, and put down this run's options."""
+def open_output_dir(
+    config: Config, concepts: Mapping[str, Config], checkpoint: Path | None
+) -> None:
+    """Remove the run that --overwrite replaces, and put down the options, each concept's too."""
     folder = config.run.output_dir
-    folder.mkdir(parents=True, exist_ok=True)
     if checkpoint is None:
         for path in _earlier_run(folder):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    write_atomically(folder / CONFIG, to_toml(config))
+    for own in (config, *concepts.values()):
+        own.run.output_dir.mkdir(parents=True, exist_ok=True)
+        write_atomically(own.run.output_dir / CONFIG, to_toml(own))
 
 
 def _earlier_run(folder: Path) -> list[Path]:
     """What the trainer wrote here; class pictures know what they were made from and may stay."""
-    names = [CONFIG, METRICS, SUMMARY, VALIDATION, TRACKING, *sorted(set(FILE_NAMES.values()))]
+    names = [CONFIG, METRICS, SUMMARY, VALIDATION, TRACKING, FOLDER]
+    names += sorted(set(FILE_NAMES.values()))
     written = [folder / name for name in names if (folder / name).exists()]
     return [*written, *folder.glob(f"{PREFIX}*"), *folder.glob(f".{PREFIX}*.tmp")]
 
 
 class MetricsLog:
-    """`metrics.jsonl` and the progress line: means of the losses since the last line.
+    """`metrics.jsonl` of every concept and one progress line: means since the last line.
 
     On a terminal the progress line is a bar; in a log file it is a line every `logging_steps`.
     Losses are summed on the device and read only when a line is due, so that no other step waits
     for the device.
     """
 
-    def __init__(self, config: Config, first: Progress, *, enabled: bool) -> None:
-        """Open the log for a run that continues after `first`."""
-        self._path = config.run.output_dir / METRICS
+    def __init__(
+        self,
+        configs: Mapping[str, Config],
+        trained: Trained,
+        trackers: Trackers,
+        first: Progress,
+        *,
+        enabled: bool,
+    ) -> None:
+        """Open the logs of a run that continues after `first`."""
+        config = next(iter(configs.values()))
+        self._paths = {name: own.run.output_dir / METRICS for name, own in configs.items()}
         self._every = config.run.logging_steps
         self._total = config.optimization.max_train_steps
         self._first = first
+        self._trained = trained
+        self._trackers = trackers
         self._enabled = enabled
         self._sums: torch.Tensor | None = None
         self._count = 0
         if enabled:
-            self._forget_after(first.step)
-        self._trackers = Trackers(config, first.step, enabled=enabled)
+            for path in self._paths.values():
+                _forget_after(path, first.step)
         self._bar = tqdm(
             total=self._total,
             initial=first.step,
@@ -99,113 +113,118 @@ class MetricsLog:
             disable=None if enabled else True,  # None: on a terminal alone
         )
 
-    def count(self, losses: Losses) -> None:
-        """Add the losses of a forward pass to those of the line to come."""
-        values = torch.stack([losses.total, losses.instance, losses.prior]).detach()
+    def count(self, losses: Sequence[Losses]) -> None:
+        """Add the losses of a forward pass, by concept, to those of the lines to come."""
+        values = torch.stack([torch.stack([x.total, x.instance, x.prior]) for x in losses]).detach()
         self._sums = values if self._sums is None else self._sums + values
         self._count += 1
 
-    def finish_step(
-        self, progress: Progress, lr: float, unet: UNet2DConditionModel, *, last: bool = False
-    ) -> None:
-        """Move the bar, and write a line when one is due; it is after the last step, whichever.
+    def finish_step(self, progress: Progress, lr: float, *, last: bool = False) -> None:
+        """Move the bar, and write lines when they are due, as they are after the last step.
 
         Raises:
-            TrainerError: when the adapter is no longer finite.
+            TrainerError: when what is trained is no longer finite.
         """
         self._bar.update()
         step = progress.step
         last = last or step == self._total
         if self._sums is None or (step % self._every and not last):
             return
-        loss, instance_loss, prior_loss = (self._sums / self._count).tolist()
+        means = (self._sums / self._count).tolist()
         self._sums, self._count = None, 0
-        if self._enabled:
-            norm = delta_norm(unet)
-            if not (math.isfinite(norm) and math.isfinite(loss)):
+        if not self._enabled:
+            return
+        norms = [self._trained.delta_norm(name) for name in self._paths]
+        peak = round(peak_memory_mib(), 1)
+        for (name, path), (loss, *parts), norm in zip(
+            self._paths.items(), means, norms, strict=True
+        ):
+            if not math.isfinite(loss) or not math.isfinite(norm or 0.0):
+                whose = "" if name == SINGLE else f" of {name}"
                 raise TrainerError(
-                    f"Training diverged before step {step}: the loss is {loss} and the norm of the "
-                    f"change {norm}; use a lower --learning_rate, or bf16 in place of fp16."
+                    f"Training{whose} diverged before step {step}: the loss is {loss} and the norm "
+                    f"of the change {norm}; use a lower --learning_rate, or bf16 in place of fp16."
                 )
             line = {
                 "step": step,
                 "loss": loss,
-                "instance_loss": instance_loss,
-                "prior_loss": prior_loss,
+                **dict(zip(("instance_loss", "prior_loss"), parts, strict=True)),
                 "lr": lr,
                 "delta_norm": norm,
                 "seconds": round(progress.seconds, 3),
-                "peak_memory_mib": round(peak_memory_mib(), 1),
+                "peak_memory_mib": peak,
             }
-            with self._path.open("a", encoding="utf-8") as file:
+            with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-            self._trackers.log({name: line[name] for name in line if name != "step"}, step)
-            self._tell(progress, line)
-
-    def show(self, image: Image.Image, step: int) -> None:
-        """Hand the validation sheet of a step to the trackers."""
-        self._trackers.log_image("validation", image, step)
+            self._trackers.log(name, line, step)
+        loss = sum(loss for loss, *_ in means) / len(means)
+        known = [norm for norm in norms if norm is not None]
+        change = f", ‖delta_W‖ {max(known):.3g}" if known else ""
+        memory = f", peak {peak / 1024:.1f} GiB" if peak else ""
+        self._tell(progress, f"loss {loss:.4f}, lr {lr:.1e}{change}{memory}")
 
     def close(self) -> None:
         """Leave the progress line as it stands."""
         self._bar.close()
-        self._trackers.finish()
 
-    def _tell(self, progress: Progress, line: dict[str, Any]) -> None:
+    def _tell(self, progress: Progress, text: str) -> None:
         """The line for people: behind the bar, or by itself where carriage returns are a mess."""
-        text = (
-            f"loss {line['loss']:.4f}, lr {line['lr']:.1e}, ‖delta_W‖ {line['delta_norm']:.3g}, "
-            f"peak {line['peak_memory_mib'] / 1024:.1f} GiB"
-        )
         if not self._bar.disable:
             self._bar.set_postfix_str(text)
             return
-        meter = tqdm.format_meter(
+        line = tqdm.format_meter(
             progress.step,
             self._total,
             progress.seconds - self._first.seconds,
             initial=self._first.step,
             postfix=text,
-            bar_format="step {n_fmt}/{total_fmt}{postfix}, {rate_noinv_fmt}, {remaining} left",
+            bar_format="step {n_fmt}/{total_fmt}{postfix}, {rate_fmt}, {remaining} left",
         )
-        logger.info(" ".join(meter.split()))  # tqdm pads the rate
+        logger.info(" ".join(line.split()))  # tqdm pads the rate
 
-    def _forget_after(self, step: int) -> None:
-        """Drop lines of steps that a resumed run takes again, and a line cut short by a kill."""
-        if not self._path.exists():
-            return
-        kept = []
-        for line in self._path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] > step:
-                    break
-            except json.JSONDecodeError:
+
+def _forget_after(path: Path, step: int) -> None:
+    """Drop lines of steps that a resumed run takes again, and a line cut short by a kill."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] > step:
                 break
-            kept.append(line + "\n")
-        write_atomically(self._path, "".join(kept))
+        except json.JSONDecodeError:
+            break
+        kept.append(line + "\n")
+    write_atomically(path, "".join(kept))
 
 
 def write_summary(
-    output_dir: Path, concept: Path, trainable_parameters: int, progress: Progress
+    output_dir: Path, result: Path, trainable_parameters: int, progress: Progress
 ) -> None:
     """What a table needs to know of a finished run."""
     summary = {
         "trainable_parameters": trainable_parameters,
         "train_steps": progress.step,
         "train_seconds": round(progress.seconds, 3),
-        "concept_bytes": concept.stat().st_size,
+        "concept_bytes": size_bytes(result),
         "peak_memory_mib": round(peak_memory_mib(), 1),
     }
     write_atomically(output_dir / SUMMARY, json.dumps(summary, indent=2) + "\n")
+
+
+def size_bytes(result: Path) -> int:
+    """Of a file, or of all files of a folder."""
+    files = result.rglob("*") if result.is_dir() else [result]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def peak_memory_mib() -> float:
     """The most memory held so far: of the GPU where there is one, else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
-    if sys.platform == "win32":
-        return psutil.Process().memory_info().peak_wset / 2**20
-    import resource  # which Windows does not have
+    if sys.platform == "win32":  # which has no such record
+        return 0.0
+    import resource
 
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, else in KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

@@ -7,6 +7,7 @@ import numpy as np
 from accelerate.tracking import TensorBoardTracker, WandBTracker
 from PIL import Image
 
+from trainer.concepts import SINGLE
 from trainer.config import Config, RunConfig, Tracker, sections
 from trainer.errors import TrainerError
 
@@ -49,21 +50,31 @@ class Trackers:
                 raise TrainerError(f"--report_to {name} does not start: {reason}.") from error
             self._trackers.append(tracker)
 
-    def log(self, values: dict[str, Any], step: int) -> None:
-        """Report the numbers of a step."""
+    def log(self, concept: str, line: dict[str, Any], step: int) -> None:
+        """Report a concept's line of `metrics.jsonl`."""
+        values = {
+            _title(concept, key): value
+            for key, value in line.items()
+            if key != "step" and value is not None
+        }
         for tracker in self._trackers:
             tracker.log(values, step=step)
 
-    def log_image(self, name: str, image: Image.Image, step: int) -> None:
-        """Report a picture of a step."""
+    def show(self, concept: str, sheet: Image.Image, step: int) -> None:
+        """Report a concept's validation sheet."""
         for tracker in self._trackers:
             layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-            tracker.log_images({name: np.asarray(image)[None]}, step=step, **layout)
+            images = {_title(concept, "validation"): np.asarray(sheet)[None]}
+            tracker.log_images(images, step=step, **layout)
 
     def finish(self) -> None:
         """Let them write what is left."""
         for tracker in self._trackers:
             tracker.finish()
+
+
+def _title(concept: str, key: str) -> str:
+    return key if concept == SINGLE else f"{concept}/{key}"
 
 
 def _make(name: Tracker, config: Config, first_step: int) -> TensorBoardTracker | WandBTracker:

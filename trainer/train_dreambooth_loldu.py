@@ -10,6 +10,8 @@ import dataclasses
 import logging
 import sys
 import time
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +19,38 @@ if not __package__:  # run by its path: import from the repository, not from thi
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from diffusers import StableDiffusionPipeline
 from torch import nn
 from torch.optim import AdamW
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from loldu import project
 from trainer.__main__ import run
-from trainer.base import load_pipeline
+from trainer.base import fingerprint, load_pipeline
 from trainer.cache import Cache, build_cache, leave_device
 from trainer.checkpoint import (
+    Inputs,
     Progress,
     find_checkpoint,
     load_checkpoint,
     save_checkpoint,
 )
+from trainer.concepts import SINGLE, concept_configs
 from trainer.config import Config, sections
 from trainer.control import Control, Request
 from trainer.errors import Stopped, TrainerError
-from trainer.instances import CaptionedImage, find_instances
-from trainer.loop import DreamBooth, learning_rate
-from trainer.methods import add_adapter, save_result
+from trainer.instances import CaptionedImage, digest, find_instances
+from trainer.loop import Denoiser, DreamBooth, Objective, lr_factor
+from trainer.methods import Trained, add_trainables, learn_words, save_result
 from trainer.prior import class_images
 from trainer.records import (
     MetricsLog,
     open_output_dir,
     refuse_another_run,
+    size_bytes,
     write_summary,
 )
-from trainer.tracking import refuse_missing_trackers
+from trainer.tracking import Trackers, refuse_missing_trackers
 from trainer.validation import Validation
 
 logger = logging.getLogger("trainer")
@@ -55,7 +59,7 @@ DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def main(config: Config) -> None:
-    """Train one concept, from the pictures to the concept file.
+    """Train a concept, or several at once, from the pictures to the concept files.
 
     Raises:
         TrainerError: for what the person can put right.
@@ -64,7 +68,8 @@ def main(config: Config) -> None:
     # ------------------------------------------------------------ what can fail fast, fails first
     optimization = config.optimization
     accelerator = make_accelerator(config)
-    instances = find_instances(config.instance)
+    configs = concept_configs(config)
+    instances = {name: find_instances(own.instance) for name, own in configs.items()}
     checkpoint = find_checkpoint(config)
     refuse_another_run(config.run, checkpoint)
     refuse_missing_trackers(config.run)
@@ -73,49 +78,101 @@ def main(config: Config) -> None:
     # ------------------------------------------------------------------------- the frozen base
     pipeline = load_pipeline(
         **dataclasses.asdict(config.base),
-        torch_dtype=DTYPES[optimization.mixed_precision],
+        torch_dtype=compute_dtype(config),
         device=accelerator.device,
     )
+    base = fingerprint(pipeline)
+    words = learn_words(pipeline, configs)
 
     # ------------------------------------------- pictures, class pictures, their latents, prompts
-    cache = prepare_pictures(config, pipeline, instances, accelerator)
-    objective = DreamBooth(pipeline.unet, pipeline.scheduler, cache, config)
+    inputs: Inputs = {"The base": base, "The number of processes": accelerator.num_processes}
+    caches: dict[str, Cache] = {}
+    for name, own in configs.items():
+        classes = prepare_class_images(config, own, pipeline, base, accelerator)
+        pictures = [*instances[name], *classes]
+        whose = "" if name == SINGLE else f" of {name}"
+        inputs[f"A picture or caption{whose}"] = digest(pictures)
+        caches[name] = build_cache(
+            pipeline, instances[name], classes, own.instance, seed=optimization.seed
+        )
 
-    # --------------------------------------------------------- the adapter, after the base's cast
-    trainable = add_adapter(pipeline.unet, config.adapter, optimization.seed)
-    optimizer = AdamW(
-        list(trainable.values()),
-        lr=optimization.learning_rate,
-        weight_decay=optimization.adam_weight_decay,
-        fused=True,
+    # ---------------------------------------------- what is trained, in fp32, after the base's cast
+    trained = add_trainables(pipeline, configs, words)
+    leave_device(pipeline)
+    objective = Objective(
+        [DreamBooth(pipeline.scheduler, caches[name], own) for name, own in configs.items()],
+        trained,
+        config,
     )
-    unet, optimizer = accelerator.prepare(pipeline.unet, optimizer)
+    text_encoder = pipeline.text_encoder if trained.trains_text else None
+    optimizer = AdamW(
+        trained.groups(optimization), weight_decay=optimization.adam_weight_decay, fused=True
+    )
+    denoiser, optimizer = accelerator.prepare(Denoiser(pipeline.unet, text_encoder), optimizer)
     progress = Progress()
     if checkpoint is not None:
-        progress = load_checkpoint(checkpoint, pipeline.unet, optimizer, accelerator)
+        progress = load_checkpoint(checkpoint, inputs, trained, optimizer, accelerator)
         logger.info("Resuming after step %d from %s", progress.step, checkpoint)
 
     # ------------------------------------------------------------------------------- training
-    parameters = sum(parameter.numel() for parameter in trainable.values())
-    logger.info(
-        "Training %s parameters (%s) on %d pictures and %d class pictures",
-        f"{parameters:,}",
-        config.adapter.method,
-        len(cache.instances),
-        len(cache.classes),
-    )
+    counts = {
+        name: sum(parameter.numel() for parameter in trained.parameters(name)) for name in configs
+    }
+    for name, cache in caches.items():
+        logger.info(
+            "Training %s%s parameters (%s) on %d pictures and %d class pictures",
+            "" if name == SINGLE else f"{name}: ",
+            f"{counts[name]:,}",
+            config.adapter.method,
+            len(cache.instances),
+            len(cache.classes),
+        )
     if accelerator.is_main_process:
-        open_output_dir(config, checkpoint)
+        open_output_dir(config, configs, checkpoint)
+    trackers = Trackers(config, progress.step, enabled=accelerator.is_main_process)
+    run = Run(config, configs, inputs, pipeline, trained, accelerator, control, trackers)
     with logging_redirect_tqdm(), control.listening():
-        progress = fit(config, pipeline, unet, optimizer, objective, accelerator, progress, control)
+        progress = fit(run, denoiser, optimizer, objective, progress)
 
     # --------------------------------------------------------------------------------- result
     if accelerator.is_main_process:
-        metadata = describe(config, progress)
-        concept = save_result(pipeline, config.adapter, config.run.output_dir, metadata)
-        write_summary(config.run.output_dir, concept, parameters, progress)
-        logger.info("Saved %s (%s bytes)", concept, f"{concept.stat().st_size:,}")
+        for name, own in configs.items():
+            result = save_result(pipeline, trained, name, own, describe(own, progress))
+            write_summary(own.run.output_dir, result, counts[name], progress)
+            logger.info("Saved %s (%s bytes)", result, f"{size_bytes(result):,}")
     accelerator.end_training()
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run has throughout.
+
+    Attributes:
+        config: the options.
+        configs: those of every concept.
+        inputs: what it is made from beside them.
+        pipeline: the base, and on it what is trained.
+        trained: what is trained.
+        accelerator: device, precision and processes.
+        control: what is asked of it while it trains.
+        trackers: who is told of it, beside its own files.
+    """
+
+    config: Config
+    configs: dict[str, Config]
+    inputs: Inputs
+    pipeline: StableDiffusionPipeline
+    trained: Trained
+    accelerator: Accelerator
+    control: Control
+    trackers: Trackers
+
+
+def compute_dtype(config: Config) -> torch.dtype:
+    """What the frozen base is held in; one that is itself trained is held in fp32."""
+    if config.adapter.method == "dreambooth":
+        return torch.float32
+    return DTYPES[config.optimization.mixed_precision]
 
 
 def make_accelerator(config: Config) -> Accelerator:
@@ -133,99 +190,122 @@ def make_accelerator(config: Config) -> Accelerator:
     accelerator = Accelerator(
         mixed_precision=precision,
         gradient_accumulation_steps=config.optimization.gradient_accumulation_steps,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            # The others wait while the main process draws pictures, for longer than the usual
+            # ten minutes.
+            InitProcessGroupKwargs(timeout=timedelta(hours=12)),
+        ],
     )
     logger.setLevel(logging.INFO if accelerator.is_main_process else logging.WARNING)
     return accelerator
 
 
-def prepare_pictures(
+def prepare_class_images(
     config: Config,
+    own: Config,
     pipeline: StableDiffusionPipeline,
-    instances: list[CaptionedImage],
+    base: str,
     accelerator: Accelerator,
-) -> Cache:
-    """Draw the class pictures that are missing, encode everything once, free the device."""
-    classes: list[CaptionedImage] = []
-    if config.prior.with_prior_preservation:
-        with accelerator.main_process_first():  # the others find them drawn
-            classes = class_images(
-                pipeline,
-                config.prior,
-                config.run.output_dir,
-                resolution=config.instance.resolution,
-                seed=config.optimization.seed,
-                num_inference_steps=config.run.num_inference_steps,
-                guidance_scale=config.run.guidance_scale,
-            )
-    cache = build_cache(
-        pipeline, instances, classes, config.instance, seed=config.optimization.seed
-    )
-    leave_device(pipeline)
-    return cache
+) -> list[CaptionedImage]:
+    """The class pictures of a concept, drawing those that are missing.
+
+    Args:
+        config: the run's options; concepts share class pictures in its folder.
+        own: the concept's options.
+        pipeline: the base.
+        base: its fingerprint.
+        accelerator: for the processes to wait for each other.
+    """
+    if not own.prior.with_prior_preservation:
+        return []
+    with accelerator.main_process_first():  # the others find them drawn
+        return class_images(
+            pipeline,
+            own.prior,
+            config.run.output_dir,
+            base=base,
+            resolution=own.instance.resolution,
+            seed=own.optimization.seed,
+            num_inference_steps=own.run.num_inference_steps,
+            guidance_scale=own.run.guidance_scale,
+        )
 
 
 def fit(
-    config: Config,
-    pipeline: StableDiffusionPipeline,
-    unet: nn.Module,
+    run: Run,
+    denoiser: nn.Module,
     optimizer: torch.optim.Optimizer,
-    objective: DreamBooth,
-    accelerator: Accelerator,
+    objective: Objective,
     progress: Progress,
-    control: Control,
 ) -> Progress:
-    """Take the remaining steps; `unet` is `pipeline.unet` as accelerate wraps it.
+    """Take the remaining steps; `denoiser` is as accelerate wraps it.
 
     Raises:
         Stopped: when it was asked to stop.
     """
-    optimization, run = config.optimization, config.run
-    log = MetricsLog(config, progress, enabled=accelerator.is_main_process)
-    validation = Validation(pipeline, config, accelerator.device, log.show)
+    optimization, accelerator, trained = run.config.optimization, run.accelerator, run.trained
+    of_concept = [trained.parameters(name) for name in run.configs]
+    rates = [group["lr"] for group in trained.groups(optimization)]
+    log = MetricsLog(
+        run.configs, trained, run.trackers, progress, enabled=accelerator.is_main_process
+    )
     started = time.perf_counter() - progress.seconds
     passes = optimization.gradient_accumulation_steps
-    if progress.step == 0 and validation.due(0) and accelerator.is_main_process:
-        validation.draw(0)
     asked = Request(0)
+    if progress.step == 0:
+        validate(run, 0, asked)
     for step in range(progress.step, optimization.max_train_steps):
-        lr = learning_rate(optimization, step)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        factor = lr_factor(optimization, step)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * factor
         for pass_index in range(step * passes, (step + 1) * passes):
-            with accelerator.accumulate(unet):
-                batch = objective.draw(
+            with accelerator.accumulate(denoiser):
+                batches = objective.draw(
                     pass_index, accelerator.process_index, accelerator.num_processes
                 )
-                losses = objective.losses(unet, batch)
-                accelerator.backward(losses.total)
+                losses = objective.losses(denoiser, batches)
+                accelerator.backward(sum(loss.total for loss in losses))
                 if accelerator.sync_gradients and optimization.max_grad_norm:
-                    parameters = optimizer.param_groups[0]["params"]
-                    accelerator.clip_grad_norm_(parameters, optimization.max_grad_norm)
+                    accelerator.unscale_gradients(optimizer)
+                    for parameters in of_concept:
+                        nn.utils.clip_grad_norm_(parameters, optimization.max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad()
                 log.count(losses)
         if optimization.max_delta_norm is not None:
-            project(pipeline.unet, optimization.max_delta_norm)
+            trained.project(optimization.max_delta_norm)
         progress = Progress(step + 1, time.perf_counter() - started)
-        asked = control.asked(progress.step)
-        log.finish_step(progress, lr, pipeline.unet, last=bool(asked & Request.ENDS))
-        if accelerator.is_main_process:
-            if validation.due(progress.step) or asked & Request.SAMPLE:
-                validation.draw(progress.step)
-            due = run.checkpointing_steps and progress.step % run.checkpointing_steps == 0
-            if due or asked & (Request.SAVE | Request.ENDS):
-                path = save_checkpoint(config, progress, pipeline.unet, optimizer, accelerator)
-                logger.info("Checkpoint: %s", path)
+        asked = run.control.asked(progress.step)
+        log.finish_step(progress, rates[0] * factor, last=bool(asked & Request.ENDS))
+        validate(run, progress.step, asked)
+        every = run.config.run.checkpointing_steps
+        due = every and progress.step % every == 0
+        if accelerator.is_main_process and (due or asked & (Request.SAVE | Request.ENDS)):
+            save_checkpoint(run.config, run.inputs, progress, trained, optimizer, accelerator)
         if asked & Request.ENDS:
             break
     log.close()
+    run.trackers.finish()
     if asked & Request.ENDS == Request.STOP and progress.step < optimization.max_train_steps:
         accelerator.wait_for_everyone()  # or a launcher would end the one that still writes
-        last = optimization.max_train_steps
-        logger.info("Stopped after step %d of %d; --resume latest continues.", progress.step, last)
+        logger.info("Stopped after step %d; --resume latest continues.", progress.step)
         raise Stopped
     return progress
+
+
+def validate(run: Run, step: int, asked: Request) -> None:
+    """Draw every concept's validation prompts when they are due or asked for."""
+    every, last = run.config.run.validation_steps, run.config.optimization.max_train_steps
+    ends = step == last or Request.FINISH in asked
+    due = every and (ends or step % every == 0)
+    if not run.accelerator.is_main_process or not (due or Request.SAMPLE in asked):
+        return
+    for name, own in run.configs.items():
+        validation = Validation(run.pipeline, run.trained, name, own, run.accelerator.device)
+        drawn = validation.draw(step)
+        if drawn is not None:
+            run.trackers.show(name, drawn, step)
 
 
 def describe(config: Config, progress: Progress) -> dict[str, Any]:

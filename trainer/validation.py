@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from trainer.cache import on_device
 from trainer.config import Config
 from trainer.files import save_png
 from trainer.lettering import font, wrapped
-from trainer.loop import adapter_off
+from trainer.methods import Trained
 from trainer.sampling import sample_images
 
 logger = logging.getLogger(__name__)
@@ -35,52 +35,54 @@ class Validation:
     def __init__(
         self,
         pipeline: StableDiffusionPipeline,
+        trained: Trained,
+        concept: str,
         config: Config,
         device: torch.device,
-        show: Callable[[Image.Image, int], None],
     ) -> None:
-        """Take the pipeline that is trained, its UNet's device and who else is shown the sheets.
+        """Take the base with what is trained on it, a concept with its options, and the device.
 
         Without validation prompts, the instance prompt is what a requested sample shows.
         """
         run, prompt = config.run, config.instance.instance_prompt
         self._pipeline = pipeline
+        self._trained = trained
+        self._concept = concept
         self._device = device
-        self._show = show
         self._prompts = run.validation_prompt or ((prompt,) if prompt else ())
         self._seeds = [config.optimization.seed + index for index in range(len(self._prompts))]
         self._resolution = config.instance.resolution
         self._num_inference_steps = run.num_inference_steps
         self._guidance_scale = run.guidance_scale
-        self._every, self._last = run.validation_steps, config.optimization.max_train_steps
         self._folder = run.output_dir / VALIDATION
 
-    def due(self, step: int) -> bool:
-        """Whether pictures were ordered for this step: every so many, and of the last one."""
-        return self._every > 0 and (step == self._last or step % self._every == 0)
+    def draw(self, step: int) -> Image.Image | None:
+        """Draw, save and give the sheet of a step; of step 0 it has the base's row alone.
 
-    def draw(self, step: int) -> None:
-        """Draw, save and show the sheet of a step; of step 0 it has the base's row alone."""
+        Where training leaves no way back to the base, there is no base's row but from step 0.
+        """
         if not self._prompts:
             logger.warning("There is nothing to draw: give --validation_prompt.")
-            return
+            return None
         (self._folder / PICTURES).mkdir(parents=True, exist_ok=True)
+        base = self._kept(BASE)
         rows: list[Row] = []
         with on_device(self._pipeline, self._device):
-            base = self._kept(BASE)
-            if base is None:
-                with adapter_off(self._pipeline.unet):
+            if base is None and (step == 0 or self._trained.gives_base_back):
+                with self._trained.off():
                     base = self._draw(BASE)
-            rows.append((BASE, base))
+            if base is not None:
+                rows.append((BASE, base))
             if step > 0:
-                rows.append((f"step {step}", self._draw(f"{step:06d}")))
+                with self._trained.only(self._concept):
+                    rows.append((f"step {step}", self._draw(f"{step:06d}")))
         drawn = sheet(rows, self._prompts, _cell_px(self._resolution))
         path = self._folder / f"{step:06d}.png"
         save_png(drawn, path)
-        rows = [(BASE, base), *self._rows_until(step)]
+        rows = rows[: base is not None] + self._rows_until(step)
         save_png(sheet(rows, self._prompts, _STRIP_CELL_PX), self._folder / PROGRESS)
         logger.info("Validation pictures: %s", path)
-        self._show(drawn, step)
+        return drawn
 
     def _draw(self, name: str) -> list[Image.Image]:
         images = sample_images(

@@ -16,13 +16,16 @@ from trainer.errors import TrainerError
 from trainer.instances import CaptionedImage, find_instances
 from trainer.loop import (
     Batch,
+    Denoiser,
     DreamBooth,
-    learning_rate,
+    Losses,
+    Objective,
+    lr_factor,
     min_snr_weights,
     training_noise_scheduler,
     view_at,
 )
-from trainer.methods import add_adapter
+from trainer.methods import Trained, add_trainables
 
 PredictionType = Literal["epsilon", "v_prediction"]
 MakeConfig = Callable[..., Config]
@@ -39,9 +42,22 @@ def make_cache(pipeline: StableDiffusionPipeline, config: Config, classes: int =
     return build_cache(pipeline, images, class_images, config.instance, seed=0)
 
 
-def objective(pipeline: StableDiffusionPipeline, config: Config, classes: int = 0) -> DreamBooth:
-    cache = make_cache(pipeline, config, classes)
-    return DreamBooth(pipeline.unet, pipeline.scheduler, cache, config)
+def dreambooth(pipeline: StableDiffusionPipeline, config: Config, classes: int = 0) -> DreamBooth:
+    return DreamBooth(pipeline.scheduler, make_cache(pipeline, config, classes), config)
+
+
+def losses_of(
+    pipeline: StableDiffusionPipeline,
+    concept: DreamBooth,
+    config: Config,
+    batch: Batch,
+    trained: Trained | None = None,
+) -> Losses:
+    """Of one concept, on the pipeline as it is."""
+    nothing = Trained(("default",), {})
+    objective = Objective([concept], trained or nothing, config)
+    (losses,) = objective.losses(Denoiser(pipeline.unet, None), [batch])
+    return losses
 
 
 def rows(batch: Batch) -> list[torch.Tensor]:
@@ -63,11 +79,11 @@ def test_every_epoch_is_a_shuffle() -> None:
 def test_a_batch_follows_from_seed_and_step(
     pipeline: StableDiffusionPipeline, make_config: MakeConfig
 ) -> None:
-    first, second = (objective(pipeline, make_config(), 2) for _ in range(2))
+    first, second = (dreambooth(pipeline, make_config(), 2) for _ in range(2))
     first.draw(0)  # what was drawn before must not matter
     for left, right in zip(rows(first.draw(7)), rows(second.draw(7)), strict=True):
         assert torch.equal(left, right)
-    other_seed = objective(pipeline, make_config("--seed", "1"), 2)
+    other_seed = dreambooth(pipeline, make_config("--seed", "1"), 2)
     for other in (first.draw(8), other_seed.draw(7)):
         assert not torch.equal(first.draw(7).noise, other.noise)
     assert not torch.equal(first.draw(7).noise, first.draw(7).posterior_noise)
@@ -76,8 +92,8 @@ def test_a_batch_follows_from_seed_and_step(
 def test_two_processes_share_the_batch_of_one(
     pipeline: StableDiffusionPipeline, make_config: MakeConfig
 ) -> None:
-    wide = objective(pipeline, make_config("--train_batch_size", "4"), 2).draw(3)
-    narrow = objective(pipeline, make_config("--train_batch_size", "2"), 2)
+    wide = dreambooth(pipeline, make_config("--train_batch_size", "4"), 2).draw(3)
+    narrow = dreambooth(pipeline, make_config("--train_batch_size", "2"), 2)
     parts = [narrow.draw(3, process, 2) for process in range(2)]
     for whole, *shares in zip(rows(wide), *map(rows, parts), strict=True):
         concept = torch.cat([share[:2] for share in shares])
@@ -92,10 +108,10 @@ def test_the_loss_is_the_mean_squared_error_of_the_base_s_prediction(
     pipeline.scheduler.register_to_config(prediction_type=prediction_type)
     config = make_config("--prior_loss_weight", "0.5")
     cache = make_cache(pipeline, config, classes=2)
-    dreambooth = DreamBooth(pipeline.unet, pipeline.scheduler, cache, config)
-    batch = dreambooth.draw(0)
+    concept = DreamBooth(pipeline.scheduler, cache, config)
+    batch = concept.draw(0)
     with torch.no_grad():
-        losses = dreambooth.losses(pipeline.unet, batch)
+        losses = losses_of(pipeline, concept, config, batch)
     errors = []
     for view, timestep, noise, posterior_noise in zip(*rows(batch), strict=True):
         alpha_bar = pipeline.scheduler.alphas_cumprod[timestep]
@@ -127,12 +143,13 @@ def test_snr_gamma_weighs_the_loss(
     pipeline: StableDiffusionPipeline, make_config: MakeConfig
 ) -> None:
     one = ("--train_batch_size", "1")
-    plain = objective(pipeline, make_config(*one))
-    weighted = objective(pipeline, make_config(*one, "--snr_gamma", "5"))
+    config = make_config(*one)
+    plain = dreambooth(pipeline, config)
+    weighted = dreambooth(pipeline, make_config(*one, "--snr_gamma", "5"))
     batch = plain.draw(0)
     with torch.no_grad():
-        expected = plain.losses(pipeline.unet, batch).total
-        got = weighted.losses(pipeline.unet, batch).total
+        expected = losses_of(pipeline, plain, config, batch).total
+        got = losses_of(pipeline, weighted, config, batch).total
     snr = compute_snr(DDPMScheduler.from_config(pipeline.scheduler.config), batch.timesteps)
     torch.testing.assert_close(got, expected * snr.clamp(max=5)[0] / (snr[0] + 1))
 
@@ -147,21 +164,22 @@ def test_against_the_base_a_fresh_adapter_has_no_prior_loss_and_no_gradient(
     method: str, pipeline: StableDiffusionPipeline, make_config: MakeConfig
 ) -> None:
     config = make_config("--prior_target", "base", "--method", method, "--diagonal_init", "normal")
-    dreambooth = objective(pipeline, config, classes=2)
-    trainable = add_adapter(pipeline.unet, config.adapter, seed=0)
-    losses = dreambooth.losses(pipeline.unet, dreambooth.draw(0))
+    concept = dreambooth(pipeline, config, classes=2)
+    trained = add_trainables(pipeline, {"default": config}, {})
+    batch = concept.draw(0)
+    losses = losses_of(pipeline, concept, config, batch, trained)
     assert losses.prior.item() == 0
     losses.prior.backward()
-    assert all(p.grad is None or p.grad.abs().max() == 0 for p in trainable.values())
+    assert all(p.grad is None or p.grad.abs().max() == 0 for p in trained.parameters())
     assert losses.instance.item() > 0
     with torch.no_grad():
-        for parameter in trainable.values():
+        for parameter in trained.parameters():
             parameter.add_(0.1)
-        assert dreambooth.losses(pipeline.unet, dreambooth.draw(0)).prior.item() > 0
+        assert losses_of(pipeline, concept, config, batch, trained).prior.item() > 0
 
 
 @pytest.mark.parametrize("name", ["constant", "cosine", "linear"])
-def test_learning_rate_matches_diffusers(name: str, make_config: MakeConfig) -> None:
+def test_the_learning_rate_is_diffusers(name: str, make_config: MakeConfig) -> None:
     config = make_config("--lr_scheduler", name, "--lr_warmup_steps", "3", "--max_train_steps", "9")
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1e-2)
     theirs = get_scheduler(
@@ -172,9 +190,9 @@ def test_learning_rate_matches_diffusers(name: str, make_config: MakeConfig) -> 
     )
     for step in range(9):
         if step >= 3:
-            expected = theirs.get_last_lr()[0]
-            assert learning_rate(config.optimization, step) == pytest.approx(expected)
+            expected = theirs.get_last_lr()[0] / 1e-2
+            assert lr_factor(config.optimization, step) == pytest.approx(expected)
         optimizer.step()
         theirs.step()
-    warmup = [learning_rate(config.optimization, step) for step in range(3)]
-    assert warmup == pytest.approx([1e-2 / 3, 2e-2 / 3, 1e-2])  # theirs wastes a step at zero
+    warmup = [lr_factor(config.optimization, step) for step in range(3)]
+    assert warmup == pytest.approx([1 / 3, 2 / 3, 1])  # theirs wastes a step at zero

@@ -6,7 +6,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from trainer import prior
-from trainer.base import load_pipeline
+from trainer.base import fingerprint, load_pipeline
 from trainer.config import PriorConfig
 from trainer.errors import TrainerError
 from trainer.instances import CaptionedImage
@@ -25,6 +25,7 @@ def draw(
         pipeline,
         options,
         folder,
+        base=fingerprint(pipeline),
         resolution=16,
         seed=seed,
         num_inference_steps=1,

@@ -21,7 +21,8 @@ from trainer.__main__ import run
 from trainer.base import load_pipeline
 from trainer.cache import build_cache
 from trainer.instances import find_instances
-from trainer.loop import DreamBooth
+from trainer.loop import Denoiser, DreamBooth, Objective
+from trainer.methods import Trained
 from trainer.preset import parse
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,12 +92,16 @@ def test_training_lowers_the_loss_on_noise_it_has_not_seen(
     pipeline = load_pipeline(str(base_folder))
     images = find_instances(config.instance)
     cache = build_cache(pipeline, images, [], config.instance, seed=0)
-    objective = DreamBooth(pipeline.unet, pipeline.scheduler, cache, config)
+    concept = DreamBooth(pipeline.scheduler, cache, config)
+    objective = Objective([concept], Trained(("default",), {}), config)
+    denoiser = Denoiser(pipeline.unet, None)
 
     def loss() -> float:
-        batches = [objective.draw(index) for index in range(1000, 1010)]
         with torch.no_grad():
-            losses = [objective.losses(pipeline.unet, batch).total for batch in batches]
+            losses = [
+                objective.losses(denoiser, objective.draw(index))[0].total
+                for index in range(1000, 1010)
+            ]
         return torch.stack(losses).mean().item()
 
     before = loss()
@@ -167,7 +172,7 @@ def test_killed_and_resumed_is_bit_identical(flags: list[str], tmp_path: Path) -
     assert not (killed / "concept.safetensors").exists()
     half = killed / "checkpoint-000049"  # as if the kill had come while writing one
     half.mkdir()
-    (half / "adapter.safetensors").write_bytes(b"half")
+    (half / "trained.safetensors").write_bytes(b"half")
     assert run([*common, "--output_dir", str(killed), "--resume", "latest"]) == 0
     assert torch.equal(
         deltas(whole / "concept.safetensors"), deltas(killed / "concept.safetensors")
@@ -184,7 +189,7 @@ def test_resuming_from_a_path_is_bit_identical(
     assert run([*common, "--output_dir", str(whole)]) == 0
     checkpoint = str(whole / "checkpoint-000002")
     assert run([*common, "--output_dir", str(resumed), "--resume", checkpoint]) == 0
-    names = ["checkpoint-000004/adapter.safetensors"]
+    names = ["checkpoint-000004/trained.safetensors"]
     for name in names:
         ours, theirs = load_file(whole / name), load_file(resumed / name)
         assert ours.keys() == theirs.keys()
@@ -234,6 +239,30 @@ def test_resume_refuses_what_would_be_another_run(
     capsys.readouterr()
     assert run([*flags, "--resume", "latest"]) == 2
     assert "checkpoint-000004 is damaged; delete it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("changed", ["The base", "A picture or caption"])
+def test_resume_notices_what_no_flag_tells(
+    changed: str,
+    flags: list[str],
+    pictures: Path,
+    base_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run([*flags, "--checkpointing_steps", "2"]) == 0
+    if changed == "The base":
+        other = load_pipeline(str(base_folder))
+        other.vae.post_quant_conv.weight.data += 0.01
+        other.save_pretrained(tmp_path / "other")
+        flags = [*flags, "--pretrained_model_name_or_path", str(tmp_path / "other")]
+    else:
+        (pictures / "a.txt").write_text("another caption")
+    capsys.readouterr()
+    assert run([*flags, "--resume", "latest"]) == 2
+    error = capsys.readouterr().err
+    assert f"{changed} has changed since" in error
+    assert "checkpoint-000004 was made; resume with what it was" in error
 
 
 @pytest.mark.parametrize(

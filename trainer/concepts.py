@@ -1,0 +1,92 @@
+"""The options of every concept of a run: one, or those of a TOML file with a table each."""
+
+import difflib
+import re
+import tomllib
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from trainer.config import Config, check
+from trainer.errors import TrainerError
+
+SINGLE = "default"
+"""The adapter's name in a run of one concept."""
+FOLDER = "concepts"
+"""Where the folders of several concepts are, in the run's."""
+_PATHS = ("instance_data_dir", "class_data_dir")
+_LISTS = ("class_prompt", "validation_prompt")
+_TEXTS = ("instance_prompt", "placeholder_token", "initializer_token")
+_KEYS = (*_PATHS, *_LISTS, *_TEXTS)
+
+
+def concept_configs(config: Config) -> dict[str, Config]:
+    """The options of every concept by name: the run's own, with what its table says.
+
+    A concept's files are in a folder of its name in the run's `concepts`. Paths in the TOML file
+    count from where that file is.
+
+    Raises:
+        TrainerError: when --concepts cannot be read, or says what does not fit.
+    """
+    path = config.instance.concepts
+    if path is None:
+        return {SINGLE: config}
+    tables = _read(path)
+    configs: dict[str, Config] = {}
+    for name, table in tables.items():
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+            raise TrainerError(
+                f"{path}: [{name}] cannot name a concept; use letters, digits, - and _."
+            )
+        if not isinstance(table, dict):
+            raise TrainerError(
+                f"{path}: {name} stands outside a table; begin each concept with [its name]."
+            )
+        values = {key: _value(path, name, key, value) for key, value in table.items()}
+        configs[name] = _with(config, name, values)
+        try:
+            check(configs[name])
+        except TrainerError as error:
+            raise TrainerError(f"{path}: [{name}]: {error}") from error
+    return configs
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise TrainerError(f"--concepts {path} cannot be read as TOML: {error}.") from error
+    if not tables:
+        raise TrainerError(f"--concepts {path} is empty; begin each concept with [its name].")
+    return tables
+
+
+def _value(path: Path, concept: str, key: str, value: object) -> Any:  # noqa: ANN401
+    if key not in _KEYS:
+        near = difflib.get_close_matches(key, _KEYS, n=1)
+        hint = f"perhaps you meant {near[0]}" if near else f"a concept has {', '.join(_KEYS)}"
+        raise TrainerError(f"{path}: [{concept}] has the unknown key {key}; {hint}.")
+    if key in _LISTS:
+        texts = [value] if isinstance(value, str) else value
+        if isinstance(texts, list) and all(isinstance(text, str) for text in texts):
+            return tuple(texts)
+        raise TrainerError(f"{path}: [{concept}] {key} is {value!r}; it must be a list of texts.")
+    if not isinstance(value, str):
+        raise TrainerError(f"{path}: [{concept}] {key} is {value!r}; it must be a text.")
+    return path.parent / value if key in _PATHS else value
+
+
+def _with(config: Config, name: str, values: dict[str, Any]) -> Config:
+    """The run's options, with a concept's own."""
+
+    def section(options: Any, **more: Any) -> Any:  # noqa: ANN401
+        own = {field.name for field in fields(options)} & values.keys()
+        return replace(options, **{key: values[key] for key in own}, **more)
+
+    return replace(
+        config,
+        instance=section(config.instance, concepts=None),
+        prior=section(config.prior),
+        run=section(config.run, output_dir=config.run.output_dir / FOLDER / name),
+    )
