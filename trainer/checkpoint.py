@@ -78,6 +78,7 @@ def save_checkpoint(
     (folder / _STATE).write_text(state_json, encoding="utf-8")
     shutil.rmtree(final, ignore_errors=True)
     folder.rename(final)
+    logger.info("Checkpoint: %s", final)
     limit = config.run.checkpoints_total_limit
     for old in checkpoints(config.run.output_dir)[: -limit if limit else 0]:
         shutil.rmtree(old)

@@ -14,6 +14,7 @@ from trainer.prompts import class_after
 
 Method = Literal["loldu", "svfit", "lora", "dreambooth", "textual_inversion"]
 Rank = int | Literal["full"]
+Tracker = Literal["tensorboard", "wandb"]
 
 
 @dataclass(frozen=True)
@@ -218,9 +219,14 @@ class RunConfig:
     # Steps between lines of metrics.jsonl, each a mean since the last; small values make a GPU
     # wait.
     logging_steps: int = 10
-    # Prompts drawn while training, always from the same noise, into validation/.
+    # Also report what metrics.jsonl and validation/ get to these: tensorboard writes into the
+    # output_dir; wandb sends it to wandb.ai, your prompts with it. Each needs its library.
+    report_to: tuple[Tracker, ...] = ()
+    # Prompts drawn while training into validation/, the base's pictures above the adapter's, always
+    # from the same noise; a sample asked for in between shows the instance prompt without them.
     validation_prompt: tuple[str, ...] = ()
-    # Steps between validation pictures, which take as long as many steps; 0 for none.
+    # Steps between validation pictures, which take as long as many steps, and once more at the end;
+    # 0 for none.
     validation_steps: int = 0
     # Denoising steps of class and validation pictures: 20-30 are faster and a little rougher.
     num_inference_steps: int = 50

@@ -51,6 +51,11 @@ class Trained:
         """Whether prompts mean something else after every step."""
         return TEXT_ENCODER in self.parts or WORDS in self.parts
 
+    @property
+    def gives_base_back(self) -> bool:
+        """Whether the base can be had with `off`, once training has begun."""
+        return all(part.gives_base_back for part in self.parts.values())
+
     def parameters(self, concept: str | None = None) -> list[nn.Parameter]:
         """What is trained, in fp32: of a concept, or of all."""
         concepts = self.concepts if concept is None else [concept]
