@@ -14,9 +14,11 @@ def run(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("trainer").setLevel(logging.INFO)
     try:
         config = parse(sys.argv[1:] if argv is None else argv)
+        from trainer.memory import out_of_memory_in_one_sentence
         from trainer.train_dreambooth_loldu import main
 
-        main(config)
+        with out_of_memory_in_one_sentence(config):
+            main(config)
     except TrainerError as error:
         sys.stderr.write(f"{error}\n")
         return 2

@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 import tomllib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.optim import Optimizer
 
-from trainer.config import Config, to_toml
+from trainer.config import Config, PerformanceConfig, to_toml
+from trainer.ema import EMA
 from trainer.errors import TrainerError
 from trainer.methods import ADAPTER_NAME
 
@@ -31,9 +32,10 @@ _MAY_CHANGE = frozenset(
         "vae",
         "instance_data_dir",
         "class_data_dir",
+        *(option.name for option in fields(PerformanceConfig)),
     }
 )
-"""Where things lie: what a continued run may say otherwise."""
+"""Where things lie and what they cost: what a continued run may say otherwise."""
 _DRAWS_CLASS_PICTURES = {"num_inference_steps", "guidance_scale"}
 
 
@@ -50,12 +52,13 @@ def save_checkpoint(
     progress: Progress,
     unet: UNet2DConditionModel,
     optimizer: Optimizer,
+    ema: EMA,
     accelerator: Accelerator,
 ) -> Path:
     """Write `checkpoint-<step>` under another name and rename it: half a checkpoint has no name.
 
-    The learning rate and all randomness follow from the step, so adapter, optimizer, loss scaler
-    and step are the whole state.
+    The learning rate and all randomness follow from the step, so adapter, its average,
+    optimizer, loss scaler and step are the whole state.
     """
     final = config.run.output_dir / f"{PREFIX}{progress.step:06d}"
     folder = final.with_name(f".{final.name}.tmp")
@@ -64,7 +67,8 @@ def save_checkpoint(
     weights = get_peft_model_state_dict(unet, adapter_name=ADAPTER_NAME)
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / _ADAPTER)
     scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
-    torch.save({"optimizer": optimizer.state_dict(), "scaler": scaler}, folder / _OPTIMIZER)
+    state = {"optimizer": optimizer.state_dict(), "scaler": scaler, "ema": ema.state()}
+    torch.save(state, folder / _OPTIMIZER)
     (folder / CONFIG).write_text(to_toml(config), encoding="utf-8")
     (folder / _STATE).write_text(json.dumps(asdict(progress)), encoding="utf-8")
     shutil.rmtree(final, ignore_errors=True)
@@ -104,9 +108,13 @@ def find_checkpoint(config: Config) -> Path | None:
 
 
 def load_checkpoint(
-    folder: Path, unet: UNet2DConditionModel, optimizer: Optimizer, accelerator: Accelerator
+    folder: Path,
+    unet: UNet2DConditionModel,
+    optimizer: Optimizer,
+    ema: EMA,
+    accelerator: Accelerator,
 ) -> Progress:
-    """Put adapter, optimizer and loss scaler back as they were.
+    """Put adapter, its average, optimizer and loss scaler back as they were.
 
     Raises:
         TrainerError: when a file of the checkpoint is damaged.
@@ -117,6 +125,7 @@ def load_checkpoint(
         progress = Progress(**json.loads((folder / _STATE).read_text(encoding="utf-8")))
         set_peft_model_state_dict(unet, weights, adapter_name=ADAPTER_NAME)
         optimizer.load_state_dict(state["optimizer"])
+        ema.load(state["ema"])
         if accelerator.scaler:
             accelerator.scaler.load_state_dict(state["scaler"])
     except (

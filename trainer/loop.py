@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,10 @@ class Batch:
     noise: Float[Tensor, "rows c h w"]
     posterior_noise: Float[Tensor, "rows c h w"]
 
+    def part(self, rows: slice) -> "Batch":
+        """Some of its rows."""
+        return Batch(*(getattr(self, field.name)[rows] for field in fields(self)))
+
 
 @dataclass(frozen=True)
 class Losses:
@@ -37,6 +41,10 @@ class Losses:
     total: Float[Tensor, ""]
     instance: Float[Tensor, ""]
     prior: Float[Tensor, ""]
+
+    def values(self) -> Float[Tensor, "3"]:
+        """The numbers alone, still on the device."""
+        return torch.stack([self.total, self.instance, self.prior]).detach()
 
 
 class DreamBooth:
@@ -58,17 +66,26 @@ class DreamBooth:
         self._noise_scheduler = training_noise_scheduler(noise_scheduler)
         self._cache = cache
         self._prior = config.prior
+        self._noise_offset = config.optimization.noise_offset
         self._snr_gamma = config.optimization.snr_gamma
         self._seed = config.optimization.seed
         self._concept_rows = config.optimization.train_batch_size
         wanted = config.prior.prior_batch_size or self._concept_rows
         self._class_rows = wanted if cache.classes else 0
 
+    @property
+    def rows(self) -> int:
+        """How many rows a batch has."""
+        return self._concept_rows + self._class_rows
+
     def draw(self, pass_index: int, process_index: int = 0, num_processes: int = 1) -> Batch:
         """The batch of forward pass `pass_index`, counted from the start of the run.
 
         Drawn on the CPU for all processes together and then shared out, so that two processes see
         what one with twice the batch would, and a resumed run what the uninterrupted one would.
+        A noise offset is part of the noise: what is added to the latents is what is predicted.
+
+        Source: Guttenberg, Diffusion with Offset Noise (the noise offset).
         """
         shape = self._cache.mean.shape[1:]
         last = self._noise_scheduler.config["num_train_timesteps"]
@@ -83,20 +100,31 @@ class DreamBooth:
             rng = np.random.default_rng([self._seed, _NOISE, kind, pass_index])
             timesteps = rng.integers(last, size=share)
             noise = rng.standard_normal((2, share, *shape), dtype=np.float32)
+            if self._noise_offset:  # drawn last, so that without it all else is as it was
+                offset = rng.standard_normal((share, shape[0], 1, 1), dtype=np.float32)
+                noise[0] += self._noise_offset * offset
             parts.append(
                 (np.array(views, np.int64), timesteps[mine], noise[0, mine], noise[1, mine])
             )
         return Batch(*(self._to_device(np.concatenate(part)) for part in zip(*parts, strict=True)))
 
-    def losses(self, unet: nn.Module, batch: Batch) -> Losses:
+    def losses(self, unet: nn.Module, batch: Batch, rows: slice = slice(None)) -> Losses:
         """Mean squared error of the prediction on concept rows, and on class rows.
 
         total = instance + prior_loss_weight * prior. With `prior_target="base"` the class rows are
         compared with what the UNet says with its adapter switched off; both passes have the same
         shape, so that an adapter that does nothing has a prior loss of exactly 0.
 
+        Args:
+            unet: what predicts.
+            batch: a whole batch.
+            rows: those to compute; the losses of all its parts add up to those of the batch.
+
         Source: Ruiz et al., DreamBooth, Eq. 2.
         """
+        first = rows.indices(self.rows)[0]
+        batch = batch.part(rows)
+        cut = min(max(0, self._concept_rows - first), len(batch.views))
         cache = self._cache
         noise_scheduler: Any = self._noise_scheduler  # its types want an IntTensor; int64 is right
         latents = cache.mean[batch.views] + cache.std[batch.views] * batch.posterior_noise
@@ -106,13 +134,14 @@ class DreamBooth:
         if noise_scheduler.config["prediction_type"] == "v_prediction":
             target = noise_scheduler.get_velocity(latents, batch.noise, batch.timesteps)
 
-        def predict(network: nn.Module, rows: slice) -> Tensor:
-            inputs = noisy[rows].to(states.dtype), batch.timesteps[rows], states[rows]
+        def predict(network: nn.Module, span: slice) -> Tensor:
+            inputs = noisy[span].to(states.dtype), batch.timesteps[span], states[span]
             return network(*inputs, return_dict=False)[0].float()
 
-        concept, classes = slice(self._concept_rows), slice(self._concept_rows, None)
-        if self._class_rows and self._prior.prior_target == "base":
-            prediction = torch.cat([predict(unet, concept), predict(unet, classes)])
+        concept, classes = slice(cut), slice(cut, None)
+        if cut < len(batch.views) and self._prior.prior_target == "base":
+            spans = [concept, classes] if cut else [classes]
+            prediction = torch.cat([predict(unet, span) for span in spans])
             with torch.no_grad(), adapter_off(self._frozen):
                 target = torch.cat([target[concept], predict(self._frozen, classes)])
         else:
@@ -120,8 +149,8 @@ class DreamBooth:
         errors = (prediction - target).square().flatten(1).mean(dim=1)
         if self._snr_gamma is not None:
             errors = errors * min_snr_weights(noise_scheduler, batch.timesteps, self._snr_gamma)
-        instance = errors[concept].mean()
-        prior = errors[classes].mean() if self._class_rows else torch.zeros_like(instance)
+        instance = errors[concept].sum() / self._concept_rows
+        prior = errors[classes].sum() / max(1, self._class_rows)
         return Losses(instance + self._prior.prior_loss_weight * prior, instance, prior)
 
     def _to_device(self, array: np.ndarray) -> Tensor:

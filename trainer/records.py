@@ -6,9 +6,12 @@ import resource
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate.utils import reduce
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from jaxtyping import Float
 from PIL import Image
 from tqdm import tqdm
 
@@ -17,7 +20,6 @@ from trainer.checkpoint import CONFIG, PREFIX, Progress, checkpoints
 from trainer.config import Config, RunConfig, to_toml
 from trainer.errors import TrainerError
 from trainer.files import save_png, write_atomically
-from trainer.loop import Losses
 from trainer.methods import FILE_NAMES, delta_norm
 from trainer.sampling import sample_images
 
@@ -71,8 +73,8 @@ def _earlier_run(folder: Path) -> list[Path]:
 class MetricsLog:
     """`metrics.jsonl` and the progress line: means of the losses since the last line.
 
-    Losses are summed on the device and read only when a line is due, so that no other step waits
-    for the device.
+    Losses are summed on the device; they are read, and averaged over the processes, only when a
+    line is due, so that no other step waits for the device.
     """
 
     def __init__(self, config: Config, first_step: int, *, enabled: bool) -> None:
@@ -92,10 +94,9 @@ class MetricsLog:
             disable=not enabled,
         )
 
-    def count(self, losses: Losses) -> None:
-        """Add the losses of a forward pass to those of the line to come."""
-        values = torch.stack([losses.total, losses.instance, losses.prior]).detach()
-        self._sums = values if self._sums is None else self._sums + values
+    def count(self, losses: Float[torch.Tensor, "3"]) -> None:
+        """Add the total, instance and prior loss of a step to those of the line to come."""
+        self._sums = losses if self._sums is None else self._sums + losses
         self._count += 1
 
     def finish_step(self, progress: Progress, lr: float, unet: UNet2DConditionModel) -> None:
@@ -108,7 +109,8 @@ class MetricsLog:
         step = progress.step
         if self._sums is None or (step % self._every and step != self._bar.total):
             return
-        loss, instance_loss, prior_loss = (self._sums / self._count).tolist()
+        means: Any = reduce(self._sums / self._count, "mean")
+        loss, instance_loss, prior_loss = means.tolist()
         self._sums, self._count = None, 0
         if self._enabled:
             norm = delta_norm(unet)
