@@ -11,7 +11,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -192,33 +192,33 @@ def fit(
 ) -> Progress:
     """Take the remaining steps; `unet` is `pipeline.unet` as accelerate wraps it."""
     optimization, run = config.optimization, config.run
-    log = MetricsLog(config, progress.step, enabled=accelerator.is_main_process)
     adapt = config.performance.on_oom == "adapt"
     ladder = MemoryLadder(pipeline.unet, accelerator, objective.rows, adapt=adapt)
+    log = MetricsLog(config, progress.step, enabled=accelerator.is_main_process)
     started = time.perf_counter() - progress.seconds
     if progress.step == 0:
         validate(config, pipeline, ema, 0, accelerator)
-    for step in range(progress.step, optimization.max_train_steps):
-        lr = learning_rate(optimization, step)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        passes = partial(accumulate_gradients, unet, objective, accelerator, ladder, step)
-        log.count(ladder.take(passes))
-        if optimization.max_grad_norm:
-            parameters = optimizer.param_groups[0]["params"]
-            accelerator.clip_grad_norm_(parameters, optimization.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        if optimization.max_delta_norm is not None:
-            project(pipeline.unet, optimization.max_delta_norm)
-        ema.update(step + 1)
-        progress = Progress(step + 1, time.perf_counter() - started)
-        log.finish_step(progress, lr, pipeline.unet)
-        validate(config, pipeline, ema, progress.step, accelerator)
-        due = run.checkpointing_steps and progress.step % run.checkpointing_steps == 0
-        if due and accelerator.is_main_process:
-            save_checkpoint(config, progress, pipeline.unet, optimizer, ema, accelerator)
-    log.close()
+    with closing(log):
+        for step in range(progress.step, optimization.max_train_steps):
+            lr = learning_rate(optimization, step)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            passes = partial(accumulate_gradients, unet, objective, accelerator, ladder, step)
+            log.count(ladder.take(passes))
+            if optimization.max_grad_norm:
+                parameters = optimizer.param_groups[0]["params"]
+                accelerator.clip_grad_norm_(parameters, optimization.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            if optimization.max_delta_norm is not None:
+                project(pipeline.unet, optimization.max_delta_norm)
+            ema.update(step + 1)
+            progress = Progress(step + 1, time.perf_counter() - started)
+            log.finish_step(progress, lr, pipeline.unet)
+            validate(config, pipeline, ema, progress.step, accelerator)
+            due = run.checkpointing_steps and progress.step % run.checkpointing_steps == 0
+            if due and accelerator.is_main_process:
+                save_checkpoint(config, progress, pipeline.unet, optimizer, ema, accelerator)
     return progress
 
 
