@@ -1,16 +1,22 @@
 """Several processes train what one does with their batches together."""
 
 import json
-from collections.abc import Sequence
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate import debug_launcher
+from accelerate import Accelerator, debug_launcher
 from accelerate.state import AcceleratorState
 
 from loldu import read_concept
 from trainer.__main__ import run
+from trainer.config import Config
+from trainer.errors import TrainerError
+from trainer.train_dreambooth_loldu import make_accelerator
 
 ROOT = Path(__file__).resolve().parents[2]
 PRIOR = ["--with_prior_preservation", "--class_prompt", "a toy", "--num_class_images", "3"]
@@ -61,33 +67,37 @@ def test_two_processes_are_one_with_twice_the_batch(
     )
 
 
-def launch(processes: int, argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1"]
-    options = ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    script = [str(ROOT / "trainer" / "train_dreambooth_loldu.py"), *argv]
-    return subprocess.run(
-        [sys.executable, *launcher, *options, "--num_processes", str(processes), *script],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 @pytest.mark.slow
-def test_accelerate_launch(flags: list[str], tmp_path: Path) -> None:
-    """The real command, with two processes and with one."""
+def test_the_real_commands(flags: list[str], tmp_path: Path) -> None:
+    """On a CPU accelerate's own launcher starts one process, so torch's starts the two."""
     two, one = tmp_path / "two", tmp_path / "one"
-    for processes, batch, folder in ((2, 2, two), (1, 4, one)):
-        more = ["--train_batch_size", str(batch), "--output_dir", str(folder)]
-        finished = launch(processes, [*flags, *PRIOR, *more])
+    launchers = [
+        (["torch.distributed.run", "--standalone", "--nproc_per_node", "2"], "2", two),
+        (["accelerate.commands.launch", "--cpu", "--num_processes", "1"], "4", one),
+    ]
+    for launcher, batch, folder in launchers:
+        script = [str(ROOT / "trainer" / "train_dreambooth_loldu.py"), *flags, *PRIOR]
+        more = ["--train_batch_size", batch, "--output_dir", str(folder)]
+        finished = subprocess.run(
+            [sys.executable, "-m", *launcher, *script, *more],
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "ACCELERATE_USE_CPU": "yes",
+                "GLOO_SOCKET_IFNAME": "lo",
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert finished.returncode == 0, finished.stderr
         assert finished.stderr.count("Saved ") == 1
     check_same(two, one)
 
 
-@pytest.mark.slow
-def test_the_ladder_is_for_one_process(flags: list[str]) -> None:
-    finished = launch(2, [*flags, "--on_oom", "adapt"])
-    assert finished.returncode != 0
-    assert "--on_oom adapt works in one process; with several, give" in finished.stderr
+def test_the_ladder_is_for_one_process(
+    make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    with pytest.raises(TrainerError, match="--on_oom adapt works in one process; with several"):
+        make_accelerator(make_config("--on_oom", "adapt"))
