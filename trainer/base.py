@@ -43,7 +43,7 @@ def load_pipeline(
     _check_source(name, "--pretrained_model_name_or_path", "model_index.json")
     if vae is not None:
         _check_source(vae, "--vae", "config.json")
-    with _quiet(), _in_one_sentence("base", name):
+    with quiet(), _in_one_sentence("base", name):
         if Path(name).is_file():
             pipeline = StableDiffusionPipeline.from_single_file(name, torch_dtype=torch.float32)
             if torch_dtype != torch.float32:
@@ -64,7 +64,7 @@ def load_pipeline(
             "pipelines can be trained here."
         )
     if vae is not None:
-        with _quiet(), _in_one_sentence("VAE", vae):
+        with quiet(), _in_one_sentence("VAE", vae):
             pipeline.vae = AutoencoderKL.from_pretrained(vae, dtype=torch.float32)
     pipeline.safety_checker = None
     pipeline.vae.enable_slicing()  # decoding a batch at once would need more than training does
@@ -124,7 +124,7 @@ def _in_one_sentence(part: str, name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No loading bars: the trainer has one progress line, and it is for training."""
     bars = [
         (library, library.is_progress_bar_enabled())

@@ -10,9 +10,11 @@ from typing import Any, Literal
 import tomli_w
 
 from trainer.errors import TrainerError
+from trainer.prompts import class_after
 
 Method = Literal["loldu", "svfit", "lora", "dreambooth", "textual_inversion"]
 Rank = int | Literal["full"]
+BestBy = Literal["balance", "dino", "clip_i", "clip_t"]
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,14 @@ class InstanceConfig:
     # A rare token and the class, e.g. "a photo of sks dog"; needed unless every picture has a .txt.
     # A common word instead of a rare token drags its old meaning along.
     instance_prompt: str | None = None
+    # The rare token in it, to be told in the concept file and on the card; where a class prompt
+    # differs from the instance prompt by the token alone, the two tell it themselves.
+    token: str | None = None
     # A TOML file with a table for each of several concepts, trained together: every row of a batch
     # has its own concept, so that N cost a batch of N and not N runs, and each becomes what it
     # would alone. A table may have instance_data_dir, instance_prompt, class_prompt,
-    # class_data_dir, validation_prompt, placeholder_token and initializer_token.
+    # class_data_dir, validation_prompt, drift_prompt, token, placeholder_token and
+    # initializer_token.
     concepts: Path | None = None
     # A made-up word of the prompt, such as <dog>, whose embedding is learned too: more likeness at
     # equal steps and a second small file (learned_embeds.safetensors), for a text encoder pass a
@@ -199,6 +205,34 @@ class RunConfig:
     guidance_scale: float = 7.5
 
 
+@dataclass(frozen=True)
+class ScoresConfig:
+    """How a run in progress is measured."""
+
+    # Score pictures at every validation, into validation.jsonl and validation/scores.png: DINO and
+    # CLIP-I against the training pictures, CLIP-T against the prompts, drift of other prompts from
+    # what the base draws. They show what the loss does not, for validation_images pictures a prompt
+    # each time and two more models in memory.
+    validation_scores: bool = False
+    # Pictures of each prompt that are scored, of which the sheet shows the first: with one or two a
+    # score moves by chance as much as by training, many take long.
+    validation_images: int = 4
+    # Prompts without the token, whose pictures should stay as the base's; unless given, those
+    # validation prompts that lack it, or else the instance prompt without it. Prior preservation
+    # protects class prompts: take others to see what it leaves open.
+    drift_prompt: tuple[str, ...] = ()
+    # CLIP for clip_i, clip_t and drift: a transformers folder or hub id, or
+    # open_clip:NAME/PRETRAINED. Scores of different models do not compare.
+    clip: str = "open_clip:ViT-B-32-quickgelu/openai"
+    # DINO: a transformers ViTModel folder or hub id.
+    dino: str = "facebook/dino-vits16"
+    # Also keep the result as it was at the step with the best score, in the folder best. balance is
+    # (dino + clip_i) / 2 + clip_t - drift: likeness, obedience and damage in one sum, which weighs
+    # them by convention. dino and clip_i alone reward copies of the training pictures, clip_t alone
+    # what has hardly been trained.
+    keep_best: BestBy | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Teach a Stable Diffusion model a new concept from a few pictures.
@@ -213,6 +247,7 @@ class Config:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
     run: RunConfig
+    scores: ScoresConfig = field(default_factory=ScoresConfig)
     # Flags from a file: paper (the paper's Table X), pocket, or the path of a .toml, such as the
     # config.toml of an earlier run.
     preset: str | None = None
@@ -286,6 +321,13 @@ def _problems(config: Config) -> Iterator[str]:
         )
     if config.run.validation_steps and not config.run.validation_prompt:
         yield "--validation_steps needs --validation_prompt: say what to draw."
+    if config.scores.validation_scores and not config.run.validation_steps:
+        yield "--validation_scores needs --validation_steps: say how often to draw and to measure."
+    if config.scores.keep_best and not config.scores.validation_scores:
+        yield "--keep_best needs --validation_scores, by which it tells the best."
+    prompt, token = config.instance.instance_prompt, config.instance.token
+    if prompt and token and class_after(prompt, token) is None:
+        yield f"--token is {token}, which is not in the --instance_prompt ({prompt})."
 
 
 def _method_problems(config: Config) -> Iterator[str]:
@@ -347,6 +389,7 @@ _AT_LEAST = {
     "checkpoints_total_limit": 1,
     "logging_steps": 1,
     "validation_steps": 0,
+    "validation_images": 1,
     "num_inference_steps": 1,
     "guidance_scale": 0,
 }

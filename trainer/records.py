@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -23,6 +24,7 @@ from trainer.methods import FILE_NAMES, Trained
 from trainer.sampling import sample_images
 
 METRICS, SUMMARY, VALIDATION = "metrics.jsonl", "summary.json", "validation"
+SCORES, BEST, SCORES_OF_BEST = "validation.jsonl", "best", "scores.json"
 
 
 def refuse_another_run(run: RunConfig, checkpoint: Path | None) -> None:
@@ -68,7 +70,8 @@ def open_output_dir(
 
 def _earlier_run(folder: Path) -> list[Path]:
     """What the trainer wrote here; class pictures know what they were made from and may stay."""
-    names = [CONFIG, METRICS, SUMMARY, VALIDATION, FOLDER, *sorted(set(FILE_NAMES.values()))]
+    names = [CONFIG, METRICS, SUMMARY, VALIDATION, SCORES, BEST, f".{BEST}.tmp", FOLDER]
+    names += sorted(set(FILE_NAMES.values()))
     written = [folder / name for name in names if (folder / name).exists()]
     return [*written, *folder.glob(f"{PREFIX}*"), *folder.glob(f".{PREFIX}*.tmp")]
 
@@ -93,7 +96,7 @@ class MetricsLog:
         self._count = 0
         if enabled:
             for path in self._paths.values():
-                _forget_after(path, first_step)
+                forget_after(path, first_step)
         self._bar = tqdm(
             total=config.optimization.max_train_steps,
             initial=first_step,
@@ -152,7 +155,7 @@ class MetricsLog:
         self._bar.close()
 
 
-def _forget_after(path: Path, step: int) -> None:
+def forget_after(path: Path, step: int) -> None:
     """Drop lines of steps that a resumed run takes again, and a line cut short by a kill."""
     if not path.exists():
         return
@@ -200,13 +203,16 @@ def write_summary(
     output_dir: Path, result: Path, trainable_parameters: int, progress: Progress
 ) -> None:
     """What a table needs to know of a finished run."""
-    summary = {
+    summary: dict[str, Any] = {
         "trainable_parameters": trainable_parameters,
         "train_steps": progress.step,
         "train_seconds": round(progress.seconds, 3),
         "concept_bytes": size_bytes(result),
         "peak_memory_mib": round(peak_memory_mib(), 1),
     }
+    best = output_dir / BEST / SCORES_OF_BEST
+    if best.exists():
+        summary["best"] = json.loads(best.read_text(encoding="utf-8"))
     write_atomically(output_dir / SUMMARY, json.dumps(summary, indent=2) + "\n")
 
 

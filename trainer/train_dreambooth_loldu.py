@@ -50,14 +50,20 @@ from trainer.records import (
     size_bytes,
     write_summary,
 )
+from trainer.scorer import Scorer
+from trainer.scores import LiveScores, live_scores, scores_at
 
 logger = logging.getLogger("trainer")
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def main(config: Config) -> None:
+def main(config: Config, scorer: Scorer | None = None) -> None:
     """Train a concept, or several at once, from the pictures to the concept files.
+
+    Args:
+        config: the options.
+        scorer: what measures the validation pictures, where they are scored; `eval` unless given.
 
     Raises:
         TrainerError: for what the person can put right.
@@ -69,6 +75,9 @@ def main(config: Config) -> None:
     instances = {name: find_instances(own.instance) for name, own in configs.items()}
     checkpoint = find_checkpoint(config)
     refuse_another_run(config.run, checkpoint)
+    scores: dict[str, LiveScores] = {}
+    if accelerator.is_main_process:
+        scores = live_scores(config, configs, instances, scorer, accelerator.device)
 
     # ------------------------------------------------------------------------- the frozen base
     pipeline = load_pipeline(
@@ -90,6 +99,9 @@ def main(config: Config) -> None:
         caches[name] = build_cache(
             pipeline, instances[name], classes, own.instance, seed=optimization.seed
         )
+
+    for own in scores.values():
+        own.see_base(pipeline)
 
     # ---------------------------------------------- what is trained, in fp32, after the base's cast
     trained = add_trainables(pipeline, configs, words)
@@ -124,14 +136,16 @@ def main(config: Config) -> None:
         )
     if accelerator.is_main_process:
         open_output_dir(config, configs, checkpoint)
-    run = Run(config, configs, inputs, pipeline, trained, accelerator)
+    run = Run(config, configs, inputs, pipeline, trained, accelerator, scores)
     with logging_redirect_tqdm():
         progress = fit(run, denoiser, optimizer, objective, progress)
 
     # --------------------------------------------------------------------------------- result
     if accelerator.is_main_process:
         for name, own in configs.items():
-            result = save_result(pipeline, trained, name, own, describe(own, progress))
+            measured = scores_at(own.run.output_dir, progress.step) if name in scores else None
+            told = describe(own, progress, measured)
+            result = save_result(pipeline, trained, name, own, told)
             write_summary(own.run.output_dir, result, counts[name], progress)
             logger.info("Saved %s (%s bytes)", result, f"{size_bytes(result):,}")
     accelerator.end_training()
@@ -148,6 +162,7 @@ class Run:
         pipeline: the base, and on it what is trained.
         trained: what is trained.
         accelerator: device, precision and processes.
+        scores: those of every concept, where validation is scored.
     """
 
     config: Config
@@ -156,6 +171,7 @@ class Run:
     pipeline: StableDiffusionPipeline
     trained: Trained
     accelerator: Accelerator
+    scores: dict[str, LiveScores]
 
 
 def compute_dtype(config: Config) -> torch.dtype:
@@ -236,6 +252,8 @@ def fit(
     log = MetricsLog(run.configs, trained, progress.step, enabled=accelerator.is_main_process)
     started = time.perf_counter() - progress.seconds
     passes = optimization.gradient_accumulation_steps
+    for scores in run.scores.values():
+        scores.resume(progress.step)
     if progress.step == 0:
         validate(run, 0)
     for step in range(progress.step, optimization.max_train_steps):
@@ -277,9 +295,25 @@ def validate(run: Run, step: int) -> None:
         with run.trained.only(name):
             path = draw_validation(run.pipeline, own, step, run.accelerator.device)
         logger.info("Validation pictures: %s", path)
+        if scores := run.scores.get(name):
+            measure(run, name, scores, step)
 
 
-def describe(config: Config, progress: Progress) -> dict[str, Any]:
+def measure(run: Run, name: str, scores: LiveScores, step: int) -> None:
+    """Score a concept as it is now, and keep it if it was never better."""
+    with run.trained.only(name):
+        measured = scores.measure(run.pipeline, step, run.accelerator.device)
+
+    def save(folder: Path) -> None:
+        own = run.configs[name]
+        there = dataclasses.replace(own, run=dataclasses.replace(own.run, output_dir=folder))
+        told = describe(own, Progress(step), measured)
+        save_result(run.pipeline, run.trained, name, there, told)
+
+    scores.keep_best(step, measured, save)
+
+
+def describe(config: Config, progress: Progress, scores: dict[str, float] | None) -> dict[str, Any]:
     """What the concept file tells about its making; where things lay is nobody's business."""
     told = sections(config)
     return {
@@ -291,6 +325,7 @@ def describe(config: Config, progress: Progress) -> dict[str, Any]:
         "seed": config.optimization.seed,
         "adapter": told["adapter"],
         "optimization": told["optimization"],
+        **({"scores": scores} if scores else {}),
     }
 
 
