@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
+Number = int | float
+Point = tuple[Number, Number]
+
 PAPER, INK, FAINT, RULE = "#ffffff", "#1b1f27", "#667085", "#e4e7ec"
 MARK = "#e0672f"
 _SHARPER = 3
@@ -19,9 +22,9 @@ class Line:
 
     name: str
     colour: str
-    x: Sequence[float]
-    y: Sequence[float]
-    spread: Sequence[float] = ()
+    x: Sequence[Number]
+    y: Sequence[Number]
+    spread: Sequence[Number] = ()
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Panel:
 
     title: str
     lines: Sequence[Line]
-    mark: tuple[float, float] | None = None
+    mark: Point | None = None
 
 
 def draw_chart(
@@ -112,16 +115,16 @@ class _Axes:
             text = f"{line.y[-1]:.3f} {line.name}".strip()
             _text(self._draw, (self._box[2] + 9, y), text, 12, line.colour, "lm")
 
-    def _at(self, x: float, y: float) -> tuple[float, float]:
+    def _at(self, x: Number, y: Number) -> Point:
         left, top, right, bottom = self._box
         across = (x - self._x[0]) / (self._x[1] - self._x[0])
         up = (y - self._y[0]) / (self._y[1] - self._y[0])
         return left + across * (right - left), bottom - up * (bottom - top)
 
-    def _stroke(self, points: Sequence[tuple[float, float]], colour: str, width: int) -> None:
+    def _stroke(self, points: Sequence[Point], colour: str, width: int) -> None:
         self._draw.line(_large(points), fill=colour, width=width * _SHARPER, joint="curve")
 
-    def _dot(self, point: tuple[float, float], radius: float, colour: str) -> None:
+    def _dot(self, point: Point, radius: Number, colour: str) -> None:
         x, y = self._at(*point)
         self._draw.ellipse(
             _large([(x - radius, y - radius), (x + radius, y + radius)]),
@@ -131,19 +134,19 @@ class _Axes:
         )
 
 
-def _edges(line: Line) -> Iterator[float]:
+def _edges(line: Line) -> Iterator[Number]:
     for y, spread in zip(line.y, line.spread or [0.0] * len(line.y), strict=True):
         yield from (y - spread, y + spread)
 
 
-def _range(values: Sequence[float], margin: float) -> tuple[float, float]:
+def _range(values: Sequence[Number], margin: Number) -> Point:
     """From the least to the greatest value, with room beside them; never empty."""
     low, high = min(values), max(values)
     room = margin * (high - low) or (0.0 if high > low else 0.5 * abs(high) or 0.5)
     return low - room, high + room
 
 
-def _ticks(low: float, high: float, about: int) -> list[float]:
+def _ticks(low: Number, high: Number, about: int) -> list[Number]:
     """Round numbers from `low` to `high`."""
     rough = (high - low) / about
     unit = 10.0 ** math.floor(math.log10(rough))
@@ -151,13 +154,13 @@ def _ticks(low: float, high: float, about: int) -> list[float]:
     return [step * n for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def _number(value: float) -> str:
+def _number(value: Number) -> str:
     return f"{value:.4g}" if value else "0"
 
 
-def _apart(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+def _apart(wanted: Sequence[Number], gap: Number, low: Number, high: Number) -> list[Number]:
     """Sorted places at least `gap` from each other, as near to the wanted ones as a push allows."""
-    places: list[float] = []
+    places: list[Number] = []
     for place in wanted:
         places.append(max(place, places[-1] + gap) if places else max(place, low))
     over = places[-1] - high
@@ -168,13 +171,13 @@ def _apart(wanted: Sequence[float], gap: float, low: float, high: float) -> list
     return places
 
 
-def _large(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def _large(points: Sequence[Point]) -> list[Point]:
     return [(x * _SHARPER, y * _SHARPER) for x, y in points]
 
 
 def _text(
     draw: ImageDraw.ImageDraw,
-    place: tuple[float, float],
+    place: Point,
     text: str,
     size_px: int,
     colour: str,
