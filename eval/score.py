@@ -20,7 +20,8 @@ from eval.errors import EvalError
 from eval.extractors import ImageExtractor, ImageTextExtractor, load_clip, load_dino
 from eval.metrics import clip_t, image_similarity, mean_over_subjects
 from trainer.files import write_atomically
-from trainer.instances import SUFFIXES, list_images, load_image
+from trainer.images import load_image
+from trainer.instances import SUFFIXES, list_images
 from trainer.prompts import without_token
 
 

@@ -1,5 +1,33 @@
-"""The one exception for what a person can put right."""
+"""The one exception for what a person can put right, and several of them at once."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class TrainerError(Exception):
     """A mistake in flags, files or environment, told in one sentence without a traceback."""
+
+
+class Mistakes:
+    """Mistakes that are told together, a sentence a line, and not one at each start."""
+
+    def __init__(self) -> None:
+        """None yet."""
+        self._sentences: list[str] = []
+
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        """Keep a mistake of the block for later; the rest of the block is skipped."""
+        try:
+            yield
+        except TrainerError as error:
+            self._sentences += str(error).splitlines()
+
+    def tell(self) -> None:
+        """Raise what was collected.
+
+        Raises:
+            TrainerError: when there was anything.
+        """
+        if self._sentences:
+            raise TrainerError("\n".join(self._sentences))

@@ -15,7 +15,8 @@ from trainer.cache import on_device
 from trainer.chart import Line, Panel, draw_chart
 from trainer.config import BestBy, Config
 from trainer.files import save_png, write_atomically
-from trainer.instances import CaptionedImage, load_image
+from trainer.images import load_image
+from trainer.instances import CaptionedImage
 from trainer.records import BEST, SCORES, SCORES_OF_BEST, VALIDATION, forget_after
 from trainer.sampling import sample_images
 from trainer.scorer import Pictures, Plan, Scorer, Wanted, load_scorer, make_plan

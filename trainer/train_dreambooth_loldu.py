@@ -37,8 +37,9 @@ from trainer.checkpoint import (
 )
 from trainer.concepts import SINGLE, concept_configs
 from trainer.config import Config, sections
+from trainer.doctor import report
 from trainer.errors import TrainerError
-from trainer.instances import CaptionedImage, digest, find_instances
+from trainer.instances import CaptionedImage, digest, find_all_instances
 from trainer.loop import Denoiser, DreamBooth, Objective, lr_factor
 from trainer.methods import Trained, add_trainables, learn_words, save_result
 from trainer.prior import class_images
@@ -72,9 +73,12 @@ def main(config: Config, scorer: Scorer | None = None) -> None:
     optimization = config.optimization
     accelerator = make_accelerator(config)
     configs = concept_configs(config)
-    instances = {name: find_instances(own.instance) for name, own in configs.items()}
+    instances = find_all_instances(configs)
     checkpoint = find_checkpoint(config)
     refuse_another_run(config.run, checkpoint)
+    if checkpoint is None and accelerator.is_main_process:
+        for name, own in configs.items():
+            report(instances[name], own.instance, own.prior)
     scores: dict[str, LiveScores] = {}
     if accelerator.is_main_process:
         scores = live_scores(config, configs, instances, scorer, accelerator.device)
@@ -131,7 +135,7 @@ def main(config: Config, scorer: Scorer | None = None) -> None:
             "" if name == SINGLE else f"{name}: ",
             f"{counts[name]:,}",
             config.adapter.method,
-            len(cache.instances),
+            len(instances[name]),
             len(cache.classes),
         )
     if accelerator.is_main_process:
