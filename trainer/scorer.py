@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 
 from trainer.base import quiet
-from trainer.config import Config, ScoresConfig
+from trainer.config import Config
 from trainer.errors import TrainerError
 from trainer.prompts import class_after, token_and_class, without_token
+from trainer.scores_config import ScoresConfig
 
 SCORER = "eval.live"
 

@@ -13,13 +13,14 @@ from PIL import Image
 
 from trainer.cache import on_device
 from trainer.chart import Line, Panel, draw_chart
-from trainer.config import BestBy, Config
+from trainer.config import Config
 from trainer.files import save_png, write_atomically
 from trainer.images import load_image
 from trainer.instances import CaptionedImage
 from trainer.records import BEST, SCORES, SCORES_OF_BEST, VALIDATION, forget_after
 from trainer.sampling import sample_images
 from trainer.scorer import Pictures, Plan, Scorer, Wanted, load_scorer, make_plan
+from trainer.scores_config import BestBy
 
 logger = logging.getLogger(__name__)
 

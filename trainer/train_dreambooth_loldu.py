@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -76,12 +76,12 @@ def main(config: Config, scorer: Scorer | None = None) -> None:
     instances = find_all_instances(configs)
     checkpoint = find_checkpoint(config)
     refuse_another_run(config.run, checkpoint)
-    if checkpoint is None and accelerator.is_main_process:
-        for name, own in configs.items():
-            report(instances[name], own.instance, own.prior)
     scores: dict[str, LiveScores] = {}
     if accelerator.is_main_process:
         scores = live_scores(config, configs, instances, scorer, accelerator.device)
+    if checkpoint is None and accelerator.is_main_process:
+        for name, own in configs.items():
+            report(instances[name], own.instance, own.prior)
 
     # ------------------------------------------------------------------------- the frozen base
     pipeline = load_pipeline(
@@ -175,7 +175,7 @@ class Run:
     pipeline: StableDiffusionPipeline
     trained: Trained
     accelerator: Accelerator
-    scores: dict[str, LiveScores]
+    scores: dict[str, LiveScores] = field(default_factory=dict)
 
 
 def compute_dtype(config: Config) -> torch.dtype:
