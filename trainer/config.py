@@ -307,7 +307,8 @@ def _problems(config: Config) -> Iterator[str]:
             "--with_prior_preservation needs --class_prompt, such as "
             '"a photo of a dog", to draw class pictures.'
         )
-    if config.run.validation_steps and not config.run.validation_prompt:
+    one = config.instance.concepts is None  # several are checked one by one, with what they add
+    if one and config.run.validation_steps and not config.run.validation_prompt:
         yield "--validation_steps needs --validation_prompt: say what to draw."
     if config.scores.validation_scores and not config.run.validation_steps:
         yield "--validation_scores needs --validation_steps: say how often to draw and to measure."

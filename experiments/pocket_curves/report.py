@@ -13,14 +13,14 @@ from experiments.pocket_curves.variants import VARIANTS
 from trainer.chart import Line, Panel, draw_chart
 
 TITLES = {
-    "concept": "concept ↑  attributes of the concept that are drawn",
-    "dino": "DINO ↑  like held-out pictures, in shape and detail",
-    "clip_i": "CLIP-I ↑  like them, in kind and colour",
-    "clip_t": "CLIP-T ↑  does what the prompt says",
-    "background": "background ↑  the setting asked for is drawn",
-    "drift": "drift ↓  other prompts' pictures, away from the base's",
-    "others": "others ↑  attributes of unrelated prompts that are drawn",
-    "leak": "leak ↓  attributes of the concept on its plain class",
+    "concept": "concept (more is better): attributes of the concept that are drawn",
+    "dino": "DINO (more is better): like held-out pictures, in shape and detail",
+    "clip_i": "CLIP-I (more is better): like them, in kind and colour",
+    "clip_t": "CLIP-T (more is better): does what the prompt says",
+    "background": "background (more is better): the setting asked for is drawn",
+    "drift": "drift (less is better): other prompts' pictures, away from the base's",
+    "others": "others (more is better): attributes of unrelated prompts that are drawn",
+    "leak": "leak (less is better): attributes of the concept on its plain class",
 }
 OTHER_COLOUR = "#667085"
 

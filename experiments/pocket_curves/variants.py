@@ -25,8 +25,8 @@ class Variant:
 
 
 VARIANTS = {
-    "loldu-r8": Variant("--rank 8", "#9ecae9"),
-    "loldu-r32": Variant("--rank 32", "#4a98d3"),
+    "loldu-r8": Variant("--rank 8", "#79b4e3"),
+    "loldu-r32": Variant("--rank 32", "#2b7cc4"),
     "loldu-full": Variant("", "#0b3c8c"),
     "loldu-full-word": Variant(_WORD_FLAGS, "#12a39a"),
     "loldu-full-text": Variant("--train_text_encoder --text_encoder_lr 5e-3", "#0a5f5a"),

@@ -17,6 +17,7 @@ from trainer import scorer as scorer_module
 from trainer.__main__ import run
 from trainer.config import Config
 from trainer.errors import TrainerError
+from trainer.preset import parse
 from trainer.scorer import Pictures, make_plan
 from trainer.scores import curves, read_scores
 from trainer.train_dreambooth_loldu import main
@@ -205,3 +206,23 @@ def test_the_picture_shows_one_step_as_well_as_many() -> None:
     assert one.size == many.size
     assert one.tobytes() != many.tobytes()
     assert many.tobytes() != curves(lines, None).tobytes()
+
+
+def test_every_concept_has_scores_and_a_best_of_its_own(
+    flags: list[str], pictures: Path, tmp_path: Path
+) -> None:
+    toml = tmp_path / "concepts.toml"
+    table = "[{0}]\ninstance_data_dir = '{1}'\ninstance_prompt = '{0} toy'\ntoken = '{0}'\n"
+    table += "validation_prompt = ['{0} toy', 'toy']\ndrift_prompt = ['a {0}x']\n"
+    toml.write_text("".join(table.format(name, pictures) for name in ("sks", "zwx")))
+    at = flags.index("--instance_data_dir")
+    scored = [flag for flag in SCORED if flag not in (*PROMPTS,)]
+    fake = FakeScorer(0.0, 0.0, 0.1, 0.4, 0.2, 0.3)
+    argv = [*flags[:at], *flags[at + 4 :], *scored, "--concepts", str(toml)]
+    main(parse([*argv, "--max_train_steps", "2", "--keep_best", "dino"]), fake)
+    for name, step in (("sks", 2), ("zwx", 1)):
+        folder = tmp_path / "run" / "concepts" / name
+        assert [line["step"] for line in read_scores(folder)] == [0, 1, 2]
+        best = read_concept(folder / "best" / "concept.safetensors").metadata
+        assert (best["steps"], best["instance_prompt"]) == (step, f"{name} toy")
+        assert json.loads((folder / "summary.json").read_text())["best"]["step"] == step
