@@ -28,6 +28,7 @@ _MAY_CHANGE = frozenset(
     {
         "pretrained_model_name_or_path",
         "vae",
+        "single_file_config",
         "instance_data_dir",
         "class_data_dir",
         "concepts",
@@ -180,6 +181,8 @@ def _check_same_options(config: Config, path: Path) -> None:
     # Scores of other prompts or models would not compare with those that are there.
     scored = all(run.get("scores", {}).get("validation_scores") for run in (was, now))
     for section in now:
+        if section == "result":  # what is made of the run once it is done
+            continue
         keys = {*was.get(section, {}), *now[section]} - may_change
         if section == "run":
             keys &= _DRAWS_CLASS_PICTURES | (_IS_SCORED if scored else set())

@@ -14,6 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from trainer.cache import on_device
+from trainer.card import CARD, is_card
 from trainer.checkpoint import CONFIG, PREFIX, Progress, checkpoints
 from trainer.concepts import FOLDER, SINGLE
 from trainer.config import Config, RunConfig, to_toml
@@ -25,6 +26,7 @@ from trainer.sampling import sample_images
 
 METRICS, SUMMARY, VALIDATION = "metrics.jsonl", "summary.json", "validation"
 SCORES, BEST, SCORES_OF_BEST = "validation.jsonl", "best", "scores.json"
+SAMPLES = "samples"
 
 
 def refuse_another_run(run: RunConfig, checkpoint: Path | None) -> None:
@@ -53,6 +55,11 @@ def refuse_another_run(run: RunConfig, checkpoint: Path | None) -> None:
             f"--output_dir {folder} holds another run; {cure}replace it with --overwrite, or name "
             "another folder."
         )
+    if (folder / CARD).exists() and not is_card(folder / CARD):
+        raise TrainerError(
+            f"{folder / CARD} is not a model card of this trainer, which would take its place; "
+            "move it, or name another --output_dir."
+        )
 
 
 def open_output_dir(
@@ -70,9 +77,10 @@ def open_output_dir(
 
 def _earlier_run(folder: Path) -> list[Path]:
     """What the trainer wrote here; class pictures know what they were made from and may stay."""
-    names = [CONFIG, METRICS, SUMMARY, VALIDATION, SCORES, BEST, f".{BEST}.tmp", FOLDER]
+    names = [CONFIG, METRICS, SUMMARY, VALIDATION, CARD, SCORES, BEST, f".{BEST}.tmp", FOLDER]
     names += sorted(set(FILE_NAMES.values()))
     written = [folder / name for name in names if (folder / name).exists()]
+    written += [*folder.glob(f"{SAMPLES}/*-base.png"), *folder.glob(f"{SAMPLES}/*-concept.png")]
     return [*written, *folder.glob(f"{PREFIX}*"), *folder.glob(f".{PREFIX}*.tmp")]
 
 

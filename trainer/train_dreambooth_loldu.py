@@ -13,7 +13,6 @@ import time
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 if not __package__:  # run by its path: import from the repository, not from this file's folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -36,11 +35,13 @@ from trainer.checkpoint import (
     save_checkpoint,
 )
 from trainer.concepts import SINGLE, concept_configs
-from trainer.config import Config, sections
+from trainer.config import Config
 from trainer.doctor import report
 from trainer.errors import TrainerError
+from trainer.hub import open_repositories, push
 from trainer.instances import CaptionedImage, digest, find_all_instances
 from trainer.loop import Denoiser, DreamBooth, Objective, lr_factor
+from trainer.metadata import Training, describe
 from trainer.methods import Trained, add_trainables, learn_words, save_result
 from trainer.prior import class_images
 from trainer.records import (
@@ -48,9 +49,8 @@ from trainer.records import (
     draw_validation,
     open_output_dir,
     refuse_another_run,
-    size_bytes,
-    write_summary,
 )
+from trainer.result import write_result
 from trainer.scorer import Scorer
 from trainer.scores import LiveScores, live_scores, scores_at
 
@@ -79,6 +79,7 @@ def main(config: Config, scorer: Scorer | None = None) -> None:
     scores: dict[str, LiveScores] = {}
     if accelerator.is_main_process:
         scores = live_scores(config, configs, instances, scorer, accelerator.device)
+    repositories = open_repositories(configs) if accelerator.is_main_process else {}
     if checkpoint is None and accelerator.is_main_process:
         for name, own in configs.items():
             report(instances[name], own.instance, own.prior)
@@ -126,32 +127,40 @@ def main(config: Config, scorer: Scorer | None = None) -> None:
         logger.info("Resuming after step %d from %s", progress.step, checkpoint)
 
     # ------------------------------------------------------------------------------- training
-    counts = {
-        name: sum(parameter.numel() for parameter in trained.parameters(name)) for name in configs
+    trainings = {
+        name: Training(
+            progress,
+            sum(parameter.numel() for parameter in trained.parameters(name)),
+            instances[name][0].caption,
+            len(cache.instances),
+            len(cache.classes),
+        )
+        for name, cache in caches.items()
     }
-    for name, cache in caches.items():
+    for name, training in trainings.items():
         logger.info(
             "Training %s%s parameters (%s) on %d pictures and %d class pictures",
             "" if name == SINGLE else f"{name}: ",
-            f"{counts[name]:,}",
+            f"{training.parameters:,}",
             config.adapter.method,
             len(instances[name]),
-            len(cache.classes),
+            training.class_pictures,
         )
     if accelerator.is_main_process:
         open_output_dir(config, configs, checkpoint)
-    run = Run(config, configs, inputs, pipeline, trained, accelerator, scores)
+    run = Run(config, configs, inputs, pipeline, trained, accelerator, trainings, scores)
     with logging_redirect_tqdm():
         progress = fit(run, denoiser, optimizer, objective, progress)
 
     # --------------------------------------------------------------------------------- result
     if accelerator.is_main_process:
+        results: dict[str, list[str]] = {}
         for name, own in configs.items():
             measured = scores_at(own.run.output_dir, progress.step) if name in scores else None
-            told = describe(own, progress, measured)
-            result = save_result(pipeline, trained, name, own, told)
-            write_summary(own.run.output_dir, result, counts[name], progress)
-            logger.info("Saved %s (%s bytes)", result, f"{size_bytes(result):,}")
+            training = dataclasses.replace(trainings[name], progress=progress, scores=measured)
+            device, repository = accelerator.device, repositories.get(name)
+            results[name] = write_result(own, name, pipeline, trained, training, device, repository)
+        push(configs, repositories, results)
     accelerator.end_training()
 
 
@@ -166,6 +175,7 @@ class Run:
         pipeline: the base, and on it what is trained.
         trained: what is trained.
         accelerator: device, precision and processes.
+        trainings: what a concept file tells of every concept, but progress and scores.
         scores: those of every concept, where validation is scored.
     """
 
@@ -175,6 +185,7 @@ class Run:
     pipeline: StableDiffusionPipeline
     trained: Trained
     accelerator: Accelerator
+    trainings: dict[str, Training] = field(default_factory=dict)
     scores: dict[str, LiveScores] = field(default_factory=dict)
 
 
@@ -311,26 +322,13 @@ def measure(run: Run, name: str, scores: LiveScores, step: int) -> None:
     def save(folder: Path) -> None:
         own = run.configs[name]
         there = dataclasses.replace(own, run=dataclasses.replace(own.run, output_dir=folder))
-        told = describe(own, Progress(step), measured)
+        training = dataclasses.replace(
+            run.trainings[name], progress=Progress(step), scores=measured
+        )
+        told = describe(own, training, run.pipeline)
         save_result(run.pipeline, run.trained, name, there, told)
 
     scores.keep_best(step, measured, save)
-
-
-def describe(config: Config, progress: Progress, scores: dict[str, float] | None) -> dict[str, Any]:
-    """What the concept file tells about its making; where things lay is nobody's business."""
-    told = sections(config)
-    return {
-        "method": config.adapter.method,
-        "instance_prompt": config.instance.instance_prompt,
-        "class_prompt": told["prior"]["class_prompt"],
-        "resolution": config.instance.resolution,
-        "steps": progress.step,
-        "seed": config.optimization.seed,
-        "adapter": told["adapter"],
-        "optimization": told["optimization"],
-        **({"scores": scores} if scores else {}),
-    }
 
 
 if __name__ == "__main__":

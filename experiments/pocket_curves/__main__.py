@@ -72,6 +72,7 @@ def run_one(name: str, flags: list[str], seed: int, judge: Judge) -> dict[str, A
     argv += ["--instance_data_dir", str(folder)]
     argv += ["--instance_prompt", f"a photo of a {token} {kind}"]
     argv += ["--class_data_dir", str(WORK / "class"), "--checkpointing_steps", "0"]
+    argv += ["--lora_file", "no", "--no_sample_at_end"]
     argv += ["--validation_prompt", *scorer.prompts(token), "--validation_scores", *MEASURING]
     argv += ["--drift_prompt", *scorer.drift_prompts()]
     argv += ["--token", token, *(("--initializer_token", kind) if word else ()), *flags]
