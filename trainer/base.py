@@ -61,7 +61,7 @@ def load_pipeline(
     if single_file_config is not None:
         flag = "--single_file_config"
         _check_source(single_file_config, flag, "model_index.json", may_be_file=False)
-    with _quiet():
+    with quiet():
         if not single_file:
             _check_index(name, revision)
         parts: dict[str, Any] = {}
@@ -248,7 +248,7 @@ def _in_one_sentence(part: str, name: str, layout: str | None = None) -> Iterato
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No loading bars and no advice: what matters becomes an error here."""
     bars = [
         (library, library.is_progress_bar_enabled())
