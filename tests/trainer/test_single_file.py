@@ -100,10 +100,10 @@ def test_without_the_hub_it_says_what_to_give(file: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for layout in (None, "some/base"):
         with pytest.raises(
-            TrainerError, match=r"any diffusers folder .* --single_file_config"
+            TrainerError, match=r"any diffusers folder .* --single_file"
         ) as e:
             load_pipeline(str(file), single_file_config=layout)
-        assert "\n" not in str(e.value)
+        assert "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize("prefix", ["first_stage_model.", ""])
