@@ -10,9 +10,11 @@ from typing import Any, Literal
 import tomli_w
 
 from trainer.errors import TrainerError
+from trainer.prompts import class_after
 
 Method = Literal["loldu", "svfit", "lora", "dreambooth", "textual_inversion"]
 Rank = int | Literal["full"]
+Tracker = Literal["tensorboard", "wandb"]
 
 
 @dataclass(frozen=True)
@@ -46,15 +48,20 @@ class BaseModelConfig:
 class InstanceConfig:
     """The pictures of the concept."""
 
-    # Folder with 3-5 pictures (jpg, png, webp, bmp); vary pose and background, or the background
-    # becomes part of the concept. A name.txt beside name.jpg is that picture's own prompt.
+    # Folder with 3-5 pictures (jpg, png, webp, bmp, gif); vary pose and background, or the
+    # background becomes part of the concept. A name.txt beside name.jpg, or else its line of
+    # metadata.jsonl, is that picture's own prompt; name-masklabel.png marks what to learn of it.
     instance_data_dir: Path | None = None
-    # A rare token and the class, e.g. "a photo of sks dog"; needed unless every picture has a .txt.
-    # A common word instead of a rare token drags its old meaning along.
+    # A rare token and the class, e.g. "a photo of sks dog"; needed unless every picture has its
+    # own. A common word instead of a rare token drags its old meaning along.
     instance_prompt: str | None = None
+    # The rare token in it, to be told in the concept file and on the card; where a class prompt
+    # differs from the instance prompt by the token alone, the two tell it themselves, and a
+    # --placeholder_token is one.
+    token: str | None = None
     # A TOML file with a table for each of several concepts, trained together: every row of a batch
     # has its own concept, so that N cost a batch of N and not N runs, and each becomes what it
-    # would alone. A table may have instance_data_dir, instance_prompt, class_prompt,
+    # would alone. A table may have instance_data_dir, instance_prompt, token, class_prompt,
     # class_data_dir, validation_prompt, placeholder_token and initializer_token.
     concepts: Path | None = None
     # A made-up word of the prompt, such as <dog>, whose embedding is learned too: more likeness at
@@ -70,6 +77,9 @@ class InstanceConfig:
     center_crop: bool = True
     # Also train on mirrored pictures: more variety, wrong for text and asymmetric subjects.
     random_flip: bool = False
+    # What the black of a mask counts where its white counts 1: 0 never learns the background and
+    # may fill it with anything, 0.1 keeps it in place at little cost, 1 ignores masks.
+    unmasked_weight: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -82,8 +92,9 @@ class PriorConfig:
     # Prompts of the class pictures, e.g. "a photo of a dog"; several prompts (backgrounds, other
     # classes) protect more of the model than one.
     class_prompt: tuple[str, ...] = ()
-    # Your own class pictures, used as they are; or an empty or absent folder in which to keep the
-    # generated ones for later runs (otherwise they live in the output_dir).
+    # Your own class pictures, used as they are, those without a caption with the class prompts in
+    # turn; or an empty or absent folder in which to keep the generated ones for later runs
+    # (otherwise they live in the output_dir).
     class_data_dir: Path | None = None
     # How many to generate: more protect more and are drawn once; 100-200 is usual.
     num_class_images: int = 100
@@ -132,6 +143,10 @@ class AdapterConfig:
     # Row pivots alone, or complete: also column pivots, which puts the largest directions first and
     # survives singular layers, for a slower set-up. Used by loldu only.
     pivoting: Literal["partial", "complete"] = "partial"
+    # Measure directions in units in which a step changes the weight as much: LDU's differ by a
+    # factor of ten to forty, and the long ones learn and harm most. More likeness at less drift on
+    # the embedded base, at a learning rate several times as large; not in the paper, nor for lora.
+    normalize_directions: bool = False
     # Also train one scale a layer (r + 1 parameters, as in the paper); without it weight decay is
     # the only thing that tells the preserving inits apart.
     train_scale: bool = True
@@ -186,10 +201,14 @@ class OptimizationConfig:
 class RunConfig:
     """What is written, and when."""
 
-    # Folder of the run: concept file, config.toml, metrics.jsonl, summary.json, checkpoints.
+    # Folder of the run: the result (concept file, LoRA, README.md, samples), config.toml,
+    # metrics.jsonl, summary.json, checkpoints; with --concepts in a folder for each.
     output_dir: Path
-    # Replace the run that is in output_dir; without it (and without --resume) it is left alone.
+    # Replace the run that is in output_dir, and push to a repository that has files; without it
+    # (and without --resume) both are left alone.
     overwrite: bool = False
+    # Say what is found in the pictures and stop: no base is loaded and nothing is written.
+    doctor_only: bool = False
     # latest, or the path of a checkpoint folder: continue exactly where it was. latest without a
     # checkpoint starts from the beginning.
     resume: str | None = None
@@ -200,14 +219,45 @@ class RunConfig:
     # Steps between lines of metrics.jsonl, each a mean since the last; small values make a GPU
     # wait.
     logging_steps: int = 10
-    # Prompts drawn while training, always from the same noise, into validation/.
+    # Also report what metrics.jsonl and validation/ get to these: tensorboard writes into the
+    # output_dir; wandb sends it to wandb.ai, your prompts with it. Each needs its library.
+    report_to: tuple[Tracker, ...] = ()
+    # Prompts drawn while training into validation/, the base's pictures above the adapter's, always
+    # from the same noise; a sample asked for in between shows the instance prompt without them.
     validation_prompt: tuple[str, ...] = ()
-    # Steps between validation pictures, which take as long as many steps; 0 for none.
+    # Steps between validation pictures, which take as long as many steps, and once more at the end;
+    # 0 for none.
     validation_steps: int = 0
     # Denoising steps of class and validation pictures: 20-30 are faster and a little rougher.
     num_inference_steps: int = 50
     # How literally class and validation pictures follow the prompt: high is vivid and uniform.
     guidance_scale: float = 7.5
+
+
+@dataclass(frozen=True)
+class ResultConfig:
+    """What is made of a finished run, and who gets it."""
+
+    # Also write the concept as a LoRA, for A1111, ComfyUI and diffusers without this library. fp16
+    # rounds it to three digits and is what people share: 13 MB for SD v1.5 at rank 32, 360 at full
+    # rank. fp32 is exact and twice as large. With --method lora it is the result itself, in fp32.
+    lora_file: Literal["fp16", "fp32", "no"] = "fp16"
+    # At the end, draw the validation prompts (the first four; else the instance prompt) with the
+    # base and with the concept, for the card: 4 x num_inference_steps passes through the UNet for
+    # each prompt.
+    sample_at_end: bool = True
+    # Licence of the result, by its identifier on the hub (such as openrail, or other); that of the
+    # base unless given, where it is one of the well-known ones.
+    license: str | None = None
+    # Put the result on the Hugging Face hub at the end: concept, LoRA, card, samples, options and
+    # metrics, never the training pictures or checkpoints. Needs a login that may write; checked,
+    # and the repository made, before training.
+    push_to_hub: bool = False
+    # Name of the repository, user/name or name; that of the output_dir unless given. With several
+    # --concepts each has its own, and its name comes after this one.
+    hub_model_id: str | None = None
+    # Make the repository private: a concept of a person should be.
+    hub_private: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,8 +274,9 @@ class Config:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
     run: RunConfig
-    # Flags from a file: paper (the paper's Table X), pocket, or the path of a .toml, such as the
-    # config.toml of an earlier run.
+    result: ResultConfig = field(default_factory=ResultConfig)
+    # Flags from a file: paper (the paper's Table X), fast, low_vram, pocket, or the path of a
+    # .toml, such as the config.toml of an earlier run.
     preset: str | None = None
 
 
@@ -243,11 +294,14 @@ def sections(config: Config) -> dict[str, dict[str, Any]]:
         section.name: {
             key: plain(value)
             for key, value in dataclasses.asdict(getattr(config, section.name)).items()
-            if value is not None and key not in ("overwrite", "resume")  # of this start alone
+            if value is not None and key not in _OF_THIS_START
         }
         for section in dataclasses.fields(config)
         if section.name != "preset"  # its values are in the sections
     }
+
+
+_OF_THIS_START = {"overwrite", "resume", "doctor_only"}
 
 
 def to_toml(config: Config) -> str:
@@ -286,6 +340,8 @@ def _problems(config: Config) -> Iterator[str]:
         yield f"--rank is {config.adapter.rank}; it must be at least 1, or full."
     if config.instance.resolution % 8:
         yield f"--resolution is {config.instance.resolution}; it must be a multiple of 8."
+    if not 0 <= config.instance.unmasked_weight <= 1:
+        yield f"--unmasked_weight is {config.instance.unmasked_weight}; it must be from 0 to 1."
     if not config.adapter.target_modules:
         yield "--target_modules is empty; name at least one layer, such as to_k."
     yield from _method_problems(config)
@@ -295,8 +351,16 @@ def _problems(config: Config) -> Iterator[str]:
             "--with_prior_preservation needs --class_prompt, such as "
             '"a photo of a dog", to draw class pictures.'
         )
+    prompt, token = config.instance.instance_prompt, config.instance.token
+    if prompt and token and class_after(prompt, token) is None:
+        yield f"--token is {token}, which is not in the --instance_prompt ({prompt})."
     if config.run.validation_steps and not config.run.validation_prompt:
         yield "--validation_steps needs --validation_prompt: say what to draw."
+    if config.result.push_to_hub and config.adapter.method == "dreambooth":
+        yield (
+            "--push_to_hub is for small results; leave it out with --method dreambooth and push "
+            "the gigabytes of its folder pipeline with `hf upload`."
+        )
 
 
 def _method_problems(config: Config) -> Iterator[str]:
