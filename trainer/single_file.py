@@ -1,6 +1,5 @@
 """A single-file checkpoint: what is in it, told from its header before anything is loaded."""
 
-import hashlib
 import re
 from pathlib import Path
 
@@ -57,12 +56,6 @@ def refuse_more_channels(name: str | Path, channels: int) -> None:
             f"The UNet of {name} takes {channels} channels, so it is for inpainting or editing; "
             "give the base for plain text to image."
         )
-
-
-def sha256(path: Path) -> str:
-    """The digest by which model sites list and find a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _shapes(path: Path) -> dict[str, list[int]]:
