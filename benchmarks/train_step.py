@@ -43,9 +43,11 @@ from trainer.config import (
     OptimizationConfig,
     RunConfig,
 )
+from trainer.control import Control
 from trainer.errors import TrainerError
 from trainer.loop import Denoiser, DreamBooth, Objective
 from trainer.methods import add_trainables
+from trainer.tracking import Trackers
 from trainer.train_dreambooth_loldu import Run, fit, make_accelerator
 
 RESULTS = Path(__file__).parent / "results"
@@ -151,7 +153,9 @@ def the_trainer(
         with tempfile.TemporaryDirectory() as folder, redirect_stderr(StringIO()):  # its bar
             log = RunConfig(Path(folder), checkpointing_steps=0, logging_steps=2**31)
             now = replace(config, optimization=last, run=log)
-            run = Run(now, dict.fromkeys(configs, now), {}, pipeline, trained, accelerator)
+            same, control = dict.fromkeys(configs, now), Control(log, accelerator)
+            trackers = Trackers(now, 0, enabled=False)
+            run = Run(now, same, {}, pipeline, trained, accelerator, control, trackers)
             progress = fit(run, denoiser, prepared, objective, progress)
 
     def take(count: int) -> float:

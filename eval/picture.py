@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from trainer.lettering import font, wrapped
 
 CELL_PX = 160
 GAP_PX = 10
@@ -52,9 +54,9 @@ class _Page:
 
     def text(self, text: str, size: int, colour: str = INK, x: int = MARGIN_PX) -> None:
         """Write lines, wrapped to the page, and move below them."""
-        font = _font(size)
-        for line in _wrapped(text, size, self.image.width - MARGIN_PX - x):
-            self.draw.text((x, self.y), line, font=font, fill=colour)
+        face = font(size)
+        for line in wrapped(text, size, self.image.width - MARGIN_PX - x):
+            self.draw.text((x, self.y), line, font=face, fill=colour)
             self.y += round(size * 1.4)
 
 
@@ -89,15 +91,15 @@ def _draw_section(page: _Page, section: Section) -> None:
     left = MARGIN_PX + LABEL_PX
     for label, images in section.rows:
         middle = page.y + CELL_PX // 2
-        page.draw.text((MARGIN_PX, middle), label, font=_font(18), fill=INK, anchor="lm")
+        page.draw.text((MARGIN_PX, middle), label, font=font(18), fill=INK, anchor="lm")
         for column, image in enumerate(images[:MAX_COLUMNS]):
             page.image.paste(_thumbnail(image), (left + column * (CELL_PX + GAP_PX), page.y))
         page.y += CELL_PX + GAP_PX
-    lines = [_wrapped(caption, 13, CELL_PX) for caption in section.captions[:MAX_COLUMNS]]
+    lines = [wrapped(caption, 13, CELL_PX) for caption in section.captions[:MAX_COLUMNS]]
     for column, caption in enumerate(lines):
         x = left + column * (CELL_PX + GAP_PX) + CELL_PX // 2
         for row, line in enumerate(caption):
-            page.draw.text((x, page.y + row * 17), line, font=_font(13), fill=FAINT, anchor="ma")
+            page.draw.text((x, page.y + row * 17), line, font=font(13), fill=FAINT, anchor="ma")
     page.y += 17 * max(map(len, lines), default=0)
 
 
@@ -130,9 +132,9 @@ def _draw_bars(page: _Page, bars: Sequence[ScoreBar]) -> None:
             x = x_of(bar.real)
             page.draw.line((x, top - 3, x, top + 43), fill=TRUTH, width=3)
             place = (page.image.width - MARGIN_PX, top + 20)
-            page.draw.text(place, f"{bar.real:.3f}", font=_font(14), fill=TRUTH, anchor="rm")
+            page.draw.text(place, f"{bar.real:.3f}", font=font(14), fill=TRUTH, anchor="rm")
         for place, text in labels:  # legible across the line of true pictures
-            style = {"font": _font(14), "anchor": "lm", "stroke_width": 3, "stroke_fill": PAPER}
+            style = {"font": font(14), "anchor": "lm", "stroke_width": 3, "stroke_fill": PAPER}
             page.draw.text(place, text, fill=INK, **style)
         page.y = top + 58
 
@@ -141,7 +143,7 @@ def _draw_legend(page: _Page) -> None:
     x = MARGIN_PX + 420
     for colour, text in ((BEFORE, "before"), (AFTER, "after"), (TRUTH, "true pictures")):
         page.draw.rectangle((x, page.y + 2, x + 14, page.y + 16), fill=colour)
-        page.draw.text((x + 22, page.y + 9), text, font=_font(14), fill=FAINT, anchor="lm")
+        page.draw.text((x + 22, page.y + 9), text, font=font(14), fill=FAINT, anchor="lm")
         x += 130
     page.y += 34
 
@@ -154,22 +156,3 @@ def _thumbnail(image: Image.Image) -> Image.Image:
     cell = Image.new("RGB", (CELL_PX, CELL_PX), PAPER)
     cell.paste(resized, ((CELL_PX - size[0]) // 2, (CELL_PX - size[1]) // 2))
     return cell
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    font = ImageFont.load_default(size)
-    assert isinstance(font, ImageFont.FreeTypeFont)
-    return font
-
-
-def _wrapped(text: str, size: int, width: int) -> list[str]:
-    """Break a text into lines no wider than `width` pixels, between words."""
-    font = _font(size)
-    lines: list[str] = []
-    for word in text.split():
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and font.getlength(longer) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return lines

@@ -4,12 +4,15 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from trainer.errors import TrainerError
+from trainer.errors import Stopped, TrainerError
 from trainer.preset import parse
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """The command: train, or tell a person's mistake in one line with exit status 2."""
+    """The command: train, or tell a person's mistake in one line with exit status 2.
+
+    A run that was asked to stop has the exit status 130, as after any Ctrl-C.
+    """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("trainer").setLevel(logging.INFO)
     try:
@@ -28,6 +31,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # a full disk, a folder that may not be written
         sys.stderr.write(f"{error.filename or 'A file'}: {error.strerror or error}.\n")
         return 2
+    except Stopped:
+        return 130
     except KeyboardInterrupt:
         sys.stderr.write("Stopped; --resume latest continues from the last checkpoint.\n")
         return 130

@@ -28,6 +28,7 @@ _MAY_CHANGE = frozenset(
     {
         "pretrained_model_name_or_path",
         "vae",
+        "single_file_config",
         "instance_data_dir",
         "class_data_dir",
         "concepts",
@@ -77,6 +78,7 @@ def save_checkpoint(
     (folder / _STATE).write_text(state_json, encoding="utf-8")
     shutil.rmtree(final, ignore_errors=True)
     folder.rename(final)
+    logger.info("Checkpoint: %s", final)
     limit = config.run.checkpoints_total_limit
     for old in checkpoints(config.run.output_dir)[: -limit if limit else 0]:
         shutil.rmtree(old)
@@ -177,6 +179,8 @@ def _check_same_options(config: Config, path: Path) -> None:
     if config.optimization.lr_scheduler == "constant":  # the others are stretched over the steps
         may_change = may_change | {"max_train_steps"}
     for section in now:
+        if section == "result":  # what is made of the run once it is done
+            continue
         keys = {*was.get(section, {}), *now[section]} - may_change
         if section == "run":
             keys &= _DRAWS_CLASS_PICTURES

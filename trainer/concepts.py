@@ -16,7 +16,7 @@ FOLDER = "concepts"
 """Where the folders of several concepts are, in the run's."""
 _PATHS = ("instance_data_dir", "class_data_dir")
 _LISTS = ("class_prompt", "validation_prompt")
-_TEXTS = ("instance_prompt", "placeholder_token", "initializer_token")
+_TEXTS = ("instance_prompt", "token", "placeholder_token", "initializer_token")
 _KEYS = (*_PATHS, *_LISTS, *_TEXTS)
 
 

@@ -10,9 +10,11 @@ from typing import Any, Literal
 import tomli_w
 
 from trainer.errors import TrainerError
+from trainer.prompts import class_after
 
 Method = Literal["loldu", "svfit", "lora", "dreambooth", "textual_inversion"]
 Rank = int | Literal["full"]
+Tracker = Literal["tensorboard", "wandb"]
 
 
 @dataclass(frozen=True)
@@ -22,13 +24,24 @@ class BaseModelConfig:
     # A diffusers folder, a hub id or a single-file .safetensors checkpoint; the concept file works
     # on this base only.
     pretrained_model_name_or_path: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-    # A VAE (folder or hub id) in place of the base's own; stabilityai/sd-vae-ft-mse draws faces and
-    # small text better on SD v1.x.
+    # A VAE (folder, hub id or .safetensors file) in place of the base's own;
+    # stabilityai/sd-vae-ft-mse draws faces and small text better on SD v1.x.
     vae: str | None = None
     # Commit, branch or tag of a hub id; pin a commit to get the same base next year.
     revision: str | None = None
     # Weight files of this variant, e.g. fp16: half the download, rounded weights.
     variant: str | None = None
+    # A diffusers folder or hub id of the same kind of base, for the layout of a single file's parts
+    # and its tokenizer and noise schedule; none of its weights are used. Needed without the hub,
+    # which gives that of SD v1.5 or 2.1 otherwise.
+    single_file_config: str | None = None
+    # What the UNet predicts, where the base does not say so itself: a single file never does, and
+    # counts as epsilon (SD 1.x) or v_prediction (SD 2.x). The wrong one draws noise from the first
+    # step on.
+    prediction_type: Literal["epsilon", "v_prediction"] | None = None
+    # Leave out this many of the text encoder's last layers, in training and drawing alike: 1 (which
+    # A1111 calls 2) suits most anime bases, 0 the others. Concepts need it as they were trained.
+    clip_skip: int = 0
 
 
 @dataclass(frozen=True)
@@ -42,9 +55,13 @@ class InstanceConfig:
     # A rare token and the class, e.g. "a photo of sks dog"; needed unless every picture has its
     # own. A common word instead of a rare token drags its old meaning along.
     instance_prompt: str | None = None
+    # The rare token in it, to be told in the concept file and on the card; where a class prompt
+    # differs from the instance prompt by the token alone, the two tell it themselves, and a
+    # --placeholder_token is one.
+    token: str | None = None
     # A TOML file with a table for each of several concepts, trained together: every row of a batch
     # has its own concept, so that N cost a batch of N and not N runs, and each becomes what it
-    # would alone. A table may have instance_data_dir, instance_prompt, class_prompt,
+    # would alone. A table may have instance_data_dir, instance_prompt, token, class_prompt,
     # class_data_dir, validation_prompt, placeholder_token and initializer_token.
     concepts: Path | None = None
     # A made-up word of the prompt, such as <dog>, whose embedding is learned too: more likeness at
@@ -184,9 +201,11 @@ class OptimizationConfig:
 class RunConfig:
     """What is written, and when."""
 
-    # Folder of the run: concept file, config.toml, metrics.jsonl, summary.json, checkpoints.
+    # Folder of the run: the result (concept file, LoRA, README.md, samples), config.toml,
+    # metrics.jsonl, summary.json, checkpoints; with --concepts in a folder for each.
     output_dir: Path
-    # Replace the run that is in output_dir; without it (and without --resume) it is left alone.
+    # Replace the run that is in output_dir, and push to a repository that has files; without it
+    # (and without --resume) both are left alone.
     overwrite: bool = False
     # Say what is found in the pictures and stop: no base is loaded and nothing is written.
     doctor_only: bool = False
@@ -200,14 +219,45 @@ class RunConfig:
     # Steps between lines of metrics.jsonl, each a mean since the last; small values make a GPU
     # wait.
     logging_steps: int = 10
-    # Prompts drawn while training, always from the same noise, into validation/.
+    # Also report what metrics.jsonl and validation/ get to these: tensorboard writes into the
+    # output_dir; wandb sends it to wandb.ai, your prompts with it. Each needs its library.
+    report_to: tuple[Tracker, ...] = ()
+    # Prompts drawn while training into validation/, the base's pictures above the adapter's, always
+    # from the same noise; a sample asked for in between shows the instance prompt without them.
     validation_prompt: tuple[str, ...] = ()
-    # Steps between validation pictures, which take as long as many steps; 0 for none.
+    # Steps between validation pictures, which take as long as many steps, and once more at the end;
+    # 0 for none.
     validation_steps: int = 0
     # Denoising steps of class and validation pictures: 20-30 are faster and a little rougher.
     num_inference_steps: int = 50
     # How literally class and validation pictures follow the prompt: high is vivid and uniform.
     guidance_scale: float = 7.5
+
+
+@dataclass(frozen=True)
+class ResultConfig:
+    """What is made of a finished run, and who gets it."""
+
+    # Also write the concept as a LoRA, for A1111, ComfyUI and diffusers without this library. fp16
+    # rounds it to three digits and is what people share: 13 MB for SD v1.5 at rank 32, 360 at full
+    # rank. fp32 is exact and twice as large. With --method lora it is the result itself, in fp32.
+    lora_file: Literal["fp16", "fp32", "no"] = "fp16"
+    # At the end, draw the validation prompts (the first four; else the instance prompt) with the
+    # base and with the concept, for the card: 4 x num_inference_steps passes through the UNet for
+    # each prompt.
+    sample_at_end: bool = True
+    # Licence of the result, by its identifier on the hub (such as openrail, or other); that of the
+    # base unless given, where it is one of the well-known ones.
+    license: str | None = None
+    # Put the result on the Hugging Face hub at the end: concept, LoRA, card, samples, options and
+    # metrics, never the training pictures or checkpoints. Needs a login that may write; checked,
+    # and the repository made, before training.
+    push_to_hub: bool = False
+    # Name of the repository, user/name or name; that of the output_dir unless given. With several
+    # --concepts each has its own, and its name comes after this one.
+    hub_model_id: str | None = None
+    # Make the repository private: a concept of a person should be.
+    hub_private: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,8 +274,9 @@ class Config:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
     run: RunConfig
-    # Flags from a file: paper (the paper's Table X), pocket, or the path of a .toml, such as the
-    # config.toml of an earlier run.
+    result: ResultConfig = field(default_factory=ResultConfig)
+    # Flags from a file: paper (the paper's Table X), fast, low_vram, pocket, or the path of a
+    # .toml, such as the config.toml of an earlier run.
     preset: str | None = None
 
 
@@ -300,8 +351,16 @@ def _problems(config: Config) -> Iterator[str]:
             "--with_prior_preservation needs --class_prompt, such as "
             '"a photo of a dog", to draw class pictures.'
         )
+    prompt, token = config.instance.instance_prompt, config.instance.token
+    if prompt and token and class_after(prompt, token) is None:
+        yield f"--token is {token}, which is not in the --instance_prompt ({prompt})."
     if config.run.validation_steps and not config.run.validation_prompt:
         yield "--validation_steps needs --validation_prompt: say what to draw."
+    if config.result.push_to_hub and config.adapter.method == "dreambooth":
+        yield (
+            "--push_to_hub is for small results; leave it out with --method dreambooth and push "
+            "the gigabytes of its folder pipeline with `hf upload`."
+        )
 
 
 def _method_problems(config: Config) -> Iterator[str]:
@@ -348,6 +407,7 @@ def _word_problems(config: Config) -> Iterator[str]:
 
 
 _AT_LEAST = {
+    "clip_skip": 0,
     "resolution": 8,
     "num_class_images": 1,
     "prior_loss_weight": 0,

@@ -1,4 +1,4 @@
-"""The one exception for what a person can put right, and several of them at once."""
+"""How a run ends before its time: mistakes, told one by one or together, and being asked to."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,3 +31,7 @@ class Mistakes:
         """
         if self._sentences:
             raise TrainerError("\n".join(self._sentences))
+
+
+class Stopped(Exception):
+    """The run was asked to stop, and did, with a checkpoint to continue from."""

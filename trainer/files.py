@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -20,8 +21,11 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def save_png(image: Image.Image, path: Path) -> None:
-    """Write a picture atomically, as PNG."""
+def save_png(image: Image.Image, path: Path, parameters: str | None = None) -> None:
+    """Write a picture atomically, as PNG; `parameters` is kept inside and says how it was drawn."""
+    info = PngInfo()
+    if parameters is not None:
+        info.add_text("parameters", parameters)
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
+    image.save(buffer, format="PNG", pnginfo=info)
     write_atomically(path, buffer.getvalue())

@@ -26,6 +26,9 @@ State = dict[str, Tensor]
 class Part(ABC):
     """What is trained in one model of the pipeline."""
 
+    gives_base_back = True
+    """Whether `off` does."""
+
     @abstractmethod
     def parameters(self, concept: str) -> list[nn.Parameter]:
         """What is trained for a concept."""
@@ -177,6 +180,8 @@ class Lora(Part):
 class WholeModel(Part):
     """Every weight of a model, for one concept: DreamBooth as it was published."""
 
+    gives_base_back = False
+
     def __init__(self, model: nn.Module) -> None:
         """Let all of a model be trained, in fp32."""
         self._model = model.float().requires_grad_(True)
@@ -235,6 +240,8 @@ class Words(nn.Module):
 
 class NewWords(Part):
     """The embeddings of new words, one a concept."""
+
+    gives_base_back = False
 
     def __init__(self, text_encoder: CLIPTextModel, initializers: Mapping[str, int]) -> None:
         """Give a text encoder the words that its tokenizer already knows."""

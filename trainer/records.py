@@ -1,6 +1,7 @@
-"""What a run writes about itself: its folder, metrics.jsonl, validation sheets, summary.json."""
+"""What a run writes about itself: its folder, metrics.jsonl, the progress line, summary.json."""
 
 import json
+import logging
 import math
 import shutil
 import sys
@@ -8,21 +9,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
-from PIL import Image
 from tqdm import tqdm
 
-from trainer.cache import on_device
+from trainer.card import CARD, is_card
 from trainer.checkpoint import CONFIG, PREFIX, Progress, checkpoints
 from trainer.concepts import FOLDER, SINGLE
 from trainer.config import Config, RunConfig, to_toml
 from trainer.errors import TrainerError
-from trainer.files import save_png, write_atomically
+from trainer.files import write_atomically
 from trainer.loop import Losses
 from trainer.methods import FILE_NAMES, Trained
-from trainer.sampling import sample_images
+from trainer.tracking import TRACKING, Trackers
+from trainer.validation import VALIDATION
 
-METRICS, SUMMARY, VALIDATION = "metrics.jsonl", "summary.json", "validation"
+logger = logging.getLogger(__name__)
+
+METRICS, SUMMARY, SAMPLES = "metrics.jsonl", "summary.json", "samples"
 
 
 def refuse_another_run(run: RunConfig, checkpoint: Path | None) -> None:
@@ -51,6 +53,11 @@ def refuse_another_run(run: RunConfig, checkpoint: Path | None) -> None:
             f"--output_dir {folder} holds another run; {cure}replace it with --overwrite, or name "
             "another folder."
         )
+    if (folder / CARD).exists() and not is_card(folder / CARD):
+        raise TrainerError(
+            f"{folder / CARD} is not a model card of this trainer, which would take its place; "
+            "move it, or name another --output_dir."
+        )
 
 
 def open_output_dir(
@@ -68,38 +75,49 @@ def open_output_dir(
 
 def _earlier_run(folder: Path) -> list[Path]:
     """What the trainer wrote here; class pictures know what they were made from and may stay."""
-    names = [CONFIG, METRICS, SUMMARY, VALIDATION, FOLDER, *sorted(set(FILE_NAMES.values()))]
+    names = [CONFIG, METRICS, SUMMARY, VALIDATION, TRACKING, CARD, FOLDER]
+    names += sorted(set(FILE_NAMES.values()))
     written = [folder / name for name in names if (folder / name).exists()]
+    written += [*folder.glob(f"{SAMPLES}/*-base.png"), *folder.glob(f"{SAMPLES}/*-concept.png")]
     return [*written, *folder.glob(f"{PREFIX}*"), *folder.glob(f".{PREFIX}*.tmp")]
 
 
 class MetricsLog:
     """`metrics.jsonl` of every concept and one progress line: means since the last line.
 
+    On a terminal the progress line is a bar; in a log file it is a line every `logging_steps`.
     Losses are summed on the device and read only when a line is due, so that no other step waits
     for the device.
     """
 
     def __init__(
-        self, configs: Mapping[str, Config], trained: Trained, first_step: int, *, enabled: bool
+        self,
+        configs: Mapping[str, Config],
+        trained: Trained,
+        trackers: Trackers,
+        first: Progress,
+        *,
+        enabled: bool,
     ) -> None:
-        """Open the logs of a run that continues after `first_step` steps."""
+        """Open the logs of a run that continues after `first`."""
         config = next(iter(configs.values()))
         self._paths = {name: own.run.output_dir / METRICS for name, own in configs.items()}
         self._every = config.run.logging_steps
+        self._total = config.optimization.max_train_steps
+        self._first = first
         self._trained = trained
+        self._trackers = trackers
         self._enabled = enabled
         self._sums: torch.Tensor | None = None
         self._count = 0
         if enabled:
             for path in self._paths.values():
-                _forget_after(path, first_step)
+                _forget_after(path, first.step)
         self._bar = tqdm(
-            total=config.optimization.max_train_steps,
-            initial=first_step,
+            total=self._total,
+            initial=first.step,
             desc="training",
-            unit="step",
-            disable=not enabled,
+            disable=None if enabled else True,  # None: on a terminal alone
         )
 
     def count(self, losses: Sequence[Losses]) -> None:
@@ -108,21 +126,23 @@ class MetricsLog:
         self._sums = values if self._sums is None else self._sums + values
         self._count += 1
 
-    def finish_step(self, progress: Progress, lr: float) -> None:
-        """Move the bar, and write lines when they are due.
+    def finish_step(self, progress: Progress, lr: float, *, last: bool = False) -> None:
+        """Move the bar, and write lines when they are due, as they are after the last step.
 
         Raises:
             TrainerError: when what is trained is no longer finite.
         """
         self._bar.update()
         step = progress.step
-        if self._sums is None or (step % self._every and step != self._bar.total):
+        last = last or step == self._total
+        if self._sums is None or (step % self._every and not last):
             return
         means = (self._sums / self._count).tolist()
         self._sums, self._count = None, 0
         if not self._enabled:
             return
         norms = [self._trained.delta_norm(name) for name in self._paths]
+        peak = round(peak_memory_mib(), 1)
         for (name, path), (loss, *parts), norm in zip(
             self._paths.items(), means, norms, strict=True
         ):
@@ -139,17 +159,35 @@ class MetricsLog:
                 "lr": lr,
                 "delta_norm": norm,
                 "seconds": round(progress.seconds, 3),
+                "peak_memory_mib": peak,
             }
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+            self._trackers.log(name, line, step)
         loss = sum(loss for loss, *_ in means) / len(means)
         known = [norm for norm in norms if norm is not None]
         change = f", ‖delta_W‖ {max(known):.3g}" if known else ""
-        self._bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.1e}{change}")
+        memory = f", peak {peak / 1024:.1f} GiB" if peak else ""
+        self._tell(progress, f"loss {loss:.4f}, lr {lr:.1e}{change}{memory}")
 
     def close(self) -> None:
         """Leave the progress line as it stands."""
         self._bar.close()
+
+    def _tell(self, progress: Progress, text: str) -> None:
+        """The line for people: behind the bar, or by itself where carriage returns are a mess."""
+        if not self._bar.disable:
+            self._bar.set_postfix_str(text)
+            return
+        line = tqdm.format_meter(
+            progress.step,
+            self._total,
+            progress.seconds - self._first.seconds,
+            initial=self._first.step,
+            postfix=text,
+            bar_format="step {n_fmt}/{total_fmt}{postfix}, {rate_fmt}, {remaining} left",
+        )
+        logger.info(" ".join(line.split()))  # tqdm pads the rate
 
 
 def _forget_after(path: Path, step: int) -> None:
@@ -165,35 +203,6 @@ def _forget_after(path: Path, step: int) -> None:
             break
         kept.append(line + "\n")
     write_atomically(path, "".join(kept))
-
-
-def draw_validation(
-    pipeline: StableDiffusionPipeline, config: Config, step: int, device: torch.device
-) -> Path:
-    """One row of pictures, a column a validation prompt, always from the same noise.
-
-    The row of step 0 is the base's, unless the adapter's start perturbs it.
-    """
-    run = config.run
-    with on_device(pipeline, device):
-        images = sample_images(
-            pipeline,
-            run.validation_prompt,
-            [config.optimization.seed + index for index in range(len(run.validation_prompt))],
-            num_inference_steps=run.num_inference_steps,
-            guidance_scale=run.guidance_scale,
-            resolution=config.instance.resolution,
-            progress=False,
-        )
-    side = config.instance.resolution
-    sheet = Image.new("RGB", (side * len(images), side))
-    for column, image in enumerate(images):
-        sheet.paste(image, (side * column, 0))
-    folder = run.output_dir / VALIDATION
-    folder.mkdir(exist_ok=True)
-    path = folder / f"{step:06d}.png"
-    save_png(sheet, path)
-    return path
 
 
 def write_summary(

@@ -13,7 +13,6 @@ import time
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 if not __package__:  # run by its path: import from the repository, not from this file's folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -36,21 +35,24 @@ from trainer.checkpoint import (
     save_checkpoint,
 )
 from trainer.concepts import SINGLE, concept_configs
-from trainer.config import Config, sections
+from trainer.config import Config
+from trainer.control import Control, Request
 from trainer.doctor import report
-from trainer.errors import TrainerError
+from trainer.errors import Stopped, TrainerError
+from trainer.hub import open_repositories, push
 from trainer.instances import CaptionedImage, digest, find_all_instances
 from trainer.loop import Denoiser, DreamBooth, Objective, lr_factor
-from trainer.methods import Trained, add_trainables, learn_words, save_result
+from trainer.metadata import Training
+from trainer.methods import Trained, add_trainables, learn_words
 from trainer.prior import class_images
 from trainer.records import (
     MetricsLog,
-    draw_validation,
     open_output_dir,
     refuse_another_run,
-    size_bytes,
-    write_summary,
 )
+from trainer.result import write_result
+from trainer.tracking import Trackers, refuse_missing_trackers
+from trainer.validation import Validation
 
 logger = logging.getLogger("trainer")
 
@@ -62,6 +64,7 @@ def main(config: Config) -> None:
 
     Raises:
         TrainerError: for what the person can put right.
+        Stopped: when it was asked to stop.
     """
     # ------------------------------------------------------------ what can fail fast, fails first
     optimization = config.optimization
@@ -70,9 +73,12 @@ def main(config: Config) -> None:
     instances = find_all_instances(configs)
     checkpoint = find_checkpoint(config)
     refuse_another_run(config.run, checkpoint)
+    refuse_missing_trackers(config.run)
+    repositories = open_repositories(configs) if accelerator.is_main_process else {}
     if checkpoint is None and accelerator.is_main_process:
         for name, own in configs.items():
             report(instances[name], own.instance, own.prior)
+    control = Control(config.run, accelerator)
 
     # ------------------------------------------------------------------------- the frozen base
     pipeline = load_pipeline(
@@ -128,16 +134,21 @@ def main(config: Config) -> None:
         )
     if accelerator.is_main_process:
         open_output_dir(config, configs, checkpoint)
-    run = Run(config, configs, inputs, pipeline, trained, accelerator)
-    with logging_redirect_tqdm():
+    trackers = Trackers(config, progress.step, enabled=accelerator.is_main_process)
+    run = Run(config, configs, inputs, pipeline, trained, accelerator, control, trackers)
+    with logging_redirect_tqdm(), control.listening():
         progress = fit(run, denoiser, optimizer, objective, progress)
 
     # --------------------------------------------------------------------------------- result
     if accelerator.is_main_process:
+        results: dict[str, list[str]] = {}
         for name, own in configs.items():
-            result = save_result(pipeline, trained, name, own, describe(own, progress))
-            write_summary(own.run.output_dir, result, counts[name], progress)
-            logger.info("Saved %s (%s bytes)", result, f"{size_bytes(result):,}")
+            views = caches[name]
+            pictures = len(views.instances), len(views.classes)
+            training = Training(progress, counts[name], instances[name][0].caption, *pictures)
+            device, repository = accelerator.device, repositories.get(name)
+            results[name] = write_result(own, name, pipeline, trained, training, device, repository)
+        push(configs, repositories, results)
     accelerator.end_training()
 
 
@@ -152,6 +163,8 @@ class Run:
         pipeline: the base, and on it what is trained.
         trained: what is trained.
         accelerator: device, precision and processes.
+        control: what is asked of it while it trains.
+        trackers: who is told of it, beside its own files.
     """
 
     config: Config
@@ -160,6 +173,8 @@ class Run:
     pipeline: StableDiffusionPipeline
     trained: Trained
     accelerator: Accelerator
+    control: Control
+    trackers: Trackers
 
 
 def compute_dtype(config: Config) -> torch.dtype:
@@ -233,15 +248,22 @@ def fit(
     objective: Objective,
     progress: Progress,
 ) -> Progress:
-    """Take the remaining steps; `denoiser` is as accelerate wraps it."""
+    """Take the remaining steps; `denoiser` is as accelerate wraps it.
+
+    Raises:
+        Stopped: when it was asked to stop.
+    """
     optimization, accelerator, trained = run.config.optimization, run.accelerator, run.trained
     of_concept = [trained.parameters(name) for name in run.configs]
     rates = [group["lr"] for group in trained.groups(optimization)]
-    log = MetricsLog(run.configs, trained, progress.step, enabled=accelerator.is_main_process)
+    log = MetricsLog(
+        run.configs, trained, run.trackers, progress, enabled=accelerator.is_main_process
+    )
     started = time.perf_counter() - progress.seconds
     passes = optimization.gradient_accumulation_steps
+    asked = Request(0)
     if progress.step == 0:
-        validate(run, 0)
+        validate(run, 0, asked)
     for step in range(progress.step, optimization.max_train_steps):
         factor = lr_factor(optimization, step)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -263,39 +285,36 @@ def fit(
         if optimization.max_delta_norm is not None:
             trained.project(optimization.max_delta_norm)
         progress = Progress(step + 1, time.perf_counter() - started)
-        log.finish_step(progress, rates[0] * factor)
-        validate(run, progress.step)
+        asked = run.control.asked(progress.step)
+        log.finish_step(progress, rates[0] * factor, last=bool(asked & Request.ENDS))
+        validate(run, progress.step, asked)
         every = run.config.run.checkpointing_steps
-        if every and progress.step % every == 0 and accelerator.is_main_process:
+        due = every and progress.step % every == 0
+        if accelerator.is_main_process and (due or asked & (Request.SAVE | Request.ENDS)):
             save_checkpoint(run.config, run.inputs, progress, trained, optimizer, accelerator)
+        if asked & Request.ENDS:
+            break
     log.close()
+    run.trackers.finish()
+    if asked & Request.ENDS == Request.STOP and progress.step < optimization.max_train_steps:
+        accelerator.wait_for_everyone()  # or a launcher would end the one that still writes
+        logger.info("Stopped after step %d; --resume latest continues.", progress.step)
+        raise Stopped
     return progress
 
 
-def validate(run: Run, step: int) -> None:
-    """Draw every concept's validation prompts when they are due."""
-    every = run.config.run.validation_steps
-    if not every or step % every or not run.accelerator.is_main_process:
+def validate(run: Run, step: int, asked: Request) -> None:
+    """Draw every concept's validation prompts when they are due or asked for."""
+    every, last = run.config.run.validation_steps, run.config.optimization.max_train_steps
+    ends = step == last or Request.FINISH in asked
+    due = every and (ends or step % every == 0)
+    if not run.accelerator.is_main_process or not (due or Request.SAMPLE in asked):
         return
     for name, own in run.configs.items():
-        with run.trained.only(name):
-            path = draw_validation(run.pipeline, own, step, run.accelerator.device)
-        logger.info("Validation pictures: %s", path)
-
-
-def describe(config: Config, progress: Progress) -> dict[str, Any]:
-    """What the concept file tells about its making; where things lay is nobody's business."""
-    told = sections(config)
-    return {
-        "method": config.adapter.method,
-        "instance_prompt": config.instance.instance_prompt,
-        "class_prompt": told["prior"]["class_prompt"],
-        "resolution": config.instance.resolution,
-        "steps": progress.step,
-        "seed": config.optimization.seed,
-        "adapter": told["adapter"],
-        "optimization": told["optimization"],
-    }
+        validation = Validation(run.pipeline, run.trained, name, own, run.accelerator.device)
+        drawn = validation.draw(step)
+        if drawn is not None:
+            run.trackers.show(name, drawn, step)
 
 
 if __name__ == "__main__":

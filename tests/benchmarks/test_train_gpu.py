@@ -22,6 +22,7 @@ for step in tqdm(range(steps), desc="Steps"):
     time.sleep(0.05)
 time.sleep(0.5)
 after = bytearray(400 * 2**20)
+time.sleep(0.5)
 """
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from PIL import Image
 from safetensors.torch import load_file
 
 from loldu import load_concept, read_concept
@@ -67,6 +66,7 @@ def test_a_run_writes_what_it_promises(flags: list[str], output_dir: Path) -> No
         assert line["loss"] == pytest.approx(line["instance_loss"] + line["prior_loss"])
         assert line["lr"] == 1e-2
         assert line["delta_norm"] > 0
+        assert 0 < line["peak_memory_mib"] <= summary["peak_memory_mib"]
     assert sorted(path.name for path in output_dir.glob("checkpoint-*")) == [
         "checkpoint-000003",
         "checkpoint-000004",
@@ -74,11 +74,11 @@ def test_a_run_writes_what_it_promises(flags: list[str], output_dir: Path) -> No
     config = (output_dir / "config.toml").read_text()
     assert tomllib.loads(config)["adapter"]["rank"] == 4
     assert (output_dir / "checkpoint-000003" / "config.toml").read_text() == config
-    sheets = sorted((output_dir / "validation").iterdir())
-    assert [sheet.name for sheet in sheets] == ["000000.png", "000002.png", "000004.png"]
-    with Image.open(sheets[0]) as sheet:
-        assert sheet.size == (32, 16)
+    sheets = sorted(path.name for path in (output_dir / "validation").glob("*.png"))
+    assert sheets == ["000000.png", "000002.png", "000004.png", "progress.png"]
     assert not list(output_dir.rglob("*.tmp"))
+    assert not (output_dir / "control").exists()
+    assert not (output_dir / "tracking").exists()
 
 
 @pytest.mark.parametrize("method", ["loldu", "svfit"])

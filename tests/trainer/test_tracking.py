@@ -1,0 +1,61 @@
+"""What TensorBoard and Weights & Biases are told."""
+
+import json
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from trainer import tracking
+from trainer.__main__ import run
+
+VALIDATION = ["--validation_prompt", "sks", "--validation_steps", "2"]
+
+
+def test_tensorboard_gets_metrics_and_sheets(flags: list[str], tmp_path: Path) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    flags = [*flags, *VALIDATION, "--report_to", "tensorboard", "--checkpointing_steps", "2"]
+    assert run([*flags, "--max_train_steps", "3"]) == 0
+    assert run([*flags, "--resume", "latest"]) == 0  # takes step 3 again
+    folder = tmp_path / "run"
+    written = events.EventAccumulator(str(folder / "tracking" / "tensorboard"))
+    written.Reload()
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    tags = written.Tags()
+    assert {*tags["scalars"], "step"} == lines[0].keys()
+    for tag in tags["scalars"]:
+        scalars = {event.step: event.value for event in written.Scalars(tag)}
+        assert scalars == pytest.approx({line["step"]: line[tag] for line in lines})
+    assert tags["images"] == ["validation"]
+    last = written.Images("validation")[-1]
+    with Image.open(folder / "validation" / "000004.png") as sheet:
+        assert (last.step, last.width, last.height) == (4, *sheet.size)
+
+
+def test_a_missing_library_is_one_sentence(
+    flags: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(tracking, "version", version)
+    assert run([*flags, "--report_to", "wandb"]) == 2
+    assert capsys.readouterr().err == (
+        "--report_to wandb needs the library wandb, which is not installed: pip install wandb, or "
+        "leave the option out.\n"
+    )
+
+
+def test_a_tracker_that_does_not_start_is_one_sentence(
+    flags: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(self: object) -> None:
+        raise RuntimeError("No API key configured.\nMore about it")
+
+    monkeypatch.setattr(tracking, "version", lambda name: "1.0")
+    monkeypatch.setattr(tracking.WandBTracker, "start", start)
+    assert run([*flags, "--report_to", "wandb"]) == 2
+    error = capsys.readouterr().err
+    assert error.endswith("\n--report_to wandb does not start: No API key configured.\n")
