@@ -15,6 +15,8 @@ from trainer.prompts import class_after
 Method = Literal["loldu", "svfit", "lora", "dreambooth", "textual_inversion"]
 Rank = int | Literal["full"]
 Tracker = Literal["tensorboard", "wandb"]
+OptimizerName = Literal["adamw", "adamw8bit", "prodigy"]
+Compile = Literal["no", "blocks", "unet"]
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,12 @@ class OptimizationConfig:
     # Forward passes an optimizer step: a larger batch without its memory, at its full price in
     # time.
     gradient_accumulation_steps: int = 1
+    # adamw: fused, the fastest here. adamw8bit (bitsandbytes): keeps its state of tensors from 4096
+    # numbers on in 8 bits, a gain for full models and large LoRAs and none for diagonals, which are
+    # shorter. prodigy (prodigyopt): finds the learning rate itself, give --learning_rate 1; it
+    # reads numbers back for every tensor of every step, which makes a GPU wait. The last two:
+    # pip install 'loldu[optimizers]'.
+    optimizer: OptimizerName = "adamw"
     # Diagonals need far more than LoRA's 1e-4: 5e-4 on SD v1.5, 1e-2 on very small bases.
     learning_rate: float = 5e-4
     # Of the text encoder, where it is trained, often a lower one; the UNet's unless given.
@@ -190,11 +198,33 @@ class OptimizationConfig:
     # Min-SNR weighting (5 is usual) evens out the noise levels: faster on shape and colour, less
     # weight on fine grain. The plain loss unless given.
     snr_gamma: float | None = None
+    # Shifts the noise of every channel of every picture by this much noise (0.05-0.1 is usual), so
+    # that very dark and very bright pictures can be learned; more washes colours out. 0 for none.
+    noise_offset: float = 0.0
+    # Draw and save the running average of what is trained instead of its last values, e.g. 0.99 for
+    # about the last 100 steps: steadier at high learning rates, slower to learn. Off unless given.
+    ema_decay: float | None = None
     # Precision of the frozen base; what is trained stays fp32. fp16: CUDA only, half the memory.
     # bf16: the same without loss scaling, coarser. no: fp32, right for CPUs.
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     # Fixes crops, noise, timesteps and order: the same seed and flags give the same adapter.
     seed: int = 42
+
+
+@dataclass(frozen=True)
+class PerformanceConfig:
+    """How fast, in how much memory; what is learned changes by rounding only."""
+
+    # Compute activations again in the backward pass instead of keeping them: much less memory for
+    # about a third more time.
+    gradient_checkpointing: bool = False
+    # torch.compile, which pays in long runs: blocks compiles the transformer blocks, in a minute or
+    # so; unet the whole network, slower to start and faster then. Needs a C++ compiler on CPUs.
+    compile: Compile = "no"
+    # Out of memory: stop says what was needed and what to try. adapt takes the step again with
+    # gradient checkpointing, then with half the rows of a batch at a time, down to one: the same
+    # training, in more time.
+    on_oom: Literal["stop", "adapt"] = "stop"
 
 
 @dataclass(frozen=True)
@@ -273,6 +303,7 @@ class Config:
     prior: PriorConfig = field(default_factory=PriorConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
+    performance: PerformanceConfig = field(default_factory=PerformanceConfig)
     run: RunConfig
     result: ResultConfig = field(default_factory=ResultConfig)
     # Flags from a file: paper (the paper's Table X), fast, low_vram, pocket, or the path of a
@@ -345,6 +376,16 @@ def _problems(config: Config) -> Iterator[str]:
     if not config.adapter.target_modules:
         yield "--target_modules is empty; name at least one layer, such as to_k."
     yield from _method_problems(config)
+    if config.adapter.method == "lora" and config.optimization.max_delta_norm is not None:
+        yield "--max_delta_norm is for loldu and svfit; leave it out with --method lora."
+    if config.optimization.optimizer == "prodigy" and config.optimization.learning_rate < 0.1:
+        yield (
+            f"--learning_rate is {config.optimization.learning_rate}, but --optimizer prodigy "
+            "multiplies it by the one it finds; give --learning_rate 1."
+        )
+    decay = config.optimization.ema_decay
+    if decay is not None and not 0 < decay < 1:
+        yield f"--ema_decay is {decay}; it must be above 0 and below 1, such as 0.99."
     prior = config.prior
     if prior.with_prior_preservation and not (prior.class_prompt or prior.class_data_dir):
         yield (
@@ -418,6 +459,7 @@ _AT_LEAST = {
     "lr_warmup_steps": 0,
     "adam_weight_decay": 0,
     "max_grad_norm": 0,
+    "noise_offset": 0,
     "seed": 0,
     "checkpointing_steps": 0,
     "checkpoints_total_limit": 1,

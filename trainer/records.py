@@ -5,10 +5,13 @@ import logging
 import math
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate.utils import reduce
+from jaxtyping import Float
 from tqdm import tqdm
 
 from trainer.card import CARD, is_card
@@ -17,7 +20,6 @@ from trainer.concepts import FOLDER, SINGLE
 from trainer.config import Config, RunConfig, to_toml
 from trainer.errors import TrainerError
 from trainer.files import write_atomically
-from trainer.loop import Losses
 from trainer.methods import FILE_NAMES, Trained
 from trainer.tracking import TRACKING, Trackers
 from trainer.validation import VALIDATION
@@ -86,8 +88,8 @@ class MetricsLog:
     """`metrics.jsonl` of every concept and one progress line: means since the last line.
 
     On a terminal the progress line is a bar; in a log file it is a line every `logging_steps`.
-    Losses are summed on the device and read only when a line is due, so that no other step waits
-    for the device.
+    Losses are summed on the device; they are read, and averaged over the processes, only when a
+    line is due, so that no other step waits for the device.
     """
 
     def __init__(
@@ -120,10 +122,9 @@ class MetricsLog:
             disable=None if enabled else True,  # None: on a terminal alone
         )
 
-    def count(self, losses: Sequence[Losses]) -> None:
-        """Add the losses of a forward pass, by concept, to those of the lines to come."""
-        values = torch.stack([torch.stack([x.total, x.instance, x.prior]) for x in losses]).detach()
-        self._sums = values if self._sums is None else self._sums + values
+    def count(self, losses: Float[torch.Tensor, "concepts 3"]) -> None:
+        """Add the total, instance and prior losses of a step to those of the lines to come."""
+        self._sums = losses if self._sums is None else self._sums + losses
         self._count += 1
 
     def finish_step(self, progress: Progress, lr: float, *, last: bool = False) -> None:
@@ -137,7 +138,8 @@ class MetricsLog:
         last = last or step == self._total
         if self._sums is None or (step % self._every and not last):
             return
-        means = (self._sums / self._count).tolist()
+        over_processes: Any = reduce(self._sums / self._count, "mean")
+        means = over_processes.tolist()
         self._sums, self._count = None, 0
         if not self._enabled:
             return

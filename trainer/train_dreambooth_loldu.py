@@ -10,8 +10,11 @@ import dataclasses
 import logging
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 if not __package__:  # run by its path: import from the repository, not from this file's folder
@@ -20,8 +23,8 @@ if not __package__:  # run by its path: import from the repository, not from thi
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from diffusers import StableDiffusionPipeline
-from torch import nn
-from torch.optim import AdamW
+from jaxtyping import Float
+from torch import Tensor, nn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from trainer.__main__ import run
@@ -34,22 +37,22 @@ from trainer.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from trainer.compilation import compile_unet, uncompiled
 from trainer.concepts import SINGLE, concept_configs
 from trainer.config import Config
 from trainer.control import Control, Request
 from trainer.doctor import report
+from trainer.ema import EMA
 from trainer.errors import Stopped, TrainerError
 from trainer.hub import open_repositories, push
 from trainer.instances import CaptionedImage, digest, find_all_instances
 from trainer.loop import Denoiser, DreamBooth, Objective, lr_factor
+from trainer.memory import MemoryLadder
 from trainer.metadata import Training
 from trainer.methods import Trained, add_trainables, learn_words
+from trainer.optimizers import make_optimizer, optimizer_class
 from trainer.prior import class_images
-from trainer.records import (
-    MetricsLog,
-    open_output_dir,
-    refuse_another_run,
-)
+from trainer.records import MetricsLog, open_output_dir, refuse_another_run
 from trainer.result import write_result
 from trainer.tracking import Trackers, refuse_missing_trackers
 from trainer.validation import Validation
@@ -57,6 +60,9 @@ from trainer.validation import Validation
 logger = logging.getLogger("trainer")
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+WHILE_THE_FIRST_DRAWS = timedelta(hours=12)
+"""How long the other processes wait for its class and validation pictures; NCCL's ten minutes are
+too few."""
 
 
 def main(config: Config) -> None:
@@ -68,6 +74,7 @@ def main(config: Config) -> None:
     """
     # ------------------------------------------------------------ what can fail fast, fails first
     optimization = config.optimization
+    optimizer_class(optimization.optimizer)
     accelerator = make_accelerator(config)
     configs = concept_configs(config)
     instances = find_all_instances(configs)
@@ -110,13 +117,15 @@ def main(config: Config) -> None:
         config,
     )
     text_encoder = pipeline.text_encoder if trained.trains_text else None
-    optimizer = AdamW(
-        trained.groups(optimization), weight_decay=optimization.adam_weight_decay, fused=True
-    )
+    if config.performance.gradient_checkpointing:
+        pipeline.unet.enable_gradient_checkpointing()
+    optimizer = make_optimizer(optimization, trained.groups(optimization))
     denoiser, optimizer = accelerator.prepare(Denoiser(pipeline.unet, text_encoder), optimizer)
+    compile_unet(pipeline.unet, config.performance.compile)
+    ema = EMA(trained.parameters(), optimization.ema_decay)
     progress = Progress()
     if checkpoint is not None:
-        progress = load_checkpoint(checkpoint, inputs, trained, optimizer, accelerator)
+        progress = load_checkpoint(checkpoint, inputs, trained, optimizer, ema, accelerator)
         logger.info("Resuming after step %d from %s", progress.step, checkpoint)
 
     # ------------------------------------------------------------------------------- training
@@ -135,7 +144,7 @@ def main(config: Config) -> None:
     if accelerator.is_main_process:
         open_output_dir(config, configs, checkpoint)
     trackers = Trackers(config, progress.step, enabled=accelerator.is_main_process)
-    run = Run(config, configs, inputs, pipeline, trained, accelerator, control, trackers)
+    run = Run(config, configs, inputs, pipeline, trained, ema, accelerator, control, trackers)
     with logging_redirect_tqdm(), control.listening():
         progress = fit(run, denoiser, optimizer, objective, progress)
 
@@ -147,7 +156,10 @@ def main(config: Config) -> None:
             pictures = len(views.instances), len(views.classes)
             training = Training(progress, counts[name], instances[name][0].caption, *pictures)
             device, repository = accelerator.device, repositories.get(name)
-            results[name] = write_result(own, name, pipeline, trained, training, device, repository)
+            with as_saved(run):
+                results[name] = write_result(
+                    own, name, pipeline, trained, training, device, repository
+                )
         push(configs, repositories, results)
     accelerator.end_training()
 
@@ -162,6 +174,7 @@ class Run:
         inputs: what it is made from beside them.
         pipeline: the base, and on it what is trained.
         trained: what is trained.
+        ema: its average over the last steps, if asked for.
         accelerator: device, precision and processes.
         control: what is asked of it while it trains.
         trackers: who is told of it, beside its own files.
@@ -172,6 +185,7 @@ class Run:
     inputs: Inputs
     pipeline: StableDiffusionPipeline
     trained: Trained
+    ema: EMA
     accelerator: Accelerator
     control: Control
     trackers: Trackers
@@ -188,7 +202,7 @@ def make_accelerator(config: Config) -> Accelerator:
     """The device, the precision, and as many processes as `accelerate launch` started.
 
     Raises:
-        TrainerError: when the device cannot do the precision.
+        TrainerError: when the device cannot do the precision, or several processes not --on_oom.
     """
     precision = config.optimization.mixed_precision
     if precision == "fp16" and not torch.cuda.is_available():
@@ -206,6 +220,11 @@ def make_accelerator(config: Config) -> Accelerator:
             InitProcessGroupKwargs(timeout=timedelta(hours=12)),
         ],
     )
+    if config.performance.on_oom == "adapt" and accelerator.num_processes > 1:
+        raise TrainerError(
+            "--on_oom adapt works in one process; with several, give --gradient_checkpointing and "
+            "a smaller --train_batch_size yourself."
+        )
     logger.setLevel(logging.INFO if accelerator.is_main_process else logging.WARNING)
     return accelerator
 
@@ -256,51 +275,81 @@ def fit(
     optimization, accelerator, trained = run.config.optimization, run.accelerator, run.trained
     of_concept = [trained.parameters(name) for name in run.configs]
     rates = [group["lr"] for group in trained.groups(optimization)]
-    log = MetricsLog(
-        run.configs, trained, run.trackers, progress, enabled=accelerator.is_main_process
-    )
+    adapt = run.config.performance.on_oom == "adapt"
+    ladder = MemoryLadder(run.pipeline.unet, accelerator, objective.rows, adapt=adapt)
+    is_main = accelerator.is_main_process
+    log = MetricsLog(run.configs, trained, run.trackers, progress, enabled=is_main)
     started = time.perf_counter() - progress.seconds
-    passes = optimization.gradient_accumulation_steps
     asked = Request(0)
     if progress.step == 0:
         validate(run, 0, asked)
-    for step in range(progress.step, optimization.max_train_steps):
-        factor = lr_factor(optimization, step)
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * factor
-        for pass_index in range(step * passes, (step + 1) * passes):
-            with accelerator.accumulate(denoiser):
-                batches = objective.draw(
-                    pass_index, accelerator.process_index, accelerator.num_processes
+    with closing(log):
+        for step in range(progress.step, optimization.max_train_steps):
+            factor = lr_factor(optimization, step)
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+            passes = partial(accumulate_gradients, denoiser, objective, accelerator, ladder, step)
+            log.count(ladder.take(passes))
+            if optimization.max_grad_norm:
+                accelerator.unscale_gradients(optimizer)
+                for parameters in of_concept:
+                    nn.utils.clip_grad_norm_(parameters, optimization.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            if optimization.max_delta_norm is not None:
+                trained.project(optimization.max_delta_norm)
+            run.ema.update(step + 1)
+            progress = Progress(step + 1, time.perf_counter() - started)
+            asked = run.control.asked(progress.step)
+            log.finish_step(progress, rates[0] * factor, last=bool(asked & Request.ENDS))
+            validate(run, progress.step, asked)
+            every = run.config.run.checkpointing_steps
+            due = every and progress.step % every == 0
+            if is_main and (due or asked & (Request.SAVE | Request.ENDS)):
+                save_checkpoint(
+                    run.config, run.inputs, progress, trained, optimizer, run.ema, accelerator
                 )
-                losses = objective.losses(denoiser, batches)
-                accelerator.backward(sum(loss.total for loss in losses))
-                if accelerator.sync_gradients and optimization.max_grad_norm:
-                    accelerator.unscale_gradients(optimizer)
-                    for parameters in of_concept:
-                        nn.utils.clip_grad_norm_(parameters, optimization.max_grad_norm)
-                optimizer.step()
-                optimizer.zero_grad()
-                log.count(losses)
-        if optimization.max_delta_norm is not None:
-            trained.project(optimization.max_delta_norm)
-        progress = Progress(step + 1, time.perf_counter() - started)
-        asked = run.control.asked(progress.step)
-        log.finish_step(progress, rates[0] * factor, last=bool(asked & Request.ENDS))
-        validate(run, progress.step, asked)
-        every = run.config.run.checkpointing_steps
-        due = every and progress.step % every == 0
-        if accelerator.is_main_process and (due or asked & (Request.SAVE | Request.ENDS)):
-            save_checkpoint(run.config, run.inputs, progress, trained, optimizer, accelerator)
-        if asked & Request.ENDS:
-            break
-    log.close()
+            if asked & Request.ENDS:
+                break
     run.trackers.finish()
     if asked & Request.ENDS == Request.STOP and progress.step < optimization.max_train_steps:
         accelerator.wait_for_everyone()  # or a launcher would end the one that still writes
         logger.info("Stopped after step %d; --resume latest continues.", progress.step)
         raise Stopped
     return progress
+
+
+def accumulate_gradients(
+    denoiser: nn.Module,
+    objective: Objective,
+    accelerator: Accelerator,
+    ladder: MemoryLadder,
+    step: int,
+) -> Float[Tensor, "concepts 3"]:
+    """Every forward and backward pass of a step; the means of their losses, by concept."""
+    passes = accelerator.gradient_accumulation_steps
+    losses: list[Tensor] = []
+    for pass_index in range(step * passes, (step + 1) * passes):
+        with accelerator.accumulate(denoiser):
+            batches = objective.draw(
+                pass_index, accelerator.process_index, accelerator.num_processes
+            )
+            for rows in ladder.slices():
+                parts = objective.losses(denoiser, batches, rows)
+                accelerator.backward(sum(part.total for part in parts))
+                losses.append(torch.stack([part.values() for part in parts]))
+    return torch.stack(losses).sum(dim=0) / passes
+
+
+@contextmanager
+def as_saved(run: Run) -> Iterator[None]:
+    """What is trained as the result has it: averaged, and inside the ball all the same."""
+    optimization = run.config.optimization
+    with run.ema.applied():
+        if optimization.ema_decay is not None and optimization.max_delta_norm is not None:
+            # A mean of scales times a mean of z is not a mean of deltas: it can lie outside.
+            run.trained.project(optimization.max_delta_norm)
+        yield
 
 
 def validate(run: Run, step: int, asked: Request) -> None:
@@ -312,7 +361,8 @@ def validate(run: Run, step: int, asked: Request) -> None:
         return
     for name, own in run.configs.items():
         validation = Validation(run.pipeline, run.trained, name, own, run.accelerator.device)
-        drawn = validation.draw(step)
+        with as_saved(run), uncompiled():
+            drawn = validation.draw(step)
         if drawn is not None:
             run.trackers.show(name, drawn, step)
 
