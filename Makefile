@@ -16,7 +16,7 @@ STAMP := .venv/.installed
 PIP_PROGRESS := awk '/(Downloading|Using cached).*[0-9][0-9]\.[0-9] MB/ || /^Installing/ \
 	{ print substr($$0, 1, 100); fflush() }'
 
-.PHONY: help install demo test lint webui bench peft-suite quantized
+.PHONY: help install demo test lint webui bench bench-gpu peft-suite quantized
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
@@ -49,11 +49,15 @@ test: lint  ## lint, then the tests that need no GPU, no network and no patience
 webui: $(STAMP)  ## draw with the concepts of runs/ in a browser
 	$(BIN)/python -m webui
 
-bench: $(STAMP)  ## all benchmarks beside their peers (half an hour); writes benchmarks/results/
+bench: $(STAMP)  ## all benchmarks beside their peers (40 minutes); writes benchmarks/results/
 	$(BIN)/python -m benchmarks.factorize
 	$(BIN)/python -m benchmarks.routes
 	$(BIN)/python -m benchmarks.forward
 	$(BIN)/python -m benchmarks.concepts
+	$(BIN)/python -m benchmarks.train_step
+
+bench-gpu: $(STAMP)  ## the trainer beside diffusers' on a GPU (10 minutes); SCRIPT=train_dreambooth_lora.py
+	$(BIN)/python -m benchmarks.train_gpu --profile 10 $(if $(SCRIPT),--diffusers_script $(SCRIPT))
 
 peft-suite: $(STAMP)  ## run PEFT's own tests with LoLDU in their tables (some 5 minutes)
 	$(BIN)/python -m tests.peft_suite

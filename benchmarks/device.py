@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -27,6 +27,21 @@ def seconds_of(call: Callable[[], object], device: str) -> float:
     call()
     _wait(device)
     return time.perf_counter() - started
+
+
+def in_turns(calls: Mapping[str, Callable[[], float]], repetitions: int) -> dict[str, list[float]]:
+    """Return the seconds that every call tells in every repetition, by name.
+
+    The calls take turns, and another one begins in every repetition, so that whatever else the
+    machine does meets them alike.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    names = [*calls]
+    for repetition in range(repetitions):
+        first = repetition % len(names)
+        for name in names[first:] + names[:first]:
+            seconds[name].append(calls[name]())
+    return seconds
 
 
 def _wait(device: str) -> None:

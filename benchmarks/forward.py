@@ -31,14 +31,13 @@ from benchmarks.adapters import (
     projections,
     storage_of,
 )
-from benchmarks.device import named, seconds_of
+from benchmarks.device import in_turns, named, seconds_of
+from benchmarks.memory import mib, peak_bytes
 from benchmarks.provenance import provenance, write_record
 from benchmarks.spread import ratio, spread
+from benchmarks.stable_diffusion import TEXT_TOKENS
 
 RESULTS = Path(__file__).parent / "results"
-
-TEXT_TOKENS = 77
-MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -154,15 +153,6 @@ def saved_bytes(model: nn.Module, step: Callable[[], object]) -> int:
     return sum(saved[pointer] for pointer in saved.keys() - held([model]).keys())
 
 
-def peak_bytes(device: str, step: Callable[[], object]) -> int:
-    """Return the most memory of a GPU in use during a step, beside what was in use before it."""
-    step()  # Libraries take their workspaces in the first.
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    step()
-    return torch.cuda.max_memory_allocated(device) - before
-
-
 def run_step(case: Case, options: Options) -> None:
     """Compute the output, and the gradients of the input and of what is trained."""
     trained = [parameter for parameter in case.model.parameters() if parameter.requires_grad]
@@ -177,11 +167,7 @@ def run_step(case: Case, options: Options) -> None:
 
 
 def measure(case: Case, options: Options) -> dict[str, Any]:
-    """Return a case's part of the result.
-
-    The methods take turns, and another one begins in every repetition, so that whatever else the
-    machine does meets them alike. What measures memory is the warm-up.
-    """
+    """Return a case's part of the result; what measures memory is the warm-up."""
     plain = projections(case.model)
     layers = {name: adapted(case.model, method) for name, method in METHODS.items()}
     step = partial(run_step, case, options)
@@ -194,18 +180,17 @@ def measure(case: Case, options: Options) -> dict[str, Any]:
         methods[name] = {
             "what": method.what,
             "trained": sum(parameter.numel() for parameter in parameters),
-            "adapter_mib": _mib(adapter_bytes),
-            "saved_mib": _mib(saved_bytes(case.model, step)),
+            "adapter_mib": mib(adapter_bytes),
+            "saved_mib": mib(saved_bytes(case.model, step)),
         }
         if options.device.startswith("cuda"):
-            methods[name]["peak_mib"] = _mib(peak_bytes(options.device, step))
-    seconds: dict[str, list[float]] = {name: [] for name in METHODS}
-    names = [*METHODS]
-    for repetition in range(case.repetitions):
-        first = repetition % len(names)
-        for name in names[first:] + names[:first]:
-            install(case.model, layers[name])
-            seconds[name].append(seconds_of(step, options.device))
+            methods[name]["peak_mib"] = mib(peak_bytes(options.device, step))
+
+    def timed(name: str) -> float:
+        install(case.model, layers[name])
+        return seconds_of(step, options.device)
+
+    seconds = in_turns({name: partial(timed, name) for name in METHODS}, case.repetitions)
     install(case.model, plain)
     for name, result in methods.items():
         result["seconds"] = spread(seconds[name])
@@ -217,10 +202,6 @@ def measure(case: Case, options: Options) -> dict[str, Any]:
             other: _quotient(result[memory], methods[other][memory]) for other in (FROZEN, LORA)
         }
     return {"case": case.name, "layers": len(plain), "methods": methods}
-
-
-def _mib(count: int) -> float:
-    return float(f"{count / MIB:.5g}")
 
 
 def _quotient(a: float, b: float) -> float | None:

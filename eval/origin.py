@@ -10,7 +10,9 @@ from eval.config import ReportConfig
 from eval.errors import EvalError
 from eval.prompts import token_and_class
 from loldu import read_concept
+from trainer.base_record import base_options
 from trainer.checkpoint import CONFIG
+from trainer.config import BaseModelConfig
 from trainer.records import SUMMARY
 
 
@@ -19,14 +21,14 @@ class Origin:
     """What a report needs to know of a concept beside its weights.
 
     Attributes:
-        base: The options that say which base it was, as `load_pipeline` takes them.
+        base: The options of its base, as `load_pipeline` takes them.
         instance_data_dir: The true pictures.
         token: The rare token it answers to.
         class_name: What kind of thing it is.
         training: What a table needs: sizes, steps and seconds; None for what is not known.
     """
 
-    base: dict[str, str]
+    base: BaseModelConfig
     instance_data_dir: Path
     token: str
     class_name: str
@@ -46,9 +48,7 @@ def read_origin(config: ReportConfig) -> Origin:
         raise EvalError(f"--concept {config.concept} is not a file; give the one training wrote.")
     concept = read_concept(config.concept)
     run = _run_config(config.concept.parent / CONFIG)
-    base = run.get("base", {"pretrained_model_name_or_path": concept.base})
-    if config.pretrained_model_name_or_path:
-        base = {"pretrained_model_name_or_path": config.pretrained_model_name_or_path}
+    base = base_options(concept, config.concept, config.pretrained_model_name_or_path)
     folder = config.real or run.get("instance", {}).get("instance_data_dir")
     if not folder:
         raise EvalError(

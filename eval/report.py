@@ -70,7 +70,7 @@ def report(config: ReportConfig) -> None:
         **origin.training,
         "sampling_seconds": round(drawn - started, 3),
         "scoring_seconds": round(time.perf_counter() - drawn, 3),
-        "base": origin.base["pretrained_model_name_or_path"],
+        "base": origin.base.pretrained_model_name_or_path,
         "clip": config.scoring.clip,
         "dino": config.scoring.dino,
         "num_inference_steps": config.num_inference_steps,
@@ -118,7 +118,7 @@ def draw(config: ReportConfig, origin: Origin, plan: Plan) -> tuple[Drawn, Drawn
     """Draw everything with the base, then with the concept loaded, from the same noise."""
     device = torch.device(pick_device(config.scoring.device))
     pipeline = load_pipeline(
-        **origin.base, torch_dtype=DTYPES[config.mixed_precision], device=device
+        **asdict(origin.base), torch_dtype=DTYPES[config.mixed_precision], device=device
     )
     base = _draw_once(config, pipeline, plan)
     load_concept(pipeline, config.concept)

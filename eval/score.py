@@ -21,7 +21,8 @@ from eval.extractors import ImageExtractor, ImageTextExtractor, load_clip, load_
 from eval.metrics import clip_t, image_similarity, mean_over_subjects
 from eval.prompts import without_token
 from trainer.files import write_atomically
-from trainer.instances import SUFFIXES, list_images, load_image
+from trainer.images import load_image
+from trainer.instances import SUFFIXES, list_images
 
 
 @dataclass(frozen=True)

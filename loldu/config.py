@@ -89,6 +89,15 @@ class LoLDUConfig(PeftConfig):
         default=True,
         metadata=_help("Train sigma beside z: one more parameter a layer."),
     )
+    normalize_directions: bool = field(
+        default=False,
+        metadata=_help(
+            "Measure z along direction i in units of 1 / (|B_i| |A_i|), so that a step of the "
+            "optimizer changes the weight as much along each. LDU's directions differ by a factor "
+            "of ten to forty; without units, as in the paper, the long ones learn and harm most. "
+            "Takes a learning rate several times as large."
+        ),
+    )
     dropout: float = field(
         default=0.0,
         metadata=_help(

@@ -95,12 +95,13 @@ def projection_factor(
 
 
 class LoLDUDiagonal(nn.Module):
-    """What one adapter trains in a layer: ``delta = sigma_0 dz + ds (dz + z_ref)``.
+    """What one adapter trains in a layer: ``delta = sigma_0 u dz + ds (u dz + z_ref)``.
 
     The trainables are offsets that start at zero, so that delta is exactly zero at step 0 in
     every dtype and weight decay pulls toward the base model. z_ref is the value z starts from, and
     matters beside a trained scale alone; a perturbing residual, which keeps d instead, adds the
-    constant ``sigma_0 (z_ref - d)``.
+    constant ``sigma_0 (z_ref - d)``. The units u are 1, or such that a step along any direction
+    changes the weight as much.
 
     Source: LoLDU, Eq. (8), written in offsets.
     """
@@ -109,6 +110,7 @@ class LoLDUDiagonal(nn.Module):
     ds: nn.Parameter | None
     z_ref: Tensor | None
     perturbation: Tensor | None
+    unit: Tensor | None
     pivots: Tensor | None
 
     def __init__(
@@ -119,6 +121,7 @@ class LoLDUDiagonal(nn.Module):
         pivoting: Pivoting | None,
         train_scale: bool,
         perturbs: bool,
+        has_units: bool,
     ) -> None:
         """Make a diagonal of r zeros, whose buffers are for the layer or a checkpoint to fill.
 
@@ -128,6 +131,7 @@ class LoLDUDiagonal(nn.Module):
             pivoting: How the pivots are chosen, or None for an SVD, which has none.
             train_scale: Whether ds and z_ref exist.
             perturbs: Whether delta starts off zero.
+            has_units: Whether directions have units of their own.
         """
         super().__init__()
         self.sigma_0 = sigma_0
@@ -136,6 +140,7 @@ class LoLDUDiagonal(nn.Module):
         self.ds = nn.Parameter(torch.zeros(1)) if train_scale else None
         self.register_buffer("z_ref", torch.zeros(r) if train_scale else None)
         self.register_buffer("perturbation", torch.zeros(r) if perturbs else None)
+        self.register_buffer("unit", torch.ones(r) if has_units else None)
         shape = (2, r) if pivoting == "complete" else (r,)
         pivots = None if pivoting is None else torch.zeros(shape, dtype=torch.int32)
         self.register_buffer("pivots", pivots)
@@ -145,9 +150,10 @@ class LoLDUDiagonal(nn.Module):
 
         It is computed in a call of the module, so that hooks which bring offloaded values in do.
         """
-        delta = self.dz if self.sigma_0 == 1 else self.sigma_0 * self.dz
+        dz = self.dz if self.unit is None else self.unit * self.dz
+        delta = dz if self.sigma_0 == 1 else self.sigma_0 * dz
         if self.ds is not None and self.z_ref is not None:
-            delta = torch.addcmul(delta, self.ds, self.dz + self.z_ref)
+            delta = torch.addcmul(delta, self.ds, dz + self.z_ref)
         return delta if self.perturbation is None else delta + self.sigma_0 * self.perturbation
 
     def delta(self) -> Float[Tensor, " r"]:
@@ -160,7 +166,9 @@ class LoLDUDiagonal(nn.Module):
         if self.ds is not None:
             self.ds.zero_()
         target = delta / self.sigma_0
-        self.dz.copy_(target if self.perturbation is None else target - self.perturbation)
+        if self.perturbation is not None:
+            target = target - self.perturbation
+        self.dz.copy_(target if self.unit is None else target / self.unit)
 
     @torch.no_grad()
     def shrink(self, factor: Float[Tensor, ""]) -> None:
@@ -176,6 +184,8 @@ class LoLDUDiagonal(nn.Module):
             self.ds.mul_(factor)
             target -= self.ds * self.z_ref
             sigma = self.sigma_0 + self.ds
+        if self.unit is not None:
+            sigma = sigma * self.unit
         self.dz.copy_(torch.where(factor == 1, self.dz, target / sigma))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LoLDUDiagonal":

@@ -57,6 +57,7 @@ class LoLDULayer(FactoredLayer):
             pivoting=config.pivoting if config.factorization == "ldu" else None,
             train_scale=config.train_scale,
             perturbs=config.residual == "perturb",
+            has_units=config.normalize_directions,
         )
         if self.weight.is_meta or diagonal.dz.is_meta:
             # A checkpoint is about to bring the values; there is nothing to factor yet.
@@ -110,6 +111,9 @@ class LoLDULayer(FactoredLayer):
             diagonal.perturbation.copy_(z_ref - d)
         if diagonal.pivots is not None and shared.pivots is not None:
             diagonal.pivots.copy_(shared.pivots[..., : d.numel()])
+        if diagonal.unit is not None:
+            norms = shared.norms[: d.numel()]
+            diagonal.unit.copy_(torch.where(norms == 0, 1.0, 1 / norms))
         if not config.init_weights:
             spread = 0.2 * d.square().mean().sqrt()
             # From torch's own state, as PEFT's methods draw: two such adapters are to differ.
@@ -123,6 +127,8 @@ class LoLDULayer(FactoredLayer):
         diagonal = self.diagonal(adapter_name).to_empty(device=self.weight.device)
         for tensor in (*diagonal.parameters(), *diagonal.buffers()):
             tensor.zero_()
+        if diagonal.unit is not None:
+            diagonal.unit.fill_(1)
         diagonal.dz.copy_(delta)
         if diagonal.pivots is not None and pivots is not None:
             diagonal.pivots.copy_(pivots)

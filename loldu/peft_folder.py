@@ -172,6 +172,7 @@ def _restore(state: dict[str, Tensor], sigma_0: float, pivoting: Pivoting | None
         pivoting=pivoting,
         train_scale="ds" in state,
         perturbs="perturbation" in state,
+        has_units="unit" in state,
     )
     wanted = {key: tensor.shape for key, tensor in diagonal.state_dict().items()}
     given = {key: tensor.shape for key, tensor in state.items()}

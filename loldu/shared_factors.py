@@ -74,6 +74,12 @@ class SharedFactors:
         """G of ``‖delta_W‖_F² = deltaᵀ G delta``, for a delta multiplied by `gain`."""
         return gram(self.left, self.right)
 
+    @property
+    def norms(self) -> Float[Tensor, " r"]:
+        """Return ``‖B_i‖ ‖A_i‖``: how much 1 in delta changes the weight, by direction."""
+        left, right = self.left.to(self.gain.dtype), self.right.to(self.gain.dtype)
+        return left.square().sum(0).sqrt() * right.square().sum(1).sqrt() * self.gain
+
     def core(self, weight: Float[Tensor, "out in"]) -> PivotCore | None:
         """Return what stands in for the factors of a weight, or None if it would be less exact.
 

@@ -17,6 +17,11 @@ def run(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("trainer").setLevel(logging.INFO)
     try:
         config = parse(sys.argv[1:] if argv is None else argv)
+        if config.run.doctor_only:
+            from trainer.doctor import diagnose
+
+            diagnose(config)
+            return 0
         from trainer.train_dreambooth_loldu import main
 
         main(config)

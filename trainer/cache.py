@@ -10,8 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from trainer.config import InstanceConfig
+from trainer.crops import load_views
 from trainer.errors import TrainerError
-from trainer.instances import CaptionedImage, load_views
+from trainer.instances import CaptionedImage
+from trainer.masks import loss_weights
 
 ENCODED_AT_ONCE = 8
 
@@ -21,8 +23,9 @@ class Cache:
     """The VAE's posterior of every view of every picture, and its prompt's embedding.
 
     Mean and standard deviation are kept, not one sample, so that each step draws its own. Both are
-    scaled for the UNet. `instances[i]` and `classes[i]` are the views of a picture. The prompts'
-    tokens are for a text encoder that is trained too.
+    scaled for the UNet. `instances[i]` and `classes[i]` are the views of a picture, which is there
+    as often as it is repeated. `weights` are those of the squared errors, if there is a mask. The
+    prompts' tokens are for a text encoder that is trained too.
     """
 
     mean: Float[Tensor, "views c h w"]
@@ -32,6 +35,7 @@ class Cache:
     prompt_of_view: Int[Tensor, " views"]
     instances: list[range]
     classes: list[range]
+    weights: Float[Tensor, "views 1 h w"] | None = None
 
 
 @torch.no_grad()
@@ -53,7 +57,8 @@ def build_cache(
     owners: list[int] = []
     moments: list[tuple[Tensor, Tensor]] = []
     waiting: list[Tensor] = []
-    for index, view in load_views(
+    masks: list[Tensor | None] = []
+    for index, view, mask in load_views(
         pictures,
         options.resolution,
         center_crop=options.center_crop,
@@ -62,6 +67,7 @@ def build_cache(
     ):
         owners.append(index)
         waiting.append(view)
+        masks.append(mask)
         if len(waiting) == ENCODED_AT_ONCE:
             moments.append(_encode(pipeline.vae, waiting))
             waiting.clear()
@@ -73,6 +79,7 @@ def build_cache(
         range(owners.index(index), owners.index(index) + owners.count(index))
         for index in range(len(pictures))
     ]
+    weights = loss_weights(masks, ranges, (mean.shape[-2], mean.shape[-1]), options.unmasked_weight)
     return Cache(
         mean=mean,
         std=std,
@@ -81,8 +88,9 @@ def build_cache(
         prompt_of_view=torch.tensor(
             [prompts.index(pictures[owner].caption) for owner in owners], device=mean.device
         ),
-        instances=ranges[: len(instances)],
-        classes=ranges[len(instances) :],
+        instances=_repeated(instances, ranges[: len(instances)]),
+        classes=_repeated(classes, ranges[len(instances) :]),
+        weights=None if weights is None else weights.to(mean.device),
     )
 
 
@@ -132,6 +140,12 @@ def leave_device(pipeline: StableDiffusionPipeline) -> None:
         pipeline.text_encoder.to("cpu")
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def _repeated(pictures: Sequence[CaptionedImage], views: list[range]) -> list[range]:
+    return [
+        own for picture, own in zip(pictures, views, strict=True) for _ in range(picture.repeats)
+    ]
 
 
 def _encode(vae: AutoencoderKL, views: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -28,6 +28,7 @@ _MAY_CHANGE = frozenset(
     {
         "pretrained_model_name_or_path",
         "vae",
+        "single_file_config",
         "instance_data_dir",
         "class_data_dir",
         "concepts",

@@ -23,24 +23,36 @@ class BaseModelConfig:
     # A diffusers folder, a hub id or a single-file .safetensors checkpoint; the concept file works
     # on this base only.
     pretrained_model_name_or_path: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-    # A VAE (folder or hub id) in place of the base's own; stabilityai/sd-vae-ft-mse draws faces and
-    # small text better on SD v1.x.
+    # A VAE (folder, hub id or .safetensors file) in place of the base's own;
+    # stabilityai/sd-vae-ft-mse draws faces and small text better on SD v1.x.
     vae: str | None = None
     # Commit, branch or tag of a hub id; pin a commit to get the same base next year.
     revision: str | None = None
     # Weight files of this variant, e.g. fp16: half the download, rounded weights.
     variant: str | None = None
+    # A diffusers folder or hub id of the same kind of base, for the layout of a single file's parts
+    # and its tokenizer and noise schedule; none of its weights are used. Needed without the hub,
+    # which gives that of SD v1.5 or 2.1 otherwise.
+    single_file_config: str | None = None
+    # What the UNet predicts, where the base does not say so itself: a single file never does, and
+    # counts as epsilon (SD 1.x) or v_prediction (SD 2.x). The wrong one draws noise from the first
+    # step on.
+    prediction_type: Literal["epsilon", "v_prediction"] | None = None
+    # Leave out this many of the text encoder's last layers, in training and drawing alike: 1 (which
+    # A1111 calls 2) suits most anime bases, 0 the others. Concepts need it as they were trained.
+    clip_skip: int = 0
 
 
 @dataclass(frozen=True)
 class InstanceConfig:
     """The pictures of the concept."""
 
-    # Folder with 3-5 pictures (jpg, png, webp, bmp); vary pose and background, or the background
-    # becomes part of the concept. A name.txt beside name.jpg is that picture's own prompt.
+    # Folder with 3-5 pictures (jpg, png, webp, bmp, gif); vary pose and background, or the
+    # background becomes part of the concept. A name.txt beside name.jpg, or else its line of
+    # metadata.jsonl, is that picture's own prompt; name-masklabel.png marks what to learn of it.
     instance_data_dir: Path | None = None
-    # A rare token and the class, e.g. "a photo of sks dog"; needed unless every picture has a .txt.
-    # A common word instead of a rare token drags its old meaning along.
+    # A rare token and the class, e.g. "a photo of sks dog"; needed unless every picture has its
+    # own. A common word instead of a rare token drags its old meaning along.
     instance_prompt: str | None = None
     # A TOML file with a table for each of several concepts, trained together: every row of a batch
     # has its own concept, so that N cost a batch of N and not N runs, and each becomes what it
@@ -60,6 +72,9 @@ class InstanceConfig:
     center_crop: bool = True
     # Also train on mirrored pictures: more variety, wrong for text and asymmetric subjects.
     random_flip: bool = False
+    # What the black of a mask counts where its white counts 1: 0 never learns the background and
+    # may fill it with anything, 0.1 keeps it in place at little cost, 1 ignores masks.
+    unmasked_weight: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -72,8 +87,9 @@ class PriorConfig:
     # Prompts of the class pictures, e.g. "a photo of a dog"; several prompts (backgrounds, other
     # classes) protect more of the model than one.
     class_prompt: tuple[str, ...] = ()
-    # Your own class pictures, used as they are; or an empty or absent folder in which to keep the
-    # generated ones for later runs (otherwise they live in the output_dir).
+    # Your own class pictures, used as they are, those without a caption with the class prompts in
+    # turn; or an empty or absent folder in which to keep the generated ones for later runs
+    # (otherwise they live in the output_dir).
     class_data_dir: Path | None = None
     # How many to generate: more protect more and are drawn once; 100-200 is usual.
     num_class_images: int = 100
@@ -122,6 +138,10 @@ class AdapterConfig:
     # Row pivots alone, or complete: also column pivots, which puts the largest directions first and
     # survives singular layers, for a slower set-up. Used by loldu only.
     pivoting: Literal["partial", "complete"] = "partial"
+    # Measure directions in units in which a step changes the weight as much: LDU's differ by a
+    # factor of ten to forty, and the long ones learn and harm most. More likeness at less drift on
+    # the embedded base, at a learning rate several times as large; not in the paper, nor for lora.
+    normalize_directions: bool = False
     # Also train one scale a layer (r + 1 parameters, as in the paper); without it weight decay is
     # the only thing that tells the preserving inits apart.
     train_scale: bool = True
@@ -180,6 +200,8 @@ class RunConfig:
     output_dir: Path
     # Replace the run that is in output_dir; without it (and without --resume) it is left alone.
     overwrite: bool = False
+    # Say what is found in the pictures and stop: no base is loaded and nothing is written.
+    doctor_only: bool = False
     # latest, or the path of a checkpoint folder: continue exactly where it was. latest without a
     # checkpoint starts from the beginning.
     resume: str | None = None
@@ -238,11 +260,14 @@ def sections(config: Config) -> dict[str, dict[str, Any]]:
         section.name: {
             key: plain(value)
             for key, value in dataclasses.asdict(getattr(config, section.name)).items()
-            if value is not None and key not in ("overwrite", "resume")  # of this start alone
+            if value is not None and key not in _OF_THIS_START
         }
         for section in dataclasses.fields(config)
         if section.name != "preset"  # its values are in the sections
     }
+
+
+_OF_THIS_START = {"overwrite", "resume", "doctor_only"}
 
 
 def to_toml(config: Config) -> str:
@@ -281,6 +306,8 @@ def _problems(config: Config) -> Iterator[str]:
         yield f"--rank is {config.adapter.rank}; it must be at least 1, or full."
     if config.instance.resolution % 8:
         yield f"--resolution is {config.instance.resolution}; it must be a multiple of 8."
+    if not 0 <= config.instance.unmasked_weight <= 1:
+        yield f"--unmasked_weight is {config.instance.unmasked_weight}; it must be from 0 to 1."
     if not config.adapter.target_modules:
         yield "--target_modules is empty; name at least one layer, such as to_k."
     yield from _method_problems(config)
@@ -338,6 +365,7 @@ def _word_problems(config: Config) -> Iterator[str]:
 
 
 _AT_LEAST = {
+    "clip_skip": 0,
     "resolution": 8,
     "num_class_images": 1,
     "prior_loss_weight": 0,

@@ -1,38 +1,40 @@
-"""Pictures and captions from a folder, as square crops ready for the VAE."""
+"""The pictures of a folder, and the caption, mask and weight of each."""
 
 import hashlib
 import logging
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import torch
-from jaxtyping import Float
-from PIL import Image, ImageOps
-from torch import Tensor
-
-from trainer.config import InstanceConfig
-from trainer.errors import TrainerError
+from trainer.captions import METADATA, Line, read_metadata, read_text, same_name
+from trainer.config import Config, InstanceConfig, PriorConfig
+from trainer.errors import Mistakes, TrainerError
+from trainer.images import load_image
+from trainer.masks import load_mask
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
-RANDOM_CROPS = 4
-"""Latents are cached, so the random crops of an oblong picture are drawn once: this many."""
-
-
-_CROPS = 0
-"""The seed's stream for crops; those of the loop begin at 1."""
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
+MASK_ENDING = "-masklabel.png"
+"""`dog.jpg` has its mask in `dog-masklabel.png`, the name that OneTrainer and its tools use."""
 
 
 @dataclass(frozen=True)
 class CaptionedImage:
-    """A picture file and the prompt it is trained with."""
+    """A picture file and the prompt it is trained with.
+
+    Attributes:
+        path: of the picture.
+        caption: its prompt.
+        repeats: how often it comes in an epoch.
+        mask: the file that marks what is to be learned of it.
+    """
 
     path: Path
     caption: str
+    repeats: int = 1
+    mask: Path | None = None
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -43,145 +45,150 @@ def list_images(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise TrainerError(f"There is no folder {folder}; give one with the pictures.")
-    entries = sorted(folder.iterdir())
-    images = [path for path in entries if path.suffix.lower() in SUFFIXES and path.is_file()]
+    files = sorted(path for path in folder.iterdir() if not path.is_dir())
+    images = [path for path in files if is_picture(path)]
+    belonging = {
+        found for image in images for end in (".txt", MASK_ENDING) if (found := _beside(image, end))
+    }
     others = [
         path.name
-        for path in entries
-        if path.is_file() and path not in images and path.suffix.lower() != ".txt"
+        for path in files
+        if not is_picture(path) and path not in belonging and path.name != METADATA
     ]
     if others:
         logger.info("Ignoring in %s what is not a picture: %s", folder, ", ".join(others))
     if not images:
         raise TrainerError(
-            f"There are no pictures in {folder}; put jpg, png, webp or bmp files there."
+            f"There are no pictures in {folder}; put jpg, png, webp, bmp or gif files there."
         )
     return images
 
 
-def read_captions(images: list[Path], prompt: str | None, flag: str) -> list[CaptionedImage]:
-    """Each picture with its `.txt` sidecar's text, or else the prompt.
+def read_captions(
+    images: Sequence[Path], prompts: Sequence[str], flag: str
+) -> list[CaptionedImage]:
+    """Each picture with the text of its `.txt`, or of its line of `metadata.jsonl`, or a prompt.
+
+    Of several prompts the pictures take one after another.
 
     Raises:
-        TrainerError: when a picture has neither, or a caption that is not text; `flag` names the
-            option that gives the prompt.
+        TrainerError: when a picture has none of them, or a caption cannot be read; `flag` names the
+            option that gives the prompts.
     """
+    mistakes = Mistakes()
+    lines: dict[str, Line] = {}
+    with mistakes.collected():
+        lines = read_metadata(images[0].parent, [image.name for image in images])
     captioned = []
-    for path in images:
-        sidecar = path.with_suffix(".txt")
-        try:
-            caption = sidecar.read_text(encoding="utf-8").strip() if sidecar.is_file() else prompt
-        except UnicodeDecodeError as error:
-            raise TrainerError(
-                f"The caption {sidecar} is not UTF-8 text; save it as that."
-            ) from error
-        if not caption:
-            raise TrainerError(f"{path} has no caption: give {flag}, or a prompt in {sidecar}.")
-        captioned.append(CaptionedImage(path, caption))
+    for index, path in enumerate(images):
+        line = lines.get(path.name, Line(None))
+        prompt = prompts[index % len(prompts)] if prompts else None
+        sidecar = _beside(path, ".txt")
+        with mistakes.collected():
+            caption = read_text(sidecar).strip() if sidecar else line.text or prompt
+            if not caption:
+                where = sidecar or path.with_suffix(".txt")
+                raise TrainerError(f"{path} has no caption: give {flag}, or a prompt in {where}.")
+            captioned.append(CaptionedImage(path, caption, line.repeats))
+    mistakes.tell()
     return captioned
 
 
 def find_instances(options: InstanceConfig) -> list[CaptionedImage]:
-    """The concept's pictures and captions, each opened once: mistakes show before any work.
+    """The concept's pictures, captions and masks, opened once: mistakes show before any work.
 
     Raises:
-        TrainerError: for a folder, picture or caption that cannot be used.
+        TrainerError: for folders, pictures, masks and captions that cannot be used, all of them.
     """
     assert options.instance_data_dir is not None  # the options are checked
-    images = read_captions(
-        list_images(options.instance_data_dir), options.instance_prompt, "--instance_prompt"
-    )
-    for image in images:
-        load_image(image.path, _min_side_px(options.resolution))
+    paths = list_images(options.instance_data_dir)
+    prompts = [options.instance_prompt] if options.instance_prompt else []
+    images = [CaptionedImage(path, "") for path in paths]  # to be opened even without captions
+    mistakes = Mistakes()
+    with mistakes.collected():
+        images = read_captions(paths, prompts, "--instance_prompt")
+    images = [replace(image, mask=_beside(image.path, MASK_ENDING)) for image in images]
+    with mistakes.collected():
+        check_images(images, options.resolution)
+    mistakes.tell()
     return images
 
 
-def digest(images: list[CaptionedImage]) -> str:
-    """What tells these pictures and captions from others, wherever they are."""
+def find_all_instances(configs: Mapping[str, Config]) -> dict[str, list[CaptionedImage]]:
+    """The pictures of every concept.
+
+    Raises:
+        TrainerError: for what cannot be used in any of them.
+    """
+    found: dict[str, list[CaptionedImage]] = {}
+    mistakes = Mistakes()
+    for name, config in configs.items():
+        with mistakes.collected():
+            found[name] = find_instances(config.instance)
+    mistakes.tell()
+    return found
+
+
+def digest(images: Sequence[CaptionedImage]) -> str:
+    """What tells these pictures, captions and masks from others, wherever they are."""
     whole = hashlib.sha256()
     for image in images:
-        for part in (image.path.read_bytes(), image.caption.encode()):
+        parts = [image.path.read_bytes(), image.caption.encode()]
+        if image.mask is not None:
+            parts.append(image.mask.read_bytes())
+        for part in parts * image.repeats:
             whole.update(hashlib.sha256(part).digest())
     return whole.hexdigest()[:16]
 
 
-def load_image(path: Path, min_side_px: int = 1) -> Image.Image:
-    """A picture as RGB: turned upright by its EXIF tag, transparency laid on white.
+def own_class_images(prior: PriorConfig) -> list[CaptionedImage]:
+    """The person's class pictures; those without a caption take the class prompts in turn.
 
     Raises:
-        TrainerError: when it cannot be read or its shorter side is under `min_side_px`.
+        TrainerError: when there is neither a caption nor a class prompt.
     """
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise TrainerError(
-            f"The picture {path} cannot be read; replace or remove it ({error})."
-        ) from error
-    if min(image.size) < min_side_px:
-        raise TrainerError(
-            f"The picture {path} is too small: {image.width} x {image.height} pixels, and its "
-            f"shorter side must be at least {min_side_px} (a quarter of --resolution)."
-        )
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    elif image.mode.startswith("I"):  # 16-bit grayscale: convert() would clip it to white
-        image = Image.fromarray((np.asarray(image, dtype=np.float32) / 257).astype(np.uint8))
-    return image.convert("RGB")
+    own = prior.class_data_dir
+    if own is None or not own.is_dir() or not any(map(is_picture, own.iterdir())):
+        return []
+    return read_captions(list_images(own), prior.class_prompt, "--class_prompt")
 
 
-def square_crops(
-    image: Image.Image,
-    resolution: int,
-    *,
-    center_crop: bool,
-    random_flip: bool,
-    rng: np.random.Generator,
-) -> Iterator[Float[Tensor, "3 resolution resolution"]]:
-    """The views a picture is trained in, in [-1, 1]: crops, and their mirror images if asked."""
-    scale = resolution / min(image.size)
-    size = [max(resolution, round(side * scale)) for side in image.size]
-    resized = image.resize((size[0], size[1]), Image.Resampling.LANCZOS)
-    spare_x, spare_y = size[0] - resolution, size[1] - resolution
-    if center_crop or spare_x == spare_y == 0:
-        corners = [(spare_x // 2, spare_y // 2)]
-    else:
-        corners = [
-            (int(rng.integers(spare_x + 1)), int(rng.integers(spare_y + 1)))
-            for _ in range(RANDOM_CROPS)
-        ]
-    for x, y in corners:
-        crop = np.asarray(resized.crop((x, y, x + resolution, y + resolution)), dtype=np.float32)
-        view = torch.from_numpy(crop / 127.5 - 1).permute(2, 0, 1)
-        yield view
-        if random_flip:
-            yield view.flip(-1)
-
-
-def load_views(
-    images: list[CaptionedImage],
-    resolution: int,
-    *,
-    center_crop: bool,
-    random_flip: bool,
-    seed: int,
-) -> Iterator[tuple[int, Float[Tensor, "3 resolution resolution"]]]:
-    """Every view of every picture with the picture's index, read one file at a time.
+def check_images(images: Sequence[CaptionedImage], resolution: int) -> None:
+    """Open every picture and mask.
 
     Raises:
-        TrainerError: when a picture cannot be read or is smaller than a quarter of the resolution.
+        TrainerError: with a sentence for each that cannot be used.
     """
-    for index, captioned in enumerate(images):
-        image = load_image(captioned.path, _min_side_px(resolution))
-        rng = np.random.default_rng([seed, _CROPS, index])
-        for view in square_crops(
-            image, resolution, center_crop=center_crop, random_flip=random_flip, rng=rng
-        ):
-            yield index, view
+    mistakes = Mistakes()
+    for image in images:
+        with mistakes.collected():
+            size = load_image(image.path, min_side_px(resolution)).size
+            if image.mask is not None:
+                load_mask(image.mask, size)
+    mistakes.tell()
 
 
-def _min_side_px(resolution: int) -> int:
+def min_side_px(resolution: int) -> int:
     """Under a quarter of the resolution there is nothing left to learn but blur."""
     return math.ceil(resolution / 4)
+
+
+def _beside(image: Path, ending: str) -> Path | None:
+    """The file beside a picture that has its name but for the ending, whatever its capitals."""
+    named = image.with_name(image.stem + ending)
+    if named.is_file():
+        return named
+    wanted = same_name(named.name)
+    for path in image.parent.iterdir():
+        if same_name(path.stem + path.suffix.lower()) == wanted and path.is_file():
+            return path
+    return None
+
+
+def is_picture(path: Path) -> bool:
+    """By its name alone: what cannot be read is told, not left out; hidden files are systems'."""
+    return (
+        path.suffix.lower() in SUFFIXES
+        and not path.name.startswith(".")
+        and not path.name.lower().endswith(MASK_ENDING)
+    )

@@ -161,6 +161,12 @@ class DreamBooth:
             weights=weights,
         )
 
+    def errors(self, squares: Float[Tensor, "rows c h w"], batch: Batch) -> Float[Tensor, " rows"]:
+        """Means of the rows' squared errors, weighted as their pictures' masks say."""
+        if self._cache.weights is not None:
+            squares = squares * self._cache.weights[batch.views]
+        return squares.flatten(1).mean(dim=1)
+
     def losses(self, errors: Float[Tensor, " rows"]) -> Losses:
         """Means of the rows' errors: total = instance + prior_loss_weight * prior.
 
@@ -215,8 +221,11 @@ class Objective:
                 target = torch.cat([of_concepts.target, of_classes.answered_by(denoiser)])
         else:
             prediction = rows.answered_by(denoiser, live)
-        errors = (prediction - target).square().flatten(1).mean(dim=1) * rows.weights
-        return [concept.losses(errors[i::count]) for i, concept in enumerate(self._concepts)]
+        squares = (prediction - target).square()
+        return [
+            concept.losses(concept.errors(squares[i::count], batch) * rows.weights[i::count])
+            for i, (concept, batch) in enumerate(zip(self._concepts, batches, strict=True))
+        ]
 
 
 def view_at(pictures: list[range], position: int, seed: int, kind: int) -> int:

@@ -219,6 +219,7 @@ def diagonal_config(
         diagonal_init=adapter.diagonal_init,
         residual=adapter.residual,
         pivoting=adapter.pivoting,
+        normalize_directions=adapter.normalize_directions,
         train_scale=adapter.train_scale,
         seed=seed,
         target_modules=list(targets),

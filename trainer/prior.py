@@ -11,15 +11,15 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from tqdm import tqdm
 
+from trainer.captions import METADATA
 from trainer.config import PriorConfig
 from trainer.errors import TrainerError
 from trainer.files import save_png, write_atomically
-from trainer.instances import SUFFIXES, CaptionedImage, list_images, read_captions
+from trainer.instances import CaptionedImage, own_class_images
 from trainer.sampling import sample_images
 
 logger = logging.getLogger(__name__)
 
-METADATA = "metadata.jsonl"
 BATCH_SIZE = 8
 
 
@@ -36,7 +36,7 @@ def class_images(
 ) -> list[CaptionedImage]:
     """The class pictures and their prompts, generating those that are missing.
 
-    A `class_data_dir` with pictures is the person's own and used as it is. Otherwise picture i is
+    Pictures in `class_data_dir` are the person's own and used as they are. Otherwise picture i is
     drawn with the i-th class prompt (in turn) and seed + i, in a subfolder named by a digest of
     everything that decides it, so that pictures of another base or prompt are never mistaken for
     these, an interrupted run draws only the rest, and later runs draw nothing.
@@ -45,9 +45,8 @@ def class_images(
         TrainerError: when the person's pictures have no captions.
     """
     own = prior.class_data_dir
-    if own is not None and own.is_dir() and _has_images(own):
-        prompt = prior.class_prompt[0] if prior.class_prompt else None
-        return read_captions(list_images(own), prompt, "--class_prompt")
+    if images := own_class_images(prior):
+        return images
     if not prior.class_prompt:
         raise TrainerError(
             f"--class_data_dir {own} has no pictures; put some there, or give --class_prompt to "
@@ -96,7 +95,7 @@ def _draw_missing(
         return
     folder = images[0].path.parent
     logger.info("Drawing class pictures into %s", folder)
-    for batch in tqdm(lacking, desc="class pictures", unit="batch"):
+    for batch in tqdm(lacking, desc="class pictures", unit="batch", disable=None):
         drawn = draw([images[index].caption for index in batch], [seed + index for index in batch])
         for index, image in zip(batch, drawn, strict=True):
             if not images[index].path.exists():
@@ -107,7 +106,3 @@ def _draw_missing(
             if image.path.exists()
         ]
         write_atomically(folder / METADATA, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def _has_images(folder: Path) -> bool:
-    return any(path.suffix.lower() in SUFFIXES for path in folder.iterdir())

@@ -27,6 +27,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from trainer.__main__ import run
 from trainer.base import fingerprint, load_pipeline
+from trainer.base_record import public_base
 from trainer.cache import Cache, build_cache, leave_device
 from trainer.checkpoint import (
     Inputs,
@@ -38,8 +39,9 @@ from trainer.checkpoint import (
 from trainer.concepts import SINGLE, concept_configs
 from trainer.config import Config, sections
 from trainer.control import Control, Request
+from trainer.doctor import report
 from trainer.errors import Stopped, TrainerError
-from trainer.instances import CaptionedImage, digest, find_instances
+from trainer.instances import CaptionedImage, digest, find_all_instances
 from trainer.loop import Denoiser, DreamBooth, Objective, lr_factor
 from trainer.methods import Trained, add_trainables, learn_words, save_result
 from trainer.prior import class_images
@@ -69,11 +71,14 @@ def main(config: Config) -> None:
     optimization = config.optimization
     accelerator = make_accelerator(config)
     configs = concept_configs(config)
-    instances = {name: find_instances(own.instance) for name, own in configs.items()}
+    instances = find_all_instances(configs)
     checkpoint = find_checkpoint(config)
     refuse_another_run(config.run, checkpoint)
     refuse_missing_trackers(config.run)
     control = Control(config.run, accelerator)
+    if checkpoint is None and accelerator.is_main_process:
+        for name, own in configs.items():
+            report(instances[name], own.instance, own.prior)
 
     # ------------------------------------------------------------------------- the frozen base
     pipeline = load_pipeline(
@@ -124,7 +129,7 @@ def main(config: Config) -> None:
             "" if name == SINGLE else f"{name}: ",
             f"{counts[name]:,}",
             config.adapter.method,
-            len(cache.instances),
+            len(instances[name]),
             len(cache.classes),
         )
     if accelerator.is_main_process:
@@ -312,6 +317,7 @@ def describe(config: Config, progress: Progress) -> dict[str, Any]:
     """What the concept file tells about its making; where things lay is nobody's business."""
     told = sections(config)
     return {
+        "base": public_base(config.base),
         "method": config.adapter.method,
         "instance_prompt": config.instance.instance_prompt,
         "class_prompt": told["prior"]["class_prompt"],

@@ -174,7 +174,7 @@ class Handlers:
                 raise TrainerError("Seed, steps and guidance each need a number.")
             request = Request(prompt, seed, count, steps, float(guidance))
             self._studio.facts(concept)  # a wrong file is told before anything is drawn
-            without = self._studio.draw_base(base, request, _bar(progress, "Base"))
+            without = self._studio.draw_base(base, request, _bar(progress, "Base"), concept)
             yield without, []
             bar = _bar(progress, "With the concept")
             yield without, self._studio.draw_concept(base, concept, strength, request, bar)

@@ -5,7 +5,7 @@ import threading
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from PIL import Image
 from eval.score import pick_device
 from loldu import ConceptError, load_concept, read_concept
 from trainer.base import load_pipeline
+from trainer.base_record import base_options
 from trainer.checkpoint import CONFIG
+from trainer.config import BaseModelConfig
 from trainer.errors import TrainerError
 from trainer.methods import FILE_NAMES
 from trainer.sampling import sample_images
@@ -66,7 +68,7 @@ class Studio:
         # Pages draw at the same time, but there is one pipeline.
         self._lock = threading.Lock()
         self._pipeline: StableDiffusionPipeline | None = None
-        self._base = ""
+        self._base = BaseModelConfig()
         self._drawn: tuple[Request, list[Image.Image]] | None = None
         self._concept: tuple[Path, int] | None = None
         self._adapter = ""
@@ -114,14 +116,18 @@ class Studio:
             guidance_scale=drawn.get("guidance_scale"),
         )
 
-    def draw_base(self, base: str, request: Request, report: Report) -> list[Image.Image]:
-        """Draw without a concept; the last such drawing is kept.
+    def draw_base(
+        self, base: str, request: Request, report: Report, name: str | None = None
+    ) -> list[Image.Image]:
+        """Draw without a concept, on the base as one was trained on it; the last drawing is kept.
 
         Raises:
-            TrainerError: There is no such base.
+            TrainerError: There is no such base or no such concept.
+            ConceptError: The concept is damaged.
         """
+        path = self._path(name) if name else None
         with self._lock:
-            pipeline = self._load(base)
+            pipeline = self._load(base, name, path)
             if self._drawn is None or self._drawn[0] != request:
                 pipeline.disable_lora()
                 self._drawn = request, _draw(pipeline, request, report)
@@ -138,7 +144,7 @@ class Studio:
         """
         path = self._path(name)
         with self._lock:
-            pipeline = self._load(base)
+            pipeline = self._load(base, name, path)
             with _called(name, path):
                 self._put_on(pipeline, path)
             pipeline.enable_lora()
@@ -155,11 +161,15 @@ class Studio:
             raise TrainerError(f"The concept {name} is gone: reload the page and choose another.")
         return concepts[name]
 
-    def _load(self, base: str) -> StableDiffusionPipeline:
-        if self._pipeline is None or base != self._base:
+    def _load(self, base: str, name: str | None, path: Path | None) -> StableDiffusionPipeline:
+        options = BaseModelConfig(base)
+        if path is not None:
+            with _called(name, path):
+                options = base_options(read_concept(path), path, base)
+        if self._pipeline is None or options != self._base:
             dtype = torch.float16 if self.device == "cuda" else torch.float32
-            self._pipeline = load_pipeline(base, torch_dtype=dtype, device=self.device)
-            self._base, self._drawn, self._concept, self._adapter = base, None, None, ""
+            self._pipeline = load_pipeline(**asdict(options), torch_dtype=dtype, device=self.device)
+            self._base, self._drawn, self._concept, self._adapter = options, None, None, ""
         return self._pipeline
 
     def _put_on(self, pipeline: StableDiffusionPipeline, path: Path) -> None:

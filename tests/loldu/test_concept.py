@@ -66,6 +66,7 @@ def pipeline(unet: nn.Module, encoder: nn.Module | None = None) -> SimpleNamespa
         {"pivoting": "complete"},
         {"train_scale": False},
         {"diagonal_init": "standard_uniform", "residual": "perturb"},
+        {"normalize_directions": True},
         {"rank_pattern": {"to_out.0": 3, "attn1.to_q": 5}},
     ],
     ids=str,

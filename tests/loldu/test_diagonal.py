@@ -88,32 +88,40 @@ def test_projection_is_the_nearest_point_of_the_ball(radius: float) -> None:
 
 @pytest.mark.parametrize("train_scale", [True, False])
 @pytest.mark.parametrize("perturbs", [True, False])
-def test_shrink_scales_delta(train_scale: bool, perturbs: bool) -> None:
-    diagonal = LoLDUDiagonal(4, 0.5, pivoting="partial", train_scale=train_scale, perturbs=perturbs)
+@pytest.mark.parametrize("has_units", [True, False])
+def test_shrink_scales_delta(train_scale: bool, perturbs: bool, has_units: bool) -> None:
+    options = {"train_scale": train_scale, "perturbs": perturbs, "has_units": has_units}
+    diagonal = LoLDUDiagonal(4, 0.5, pivoting="partial", **options)
     with torch.no_grad():
+        if diagonal.unit is not None:
+            diagonal.unit.copy_(torch.tensor([0.1, 1.0, 0.5, 3.0]))
         for tensor in (*diagonal.parameters(), diagonal.z_ref, diagonal.perturbation):
             if tensor is not None:
                 tensor.copy_(torch.linspace(-0.2, 0.4, tensor.numel()))
     before = diagonal.delta()
     diagonal.shrink(torch.tensor(0.25))
     torch.testing.assert_close(diagonal.delta(), 0.25 * before, atol=1e-7, rtol=1e-5)
+    diagonal.set_delta(before)
+    torch.testing.assert_close(diagonal.delta(), before, atol=1e-7, rtol=1e-5)
 
 
 def test_delta_is_sigma_z_minus_its_start() -> None:
-    diagonal = LoLDUDiagonal(3, 0.5, pivoting=None, train_scale=True, perturbs=True)
+    diagonal = LoLDUDiagonal(3, 0.5, pivoting=None, train_scale=True, perturbs=True, has_units=True)
     z_0, d = torch.tensor([1.0, -2.0, 0.5]), torch.tensor([0.3, 0.6, -0.9])
     dz, ds = torch.tensor([0.1, 0.2, -0.3]), 0.25
     with torch.no_grad():
         diagonal.z_ref.copy_(z_0)
         diagonal.perturbation.copy_(z_0 - d)
-        diagonal.dz.copy_(dz)
+        diagonal.unit.copy_(torch.tensor([2.0, 4.0, 0.5]))
+        diagonal.dz.copy_(dz / diagonal.unit)
         diagonal.ds.fill_(ds)
     torch.testing.assert_close(diagonal.delta(), (0.5 + ds) * (z_0 + dz) - 0.5 * d)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_a_diagonal_stays_float32(dtype: torch.dtype) -> None:
-    diagonal = LoLDUDiagonal(3, 1.0, pivoting="partial", train_scale=True, perturbs=True)
+    options = {"train_scale": True, "perturbs": True, "has_units": True}
+    diagonal = LoLDUDiagonal(3, 1.0, pivoting="partial", **options)
     torch.nn.init.constant_(diagonal.dz, 0.1)
     diagonal.to(dtype)
     assert {p.dtype for p in diagonal.parameters()} == {torch.float32}

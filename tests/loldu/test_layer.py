@@ -361,6 +361,37 @@ def test_factors_follow_pivots_that_were_written_behind_the_layer() -> None:
     torch.testing.assert_close(model(x), expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("options", [{}, {"pivoting": "complete"}, {"factorization": "svd"}])
+def test_along_every_normalized_direction_a_step_changes_the_weight_as_much(
+    options: dict[str, str], dtype: torch.dtype
+) -> None:
+    _, layer = adapt(gaussian(12, 16), r=8, normalize_directions=True, **options)
+    plain, _ = adapt(gaussian(12, 16), r=8, **options)
+    layer.to(dtype)
+    dz = layer.diagonal("default").dz
+    norms = []
+    for direction in range(8):
+        with torch.no_grad():
+            dz.zero_()
+            dz[direction] = 1.0
+        norms.append(layer.get_delta_weight("default").norm().item())
+    assert norms == pytest.approx([1.0] * 8, rel=1e-5 if dtype == torch.float32 else 1e-2)
+    theirs = plain.base_model.model[0]
+    with torch.no_grad():
+        theirs.diagonal("default").dz[0] = 1.0
+    norm = theirs.get_delta_weight("default").norm().item()
+    assert (norm == pytest.approx(1)) == ("factorization" in options)
+
+
+def test_a_dropped_direction_has_a_finite_unit() -> None:
+    weight = gaussian(10, 8)
+    weight[:, 1] = 0
+    with pytest.warns(UserWarning, match="1 of 4"):
+        _, layer = adapt(weight, r=4, normalize_directions=True)
+    assert layer.diagonal("default").unit[1] == 1
+
+
 def test_a_dropped_direction_is_told_with_its_layer_and_cure() -> None:
     weight = gaussian(10, 8)
     weight[:, 1] = 0

@@ -151,6 +151,7 @@ KEYS = {
         {"diagonal_init": "ones", "residual": "perturb"},
         {"dz", "ds", "z_ref", "perturbation", "pivots"},
     ),
+    "normalized": ({"normalize_directions": True}, {"dz", "ds", "z_ref", "unit", "pivots"}),
 }
 
 

@@ -43,6 +43,7 @@ OPTIONS = [
     {"pivoting": "complete"},
     {"train_scale": False, "diagonal_init": "uniform", "alpha": 3.0},
     {"diagonal_init": "standard_normal", "residual": "perturb"},
+    {"normalize_directions": True},
     {"rank_pattern": {"tall": 2}, "alpha_pattern": {"wide": 8}},
     {"modules_to_save": ["head"]},
 ]

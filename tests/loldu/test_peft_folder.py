@@ -33,6 +33,7 @@ KINDS = [
     {"factorization": "svd"},
     {"factorization": "svd", "train_scale": False},
     {"residual": "perturb", "diagonal_init": "standard_normal", "seed": 3},
+    {"normalize_directions": True, "r": 3},
     {"diagonal_init": "uniform", "pivoting": "complete", "residual": "perturb"},
     {"rank_pattern": {"tall": 3}, "alpha_pattern": {"tall": 5.0}},
 ]

@@ -7,8 +7,10 @@ from diffusers import StableDiffusionPipeline
 from trainer.base import load_pipeline
 from trainer.cache import build_cache, embed
 from trainer.config import InstanceConfig
+from trainer.crops import load_views
 from trainer.errors import TrainerError
-from trainer.instances import CaptionedImage, find_instances, load_views
+from trainer.instances import CaptionedImage, find_instances
+from trainer.loop import view_at
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def test_moments_are_the_vae_s_and_views_belong_to_their_picture(
     assert cache.instances == [range(0, 2), range(2, 4), range(4, 6)]
     assert cache.classes == [range(6, 8)]
     views = load_views([*images, *classes], 16, center_crop=True, random_flip=True, seed=0)
-    for row, (_, view) in enumerate(views):
+    for row, (_, view, _) in enumerate(views):
         with torch.no_grad():
             posterior = pipeline.vae.encode(view[None]).latent_dist
         scale = pipeline.vae.config.scaling_factor
@@ -36,6 +38,18 @@ def test_moments_are_the_vae_s_and_views_belong_to_their_picture(
     assert len(cache.embeddings) == 2
     torch.testing.assert_close(prompts[0], embed(pipeline, ["sks"])[0])
     torch.testing.assert_close(prompts[7], embed(pipeline, ["a toy"])[0])
+
+
+def test_a_repeated_picture_comes_as_often_in_every_epoch(
+    pipeline: StableDiffusionPipeline, pictures: Path
+) -> None:
+    (pictures / "metadata.jsonl").write_text('{"file_name": "b.png", "repeats": 3}\n')
+    options = InstanceConfig(pictures, "sks", resolution=16)
+    cache = build_cache(pipeline, find_instances(options), [], options, seed=0)
+    assert len(cache.mean) == 3
+    for epoch in range(4):
+        drawn = [view_at(cache.instances, 5 * epoch + place, seed=0, kind=0) for place in range(5)]
+        assert sorted(drawn) == [0, 1, 1, 1, 2]
 
 
 def test_embeddings_are_the_text_encoder_s(pipeline: StableDiffusionPipeline) -> None:

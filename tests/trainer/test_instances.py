@@ -1,21 +1,13 @@
 import logging
+import re
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from trainer.config import InstanceConfig
 from trainer.errors import TrainerError
-from trainer.instances import (
-    RANDOM_CROPS,
-    find_instances,
-    list_images,
-    load_image,
-    load_views,
-    square_crops,
-)
+from trainer.instances import find_instances, list_images
 
 RED = (255, 0, 0)
 
@@ -26,54 +18,18 @@ def test_listing_is_sorted_and_names_what_it_ignores(
     for name in ("b.JPG", "a.png", "d.webp", "c.bmp", "e.jpeg"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     (tmp_path / "a.txt").write_text("a caption")
+    (tmp_path / "B.TXT").write_text("nobody's caption: the picture is b")
+    (tmp_path / "metadata.jsonl").write_text("")
     (tmp_path / "notes.md").write_text("x")
+    (tmp_path / "._b.jpg").write_text("what macOS leaves on other disks")
+    Image.new("L", (8, 8)).save(tmp_path / "d-masklabel.PNG", "PNG")
+    Image.new("L", (8, 8)).save(tmp_path / "x-masklabel.png")
     (tmp_path / ".ipynb_checkpoints").mkdir()
     with caplog.at_level(logging.INFO, logger="trainer"):
         names = [path.name for path in list_images(tmp_path)]
     assert names == ["a.png", "b.JPG", "c.bmp", "d.webp", "e.jpeg"]
     (line,) = caplog.messages
-    assert "notes.md" in line
-    assert not any(name in line for name in ("a.txt", ".ipynb_checkpoints"))
-
-
-def test_exif_rotation_is_applied(tmp_path: Path) -> None:
-    image = Image.new("RGB", (20, 10))
-    image.paste(RED, (0, 0, 10, 10))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: show it rotated by 90 degrees clockwise
-    image.save(tmp_path / "a.png", exif=exif)
-    upright = load_image(tmp_path / "a.png")
-    assert upright.size == (10, 20)
-    assert upright.getpixel((5, 2)) == RED
-    assert upright.getpixel((5, 17)) == (0, 0, 0)
-
-
-@pytest.mark.parametrize(
-    ("image", "suffix", "expected"),
-    [
-        (Image.new("RGBA", (8, 8), (0, 0, 0, 0)), "png", (255, 255, 255)),
-        (Image.new("RGBA", (8, 8), (255, 0, 0, 255)), "webp", RED),
-        (Image.new("LA", (8, 8), (0, 0)), "png", (255, 255, 255)),
-        (Image.new("L", (8, 8), 128), "png", (128, 128, 128)),
-        (Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "jpg", RED),
-        (Image.fromarray(np.full((8, 8), 128 * 257, np.uint16)), "png", (128, 128, 128)),
-        (Image.new("1", (8, 8), 1), "bmp", (255, 255, 255)),
-    ],
-    ids=["clear", "opaque", "gray-alpha", "gray", "cmyk", "gray-16-bit", "bilevel"],
-)
-def test_every_mode_becomes_rgb(
-    image: Image.Image, suffix: str, expected: tuple[int, int, int], tmp_path: Path
-) -> None:
-    image.save(tmp_path / f"a.{suffix}", quality=100)
-    loaded = load_image(tmp_path / f"a.{suffix}")
-    assert loaded.mode == "RGB"
-    pixel = np.asarray(loaded)[4, 4]
-    np.testing.assert_allclose(pixel, expected, atol=3)  # JPEG and WebP round
-
-
-def test_palette_transparency_is_laid_on_white(tmp_path: Path) -> None:
-    Image.new("P", (8, 8), 0).save(tmp_path / "a.png", transparency=0)
-    assert load_image(tmp_path / "a.png").getpixel((0, 0)) == (255, 255, 255)
+    assert line.endswith("not a picture: ._b.jpg, B.TXT, notes.md, x-masklabel.png")
 
 
 def test_sidecar_overrides_the_instance_prompt(pictures: Path) -> None:
@@ -105,34 +61,62 @@ def test_what_cannot_be_used_is_named(pictures: Path, tmp_path: Path) -> None:
         find_instances(InstanceConfig(tmp_path / "empty", "sks"))
 
 
-def test_centre_crop_takes_the_middle() -> None:
-    image = Image.new("RGB", (48, 16))
-    image.paste(RED, (16, 0, 32, 16))
-    rng = np.random.default_rng(0)
-    (view,) = square_crops(image, 16, center_crop=True, random_flip=False, rng=rng)
-    expected = torch.tensor([1.0, -1.0, -1.0]).view(3, 1, 1).expand(3, 16, 16)
-    torch.testing.assert_close(view, expected)
+def test_captions_and_masks_are_found_whatever_the_capitals_and_the_accents(
+    tmp_path: Path,
+) -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"  # as macOS spells it
+    Image.new("RGB", (16, 16)).save(tmp_path / f"{composed}.PNG")
+    (tmp_path / f"{decomposed}.TXT").write_bytes("\ufeffa sks café".encode())
+    Image.new("L", (16, 16), 255).save(tmp_path / f"{composed}-masklabel.PNG")
+    Image.new("RGB", (16, 16)).save(tmp_path / "naïve.jpg")
+    row = '{"file_name": "./nai\u0308ve.jpg", "text": "a sks naïve", "repeats": 2, "seed": 3}\n'
+    (tmp_path / "metadata.jsonl").write_text(row, encoding="utf-8")
+    found = find_instances(InstanceConfig(tmp_path, "sks", resolution=16))
+    assert [(image.path.suffix, image.caption, image.repeats) for image in found] == [
+        (".PNG", "a sks café", 1),
+        (".jpg", "a sks naïve", 2),
+    ]
+    assert found[0].mask == tmp_path / f"{composed}-masklabel.PNG"
+    assert found[1].mask is None
 
 
-def test_random_crops_and_mirror_images() -> None:
-    gradient = np.broadcast_to(np.arange(64, dtype=np.uint8)[None, :, None], (16, 64, 3))
-    image = Image.fromarray(np.ascontiguousarray(gradient))
-    rng = np.random.default_rng(0)
-    views = list(square_crops(image, 16, center_crop=False, random_flip=True, rng=rng))
-    assert len(views) == 2 * RANDOM_CROPS
-    assert len({view[0, 0, 0].item() for view in views[::2]}) > 1
-    for plain, mirrored in zip(views[::2], views[1::2], strict=True):
-        torch.testing.assert_close(mirrored, plain.flip(2))
-    square = Image.new("RGB", (16, 16))
-    assert len(list(square_crops(square, 16, center_crop=False, random_flip=False, rng=rng))) == 1
+def test_a_sidecar_wins_over_metadata_and_metadata_over_the_prompt(pictures: Path) -> None:
+    lines = (
+        '{"file_name": "b.png", "text": "b of the metadata"}',
+        "",
+        '{"file_name": "a.png", "text": "a of the\u2028metadata", "repeats": 4}',
+    )
+    (pictures / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (pictures / "b.txt").write_text("b of its own")
+    found = find_instances(InstanceConfig(pictures, "the prompt", resolution=16))
+    assert [(image.caption, image.repeats) for image in found] == [
+        ("a of the\u2028metadata", 4),
+        ("b of its own", 1),
+        ("the prompt", 1),
+    ]
 
 
-def test_views_depend_on_the_seed_alone(pictures: Path) -> None:
-    images = find_instances(InstanceConfig(pictures, "sks", resolution=16))
-
-    def views(seed: int) -> torch.Tensor:
-        found = load_views(images, 16, center_crop=False, random_flip=False, seed=seed)
-        return torch.stack([view for _, view in found])
-
-    torch.testing.assert_close(views(1), views(1), rtol=0, atol=0)
-    assert not torch.equal(views(1), views(2))
+def test_all_that_is_wrong_is_told_at_once(pictures: Path) -> None:
+    Image.new("RGB", (3, 99)).save(pictures / "d.jpg")
+    (pictures / "b.png").write_bytes(b"no picture")
+    (pictures / "c.txt").write_bytes(b"\xff\xfe")
+    Image.new("L", (20, 24)).save(pictures / "c-masklabel.png")
+    (pictures / "metadata.jsonl").write_text("{\n[]\n")
+    with pytest.raises(TrainerError) as caught:
+        find_instances(InstanceConfig(pictures, resolution=16))
+    expected = (
+        r"metadata\.jsonl, line 1 is not JSON",
+        r"metadata\.jsonl, line 2 has no file_name",
+        r"a\.png has no caption",
+        r"b\.png has no caption",
+        r"c\.txt is not UTF-8",
+        r"d\.jpg has no caption",
+        r"b\.png cannot be read",
+        r"c-masklabel\.png is all black",
+        r"d\.jpg is too small: 3 x 99",
+    )
+    told = str(caught.value).splitlines()
+    assert len(told) == len(expected)
+    for line, pattern in zip(told, expected, strict=True):
+        assert re.search(pattern, line)
+        assert line.endswith(".")

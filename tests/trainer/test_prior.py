@@ -9,7 +9,7 @@ from trainer import prior
 from trainer.base import fingerprint, load_pipeline
 from trainer.config import PriorConfig
 from trainer.errors import TrainerError
-from trainer.instances import CaptionedImage
+from trainer.instances import CaptionedImage, own_class_images
 from trainer.prior import class_images
 
 
@@ -93,6 +93,20 @@ def test_own_class_pictures_are_used_as_they_are(
     ]
     with pytest.raises(TrainerError, match=r"a\.png has no caption: give --class_prompt"):
         draw(pipeline, PriorConfig(True, (), own), tmp_path)
+
+
+def test_own_class_pictures_without_a_caption_take_the_class_prompts_in_turn(
+    tmp_path: Path,
+) -> None:
+    for name in ("a.png", "b.png", "c.png", "d.png"):
+        Image.new("RGB", (16, 16)).save(tmp_path / name)
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "c.png", "text": "a blue car"}\n')
+    images = own_class_images(PriorConfig(True, ("a toy", "a car"), tmp_path))
+    assert [image.caption for image in images] == ["a toy", "a car", "a blue car", "a car"]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / ".hidden.png").write_bytes(b"")
+    assert own_class_images(PriorConfig(True, ("a toy",), empty)) == []
 
 
 def test_an_empty_class_folder_without_a_prompt_is_one_sentence(

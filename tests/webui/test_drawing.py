@@ -67,8 +67,8 @@ def test_the_base_is_loaded_once_and_its_weights_stay(
 ) -> None:
     loaded = []
 
-    def load(name: str, **options: Any) -> StableDiffusionPipeline:  # noqa: ANN401
-        loaded.append(load_pipeline(name, **options))
+    def load(**options: Any) -> StableDiffusionPipeline:  # noqa: ANN401
+        loaded.append(load_pipeline(**options))
         return loaded[-1]
 
     monkeypatch.setattr(drawing, "load_pipeline", load)

@@ -1,0 +1,91 @@
+"""Where the time of a step goes: kernels by time, launches, and waits of the host."""
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from typing import Any
+
+from rich.table import Table
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile, supported_activities
+
+LAUNCHES = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch", "cudaMemcpyAsync", "cudaMemsetAsync")
+WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
+
+
+def profiled(call: Callable[[], object], *, profile_memory: bool = False) -> profile:
+    """Return the profile of a call."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # it writes to stderr that it begins and ends
+    with profile(profile_memory=profile_memory) as profiler:
+        call()
+    return profiler
+
+
+def kernels(take: Callable[[int], object], steps: int, *, shown: int = 25) -> dict[str, Any]:
+    """Return what a step launches: the most expensive kernels, of the GPU where there is one.
+
+    `take` takes so many steps. Calls are those that twice the steps make more, so that what is done
+    once, before the first step or after the last, is not counted. Launches are those of kernels,
+    graphs and copies; a wait is a call that blocks the host until the GPU is done.
+    """
+    take(1)
+    _, once = _totals(take, steps)
+    spent, twice = _totals(take, 2 * steps)
+    ms = {name: _digits(total / (2 * steps)) for name, total in spent.items()}
+    calls = {name: _digits((total - once[name]) / steps) for name, total in twice.items()}
+
+    def count(names: tuple[str, ...]) -> float | None:
+        if not _on_gpu():
+            return None
+        return sum(number for name, number in calls.items() if name.startswith(names))
+
+    return {
+        "steps": steps,
+        "ms_per_step": _digits(sum(spent.values()) / (2 * steps)),
+        "launches_per_step": count(LAUNCHES),
+        "host_waits_per_step": count(WAITS),
+        "kernels": [
+            {"name": name[:120], "ms_per_step": ms[name], "calls_per_step": calls[name]}
+            for name in sorted(ms, key=ms.__getitem__, reverse=True)[:shown]
+        ],
+    }
+
+
+def _totals(take: Callable[[int], object], steps: int) -> tuple[dict[str, float], Counter[str]]:
+    """Milliseconds by kernel, and calls of everything."""
+    ms: defaultdict[str, float] = defaultdict(float)
+    calls: Counter[str] = Counter()
+    for event in profiled(lambda: take(steps)).key_averages():
+        calls[event.key] += event.count
+        if not _on_gpu():
+            ms[event.key] += event.self_cpu_time_total / 1000
+        elif event.device_type == DeviceType.CUDA and not event.is_user_annotation:
+            ms[event.key] += event.self_device_time_total / 1000
+    return ms, calls
+
+
+def _on_gpu() -> bool:
+    return ProfilerActivity.CUDA in supported_activities()
+
+
+def table(result: dict[str, Any]) -> Table:
+    """Return the kernels for a person."""
+    made = Table("kernel", title=f"a step: {_summary(result)}")
+    made.add_column("ms", justify="right")
+    made.add_column("calls", justify="right")
+    for kernel in result["kernels"]:
+        spent, calls = kernel["ms_per_step"], kernel["calls_per_step"]
+        made.add_row(kernel["name"][:70], f"{spent:.3f}", f"{calls:.4g}")
+    return made
+
+
+def _summary(result: dict[str, Any]) -> str:
+    summary = f"{result['ms_per_step']:.4g} ms in kernels"
+    if result["launches_per_step"] is None:
+        return summary
+    launches, waits = result["launches_per_step"], result["host_waits_per_step"]
+    return f"{summary}, {launches:.4g} launches, {waits:.3g} waits of the host"
+
+
+def _digits(value: float) -> float:
+    return float(f"{value:.4g}")
