@@ -44,6 +44,11 @@ def refuse_another_run(run: RunConfig, checkpoint: Path | None) -> None:
     folder = run.output_dir
     if folder.exists() and not folder.is_dir():
         raise TrainerError(f"--output_dir {folder} is a file; name a folder.")
+    if (folder / CARD).exists() and not is_card(folder / CARD):
+        raise TrainerError(
+            f"{folder / CARD} is not a model card of this trainer, which would take its place; "
+            "move it, or name another --output_dir."
+        )
     if checkpoint is not None:
         continued = checkpoint.resolve().parent == folder.resolve()
     else:
@@ -55,11 +60,6 @@ def refuse_another_run(run: RunConfig, checkpoint: Path | None) -> None:
         raise TrainerError(
             f"--output_dir {folder} holds another run; {cure}replace it with --overwrite, or name "
             "another folder."
-        )
-    if (folder / CARD).exists() and not is_card(folder / CARD):
-        raise TrainerError(
-            f"{folder / CARD} is not a model card of this trainer, which would take its place; "
-            "move it, or name another --output_dir."
         )
 
 
