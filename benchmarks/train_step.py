@@ -45,11 +45,12 @@ from trainer.config import (
 from trainer.control import Control
 from trainer.ema import EMA
 from trainer.errors import TrainerError
+from trainer.fit import Run, fit
 from trainer.loop import Denoiser, DreamBooth, Objective
 from trainer.methods import add_trainables
 from trainer.optimizers import make_optimizer
 from trainer.tracking import Trackers
-from trainer.train_dreambooth_loldu import Run, fit, make_accelerator
+from trainer.train_dreambooth_loldu import make_accelerator
 
 RESULTS = Path(__file__).parent / "results"
 Dtype = Literal["float32", "float16", "bfloat16"]

@@ -1,4 +1,4 @@
-"""Prompts: filled templates, and the rare token in or out of them."""
+"""Prompts: filled templates, and what they call the concept."""
 
 from collections.abc import Sequence
 
@@ -19,19 +19,6 @@ def fill(templates: Sequence[str], token: str, class_name: str) -> list[str]:
             "A prompt has a placeholder that is neither {token} nor {class_name} "
             f"({type(error).__name__}: {error}); correct --prompts and --other_prompts."
         ) from error
-
-
-def without_token(prompt: str, token: str) -> str:
-    """Return the prompt without the rare token, which means nothing to CLIP."""
-    rare = token.split()
-    words = prompt.split()
-    kept: list[str] = []
-    while words:
-        if words[: len(rare)] == rare:
-            del words[: len(rare)]
-        else:
-            kept.append(words.pop(0))
-    return " ".join(kept)
 
 
 def token_and_class(instance_prompt: str, class_prompts: Sequence[str]) -> tuple[str, str]:

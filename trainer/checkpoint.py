@@ -38,6 +38,7 @@ _MAY_CHANGE = frozenset(
 )
 """Where things lie and what they cost: what a continued run may say otherwise."""
 _DRAWS_CLASS_PICTURES = {"num_inference_steps", "guidance_scale"}
+_IS_SCORED = {"validation_prompt"}
 
 
 @dataclass(frozen=True)
@@ -184,12 +185,16 @@ def _check_same_options(config: Config, path: Path) -> None:
     may_change = _MAY_CHANGE
     if config.optimization.lr_scheduler == "constant":  # the others are stretched over the steps
         may_change = may_change | {"max_train_steps"}
+    # Scores of other prompts or models would not compare with those that are there.
+    scored = all(run.get("scores", {}).get("validation_scores") for run in (was, now))
     for section in now:
         if section == "result":  # what is made of the run once it is done
             continue
         keys = {*was.get(section, {}), *now[section]} - may_change
         if section == "run":
-            keys &= _DRAWS_CLASS_PICTURES
+            keys &= _DRAWS_CLASS_PICTURES | (_IS_SCORED if scored else set())
+        if section == "scores" and not scored:
+            keys = set()
         for key in sorted(keys):
             before, after = was.get(section, {}).get(key), now[section].get(key)
             if before != after:

@@ -11,6 +11,7 @@ import tomli_w
 
 from trainer.errors import TrainerError
 from trainer.prompts import class_after
+from trainer.scores_config import ScoresConfig
 
 Method = Literal["loldu", "svfit", "lora", "dreambooth", "textual_inversion"]
 Rank = int | Literal["full"]
@@ -64,7 +65,8 @@ class InstanceConfig:
     # A TOML file with a table for each of several concepts, trained together: every row of a batch
     # has its own concept, so that N cost a batch of N and not N runs, and each becomes what it
     # would alone. A table may have instance_data_dir, instance_prompt, token, class_prompt,
-    # class_data_dir, validation_prompt, placeholder_token and initializer_token.
+    # class_data_dir, validation_prompt, drift_prompt, placeholder_token and
+    # initializer_token.
     concepts: Path | None = None
     # A made-up word of the prompt, such as <dog>, whose embedding is learned too: more likeness at
     # equal steps and a second small file (learned_embeds.safetensors), for a text encoder pass a
@@ -305,6 +307,7 @@ class Config:
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
     performance: PerformanceConfig = field(default_factory=PerformanceConfig)
     run: RunConfig
+    scores: ScoresConfig = field(default_factory=ScoresConfig)
     result: ResultConfig = field(default_factory=ResultConfig)
     # Flags from a file: paper (the paper's Table X), fast, low_vram, pocket, or the path of a
     # .toml, such as the config.toml of an earlier run.
@@ -392,11 +395,16 @@ def _problems(config: Config) -> Iterator[str]:
             "--with_prior_preservation needs --class_prompt, such as "
             '"a photo of a dog", to draw class pictures.'
         )
+    one = config.instance.concepts is None  # several are checked one by one, with what they add
+    if one and config.run.validation_steps and not config.run.validation_prompt:
+        yield "--validation_steps needs --validation_prompt: say what to draw."
+    if config.scores.validation_scores and not config.run.validation_steps:
+        yield "--validation_scores needs --validation_steps: say how often to draw and to measure."
+    if config.scores.keep_best and not config.scores.validation_scores:
+        yield "--keep_best needs --validation_scores, by which it tells the best."
     prompt, token = config.instance.instance_prompt, config.instance.token
     if prompt and token and class_after(prompt, token) is None:
         yield f"--token is {token}, which is not in the --instance_prompt ({prompt})."
-    if config.run.validation_steps and not config.run.validation_prompt:
-        yield "--validation_steps needs --validation_prompt: say what to draw."
     if config.result.push_to_hub and config.adapter.method == "dreambooth":
         yield (
             "--push_to_hub is for small results; leave it out with --method dreambooth and push "
@@ -465,6 +473,7 @@ _AT_LEAST = {
     "checkpoints_total_limit": 1,
     "logging_steps": 1,
     "validation_steps": 0,
+    "validation_images": 1,
     "num_inference_steps": 1,
     "guidance_scale": 0,
 }

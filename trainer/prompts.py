@@ -26,3 +26,16 @@ def class_after(prompt: str, token: str) -> str | None:
         if words[start : start + len(rare)] == rare:
             return " ".join(words[start + len(rare) :])
     return None
+
+
+def without_token(prompt: str, token: str) -> str:
+    """The prompt without the rare token, which means nothing to CLIP."""
+    rare = token.split()
+    words = prompt.split()
+    kept: list[str] = []
+    while words:
+        if words[: len(rare)] == rare:
+            del words[: len(rare)]
+        else:
+            kept.append(words.pop(0))
+    return " ".join(kept)

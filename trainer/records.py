@@ -27,6 +27,7 @@ from trainer.validation import VALIDATION
 logger = logging.getLogger(__name__)
 
 METRICS, SUMMARY, SAMPLES = "metrics.jsonl", "summary.json", "samples"
+SCORES, BEST, SCORES_OF_BEST = "validation.jsonl", "best", "scores.json"
 
 
 def refuse_another_run(run: RunConfig, checkpoint: Path | None) -> None:
@@ -77,7 +78,8 @@ def open_output_dir(
 
 def _earlier_run(folder: Path) -> list[Path]:
     """What the trainer wrote here; class pictures know what they were made from and may stay."""
-    names = [CONFIG, METRICS, SUMMARY, VALIDATION, TRACKING, CARD, FOLDER]
+    names = [CONFIG, METRICS, SUMMARY, VALIDATION, TRACKING, CARD, SCORES, BEST, f".{BEST}.tmp"]
+    names += [FOLDER]
     names += sorted(set(FILE_NAMES.values()))
     written = [folder / name for name in names if (folder / name).exists()]
     written += [*folder.glob(f"{SAMPLES}/*-base.png"), *folder.glob(f"{SAMPLES}/*-concept.png")]
@@ -114,7 +116,7 @@ class MetricsLog:
         self._count = 0
         if enabled:
             for path in self._paths.values():
-                _forget_after(path, first.step)
+                forget_after(path, first.step)
         self._bar = tqdm(
             total=self._total,
             initial=first.step,
@@ -192,7 +194,7 @@ class MetricsLog:
         logger.info(" ".join(line.split()))  # tqdm pads the rate
 
 
-def _forget_after(path: Path, step: int) -> None:
+def forget_after(path: Path, step: int) -> None:
     """Drop lines of steps that a resumed run takes again, and a line cut short by a kill."""
     if not path.exists():
         return
@@ -211,13 +213,16 @@ def write_summary(
     output_dir: Path, result: Path, trainable_parameters: int, progress: Progress
 ) -> None:
     """What a table needs to know of a finished run."""
-    summary = {
+    summary: dict[str, Any] = {
         "trainable_parameters": trainable_parameters,
         "train_steps": progress.step,
         "train_seconds": round(progress.seconds, 3),
         "concept_bytes": size_bytes(result),
         "peak_memory_mib": round(peak_memory_mib(), 1),
     }
+    best = output_dir / BEST / SCORES_OF_BEST
+    if best.exists():
+        summary["best"] = json.loads(best.read_text(encoding="utf-8"))
     write_atomically(output_dir / SUMMARY, json.dumps(summary, indent=2) + "\n")
 
 

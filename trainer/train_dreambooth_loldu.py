@@ -9,12 +9,7 @@
 import dataclasses
 import logging
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 
 if not __package__:  # run by its path: import from the repository, not from this file's folder
@@ -23,39 +18,32 @@ if not __package__:  # run by its path: import from the repository, not from thi
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from diffusers import StableDiffusionPipeline
-from jaxtyping import Float
-from torch import Tensor, nn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from trainer.__main__ import run
 from trainer.base import fingerprint, load_pipeline
 from trainer.cache import Cache, build_cache, leave_device
-from trainer.checkpoint import (
-    Inputs,
-    Progress,
-    find_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-)
-from trainer.compilation import compile_unet, uncompiled
+from trainer.checkpoint import Inputs, Progress, find_checkpoint, load_checkpoint
+from trainer.compilation import compile_unet
 from trainer.concepts import SINGLE, concept_configs
 from trainer.config import Config
-from trainer.control import Control, Request
+from trainer.control import Control
 from trainer.doctor import report
 from trainer.ema import EMA
-from trainer.errors import Stopped, TrainerError
+from trainer.errors import TrainerError
+from trainer.fit import Run, as_saved, fit
 from trainer.hub import open_repositories, push
 from trainer.instances import CaptionedImage, digest, find_all_instances
-from trainer.loop import Denoiser, DreamBooth, Objective, lr_factor
-from trainer.memory import MemoryLadder
+from trainer.loop import Denoiser, DreamBooth, Objective
 from trainer.metadata import Training
-from trainer.methods import Trained, add_trainables, learn_words
+from trainer.methods import add_trainables, learn_words
 from trainer.optimizers import make_optimizer, optimizer_class
 from trainer.prior import class_images
-from trainer.records import MetricsLog, open_output_dir, refuse_another_run
+from trainer.records import open_output_dir, refuse_another_run
 from trainer.result import write_result
+from trainer.scorer import Scorer
+from trainer.scores import LiveScores, live_scores, scores_at
 from trainer.tracking import Trackers, refuse_missing_trackers
-from trainer.validation import Validation
 
 logger = logging.getLogger("trainer")
 
@@ -65,8 +53,12 @@ WHILE_THE_FIRST_DRAWS = timedelta(hours=12)
 too few."""
 
 
-def main(config: Config) -> None:
+def main(config: Config, scorer: Scorer | None = None) -> None:
     """Train a concept, or several at once, from the pictures to the concept files.
+
+    Args:
+        config: the options.
+        scorer: what measures the validation pictures, where they are scored; `eval` unless given.
 
     Raises:
         TrainerError: for what the person can put right.
@@ -81,6 +73,9 @@ def main(config: Config) -> None:
     checkpoint = find_checkpoint(config)
     refuse_another_run(config.run, checkpoint)
     refuse_missing_trackers(config.run)
+    scores: dict[str, LiveScores] = {}
+    if accelerator.is_main_process:
+        scores = live_scores(config, configs, instances, scorer, accelerator.device)
     repositories = open_repositories(configs) if accelerator.is_main_process else {}
     if checkpoint is None and accelerator.is_main_process:
         for name, own in configs.items():
@@ -108,6 +103,9 @@ def main(config: Config) -> None:
             pipeline, instances[name], classes, own.instance, seed=optimization.seed
         )
 
+    for of_concept in scores.values():
+        of_concept.see_base(pipeline)
+
     # ---------------------------------------------- what is trained, in fp32, after the base's cast
     trained = add_trainables(pipeline, configs, words)
     leave_device(pipeline)
@@ -129,22 +127,41 @@ def main(config: Config) -> None:
         logger.info("Resuming after step %d from %s", progress.step, checkpoint)
 
     # ------------------------------------------------------------------------------- training
-    counts = {
-        name: sum(parameter.numel() for parameter in trained.parameters(name)) for name in configs
+    trainings = {
+        name: Training(
+            progress,
+            sum(parameter.numel() for parameter in trained.parameters(name)),
+            instances[name][0].caption,
+            len(cache.instances),
+            len(cache.classes),
+        )
+        for name, cache in caches.items()
     }
-    for name, cache in caches.items():
+    for name, training in trainings.items():
         logger.info(
             "Training %s%s parameters (%s) on %d pictures and %d class pictures",
             "" if name == SINGLE else f"{name}: ",
-            f"{counts[name]:,}",
+            f"{training.parameters:,}",
             config.adapter.method,
             len(instances[name]),
-            len(cache.classes),
+            training.class_pictures,
         )
     if accelerator.is_main_process:
         open_output_dir(config, configs, checkpoint)
     trackers = Trackers(config, progress.step, enabled=accelerator.is_main_process)
-    run = Run(config, configs, inputs, pipeline, trained, ema, accelerator, control, trackers)
+    run = Run(
+        config=config,
+        configs=configs,
+        inputs=inputs,
+        pipeline=pipeline,
+        trained=trained,
+        ema=ema,
+        accelerator=accelerator,
+        control=control,
+        trackers=trackers,
+        trainings=trainings,
+        scores=scores,
+    )
     with logging_redirect_tqdm(), control.listening():
         progress = fit(run, denoiser, optimizer, objective, progress)
 
@@ -152,9 +169,8 @@ def main(config: Config) -> None:
     if accelerator.is_main_process:
         results: dict[str, list[str]] = {}
         for name, own in configs.items():
-            views = caches[name]
-            pictures = len(views.instances), len(views.classes)
-            training = Training(progress, counts[name], instances[name][0].caption, *pictures)
+            measured = scores_at(own.run.output_dir, progress.step) if name in scores else None
+            training = dataclasses.replace(trainings[name], progress=progress, scores=measured)
             device, repository = accelerator.device, repositories.get(name)
             with as_saved(run):
                 results[name] = write_result(
@@ -162,33 +178,6 @@ def main(config: Config) -> None:
                 )
         push(configs, repositories, results)
     accelerator.end_training()
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a run has throughout.
-
-    Attributes:
-        config: the options.
-        configs: those of every concept.
-        inputs: what it is made from beside them.
-        pipeline: the base, and on it what is trained.
-        trained: what is trained.
-        ema: its average over the last steps, if asked for.
-        accelerator: device, precision and processes.
-        control: what is asked of it while it trains.
-        trackers: who is told of it, beside its own files.
-    """
-
-    config: Config
-    configs: dict[str, Config]
-    inputs: Inputs
-    pipeline: StableDiffusionPipeline
-    trained: Trained
-    ema: EMA
-    accelerator: Accelerator
-    control: Control
-    trackers: Trackers
 
 
 def compute_dtype(config: Config) -> torch.dtype:
@@ -258,113 +247,6 @@ def prepare_class_images(
             num_inference_steps=own.run.num_inference_steps,
             guidance_scale=own.run.guidance_scale,
         )
-
-
-def fit(
-    run: Run,
-    denoiser: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    objective: Objective,
-    progress: Progress,
-) -> Progress:
-    """Take the remaining steps; `denoiser` is as accelerate wraps it.
-
-    Raises:
-        Stopped: when it was asked to stop.
-    """
-    optimization, accelerator, trained = run.config.optimization, run.accelerator, run.trained
-    of_concept = [trained.parameters(name) for name in run.configs]
-    rates = [group["lr"] for group in trained.groups(optimization)]
-    adapt = run.config.performance.on_oom == "adapt"
-    ladder = MemoryLadder(run.pipeline.unet, accelerator, objective.rows, adapt=adapt)
-    is_main = accelerator.is_main_process
-    log = MetricsLog(run.configs, trained, run.trackers, progress, enabled=is_main)
-    started = time.perf_counter() - progress.seconds
-    asked = Request(0)
-    if progress.step == 0:
-        validate(run, 0, asked)
-    with closing(log):
-        for step in range(progress.step, optimization.max_train_steps):
-            factor = lr_factor(optimization, step)
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * factor
-            passes = partial(accumulate_gradients, denoiser, objective, accelerator, ladder, step)
-            log.count(ladder.take(passes))
-            if optimization.max_grad_norm:
-                accelerator.unscale_gradients(optimizer)
-                for parameters in of_concept:
-                    nn.utils.clip_grad_norm_(parameters, optimization.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-            if optimization.max_delta_norm is not None:
-                trained.project(optimization.max_delta_norm)
-            run.ema.update(step + 1)
-            progress = Progress(step + 1, time.perf_counter() - started)
-            asked = run.control.asked(progress.step)
-            log.finish_step(progress, rates[0] * factor, last=bool(asked & Request.ENDS))
-            validate(run, progress.step, asked)
-            every = run.config.run.checkpointing_steps
-            due = every and progress.step % every == 0
-            if is_main and (due or asked & (Request.SAVE | Request.ENDS)):
-                save_checkpoint(
-                    run.config, run.inputs, progress, trained, optimizer, run.ema, accelerator
-                )
-            if asked & Request.ENDS:
-                break
-    run.trackers.finish()
-    if asked & Request.ENDS == Request.STOP and progress.step < optimization.max_train_steps:
-        accelerator.wait_for_everyone()  # or a launcher would end the one that still writes
-        logger.info("Stopped after step %d; --resume latest continues.", progress.step)
-        raise Stopped
-    return progress
-
-
-def accumulate_gradients(
-    denoiser: nn.Module,
-    objective: Objective,
-    accelerator: Accelerator,
-    ladder: MemoryLadder,
-    step: int,
-) -> Float[Tensor, "concepts 3"]:
-    """Every forward and backward pass of a step; the means of their losses, by concept."""
-    passes = accelerator.gradient_accumulation_steps
-    losses: list[Tensor] = []
-    for pass_index in range(step * passes, (step + 1) * passes):
-        with accelerator.accumulate(denoiser):
-            batches = objective.draw(
-                pass_index, accelerator.process_index, accelerator.num_processes
-            )
-            for rows in ladder.slices():
-                parts = objective.losses(denoiser, batches, rows)
-                accelerator.backward(sum(part.total for part in parts))
-                losses.append(torch.stack([part.values() for part in parts]))
-    return torch.stack(losses).sum(dim=0) / passes
-
-
-@contextmanager
-def as_saved(run: Run) -> Iterator[None]:
-    """What is trained as the result has it: averaged, and inside the ball all the same."""
-    optimization = run.config.optimization
-    with run.ema.applied():
-        if optimization.ema_decay is not None and optimization.max_delta_norm is not None:
-            # A mean of scales times a mean of z is not a mean of deltas: it can lie outside.
-            run.trained.project(optimization.max_delta_norm)
-        yield
-
-
-def validate(run: Run, step: int, asked: Request) -> None:
-    """Draw every concept's validation prompts when they are due or asked for."""
-    every, last = run.config.run.validation_steps, run.config.optimization.max_train_steps
-    ends = step == last or Request.FINISH in asked
-    due = every and (ends or step % every == 0)
-    if not run.accelerator.is_main_process or not (due or Request.SAMPLE in asked):
-        return
-    for name, own in run.configs.items():
-        validation = Validation(run.pipeline, run.trained, name, own, run.accelerator.device)
-        with as_saved(run), uncompiled():
-            drawn = validation.draw(step)
-        if drawn is not None:
-            run.trackers.show(name, drawn, step)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ from trainer.concepts import SINGLE
 from trainer.config import Config
 from trainer.control import Control
 from trainer.ema import EMA
+from trainer.fit import Run, as_saved
 from trainer.methods import add_trainables
 from trainer.tracking import Trackers
-from trainer.train_dreambooth_loldu import Run, as_saved
 
 
 def make_parameters() -> list[nn.Parameter]:
