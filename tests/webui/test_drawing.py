@@ -25,9 +25,14 @@ def pixels(images: list[Image.Image]) -> list[list[int]]:
     return [np.asarray(image).flatten().tolist() for image in images]
 
 
-def drawn_apart(base: Path, concept: Path | None = None, strength: float = 1.0) -> list[list[int]]:
+def drawn_apart(
+    base: Path,
+    concept: Path | None = None,
+    strength: float = 1.0,
+    **options: Any,  # noqa: ANN401
+) -> list[list[int]]:
     """The same pictures from a fresh pipeline, one at a time."""
-    pipeline = load_pipeline(str(base))
+    pipeline = load_pipeline(str(base), **options)
     if concept:
         load_concept(pipeline, concept, strength=strength)
     images = []
@@ -54,6 +59,20 @@ def test_base_and_concept_are_drawn_as_a_fresh_pipeline_draws_them(
     assert pixels(half) == drawn_apart(base_folder, file, 0.5)
     assert pixels(house) == drawn_apart(base_folder, runs / "house" / "concept.safetensors")
     assert len({str(pixels(images)) for images in (without, rabbit, half, house)}) == 4
+
+
+def test_the_base_is_read_as_it_was_for_training(
+    base_folder: Path, runs: Path, tmp_path: Path, report: Report
+) -> None:
+    file = tmp_path / "epsilon" / "concept.safetensors"
+    shutil.copytree(runs / "house", file.parent)
+    file.with_name("config.toml").write_text(
+        "[base]\npretrained_model_name_or_path = 'elsewhere'\nprediction_type = 'epsilon'\n"
+    )
+    studio, base = Studio(tmp_path), str(base_folder)
+    with_name = studio.draw_base(base, REQUEST, report, "epsilon")
+    assert pixels(with_name) == drawn_apart(base_folder, prediction_type="epsilon")
+    assert pixels(with_name) != pixels(studio.draw_base(base, REQUEST, report))
 
 
 def test_strength_zero_is_the_base(studio: Studio, base_folder: Path, report: Report) -> None:
