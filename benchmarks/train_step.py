@@ -24,7 +24,6 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from torch.optim import AdamW
 
 from benchmarks.adapters import held
 from benchmarks.device import in_turns, named, seconds_of
@@ -43,10 +42,15 @@ from trainer.config import (
     OptimizationConfig,
     RunConfig,
 )
+from trainer.control import Control
+from trainer.ema import EMA
 from trainer.errors import TrainerError
+from trainer.fit import Run, fit
 from trainer.loop import Denoiser, DreamBooth, Objective
 from trainer.methods import add_trainables
-from trainer.train_dreambooth_loldu import Run, fit, make_accelerator
+from trainer.optimizers import make_optimizer
+from trainer.tracking import Trackers
+from trainer.train_dreambooth_loldu import make_accelerator
 
 RESULTS = Path(__file__).parent / "results"
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -140,8 +144,8 @@ def the_trainer(
         DreamBooth(pipeline.scheduler, random_cache(unet, options), own) for own in configs.values()
     ]
     objective = Objective(dreambooths, trained, config)
-    decay = config.optimization.adam_weight_decay
-    optimizer = AdamW(trained.groups(config.optimization), weight_decay=decay, fused=True)
+    optimizer = make_optimizer(config.optimization, trained.groups(config.optimization))
+    ema = EMA(trained.parameters(), config.optimization.ema_decay)
     denoiser, prepared = accelerator.prepare(Denoiser(unet, None), optimizer)
     progress = Progress()
 
@@ -151,7 +155,9 @@ def the_trainer(
         with tempfile.TemporaryDirectory() as folder, redirect_stderr(StringIO()):  # its bar
             log = RunConfig(Path(folder), checkpointing_steps=0, logging_steps=2**31)
             now = replace(config, optimization=last, run=log)
-            run = Run(now, dict.fromkeys(configs, now), {}, pipeline, trained, accelerator)
+            same, control = dict.fromkeys(configs, now), Control(log, accelerator)
+            trackers = Trackers(now, 0, enabled=False)
+            run = Run(now, same, {}, pipeline, trained, ema, accelerator, control, trackers)
             progress = fit(run, denoiser, prepared, objective, progress)
 
     def take(count: int) -> float:

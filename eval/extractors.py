@@ -29,6 +29,14 @@ Extractor = TypeVar("Extractor")
 class ImageExtractor(ABC):
     """What a score of pictures against pictures needs."""
 
+    model: Any
+    device: torch.device
+
+    def to(self, device: torch.device | str) -> None:
+        """Move the network, and what it will be given."""
+        self.device = torch.device(device)
+        self.model.to(self.device)
+
     def encode_images(self, images: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
         """Return a unit fp32 row for each picture, on the CPU."""
         return _in_batches(self._image_rows, images)
@@ -120,9 +128,8 @@ class ClipExtractor(ImageTextExtractor):
 
     def __init__(self, name_or_path: str, device: torch.device | str = "cpu") -> None:
         """Load the model in fp32."""
-        self.device = torch.device(device)
-        self.model: Any = CLIPModel.from_pretrained(name_or_path, dtype=torch.float32).eval()
-        self.model.to(self.device)
+        self.model = CLIPModel.from_pretrained(name_or_path, dtype=torch.float32).eval()
+        self.to(device)
         self.tokenizer = AutoTokenizer.from_pretrained(name_or_path)
         self.preprocess = Preprocess.from_pretrained(name_or_path)
 
@@ -165,11 +172,10 @@ class DinoExtractor(ImageExtractor):
 
     def __init__(self, name_or_path: str, device: torch.device | str = "cpu") -> None:
         """Load the model in fp32."""
-        self.device = torch.device(device)
-        self.model: Any = ViTModel.from_pretrained(
+        self.model = ViTModel.from_pretrained(
             name_or_path, add_pooling_layer=False, dtype=torch.float32
         ).eval()
-        self.model.to(self.device)
+        self.to(device)
         self.preprocess = dino_preprocess(name_or_path, self.model.config.image_size)
 
     def _image_rows(self, images: list[Image.Image]) -> Tensor:

@@ -61,6 +61,23 @@ def clip_t(images: Float[Tensor, "n d"], texts: Float[Tensor, "n d"]) -> float:
     return (_unit(images) * _unit(texts)).sum(dim=-1).mean().item()
 
 
+def drift(adapted: Float[Tensor, "n d"], base: Float[Tensor, "n d"]) -> float:
+    """How far pictures of other things have moved from the base's: 0 is not at all.
+
+        score = 1 - 1/n sum_i cos(adapted_i, base_i)
+
+    Args:
+        adapted: CLIP features of pictures drawn with the adapter, of prompts without the concept.
+        base: Those of the base's pictures, of the same prompts and noise in the same order.
+
+    Raises:
+        ValueError: If there are no pictures.
+    """
+    if len(adapted) == 0:
+        raise ValueError("There is no picture to compare with the base's.")
+    return 1 - (_unit(adapted) * _unit(base)).sum(dim=-1).mean().item()
+
+
 def mean_over_subjects(scores: Iterable[Sequence[float]]) -> float:
     """Mean over subjects of each subject's mean, so that every subject counts the same.
 

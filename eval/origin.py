@@ -55,12 +55,13 @@ def read_origin(config: ReportConfig) -> Origin:
             f"There is no {CONFIG} beside {config.concept} to tell which pictures it was taught "
             "with; give their folder with --real."
         )
-    token, class_name = config.token, config.class_name
+    told = concept.metadata
+    token = config.token or told.get("token")
+    class_name = config.class_name or told.get("class_name")
     if not (token and class_name):
-        told = concept.metadata
-        token, class_name = token_and_class(
-            told.get("instance_prompt") or "", told.get("class_prompt") or []
-        )
+        prompts = told.get("instance_prompt") or "", told.get("class_prompt") or []
+        derived = token_and_class(*prompts)
+        token, class_name = token or derived[0], class_name or derived[1]
     return Origin(base, Path(folder), token, class_name, _training(config.concept))
 
 

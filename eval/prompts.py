@@ -1,8 +1,9 @@
-"""Prompts: filled templates, and the rare token in or out of them."""
+"""Prompts: filled templates, and what they call the concept."""
 
 from collections.abc import Sequence
 
 from eval.errors import EvalError
+from trainer import prompts
 
 
 def fill(templates: Sequence[str], token: str, class_name: str) -> list[str]:
@@ -20,36 +21,16 @@ def fill(templates: Sequence[str], token: str, class_name: str) -> list[str]:
         ) from error
 
 
-def without_token(prompt: str, token: str) -> str:
-    """Return the prompt without the rare token, which means nothing to CLIP."""
-    rare = token.split()
-    words = prompt.split()
-    kept: list[str] = []
-    while words:
-        if words[: len(rare)] == rare:
-            del words[: len(rare)]
-        else:
-            kept.append(words.pop(0))
-    return " ".join(kept)
-
-
 def token_and_class(instance_prompt: str, class_prompts: Sequence[str]) -> tuple[str, str]:
-    """Return what the concept is called: "a photo of a sks toy", "a photo of a toy": sks, toy.
-
-    The token is the one run of words that a class prompt lacks, the class is what follows it.
+    """Return what the concept is called, as `trainer.prompts` tells it.
 
     Raises:
         EvalError: If no class prompt tells the two apart.
     """
-    words = instance_prompt.split()
-    found: list[tuple[str, str]] = []
-    for class_prompt in class_prompts:
-        new = [index for index, word in enumerate(words) if word not in class_prompt.split()]
-        if new and new[-1] - new[0] == len(new) - 1 and words[new[-1] + 1 :]:
-            found.append((" ".join(words[new[0] : new[-1] + 1]), " ".join(words[new[-1] + 1 :])))
-    if not found:
+    told = prompts.token_and_class(instance_prompt, class_prompts)
+    if told is None:
         raise EvalError(
             "The prompts of the training do not tell the rare token and the class apart; give "
             "both, such as --token sks --class_name toy."
         )
-    return min(found, key=lambda pair: len(pair[0]))
+    return told

@@ -19,12 +19,13 @@ from rich.console import Console
 from eval.config import ReportConfig
 from eval.errors import EvalError
 from eval.origin import Origin, read_origin
-from eval.prompts import fill, without_token
+from eval.prompts import fill
 from eval.score import Extractors, likeness, load_images, pick_device, refuse_to_overwrite
 from eval.sheet import Drawn, draw_sheet, score_table
 from loldu import __version__, load_concept
 from trainer.base import load_pipeline
 from trainer.files import save_png, write_atomically
+from trainer.prompts import without_token
 from trainer.sampling import sample_images
 
 logger = logging.getLogger(__name__)

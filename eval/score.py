@@ -19,10 +19,10 @@ from eval.config import ScoreConfig, ScoringConfig
 from eval.errors import EvalError
 from eval.extractors import ImageExtractor, ImageTextExtractor, load_clip, load_dino
 from eval.metrics import clip_t, image_similarity, mean_over_subjects
-from eval.prompts import without_token
 from trainer.files import write_atomically
 from trainer.images import load_image
 from trainer.instances import SUFFIXES, list_images
+from trainer.prompts import without_token
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,7 @@ def write_concept(
         "checksum": checksum(description, tensors),
         "description": description,
     }
-    write_atomically(path, save(tensors, metadata=header))
+    write_atomically(path, serialize(tensors, header))
 
 
 def read_concept(path: str | os.PathLike[str]) -> Concept:
@@ -272,6 +272,20 @@ def checksum(description: str, tensors: dict[str, Tensor]) -> str:
 def reason_of(error: Exception) -> str:
     """Return what an error says, in one line that a sentence can quote."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
+
+
+def serialize(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """Return a .safetensors file: the same content is the same bytes.
+
+    `save` alone puts the metadata in another order in every process.
+    """
+    content = save(tensors, metadata=metadata)
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
 
 
 def write_atomically(path: Path, content: bytes) -> None:

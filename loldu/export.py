@@ -26,7 +26,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .components import BARE, adapted_layers, bare, components, layers_with
 from .concept import base_id
-from .concept_file import ConceptError, write_atomically
+from .concept_file import ConceptError, serialize, write_atomically
 from .config import LoLDUConfig
 from .layer import LoLDULayer
 
@@ -52,6 +52,7 @@ def export_lora(
     adapter_name: str | None = None,
     *,
     dtype: torch.dtype = torch.float32,
+    metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write an adapter as a LoRA that changes every weight as the adapter does.
@@ -73,6 +74,7 @@ def export_lora(
         layout: Who is to read it.
         adapter_name: The adapter to export; None takes the only one, or else the active one.
         dtype: float32, or float16 or bfloat16 for half the size at their rounding.
+        metadata: Text for the header of the file (not of a PEFT folder).
         overwrite: Whether existing files may be replaced.
 
     Returns:
@@ -129,7 +131,7 @@ def export_lora(
                 if layout == "diffusers"
                 else _kohya_tensors(component, name, layer, adapter_name, dtype, largest, is_xl)
             )
-    write_atomically(path, save(tensors, metadata={"format": "pt"}))
+    write_atomically(path, serialize(tensors, {**(metadata or {}), "format": "pt"}))
     return path
 
 

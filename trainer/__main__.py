@@ -22,9 +22,11 @@ def run(argv: Sequence[str] | None = None) -> int:
 
             diagnose(config)
             return 0
+        from trainer.memory import out_of_memory_in_one_sentence
         from trainer.train_dreambooth_loldu import main
 
-        main(config)
+        with out_of_memory_in_one_sentence(config):
+            main(config)
     except TrainerError as error:
         sys.stderr.write(f"{error}\n")
         return 2

@@ -61,7 +61,7 @@ def load_pipeline(
     if single_file_config is not None:
         flag = "--single_file_config"
         _check_source(single_file_config, flag, "model_index.json", may_be_file=False)
-    with _quiet():
+    with quiet():
         if not single_file:
             _check_index(name, revision)
         parts: dict[str, Any] = {}
@@ -73,7 +73,8 @@ def load_pipeline(
         else:
             pipeline = _load_folder(name, revision, variant, torch_dtype, parts)
     _refuse_missing_weights(pipeline, name, vae)
-    refuse_more_channels(name, pipeline.unet.config["in_channels"])
+    latent_channels = pipeline.vae.config["latent_channels"]
+    refuse_more_channels(name, pipeline.unet.config["in_channels"], latent_channels)
     pipeline.safety_checker = None
     if prediction_type is not None:
         pipeline.scheduler.register_to_config(prediction_type=prediction_type)
@@ -248,7 +249,7 @@ def _in_one_sentence(part: str, name: str, layout: str | None = None) -> Iterato
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No loading bars and no advice: what matters becomes an error here."""
     bars = [
         (library, library.is_progress_bar_enabled())

@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 import tomllib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch.optim import Optimizer
 
 from trainer.concepts import concept_configs
-from trainer.config import Config, to_toml
+from trainer.config import Config, PerformanceConfig, to_toml
+from trainer.ema import EMA
 from trainer.errors import TrainerError
 from trainer.methods import Trained
 
@@ -32,10 +33,12 @@ _MAY_CHANGE = frozenset(
         "instance_data_dir",
         "class_data_dir",
         "concepts",
+        *(option.name for option in fields(PerformanceConfig)),
     }
 )
-"""Where things lie: what a continued run may say otherwise."""
+"""Where things lie and what they cost: what a continued run may say otherwise."""
 _DRAWS_CLASS_PICTURES = {"num_inference_steps", "guidance_scale"}
+_IS_SCORED = {"validation_prompt"}
 
 
 @dataclass(frozen=True)
@@ -56,21 +59,23 @@ def save_checkpoint(
     progress: Progress,
     trained: Trained,
     optimizer: Optimizer,
+    ema: EMA,
     accelerator: Accelerator,
 ) -> Path:
     """Write `checkpoint-<step>` under another name and rename it: half a checkpoint has no name.
 
-    The learning rate and all randomness follow from the step, so what is trained, optimizer, loss
-    scaler and step are the whole state.
+    The learning rate and all randomness follow from the step, so adapter, its average,
+    optimizer, loss scaler and step are the whole state.
     """
     final = config.run.output_dir / f"{PREFIX}{progress.step:06d}"
     folder = final.with_name(f".{final.name}.tmp")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    state = {name: tensor.contiguous() for name, tensor in trained.state_dict().items()}
-    save_file(state, folder / _TRAINED)
+    weights = {name: tensor.contiguous() for name, tensor in trained.state_dict().items()}
+    save_file(weights, folder / _TRAINED)
     scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
-    torch.save({"optimizer": optimizer.state_dict(), "scaler": scaler}, folder / _OPTIMIZER)
+    state = {"optimizer": optimizer.state_dict(), "scaler": scaler, "ema": ema.state()}
+    torch.save(state, folder / _OPTIMIZER)
     (folder / CONFIG).write_text(to_toml(config), encoding="utf-8")
     for name, own in _concepts(config).items():
         (folder / f"concept.{name}.toml").write_text(to_toml(own), encoding="utf-8")
@@ -118,9 +123,10 @@ def load_checkpoint(
     inputs: Inputs,
     trained: Trained,
     optimizer: Optimizer,
+    ema: EMA,
     accelerator: Accelerator,
 ) -> Progress:
-    """Put what is trained, optimizer and loss scaler back as they were.
+    """Put what is trained, its average, optimizer and loss scaler back as they were.
 
     Raises:
         TrainerError: when a file of the checkpoint is damaged, or the base, the pictures or the
@@ -140,6 +146,7 @@ def load_checkpoint(
         progress = Progress(**progress)
         trained.load_state_dict(weights)
         optimizer.load_state_dict(state["optimizer"])
+        ema.load(state["ema"])
         if accelerator.scaler:
             accelerator.scaler.load_state_dict(state["scaler"])
     except (
@@ -178,10 +185,16 @@ def _check_same_options(config: Config, path: Path) -> None:
     may_change = _MAY_CHANGE
     if config.optimization.lr_scheduler == "constant":  # the others are stretched over the steps
         may_change = may_change | {"max_train_steps"}
+    # Scores of other prompts or models would not compare with those that are there.
+    scored = all(run.get("scores", {}).get("validation_scores") for run in (was, now))
     for section in now:
+        if section == "result":  # what is made of the run once it is done
+            continue
         keys = {*was.get(section, {}), *now[section]} - may_change
         if section == "run":
-            keys &= _DRAWS_CLASS_PICTURES
+            keys &= _DRAWS_CLASS_PICTURES | (_IS_SCORED if scored else set())
+        if section == "scores" and not scored:
+            keys = set()
         for key in sorted(keys):
             before, after = was.get(section, {}).get(key), now[section].get(key)
             if before != after:

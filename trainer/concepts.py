@@ -15,8 +15,8 @@ SINGLE = "default"
 FOLDER = "concepts"
 """Where the folders of several concepts are, in the run's."""
 _PATHS = ("instance_data_dir", "class_data_dir")
-_LISTS = ("class_prompt", "validation_prompt")
-_TEXTS = ("instance_prompt", "placeholder_token", "initializer_token")
+_LISTS = ("class_prompt", "validation_prompt", "drift_prompt")
+_TEXTS = ("instance_prompt", "token", "placeholder_token", "initializer_token")
 _KEYS = (*_PATHS, *_LISTS, *_TEXTS)
 
 
@@ -89,4 +89,5 @@ def _with(config: Config, name: str, values: dict[str, Any]) -> Config:
         instance=section(config.instance, concepts=None),
         prior=section(config.prior),
         run=section(config.run, output_dir=config.run.output_dir / FOLDER / name),
+        scores=section(config.scores),
     )

@@ -10,10 +10,14 @@ from typing import Any, Literal
 import tomli_w
 
 from trainer.errors import TrainerError
+from trainer.prompts import class_after
+from trainer.scores_config import ScoresConfig
 
 Method = Literal["loldu", "svfit", "lora", "dreambooth", "textual_inversion"]
 Rank = int | Literal["full"]
 Tracker = Literal["tensorboard", "wandb"]
+OptimizerName = Literal["adamw", "adamw8bit", "prodigy"]
+Compile = Literal["no", "blocks", "unet"]
 
 
 @dataclass(frozen=True)
@@ -54,10 +58,15 @@ class InstanceConfig:
     # A rare token and the class, e.g. "a photo of sks dog"; needed unless every picture has its
     # own. A common word instead of a rare token drags its old meaning along.
     instance_prompt: str | None = None
+    # The rare token in it, to be told in the concept file and on the card; where a class prompt
+    # differs from the instance prompt by the token alone, the two tell it themselves, and a
+    # --placeholder_token is one.
+    token: str | None = None
     # A TOML file with a table for each of several concepts, trained together: every row of a batch
     # has its own concept, so that N cost a batch of N and not N runs, and each becomes what it
-    # would alone. A table may have instance_data_dir, instance_prompt, class_prompt,
-    # class_data_dir, validation_prompt, placeholder_token and initializer_token.
+    # would alone. A table may have instance_data_dir, instance_prompt, token, class_prompt,
+    # class_data_dir, validation_prompt, drift_prompt, placeholder_token and
+    # initializer_token.
     concepts: Path | None = None
     # A made-up word of the prompt, such as <dog>, whose embedding is learned too: more likeness at
     # equal steps and a second small file (learned_embeds.safetensors), for a text encoder pass a
@@ -164,6 +173,12 @@ class OptimizationConfig:
     # Forward passes an optimizer step: a larger batch without its memory, at its full price in
     # time.
     gradient_accumulation_steps: int = 1
+    # adamw: fused, the fastest here. adamw8bit (bitsandbytes): keeps its state of tensors from 4096
+    # numbers on in 8 bits, a gain for full models and large LoRAs and none for diagonals, which are
+    # shorter. prodigy (prodigyopt): finds the learning rate itself, give --learning_rate 1; it
+    # reads numbers back for every tensor of every step, which makes a GPU wait. The last two:
+    # pip install 'loldu[optimizers]'.
+    optimizer: OptimizerName = "adamw"
     # Diagonals need far more than LoRA's 1e-4: 5e-4 on SD v1.5, 1e-2 on very small bases.
     learning_rate: float = 5e-4
     # Of the text encoder, where it is trained, often a lower one; the UNet's unless given.
@@ -185,6 +200,12 @@ class OptimizationConfig:
     # Min-SNR weighting (5 is usual) evens out the noise levels: faster on shape and colour, less
     # weight on fine grain. The plain loss unless given.
     snr_gamma: float | None = None
+    # Shifts the noise of every channel of every picture by this much noise (0.05-0.1 is usual), so
+    # that very dark and very bright pictures can be learned; more washes colours out. 0 for none.
+    noise_offset: float = 0.0
+    # Draw and save the running average of what is trained instead of its last values, e.g. 0.99 for
+    # about the last 100 steps: steadier at high learning rates, slower to learn. Off unless given.
+    ema_decay: float | None = None
     # Precision of the frozen base; what is trained stays fp32. fp16: CUDA only, half the memory.
     # bf16: the same without loss scaling, coarser. no: fp32, right for CPUs.
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
@@ -193,12 +214,30 @@ class OptimizationConfig:
 
 
 @dataclass(frozen=True)
+class PerformanceConfig:
+    """How fast, in how much memory; what is learned changes by rounding only."""
+
+    # Compute activations again in the backward pass instead of keeping them: much less memory for
+    # about a third more time.
+    gradient_checkpointing: bool = False
+    # torch.compile, which pays in long runs: blocks compiles the transformer blocks, in a minute or
+    # so; unet the whole network, slower to start and faster then. Needs a C++ compiler on CPUs.
+    compile: Compile = "no"
+    # Out of memory: stop says what was needed and what to try. adapt takes the step again with
+    # gradient checkpointing, then with half the rows of a batch at a time, down to one: the same
+    # training, in more time.
+    on_oom: Literal["stop", "adapt"] = "stop"
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """What is written, and when."""
 
-    # Folder of the run: concept file, config.toml, metrics.jsonl, summary.json, checkpoints.
+    # Folder of the run: the result (concept file, LoRA, README.md, samples), config.toml,
+    # metrics.jsonl, summary.json, checkpoints; with --concepts in a folder for each.
     output_dir: Path
-    # Replace the run that is in output_dir; without it (and without --resume) it is left alone.
+    # Replace the run that is in output_dir, and push to a repository that has files; without it
+    # (and without --resume) both are left alone.
     overwrite: bool = False
     # Say what is found in the pictures and stop: no base is loaded and nothing is written.
     doctor_only: bool = False
@@ -227,6 +266,32 @@ class RunConfig:
     guidance_scale: float = 7.5
 
 
+@dataclass(frozen=True)
+class ResultConfig:
+    """What is made of a finished run, and who gets it."""
+
+    # Also write the concept as a LoRA, for A1111, ComfyUI and diffusers without this library. fp16
+    # rounds it to three digits and is what people share: 13 MB for SD v1.5 at rank 32, 360 at full
+    # rank. fp32 is exact and twice as large. With --method lora it is the result itself, in fp32.
+    lora_file: Literal["fp16", "fp32", "no"] = "fp16"
+    # At the end, draw the validation prompts (the first four; else the instance prompt) with the
+    # base and with the concept, for the card: 4 x num_inference_steps passes through the UNet for
+    # each prompt.
+    sample_at_end: bool = True
+    # Licence of the result, by its identifier on the hub (such as openrail, or other); that of the
+    # base unless given, where it is one of the well-known ones.
+    license: str | None = None
+    # Put the result on the Hugging Face hub at the end: concept, LoRA, card, samples, options and
+    # metrics, never the training pictures or checkpoints. Needs a login that may write; checked,
+    # and the repository made, before training.
+    push_to_hub: bool = False
+    # Name of the repository, user/name or name; that of the output_dir unless given. With several
+    # --concepts each has its own, and its name comes after this one.
+    hub_model_id: str | None = None
+    # Make the repository private: a concept of a person should be.
+    hub_private: bool = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Teach a Stable Diffusion model a new concept from a few pictures.
@@ -240,9 +305,12 @@ class Config:
     prior: PriorConfig = field(default_factory=PriorConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
+    performance: PerformanceConfig = field(default_factory=PerformanceConfig)
     run: RunConfig
-    # Flags from a file: paper (the paper's Table X), pocket, or the path of a .toml, such as the
-    # config.toml of an earlier run.
+    scores: ScoresConfig = field(default_factory=ScoresConfig)
+    result: ResultConfig = field(default_factory=ResultConfig)
+    # Flags from a file: paper (the paper's Table X), fast, low_vram, pocket, or the path of a
+    # .toml, such as the config.toml of an earlier run.
     preset: str | None = None
 
 
@@ -311,14 +379,37 @@ def _problems(config: Config) -> Iterator[str]:
     if not config.adapter.target_modules:
         yield "--target_modules is empty; name at least one layer, such as to_k."
     yield from _method_problems(config)
+    if config.adapter.method == "lora" and config.optimization.max_delta_norm is not None:
+        yield "--max_delta_norm is for loldu and svfit; leave it out with --method lora."
+    if config.optimization.optimizer == "prodigy" and config.optimization.learning_rate < 0.1:
+        yield (
+            f"--learning_rate is {config.optimization.learning_rate}, but --optimizer prodigy "
+            "multiplies it by the one it finds; give --learning_rate 1."
+        )
+    decay = config.optimization.ema_decay
+    if decay is not None and not 0 < decay < 1:
+        yield f"--ema_decay is {decay}; it must be above 0 and below 1, such as 0.99."
     prior = config.prior
     if prior.with_prior_preservation and not (prior.class_prompt or prior.class_data_dir):
         yield (
             "--with_prior_preservation needs --class_prompt, such as "
             '"a photo of a dog", to draw class pictures.'
         )
-    if config.run.validation_steps and not config.run.validation_prompt:
+    one = config.instance.concepts is None  # several are checked one by one, with what they add
+    if one and config.run.validation_steps and not config.run.validation_prompt:
         yield "--validation_steps needs --validation_prompt: say what to draw."
+    if config.scores.validation_scores and not config.run.validation_steps:
+        yield "--validation_scores needs --validation_steps: say how often to draw and to measure."
+    if config.scores.keep_best and not config.scores.validation_scores:
+        yield "--keep_best needs --validation_scores, by which it tells the best."
+    prompt, token = config.instance.instance_prompt, config.instance.token
+    if prompt and token and class_after(prompt, token) is None:
+        yield f"--token is {token}, which is not in the --instance_prompt ({prompt})."
+    if config.result.push_to_hub and config.adapter.method == "dreambooth":
+        yield (
+            "--push_to_hub is for small results; leave it out with --method dreambooth and push "
+            "the gigabytes of its folder pipeline with `hf upload`."
+        )
 
 
 def _method_problems(config: Config) -> Iterator[str]:
@@ -376,11 +467,13 @@ _AT_LEAST = {
     "lr_warmup_steps": 0,
     "adam_weight_decay": 0,
     "max_grad_norm": 0,
+    "noise_offset": 0,
     "seed": 0,
     "checkpointing_steps": 0,
     "checkpoints_total_limit": 1,
     "logging_steps": 1,
     "validation_steps": 0,
+    "validation_images": 1,
     "num_inference_steps": 1,
     "guidance_scale": 0,
 }

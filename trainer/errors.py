@@ -1,4 +1,4 @@
-"""What a person can put right, several such things at once, and an end on request."""
+"""How a run ends before its time: mistakes, told one by one or together, and being asked to."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,10 +6,6 @@ from contextlib import contextmanager
 
 class TrainerError(Exception):
     """A mistake in flags, files or environment, told in one sentence without a traceback."""
-
-
-class Stopped(Exception):
-    """The run was asked to stop, and did, with a checkpoint to continue from."""
 
 
 class Mistakes:
@@ -35,3 +31,7 @@ class Mistakes:
         """
         if self._sentences:
             raise TrainerError("\n".join(self._sentences))
+
+
+class Stopped(Exception):
+    """The run was asked to stop, and did, with a checkpoint to continue from."""

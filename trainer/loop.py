@@ -30,6 +30,10 @@ class Batch:
     noise: Float[Tensor, "rows c h w"]
     posterior_noise: Float[Tensor, "rows c h w"]
 
+    def part(self, rows: slice) -> "Batch":
+        """Some of its rows."""
+        return Batch(*(getattr(self, field.name)[rows] for field in fields(self)))
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -73,6 +77,10 @@ class Losses:
     instance: Float[Tensor, ""]
     prior: Float[Tensor, ""]
 
+    def values(self) -> Float[Tensor, "3"]:
+        """The numbers alone, still on the device."""
+        return torch.stack([self.total, self.instance, self.prior]).detach()
+
 
 class Denoiser(nn.Module):
     """The UNet, and the text encoder where it is trained too, as one module to be wrapped."""
@@ -110,6 +118,7 @@ class DreamBooth:
         self._cache = cache
         self._prior_loss_weight = config.prior.prior_loss_weight
         self._snr_gamma = config.optimization.snr_gamma
+        self._noise_offset = config.optimization.noise_offset
         self._seed = config.optimization.seed
         self.concept_rows = config.optimization.train_batch_size
         wanted = config.prior.prior_batch_size or self.concept_rows
@@ -120,6 +129,9 @@ class DreamBooth:
 
         Drawn on the CPU for all processes together and then shared out, so that two processes see
         what one with twice the batch would, and a resumed run what the uninterrupted one would.
+        A noise offset is part of the noise: what is added to the latents is what is predicted.
+
+        Source: Guttenberg, Diffusion with Offset Noise (the noise offset).
         """
         shape = self._cache.mean.shape[1:]
         last = self._noise_scheduler.config["num_train_timesteps"]
@@ -134,6 +146,9 @@ class DreamBooth:
             rng = np.random.default_rng([self._seed, _NOISE, kind, pass_index])
             timesteps = rng.integers(last, size=share)
             noise = rng.standard_normal((2, share, *shape), dtype=np.float32)
+            if self._noise_offset:  # drawn last, so that without it all else is as it was
+                offset = rng.standard_normal((share, shape[0], 1, 1), dtype=np.float32)
+                noise[0] += self._noise_offset * offset
             parts.append(
                 (np.array(views, np.int64), timesteps[mine], noise[0, mine], noise[1, mine])
             )
@@ -167,14 +182,17 @@ class DreamBooth:
             squares = squares * self._cache.weights[batch.views]
         return squares.flatten(1).mean(dim=1)
 
-    def losses(self, errors: Float[Tensor, " rows"]) -> Losses:
-        """Means of the rows' errors: total = instance + prior_loss_weight * prior.
+    def losses(self, errors: Float[Tensor, " rows"], concept_rows: int) -> Losses:
+        """What rows of a batch add to its means: total = instance + prior_loss_weight * prior.
+
+        Args:
+            errors: of rows of the batch, those of the concept first.
+            concept_rows: how many are the concept's.
 
         Source: Ruiz et al., DreamBooth, Eq. 2.
         """
-        instance = errors[: self.concept_rows].mean()
-        classes = errors[self.concept_rows :]
-        prior = classes.mean() if self.class_rows else torch.zeros_like(instance)
+        instance = errors[:concept_rows].sum() / self.concept_rows
+        prior = errors[concept_rows:].sum() / max(1, self.class_rows)
         return Losses(instance + self._prior_loss_weight * prior, instance, prior)
 
     def _to_device(self, array: np.ndarray) -> Tensor:
@@ -199,31 +217,44 @@ class Objective:
             concept.draw(pass_index, process_index, num_processes) for concept in self._concepts
         ]
 
-    def losses(self, denoiser: nn.Module, batches: Sequence[Batch]) -> list[Losses]:
+    @property
+    def rows(self) -> int:
+        """How many rows every concept's batch has."""
+        return self._concepts[0].concept_rows + self._concepts[0].class_rows
+
+    def losses(
+        self, denoiser: nn.Module, batches: Sequence[Batch], part: slice = slice(None)
+    ) -> list[Losses]:
         """Mean squared errors of the prediction, on concept rows and on class rows, by concept.
 
         With `prior_target="base"` the class rows are compared with what the network says with
         nothing trained; both passes have the same shape, so that an adapter that does nothing has
         a prior loss of exactly 0.
+
+        Args:
+            denoiser: what predicts.
+            batches: a whole batch of every concept.
+            part: the rows of each to compute; the losses of all parts add up to those of the batch.
         """
+        count, first, live = len(self._concepts), self._concepts[0], self._trained.trains_text
+        batches = [batch.part(part) for batch in batches]
         rows = Rows.interleaved(
             [concept.rows(batch) for concept, batch in zip(self._concepts, batches, strict=True)]
         )
-        count, first, live = len(self._concepts), self._concepts[0], self._trained.trains_text
+        size = len(batches[0].views)
+        own = min(max(0, first.concept_rows - part.indices(self.rows)[0]), size)
         target = rows.target
-        if first.class_rows and self._prior_target == "base":
-            own = first.concept_rows * count
-            of_concepts, of_classes = rows[:own], rows[own:]
-            prediction = torch.cat(
-                [of_concepts.answered_by(denoiser, live), of_classes.answered_by(denoiser, live)]
-            )
+        if own < size and self._prior_target == "base":
+            of_concepts, of_classes = rows[: own * count], rows[own * count :]
+            asked = [of_concepts, of_classes] if own else [of_classes]
+            prediction = torch.cat([some.answered_by(denoiser, live) for some in asked])
             with torch.no_grad(), self._trained.off():
                 target = torch.cat([of_concepts.target, of_classes.answered_by(denoiser)])
         else:
             prediction = rows.answered_by(denoiser, live)
         squares = (prediction - target).square()
         return [
-            concept.losses(concept.errors(squares[i::count], batch) * rows.weights[i::count])
+            concept.losses(concept.errors(squares[i::count], batch) * rows.weights[i::count], own)
             for i, (concept, batch) in enumerate(zip(self._concepts, batches, strict=True))
         ]
 

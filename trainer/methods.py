@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
-from diffusers.utils import convert_state_dict_to_diffusers
-from peft import LoraConfig, PeftConfig, get_peft_model_state_dict
+from peft import LoraConfig, PeftConfig
 from safetensors.torch import save
 from torch import nn
 
@@ -20,6 +19,7 @@ from loldu import ConceptError, LoLDUConfig, save_concept
 from trainer.config import AdapterConfig, Config, OptimizationConfig
 from trainer.errors import TrainerError
 from trainer.files import write_atomically
+from trainer.lora_file import LORA, lora_bytes, lora_header
 from trainer.parts import Diagonals, Lora, NewWords, Part, State, WholeModel, under
 
 UNET, TEXT_ENCODER, WORDS = "unet", "text_encoder", "words"
@@ -27,7 +27,7 @@ TEXT_ENCODER_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 FILE_NAMES = {
     "loldu": "concept.safetensors",
     "svfit": "concept.safetensors",
-    "lora": "pytorch_lora_weights.safetensors",
+    "lora": LORA,
     "dreambooth": "pipeline",
     "textual_inversion": "learned_embeds.safetensors",
 }
@@ -256,7 +256,7 @@ def save_result(
 ) -> Path:
     """Write what was trained as the file people keep, whole or not at all.
 
-    A concept for loldu and svfit; for the others what diffusers reads: `load_lora_weights`,
+    A concept for loldu and svfit; for the others what diffusers reads with `load_lora_weights` or
     `load_textual_inversion` (a learned word is beside every method's file), or a whole pipeline.
 
     Raises:
@@ -274,7 +274,8 @@ def save_result(
         except ConceptError as error:
             raise TrainerError(f"The concept cannot be saved: {error}.") from error
     elif method == "lora":
-        _save_lora(pipeline, path, concept, text=TEXT_ENCODER in trained.parts)
+        models = {key: getattr(pipeline, key) for key in trained.parts if key != WORDS}
+        write_atomically(path, lora_bytes(models, concept, lora_header(pipeline, metadata)))
     elif method == "dreambooth":
         with tempfile.TemporaryDirectory(dir=folder, prefix=".pipeline-") as temporary:
             pipeline.save_pretrained(temporary)
@@ -282,16 +283,3 @@ def save_result(
             os.replace(temporary, path)
             Path(temporary).mkdir()  # for the context to remove
     return path
-
-
-def _save_lora(pipeline: StableDiffusionPipeline, path: Path, concept: str, *, text: bool) -> None:
-    layers: dict[str, Any] = {}
-    for key in (UNET, TEXT_ENCODER) if text else (UNET,):
-        model: Any = getattr(pipeline, key)
-        layers[f"{key}_lora_layers"] = convert_state_dict_to_diffusers(
-            get_peft_model_state_dict(model, adapter_name=concept)
-        )
-        layers[f"{key}_lora_adapter_metadata"] = model.peft_config[concept].to_dict()
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".lora-") as folder:
-        StableDiffusionPipeline.save_lora_weights(folder, **layers)
-        os.replace(Path(folder) / path.name, path)

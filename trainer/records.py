@@ -5,25 +5,29 @@ import logging
 import math
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate.utils import reduce
+from jaxtyping import Float
 from tqdm import tqdm
 
+from trainer.card import CARD, is_card
 from trainer.checkpoint import CONFIG, PREFIX, Progress, checkpoints
 from trainer.concepts import FOLDER, SINGLE
 from trainer.config import Config, RunConfig, to_toml
 from trainer.errors import TrainerError
 from trainer.files import write_atomically
-from trainer.loop import Losses
 from trainer.methods import FILE_NAMES, Trained
 from trainer.tracking import TRACKING, Trackers
 from trainer.validation import VALIDATION
 
 logger = logging.getLogger(__name__)
 
-METRICS, SUMMARY = "metrics.jsonl", "summary.json"
+METRICS, SUMMARY, SAMPLES = "metrics.jsonl", "summary.json", "samples"
+SCORES, BEST, SCORES_OF_BEST = "validation.jsonl", "best", "scores.json"
 
 
 def refuse_another_run(run: RunConfig, checkpoint: Path | None) -> None:
@@ -52,6 +56,11 @@ def refuse_another_run(run: RunConfig, checkpoint: Path | None) -> None:
             f"--output_dir {folder} holds another run; {cure}replace it with --overwrite, or name "
             "another folder."
         )
+    if (folder / CARD).exists() and not is_card(folder / CARD):
+        raise TrainerError(
+            f"{folder / CARD} is not a model card of this trainer, which would take its place; "
+            "move it, or name another --output_dir."
+        )
 
 
 def open_output_dir(
@@ -69,9 +78,11 @@ def open_output_dir(
 
 def _earlier_run(folder: Path) -> list[Path]:
     """What the trainer wrote here; class pictures know what they were made from and may stay."""
-    names = [CONFIG, METRICS, SUMMARY, VALIDATION, TRACKING, FOLDER]
+    names = [CONFIG, METRICS, SUMMARY, VALIDATION, TRACKING, CARD, SCORES, BEST, f".{BEST}.tmp"]
+    names += [FOLDER]
     names += sorted(set(FILE_NAMES.values()))
     written = [folder / name for name in names if (folder / name).exists()]
+    written += [*folder.glob(f"{SAMPLES}/*-base.png"), *folder.glob(f"{SAMPLES}/*-concept.png")]
     return [*written, *folder.glob(f"{PREFIX}*"), *folder.glob(f".{PREFIX}*.tmp")]
 
 
@@ -79,8 +90,8 @@ class MetricsLog:
     """`metrics.jsonl` of every concept and one progress line: means since the last line.
 
     On a terminal the progress line is a bar; in a log file it is a line every `logging_steps`.
-    Losses are summed on the device and read only when a line is due, so that no other step waits
-    for the device.
+    Losses are summed on the device; they are read, and averaged over the processes, only when a
+    line is due, so that no other step waits for the device.
     """
 
     def __init__(
@@ -105,7 +116,7 @@ class MetricsLog:
         self._count = 0
         if enabled:
             for path in self._paths.values():
-                _forget_after(path, first.step)
+                forget_after(path, first.step)
         self._bar = tqdm(
             total=self._total,
             initial=first.step,
@@ -113,10 +124,9 @@ class MetricsLog:
             disable=None if enabled else True,  # None: on a terminal alone
         )
 
-    def count(self, losses: Sequence[Losses]) -> None:
-        """Add the losses of a forward pass, by concept, to those of the lines to come."""
-        values = torch.stack([torch.stack([x.total, x.instance, x.prior]) for x in losses]).detach()
-        self._sums = values if self._sums is None else self._sums + values
+    def count(self, losses: Float[torch.Tensor, "concepts 3"]) -> None:
+        """Add the total, instance and prior losses of a step to those of the lines to come."""
+        self._sums = losses if self._sums is None else self._sums + losses
         self._count += 1
 
     def finish_step(self, progress: Progress, lr: float, *, last: bool = False) -> None:
@@ -130,7 +140,8 @@ class MetricsLog:
         last = last or step == self._total
         if self._sums is None or (step % self._every and not last):
             return
-        means = (self._sums / self._count).tolist()
+        over_processes: Any = reduce(self._sums / self._count, "mean")
+        means = over_processes.tolist()
         self._sums, self._count = None, 0
         if not self._enabled:
             return
@@ -183,7 +194,7 @@ class MetricsLog:
         logger.info(" ".join(line.split()))  # tqdm pads the rate
 
 
-def _forget_after(path: Path, step: int) -> None:
+def forget_after(path: Path, step: int) -> None:
     """Drop lines of steps that a resumed run takes again, and a line cut short by a kill."""
     if not path.exists():
         return
@@ -202,13 +213,16 @@ def write_summary(
     output_dir: Path, result: Path, trainable_parameters: int, progress: Progress
 ) -> None:
     """What a table needs to know of a finished run."""
-    summary = {
+    summary: dict[str, Any] = {
         "trainable_parameters": trainable_parameters,
         "train_steps": progress.step,
         "train_seconds": round(progress.seconds, 3),
         "concept_bytes": size_bytes(result),
         "peak_memory_mib": round(peak_memory_mib(), 1),
     }
+    best = output_dir / BEST / SCORES_OF_BEST
+    if best.exists():
+        summary["best"] = json.loads(best.read_text(encoding="utf-8"))
     write_atomically(output_dir / SUMMARY, json.dumps(summary, indent=2) + "\n")
 
 

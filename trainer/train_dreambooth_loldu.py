@@ -9,11 +9,8 @@
 import dataclasses
 import logging
 import sys
-import time
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 if not __package__:  # run by its path: import from the repository, not from this file's folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -21,47 +18,47 @@ if not __package__:  # run by its path: import from the repository, not from thi
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from diffusers import StableDiffusionPipeline
-from torch import nn
-from torch.optim import AdamW
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from trainer.__main__ import run
 from trainer.base import fingerprint, load_pipeline
-from trainer.base_record import public_base
 from trainer.cache import Cache, build_cache, leave_device
-from trainer.checkpoint import (
-    Inputs,
-    Progress,
-    find_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-)
+from trainer.checkpoint import Inputs, Progress, find_checkpoint, load_checkpoint
+from trainer.compilation import compile_unet
 from trainer.concepts import SINGLE, concept_configs
-from trainer.config import Config, sections
-from trainer.control import Control, Request
+from trainer.config import Config
+from trainer.control import Control
 from trainer.doctor import report
-from trainer.errors import Stopped, TrainerError
+from trainer.ema import EMA
+from trainer.errors import TrainerError
+from trainer.fit import Run, as_saved, fit
+from trainer.hub import open_repositories, push
 from trainer.instances import CaptionedImage, digest, find_all_instances
-from trainer.loop import Denoiser, DreamBooth, Objective, lr_factor
-from trainer.methods import Trained, add_trainables, learn_words, save_result
+from trainer.loop import Denoiser, DreamBooth, Objective
+from trainer.metadata import Training
+from trainer.methods import add_trainables, learn_words
+from trainer.optimizers import make_optimizer, optimizer_class
 from trainer.prior import class_images
-from trainer.records import (
-    MetricsLog,
-    open_output_dir,
-    refuse_another_run,
-    size_bytes,
-    write_summary,
-)
+from trainer.records import open_output_dir, refuse_another_run
+from trainer.result import write_result
+from trainer.scorer import Scorer
+from trainer.scores import LiveScores, live_scores, scores_at
 from trainer.tracking import Trackers, refuse_missing_trackers
-from trainer.validation import Validation
 
 logger = logging.getLogger("trainer")
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+WHILE_THE_FIRST_DRAWS = timedelta(hours=12)
+"""How long the other processes wait for its class and validation pictures; NCCL's ten minutes are
+too few."""
 
 
-def main(config: Config) -> None:
+def main(config: Config, scorer: Scorer | None = None) -> None:
     """Train a concept, or several at once, from the pictures to the concept files.
+
+    Args:
+        config: the options.
+        scorer: what measures the validation pictures, where they are scored; `eval` unless given.
 
     Raises:
         TrainerError: for what the person can put right.
@@ -69,16 +66,21 @@ def main(config: Config) -> None:
     """
     # ------------------------------------------------------------ what can fail fast, fails first
     optimization = config.optimization
+    optimizer_class(optimization.optimizer)
     accelerator = make_accelerator(config)
     configs = concept_configs(config)
     instances = find_all_instances(configs)
     checkpoint = find_checkpoint(config)
     refuse_another_run(config.run, checkpoint)
     refuse_missing_trackers(config.run)
-    control = Control(config.run, accelerator)
+    scores: dict[str, LiveScores] = {}
+    if accelerator.is_main_process:
+        scores = live_scores(config, configs, instances, scorer, accelerator.device)
+    repositories = open_repositories(configs) if accelerator.is_main_process else {}
     if checkpoint is None and accelerator.is_main_process:
         for name, own in configs.items():
             report(instances[name], own.instance, own.prior)
+    control = Control(config.run, accelerator)
 
     # ------------------------------------------------------------------------- the frozen base
     pipeline = load_pipeline(
@@ -101,6 +103,9 @@ def main(config: Config) -> None:
             pipeline, instances[name], classes, own.instance, seed=optimization.seed
         )
 
+    for of_concept in scores.values():
+        of_concept.see_base(pipeline)
+
     # ---------------------------------------------- what is trained, in fp32, after the base's cast
     trained = add_trainables(pipeline, configs, words)
     leave_device(pipeline)
@@ -110,67 +115,69 @@ def main(config: Config) -> None:
         config,
     )
     text_encoder = pipeline.text_encoder if trained.trains_text else None
-    optimizer = AdamW(
-        trained.groups(optimization), weight_decay=optimization.adam_weight_decay, fused=True
-    )
+    if config.performance.gradient_checkpointing:
+        pipeline.unet.enable_gradient_checkpointing()
+    optimizer = make_optimizer(optimization, trained.groups(optimization))
     denoiser, optimizer = accelerator.prepare(Denoiser(pipeline.unet, text_encoder), optimizer)
+    compile_unet(pipeline.unet, config.performance.compile)
+    ema = EMA(trained.parameters(), optimization.ema_decay)
     progress = Progress()
     if checkpoint is not None:
-        progress = load_checkpoint(checkpoint, inputs, trained, optimizer, accelerator)
+        progress = load_checkpoint(checkpoint, inputs, trained, optimizer, ema, accelerator)
         logger.info("Resuming after step %d from %s", progress.step, checkpoint)
 
     # ------------------------------------------------------------------------------- training
-    counts = {
-        name: sum(parameter.numel() for parameter in trained.parameters(name)) for name in configs
+    trainings = {
+        name: Training(
+            progress,
+            sum(parameter.numel() for parameter in trained.parameters(name)),
+            instances[name][0].caption,
+            len(cache.instances),
+            len(cache.classes),
+        )
+        for name, cache in caches.items()
     }
-    for name, cache in caches.items():
+    for name, training in trainings.items():
         logger.info(
             "Training %s%s parameters (%s) on %d pictures and %d class pictures",
             "" if name == SINGLE else f"{name}: ",
-            f"{counts[name]:,}",
+            f"{training.parameters:,}",
             config.adapter.method,
             len(instances[name]),
-            len(cache.classes),
+            training.class_pictures,
         )
     if accelerator.is_main_process:
         open_output_dir(config, configs, checkpoint)
     trackers = Trackers(config, progress.step, enabled=accelerator.is_main_process)
-    run = Run(config, configs, inputs, pipeline, trained, accelerator, control, trackers)
+    run = Run(
+        config=config,
+        configs=configs,
+        inputs=inputs,
+        pipeline=pipeline,
+        trained=trained,
+        ema=ema,
+        accelerator=accelerator,
+        control=control,
+        trackers=trackers,
+        trainings=trainings,
+        scores=scores,
+    )
     with logging_redirect_tqdm(), control.listening():
         progress = fit(run, denoiser, optimizer, objective, progress)
 
     # --------------------------------------------------------------------------------- result
     if accelerator.is_main_process:
+        results: dict[str, list[str]] = {}
         for name, own in configs.items():
-            result = save_result(pipeline, trained, name, own, describe(own, progress))
-            write_summary(own.run.output_dir, result, counts[name], progress)
-            logger.info("Saved %s (%s bytes)", result, f"{size_bytes(result):,}")
+            measured = scores_at(own.run.output_dir, progress.step) if name in scores else None
+            training = dataclasses.replace(trainings[name], progress=progress, scores=measured)
+            device, repository = accelerator.device, repositories.get(name)
+            with as_saved(run):
+                results[name] = write_result(
+                    own, name, pipeline, trained, training, device, repository
+                )
+        push(configs, repositories, results)
     accelerator.end_training()
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a run has throughout.
-
-    Attributes:
-        config: the options.
-        configs: those of every concept.
-        inputs: what it is made from beside them.
-        pipeline: the base, and on it what is trained.
-        trained: what is trained.
-        accelerator: device, precision and processes.
-        control: what is asked of it while it trains.
-        trackers: who is told of it, beside its own files.
-    """
-
-    config: Config
-    configs: dict[str, Config]
-    inputs: Inputs
-    pipeline: StableDiffusionPipeline
-    trained: Trained
-    accelerator: Accelerator
-    control: Control
-    trackers: Trackers
 
 
 def compute_dtype(config: Config) -> torch.dtype:
@@ -184,7 +191,7 @@ def make_accelerator(config: Config) -> Accelerator:
     """The device, the precision, and as many processes as `accelerate launch` started.
 
     Raises:
-        TrainerError: when the device cannot do the precision.
+        TrainerError: when the device cannot do the precision, or several processes not --on_oom.
     """
     precision = config.optimization.mixed_precision
     if precision == "fp16" and not torch.cuda.is_available():
@@ -202,6 +209,11 @@ def make_accelerator(config: Config) -> Accelerator:
             InitProcessGroupKwargs(timeout=timedelta(hours=12)),
         ],
     )
+    if config.performance.on_oom == "adapt" and accelerator.num_processes > 1:
+        raise TrainerError(
+            "--on_oom adapt works in one process; with several, give --gradient_checkpointing and "
+            "a smaller --train_batch_size yourself."
+        )
     logger.setLevel(logging.INFO if accelerator.is_main_process else logging.WARNING)
     return accelerator
 
@@ -235,98 +247,6 @@ def prepare_class_images(
             num_inference_steps=own.run.num_inference_steps,
             guidance_scale=own.run.guidance_scale,
         )
-
-
-def fit(
-    run: Run,
-    denoiser: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    objective: Objective,
-    progress: Progress,
-) -> Progress:
-    """Take the remaining steps; `denoiser` is as accelerate wraps it.
-
-    Raises:
-        Stopped: when it was asked to stop.
-    """
-    optimization, accelerator, trained = run.config.optimization, run.accelerator, run.trained
-    of_concept = [trained.parameters(name) for name in run.configs]
-    rates = [group["lr"] for group in trained.groups(optimization)]
-    log = MetricsLog(
-        run.configs, trained, run.trackers, progress, enabled=accelerator.is_main_process
-    )
-    started = time.perf_counter() - progress.seconds
-    passes = optimization.gradient_accumulation_steps
-    asked = Request(0)
-    if progress.step == 0:
-        validate(run, 0, asked)
-    for step in range(progress.step, optimization.max_train_steps):
-        factor = lr_factor(optimization, step)
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * factor
-        for pass_index in range(step * passes, (step + 1) * passes):
-            with accelerator.accumulate(denoiser):
-                batches = objective.draw(
-                    pass_index, accelerator.process_index, accelerator.num_processes
-                )
-                losses = objective.losses(denoiser, batches)
-                accelerator.backward(sum(loss.total for loss in losses))
-                if accelerator.sync_gradients and optimization.max_grad_norm:
-                    accelerator.unscale_gradients(optimizer)
-                    for parameters in of_concept:
-                        nn.utils.clip_grad_norm_(parameters, optimization.max_grad_norm)
-                optimizer.step()
-                optimizer.zero_grad()
-                log.count(losses)
-        if optimization.max_delta_norm is not None:
-            trained.project(optimization.max_delta_norm)
-        progress = Progress(step + 1, time.perf_counter() - started)
-        asked = run.control.asked(progress.step)
-        log.finish_step(progress, rates[0] * factor, last=bool(asked & Request.ENDS))
-        validate(run, progress.step, asked)
-        every = run.config.run.checkpointing_steps
-        due = every and progress.step % every == 0
-        if accelerator.is_main_process and (due or asked & (Request.SAVE | Request.ENDS)):
-            save_checkpoint(run.config, run.inputs, progress, trained, optimizer, accelerator)
-        if asked & Request.ENDS:
-            break
-    log.close()
-    run.trackers.finish()
-    if asked & Request.ENDS == Request.STOP and progress.step < optimization.max_train_steps:
-        accelerator.wait_for_everyone()  # or a launcher would end the one that still writes
-        logger.info("Stopped after step %d; --resume latest continues.", progress.step)
-        raise Stopped
-    return progress
-
-
-def validate(run: Run, step: int, asked: Request) -> None:
-    """Draw every concept's validation prompts when they are due or asked for."""
-    every, last = run.config.run.validation_steps, run.config.optimization.max_train_steps
-    ends = step == last or Request.FINISH in asked
-    due = every and (ends or step % every == 0)
-    if not run.accelerator.is_main_process or not (due or Request.SAMPLE in asked):
-        return
-    for name, own in run.configs.items():
-        validation = Validation(run.pipeline, run.trained, name, own, run.accelerator.device)
-        drawn = validation.draw(step)
-        if drawn is not None:
-            run.trackers.show(name, drawn, step)
-
-
-def describe(config: Config, progress: Progress) -> dict[str, Any]:
-    """What the concept file tells about its making; where things lay is nobody's business."""
-    told = sections(config)
-    return {
-        "base": public_base(config.base),
-        "method": config.adapter.method,
-        "instance_prompt": config.instance.instance_prompt,
-        "class_prompt": told["prior"]["class_prompt"],
-        "resolution": config.instance.resolution,
-        "steps": progress.step,
-        "seed": config.optimization.seed,
-        "adapter": told["adapter"],
-        "optimization": told["optimization"],
-    }
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 import pytest
 
 from eval.errors import EvalError
-from eval.prompts import fill, token_and_class, without_token
+from eval.prompts import fill, token_and_class
+from trainer.prompts import without_token
 
 
 def test_fill_puts_token_and_class_in() -> None:

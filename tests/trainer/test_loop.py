@@ -92,8 +92,9 @@ def test_a_batch_follows_from_seed_and_step(
 def test_two_processes_share_the_batch_of_one(
     pipeline: StableDiffusionPipeline, make_config: MakeConfig
 ) -> None:
-    wide = dreambooth(pipeline, make_config("--train_batch_size", "4"), 2).draw(3)
-    narrow = dreambooth(pipeline, make_config("--train_batch_size", "2"), 2)
+    offset = ("--noise_offset", "0.1")
+    wide = dreambooth(pipeline, make_config("--train_batch_size", "4", *offset), 2).draw(3)
+    narrow = dreambooth(pipeline, make_config("--train_batch_size", "2", *offset), 2)
     parts = [narrow.draw(3, process, 2) for process in range(2)]
     for whole, *shares in zip(rows(wide), *map(rows, parts), strict=True):
         concept = torch.cat([share[:2] for share in shares])
@@ -106,7 +107,7 @@ def test_the_loss_is_the_mean_squared_error_of_the_base_s_prediction(
     prediction_type: str, pipeline: StableDiffusionPipeline, make_config: MakeConfig
 ) -> None:
     pipeline.scheduler.register_to_config(prediction_type=prediction_type)
-    config = make_config("--prior_loss_weight", "0.5")
+    config = make_config("--prior_loss_weight", "0.5", "--noise_offset", "0.1")
     cache = make_cache(pipeline, config, classes=2)
     concept = DreamBooth(pipeline.scheduler, cache, config)
     batch = concept.draw(0)
@@ -196,3 +197,38 @@ def test_the_learning_rate_is_diffusers(name: str, make_config: MakeConfig) -> N
         theirs.step()
     warmup = [lr_factor(config.optimization, step) for step in range(3)]
     assert warmup == pytest.approx([1 / 3, 2 / 3, 1])  # theirs wastes a step at zero
+
+
+def test_noise_offset_shifts_every_channel_of_every_row(
+    pipeline: StableDiffusionPipeline, make_config: MakeConfig
+) -> None:
+    rows_of_each = ("--train_batch_size", "64")
+    plain = dreambooth(pipeline, make_config(*rows_of_each), 1)
+    shifted = dreambooth(pipeline, make_config(*rows_of_each, "--noise_offset", "0.1"), 1)
+    before, after = plain.draw(3), shifted.draw(3)
+    for name in ("views", "timesteps", "posterior_noise"):
+        assert torch.equal(getattr(before, name), getattr(after, name))
+    offset = (after.noise - before.noise).mean(dim=(2, 3), keepdim=True)
+    torch.testing.assert_close(after.noise, before.noise + offset)
+    assert offset.std().item() == pytest.approx(0.1, rel=0.15)  # of 128 rows x 4 channels
+    assert offset.flatten().unique().numel() == 128 * 4
+
+
+def test_the_losses_of_parts_add_up(
+    pipeline: StableDiffusionPipeline, make_config: MakeConfig
+) -> None:
+    rows_of_each = ("--train_batch_size", "3", "--prior_batch_size", "2", "--snr_gamma", "5")
+    config = make_config(*rows_of_each)
+    concepts = [dreambooth(pipeline, config, 2), dreambooth(pipeline, config, 1)]
+    objective = Objective(concepts, Trained(("one", "two"), {}), config)
+    denoiser, batches = Denoiser(pipeline.unet, None), objective.draw(0)
+
+    def values(rows: slice) -> torch.Tensor:
+        return torch.stack([x.values() for x in objective.losses(denoiser, batches, rows)])
+
+    with torch.no_grad():
+        whole = values(slice(None))
+        assert whole.shape == (2, 3)
+        for size in (1, 2, 4):
+            slices = [slice(start, start + size) for start in range(0, objective.rows, size)]
+            torch.testing.assert_close(sum(values(rows) for rows in slices), whole)

@@ -58,5 +58,5 @@ def test_a_tracker_that_does_not_start_is_one_sentence(
     monkeypatch.setattr(tracking, "version", lambda name: "1.0")
     monkeypatch.setattr(tracking.WandBTracker, "start", start)
     assert run([*flags, "--report_to", "wandb"]) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error == "--report_to wandb does not start: No API key configured."
+    error = capsys.readouterr().err
+    assert error.endswith("\n--report_to wandb does not start: No API key configured.\n")

@@ -1,0 +1,78 @@
+"""The curves that were measured, as a table of their ends and as a picture."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from PIL import Image
+
+from experiments.pocket_curves.scorer import METRICS
+from experiments.pocket_curves.variants import VARIANTS
+from trainer.chart import Line, Panel, draw_chart
+
+TITLES = {
+    "concept": "concept (more is better): attributes of the concept that are drawn",
+    "dino": "DINO (more is better): like held-out pictures, in shape and detail",
+    "clip_i": "CLIP-I (more is better): like them, in kind and colour",
+    "clip_t": "CLIP-T (more is better): does what the prompt says",
+    "background": "background (more is better): the setting asked for is drawn",
+    "drift": "drift (less is better): other prompts' pictures, away from the base's",
+    "others": "others (more is better): attributes of unrelated prompts that are drawn",
+    "leak": "leak (less is better): attributes of the concept on its plain class",
+}
+OTHER_COLOUR = "#667085"
+
+
+def table(results: Path) -> str:
+    """Markdown: a row a way of training after its last step; mean ± standard deviation of runs."""
+    rows = [["method", "parameters", "runs", "step", *METRICS]]
+    rows.append(["---"] * len(rows[0]))
+    for name, runs in _read(results).items():
+        last = [run["points"][-1] for run in runs]
+        steps = sorted({point["step"] for point in last})
+        row = [name, f"{runs[0]['parameters']:,}", str(len(runs)), " ".join(map(str, steps))]
+        for metric in METRICS:
+            values = [point[metric] for point in last]
+            row.append(f"{mean(values):.3f} ± {_spread(values):.3f}")
+        rows.append(row)
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def picture(results: Path) -> Image.Image:
+    """A panel a metric: means over runs against steps, in a band of their standard error."""
+    runs = _read(results)
+    panels = [
+        Panel(title, [_line(name, own, metric) for name, own in runs.items()])
+        for metric, title in TITLES.items()
+    ]
+    count = {len(own) for own in runs.values()}
+    title = f"Means over {' to '.join(map(str, sorted(count)))} runs, and their standard errors"
+    return draw_chart(title, panels, columns=2, size_px=(620, 260))
+
+
+def _line(name: str, runs: Sequence[dict[str, Any]], metric: str) -> Line:
+    steps = sorted({point["step"] for run in runs for point in run["points"]})
+    at = [
+        [point[metric] for run in runs for point in run["points"] if point["step"] == step]
+        for step in steps
+    ]
+    errors = [_spread(values) / len(values) ** 0.5 for values in at]
+    colour = VARIANTS[name].colour if name in VARIANTS else OTHER_COLOUR
+    return Line(name, colour, steps, [mean(values) for values in at], errors)
+
+
+def _spread(values: Sequence[float]) -> float:
+    return stdev(values) if len(values) > 1 else 0.0
+
+
+def _read(results: Path) -> dict[str, list[dict[str, Any]]]:
+    """Runs by way of training, in the order of `variants.py`."""
+    folders = {path.parent.name: path.parent for path in sorted(results.glob("*/*.json"))}
+    names = [name for name in VARIANTS if name in folders]
+    names += [name for name in folders if name not in VARIANTS]
+    return {
+        name: [json.loads(path.read_text()) for path in sorted(folders[name].glob("*.json"))]
+        for name in names
+    }
