@@ -69,11 +69,16 @@ def test_the_base_s_row_is_the_base_s_and_the_other_the_concept_s(
 def test_the_base_s_row_is_drawn_once(make_config: MakeConfig, base_folder: Path) -> None:
     config = make_config(*FLAGS)
     pipeline = load_pipeline(str(base_folder))
+    of_base = drawn_by(pipeline)
     trained = add_trainables(pipeline, {"default": config}, {})
+    for parameter in trained.parameters():
+        parameter.data.add_(1.0)
     validation = Validation(pipeline, trained, "default", config, pipeline.device)
     validation.draw(3)  # asked for, in a run that drew nothing at step 0
     folder = config.run.output_dir / "validation"
     base = folder / "pictures" / "base-00.png"
+    np.testing.assert_array_equal(pixels(base), of_base[0])
+    assert not np.array_equal(pixels(base), pixels(folder / "pictures" / "000003-00.png"))
     before = base.stat().st_mtime_ns
     validation.draw(6)
     assert base.stat().st_mtime_ns == before
