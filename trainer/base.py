@@ -73,7 +73,8 @@ def load_pipeline(
         else:
             pipeline = _load_folder(name, revision, variant, torch_dtype, parts)
     _refuse_missing_weights(pipeline, name, vae)
-    refuse_more_channels(name, pipeline.unet.config["in_channels"])
+    latent_channels = pipeline.vae.config["latent_channels"]
+    refuse_more_channels(name, pipeline.unet.config["in_channels"], latent_channels)
     pipeline.safety_checker = None
     if prediction_type is not None:
         pipeline.scheduler.register_to_config(prediction_type=prediction_type)

@@ -1,5 +1,6 @@
 """What a run tells of its base, and how that is read back."""
 
+import hashlib
 import tomllib
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -8,7 +9,6 @@ from typing import Any
 from loldu import Concept
 from trainer.checkpoint import CONFIG
 from trainer.config import BaseModelConfig
-from trainer.single_file import sha256
 
 _NAME = "pretrained_model_name_or_path"
 _PLACES = (_NAME, "vae", "single_file_config")
@@ -17,18 +17,21 @@ _READ_AS = ("prediction_type", "clip_skip")
 
 
 def public_base(base: BaseModelConfig) -> dict[str, Any]:
-    """The options of a base for others to read: of a place here only the last name is told.
-
-    A single file is told by its digest too, by which model sites find it.
-    """
+    """The options of a base for others to read: of a place here only the last name is told."""
     told = {name: value for name, value in asdict(base).items() if value is not None}
-    path = Path(base.pretrained_model_name_or_path)
-    if path.is_file():
-        told["sha256"] = sha256(path)
     for name in _PLACES:
         if name in told and Path(told[name]).exists():
             told[name] = Path(told[name]).resolve().name
     return told
+
+
+def digest_of_file(base: BaseModelConfig) -> str | None:
+    """The SHA-256 of a base that is a single file, by which model sites list and find it."""
+    path = Path(base.pretrained_model_name_or_path)
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def base_options(concept: Concept, path: Path, place: str | None = None) -> BaseModelConfig:

@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from trainer.checkpoint import CONFIG
-from trainer.config import AdapterConfig, Config
+from trainer.config import AdapterConfig, BaseModelConfig, Config
 from trainer.lora_file import LORA
 from trainer.metadata import Training, base_name, is_on_hub, license_of
 from trainer.methods import FILE_NAMES, LEARNED_WORD
@@ -199,6 +199,7 @@ def _python(result: Result, imports: Sequence[str], loads: Sequence[str]) -> str
         *imports,
         "",
         f"pipeline = StableDiffusionPipeline.{loader}({', '.join(source)})",
+        *([] if WHOLE in result.files else _read_as(config.base)),
         *loads,
         f'pipeline({", ".join(drawing)}).images[0].save("picture.png")',
         "```",
@@ -206,14 +207,28 @@ def _python(result: Result, imports: Sequence[str], loads: Sequence[str]) -> str
     return "\n".join(lines)
 
 
+def _read_as(base: BaseModelConfig) -> list[str]:
+    """Lines that read a base as it was for training, where it does not say so itself."""
+    lines: list[str] = []
+    if base.prediction_type:
+        told = f"prediction_type={_quoted(base.prediction_type)}"
+        lines.append(f"pipeline.scheduler.register_to_config({told})")
+    if base.clip_skip:
+        layers = "pipeline.text_encoder.encoder.layers"
+        lines.append(f"{layers} = {layers}[:-{base.clip_skip}]")
+    return lines
+
+
 def _facts(result: Result) -> list[tuple[str, ...]]:
     config, training, metadata = result.config, result.training, result.metadata
     adapter, optimization, prior = config.adapter, config.optimization, config.prior
     batch = optimization.train_batch_size * optimization.gradient_accumulation_steps
     vae, revision = metadata["base"].get("vae"), metadata["base"].get("revision")
+    skip = config.base.clip_skip
     facts = [
         ("base", base_name(config) + (f" at {revision}" if revision else "")),
         ("VAE", vae or "the base's own"),
+        *([("clip skip", f"{skip} ({skip + 1} in A1111)")] if skip else []),
         ("method", _METHODS[adapter.method]),
         *_adapter_facts(adapter),
         ("trained numbers", f"{training.parameters:,}"),

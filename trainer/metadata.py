@@ -9,7 +9,7 @@ from typing import Any
 from diffusers import StableDiffusionPipeline
 
 from loldu import __version__
-from trainer.base_record import public_base
+from trainer.base_record import digest_of_file, public_base
 from trainer.checkpoint import Progress
 from trainer.config import Config, sections
 from trainer.prompts import class_after, token_and_class
@@ -68,7 +68,11 @@ def describe(
         "class_name": class_name,
         "instance_prompt": prompt_of(config, training),
         "class_prompt": options["prior"].pop("class_prompt"),
-        "base": {**options.pop("base"), "revision": _revision(config, pipeline)},
+        "base": {
+            **options.pop("base"),
+            "revision": _revision(config, pipeline),
+            "sha256": digest_of_file(config.base),
+        },
         "license": license_of(config),
         "pictures": training.pictures,
         "class_pictures": training.class_pictures,

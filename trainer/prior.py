@@ -95,7 +95,7 @@ def _draw_missing(
         return
     folder = images[0].path.parent
     logger.info("Drawing class pictures into %s", folder)
-    for batch in tqdm(lacking, desc="class pictures", unit="batch"):
+    for batch in tqdm(lacking, desc="class pictures", unit="batch", disable=None):
         drawn = draw([images[index].caption for index in batch], [seed + index for index in batch])
         for index, image in zip(batch, drawn, strict=True):
             if not images[index].path.exists():

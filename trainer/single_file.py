@@ -1,6 +1,5 @@
 """A single-file checkpoint: what is in it, told from its header before anything is loaded."""
 
-import hashlib
 import re
 from pathlib import Path
 
@@ -39,30 +38,24 @@ def check_checkpoint(path: Path, *, has_vae: bool) -> None:
         raise TrainerError(f"{path} is an SDXL checkpoint; {wanted}.")
     if FIRST_LAYER not in shapes:
         raise TrainerError(f"{path} has no Stable Diffusion UNet in it; {wanted}.")
-    refuse_more_channels(path, shapes[FIRST_LAYER][1])
+    refuse_more_channels(path, shapes[FIRST_LAYER][1], LATENT_CHANNELS)
     if not has(TEXT_ENCODER):
         raise TrainerError(f"{path} has no text encoder in it; give a checkpoint that is whole.")
     if not has_vae and not has(*VAES):
         raise TrainerError(f"{path} has no VAE in it; give one with --vae.")
 
 
-def refuse_more_channels(name: str | Path, channels: int) -> None:
+def refuse_more_channels(name: str | Path, channels: int, latent_channels: int) -> None:
     """Refuse a UNet that wants more than the noisy latents.
 
     Raises:
         TrainerError: it does.
     """
-    if channels != LATENT_CHANNELS:
+    if channels != latent_channels:
         raise TrainerError(
             f"The UNet of {name} takes {channels} channels, so it is for inpainting or editing; "
             "give the base for plain text to image."
         )
-
-
-def sha256(path: Path) -> str:
-    """The digest by which model sites list and find a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _shapes(path: Path) -> dict[str, list[int]]:

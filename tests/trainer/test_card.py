@@ -14,6 +14,7 @@ from PIL import Image
 
 from trainer import train_dreambooth_loldu
 from trainer.__main__ import run
+from trainer.base import load_pipeline
 from trainer.card import Result, Sample, is_card, model_card
 from trainer.checkpoint import Progress
 from trainer.config import Config
@@ -123,6 +124,23 @@ def test_a_single_file_base_is_loaded_as_one(
     card = make_card("--pretrained_model_name_or_path", str(tmp_path / "v1-5.safetensors"))
     assert 'StableDiffusionPipeline.from_single_file("v1-5.safetensors")' in card.text
     assert str(tmp_path) not in str(card)
+
+
+def test_its_code_reads_the_base_as_it_was_read(
+    base_folder: Path, make_card: Callable[..., ModelCard]
+) -> None:
+    pipeline = load_pipeline(str(base_folder))
+    layers = pipeline.text_encoder.encoder.layers
+    first, *_ = layers
+    layers.append(torch.nn.Identity())
+    card = make_card("--prediction_type", "epsilon", "--clip_skip", "1")
+    code = code_blocks(card.text)[0]
+    lines = [line for line in code.splitlines() if "epsilon" in line or "layers" in line]
+    exec("\n".join(lines), {"pipeline": pipeline})
+    assert pipeline.scheduler.config["prediction_type"] == "epsilon"
+    assert [*pipeline.text_encoder.encoder.layers] == [first]
+    assert "1 (2 in A1111)" in card.text
+    assert "epsilon" not in code_blocks(make_card().text)[0]
 
 
 def draw(code: str, folder: Path) -> bytes:

@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -197,6 +198,35 @@ def test_doctor_only_needs_no_base_and_writes_nothing(
     told = capsys.readouterr().err.splitlines()
     assert ["a.png cannot be read" in told[0], "c.png cannot be read" in told[1]] == [True, True]
     assert len(told) == 2
+
+
+def test_every_concept_is_looked_at_and_all_their_mistakes_are_told(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "cats"
+    shutil.copytree(folder, other)
+    toml = tmp_path / "concepts.toml"
+    toml.write_text(
+        f'[dog]\ninstance_data_dir = "{folder}"\ninstance_prompt = "a photo of sks dog"\n'
+        f'[cat]\ninstance_data_dir = "{other}"\ninstance_prompt = "a photo of a <cat>"\n'
+        'placeholder_token = "<cat>"\ninitializer_token = "cat"\n'
+    )
+    (other / "b.txt").write_text("a photo of a cat")
+    argv = ["--doctor_only", "--concepts", str(toml), "--resolution", "64", "--output_dir", "run"]
+    assert run(argv) == 0
+    told = capsys.readouterr().err
+    assert [line for line in told.splitlines() if "pictures at" in line] == [
+        f"3 pictures at 64 pixels, from {folder}",
+        f"3 pictures at 64 pixels, from {other}",
+    ]
+    assert "! The word <cat> is missing in the caption of b.png: add it." in told
+    assert told.count("! ") == 1
+    for broken in (folder, other):
+        (broken / "a.png").write_bytes(b"x")
+    assert run(argv) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert f"{folder}/a.png cannot be read" in first
+    assert f"{other}/a.png cannot be read" in second
 
 
 def test_own_class_pictures_are_opened_before_the_base_is_loaded(

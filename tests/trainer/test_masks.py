@@ -98,6 +98,12 @@ def test_without_a_mask_or_with_equal_weights_there_are_none() -> None:
     assert loss_weights([torch.zeros(1, 8, 8)], [range(0, 1)], (2, 2), 1.0) is None
 
 
+@pytest.mark.parametrize("weight", ["-0.1", "1.5", "nan"])
+def test_a_weight_that_is_no_share_is_one_sentence(weight: str, make_config: MakeConfig) -> None:
+    with pytest.raises(TrainerError, match=r"--unmasked_weight is .*; it must be from 0 to 1\.$"):
+        make_config("--unmasked_weight", weight)
+
+
 @pytest.mark.parametrize(
     ("mask", "expected"),
     [
