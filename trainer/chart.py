@@ -4,7 +4,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from trainer.lettering import font
 
 Number = int | float
 Point = tuple[Number, Number]
@@ -63,8 +65,8 @@ class _Axes:
     def __init__(
         self, image: Image.Image, panel: Panel, left: int, top: int, size_px: tuple[int, int]
     ) -> None:
-        names = max(_font(12).getlength(line.name) for line in panel.lines)
-        numbers = _font(12).getlength(" 0.000")
+        names = max(font(12).getlength(line.name) for line in panel.lines)
+        numbers = font(12).getlength(" 0.000")
         right = left + size_px[0] - math.ceil(names + numbers) - 14
         self._box = (left + _LEFT, top + _TOP, right, top + size_px[1] - _BOTTOM)
         self._image, self._draw = image, ImageDraw.Draw(image)
@@ -184,10 +186,4 @@ def _text(
     anchor: str,
 ) -> None:
     ((x, y),) = _large([place])
-    draw.text((x, y), text, font=_font(size_px * _SHARPER), fill=colour, anchor=anchor)
-
-
-def _font(size_px: int) -> ImageFont.FreeTypeFont:
-    font = ImageFont.load_default(size_px)
-    assert isinstance(font, ImageFont.FreeTypeFont)
-    return font
+    draw.text((x, y), text, font=font(size_px * _SHARPER), fill=colour, anchor=anchor)

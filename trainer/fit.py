@@ -169,7 +169,7 @@ def validate(run: Run, step: int, asked: Request) -> None:
         validation = Validation(run.pipeline, run.trained, name, own, run.accelerator.device)
         with as_saved(run), uncompiled():
             drawn = validation.draw(step)
-            if scores := run.scores.get(name):
+            if due and (scores := run.scores.get(name)):
                 measure(run, name, scores, step)
         if drawn is not None:
             run.trackers.show(name, drawn, step)
@@ -179,6 +179,7 @@ def measure(run: Run, name: str, scores: LiveScores, step: int) -> None:
     """Score a concept as it is now, and keep it if it was never better."""
     with run.trained.only(name):
         measured = scores.measure(run.pipeline, step, run.accelerator.device)
+    run.trackers.log(name, measured, step)
 
     def save(folder: Path) -> None:
         own = run.configs[name]
