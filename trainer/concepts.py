@@ -7,7 +7,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from trainer.config import Config, check
+from trainer.checks import check
+from trainer.config import Config
 from trainer.errors import TrainerError
 
 SINGLE = "default"

@@ -9,7 +9,8 @@ from typing import Any
 
 import tyro
 
-from trainer.config import Config, check, option_names
+from trainer.checks import check
+from trainer.config import Config, option_names
 from trainer.errors import TrainerError
 
 PRESETS = Path(__file__).parent / "presets"
