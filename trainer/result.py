@@ -92,7 +92,9 @@ def draw_samples(
         guidance_scale=run.guidance_scale,
         batch_size=1,
         resolution=config.instance.resolution,
+        progress=False,
     )
+    logger.info("Drawing samples for the model card, with the base and with the concept")
     names = [f"{SAMPLES}/{index}-concept.png" for index in range(len(prompts))]
     base_names: list[str | None] = [None] * len(prompts)
     try:
