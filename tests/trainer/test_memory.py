@@ -91,11 +91,12 @@ def test_less_at_a_time_is_the_same_training(
         ]
 
 
+@pytest.mark.parametrize("more", [[], ["--train_text_encoder"]], ids=["unet", "text_encoder"])
 def test_a_step_that_fails_half_way_is_taken_again_from_its_start(
-    flags: list[str], tmp_path: Path, limit_memory: Limit
+    more: list[str], flags: list[str], tmp_path: Path, limit_memory: Limit
 ) -> None:
     whole, adapted = tmp_path / "whole", tmp_path / "adapted"
-    common = [*flags, "--gradient_accumulation_steps", "3"]
+    common = [*flags, "--gradient_accumulation_steps", "3", *more]
     assert run([*common, "--output_dir", str(whole)]) == 0
     passed = limit_memory(lambda _, __, count: count == 5)  # the second pass of the second step
     assert run([*common, "--output_dir", str(adapted), "--on_oom", "adapt"]) == 0
