@@ -53,14 +53,26 @@ def _problems(config: Config) -> Iterator[str]:
 
 
 def _optimization_problems(config: Config) -> Iterator[str]:
-    if config.optimization.optimizer == "prodigy" and config.optimization.learning_rate < 0.1:
-        yield (
-            f"--learning_rate is {config.optimization.learning_rate}, but --optimizer prodigy "
-            "multiplies it by the one it finds; give --learning_rate 1."
-        )
-    decay = config.optimization.ema_decay
+    optimization = config.optimization
+    decay = optimization.ema_decay
     if decay is not None and not 0 < decay < 1:
         yield f"--ema_decay is {decay}; it must be above 0 and below 1, such as 0.99."
+    if optimization.optimizer != "prodigy":
+        return
+    if optimization.learning_rate < 0.1:
+        yield (
+            f"--learning_rate is {optimization.learning_rate}, but --optimizer prodigy multiplies "
+            "it by the one it finds; give --learning_rate 1."
+        )
+    if {optimization.text_encoder_lr, optimization.word_lr} - {None, optimization.learning_rate}:
+        yield (
+            "--optimizer prodigy finds one rate for all; leave out --text_encoder_lr and --word_lr."
+        )
+    if config.instance.concepts is not None:
+        yield (
+            "--optimizer prodigy finds one rate for all --concepts, which each need their own; "
+            "leave it out, or train one concept a run."
+        )
 
 
 def _validation_problems(config: Config) -> Iterator[str]:
@@ -85,11 +97,6 @@ def _method_problems(config: Config) -> Iterator[str]:
         )
     if instance.concepts is None:
         yield from _word_problems(config)
-    elif config.optimization.optimizer == "prodigy":
-        yield (
-            "--optimizer prodigy finds one learning rate for all that is trained; with --concepts "
-            "use adamw, or give it one concept a run."
-        )
     elif not diagonal and method != "textual_inversion":
         yield (
             "--concepts is for loldu, svfit and textual_inversion; give --method "

@@ -80,7 +80,8 @@ def fit(
     of_concept = [trained.parameters(name) for name in run.configs]
     rates = [group["lr"] for group in trained.groups(optimization)]
     adapt = run.config.performance.on_oom == "adapt"
-    ladder = MemoryLadder(run.pipeline.unet, accelerator, objective.rows, adapt=adapt)
+    unet, rows = run.pipeline.unet, objective.rows
+    ladder = MemoryLadder(unet, trained, accelerator, rows, adapt=adapt)
     is_main = accelerator.is_main_process
     log = MetricsLog(run.configs, trained, run.trackers, progress, enabled=is_main)
     started = time.perf_counter() - progress.seconds

@@ -13,6 +13,7 @@ from diffusers import UNet2DConditionModel
 
 from trainer.config import Config
 from trainer.errors import TrainerError
+from trainer.methods import Trained
 
 logger = logging.getLogger(__name__)
 
@@ -29,15 +30,21 @@ class MemoryLadder:
     """
 
     def __init__(
-        self, unet: UNet2DConditionModel, accelerator: Accelerator, rows: int, *, adapt: bool
+        self,
+        unet: UNet2DConditionModel,
+        trained: Trained,
+        accelerator: Accelerator,
+        rows: int,
+        *,
+        adapt: bool,
     ) -> None:
-        """Start at the top; without `adapt` there is only that."""
-        self._unet, self._accelerator = unet, accelerator
+        """Start at the top, with so many rows a concept; without `adapt` there is only that."""
+        self._unet, self._trained, self._accelerator = unet, trained, accelerator
         self._rows = self._rows_at_once = rows
         self._adapt = adapt
 
     def slices(self) -> list[slice]:
-        """The rows of a batch, in as many parts as this rung has them."""
+        """The rows of a concept's batch, in as many parts as this rung has them."""
         starts = range(0, self._rows, self._rows_at_once)
         return [slice(start, start + self._rows_at_once) for start in starts]
 
@@ -55,7 +62,8 @@ class MemoryLadder:
                     raise
                 needed = _needed(error)
             # Only here is the traceback gone, and with it the activations that it held.
-            self._unet.zero_grad()
+            for parameter in self._trained.parameters():
+                parameter.grad = None
             self._accelerator.step = 0  # of the passes since the last optimizer step
             clear_device_cache(garbage_collection=True)
             self._step_down(needed)

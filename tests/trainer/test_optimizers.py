@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,10 @@ LIBRARIES = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}
 RATES = {"adamw": "1e-2", "adamw8bit": "1e-2", "prodigy": "1"}
 
 
+def group(*parameters: nn.Parameter) -> list[dict[str, Any]]:
+    return [{"params": [*parameters], "lr": 1e-2}]
+
+
 @pytest.fixture(params=["adamw", "adamw8bit", "prodigy"])
 def chosen(request: pytest.FixtureRequest) -> list[str]:
     """The flags of an optimizer that is installed."""
@@ -26,9 +31,9 @@ def chosen(request: pytest.FixtureRequest) -> list[str]:
 def test_it_descends(chosen: list[str], make_config: Callable[..., Config]) -> None:
     target = torch.linspace(-1, 1, 5000)
     parameter = nn.Parameter(torch.zeros_like(target))
-    optimizer = make_optimizer(
-        make_config(*chosen).optimization, [{"params": [parameter], "lr": float(chosen[-1])}]
-    )
+    config = make_config(*chosen).optimization
+    groups = [{"params": [parameter], "lr": config.learning_rate}]
+    optimizer = make_optimizer(config, groups)
     for _ in range(300):
         optimizer.zero_grad()
         (parameter - target).square().sum().backward()
@@ -78,6 +83,20 @@ def test_prodigy_wants_a_learning_rate_of_one(
     )
 
 
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--text_encoder_lr", "0.5"], "leave out --text_encoder_lr and --word_lr."),
+        (["--concepts", "concepts.toml"], "or train one concept a run."),
+    ],
+)
+def test_prodigy_finds_one_rate(
+    more: list[str], message: str, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*flags, "--optimizer", "prodigy", "--learning_rate", "1", *more]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_eight_bits_say_when_they_save_nothing(
     make_config: Callable[..., Config],
     caplog: pytest.LogCaptureFixture,
@@ -86,16 +105,18 @@ def test_eight_bits_say_when_they_save_nothing(
     instead = {"adamw8bit": ("torch.optim", "AdamW", {})}
     monkeypatch.setattr(optimizers, "_FROM_LIBRARIES", instead)
     config = make_config("--optimizer", "adamw8bit")
-    make_optimizer(config.optimization, [{"params": [nn.Parameter(torch.zeros(4096))]}])
+    make_optimizer(config.optimization, group(nn.Parameter(torch.zeros(4096))))
     assert not caplog.records
-    make_optimizer(config.optimization, [{"params": [nn.Parameter(torch.zeros(4095))]}])
+    make_optimizer(config.optimization, group(nn.Parameter(torch.zeros(4095))))
     assert "adamw8bit saves nothing here" in caplog.text
 
 
 def test_eight_bit_state_starts_at_4096_numbers(make_config: Callable[..., Config]) -> None:
     pytest.importorskip("bitsandbytes")
     parameters = [nn.Parameter(torch.zeros(size)) for size in (4095, 4096)]
-    optimizer = make_optimizer(make_config("--optimizer", "adamw8bit").optimization, parameters)
+    optimizer = make_optimizer(
+        make_config("--optimizer", "adamw8bit").optimization, group(*parameters)
+    )
     for parameter in parameters:
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
