@@ -34,7 +34,7 @@ def sample_images(
         guidance_scale: weight of the prompt; 1 samples without guidance.
         batch_size: pictures at once; costs memory, changes nothing else.
         resolution: side in pixels; the base's own unless given.
-        progress: show a bar on stderr.
+        progress: show a bar on stderr, where that is a terminal.
 
     Raises:
         ValueError: when there are not as many seeds as prompts.
@@ -43,7 +43,8 @@ def sample_images(
         raise ValueError(f"There are {len(prompts)} prompts but {len(seeds)} seeds.")
     pipeline.set_progress_bar_config(disable=True)
     images: list[Image.Image] = []
-    with tqdm(total=len(prompts), desc="drawing", unit="picture", disable=not progress) as bar:
+    hidden = None if progress else True  # None: where stderr is no terminal
+    with tqdm(total=len(prompts), desc="drawing", unit="picture", disable=hidden) as bar:
         for start in range(0, len(prompts), batch_size):
             batch = slice(start, start + batch_size)
             output: Any = pipeline(
