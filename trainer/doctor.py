@@ -234,7 +234,7 @@ def _caption_warnings(
         return
     captions = [picture.caption for picture in pictures]
     prompt = options.instance_prompt or _in_common(captions)
-    token, class_word = token_and_class(prompt, prior.class_prompt)
+    token, class_word = likely_token_and_class(prompt, prior.class_prompt)
     if token is None:
         yield (
             f'There is no rare token in "{prompt}": without one, such as sks, the concept takes '
@@ -255,7 +255,9 @@ def _caption_warnings(
             yield f'The {kind} "{word}" is missing in the caption of {", ".join(lacking)}: {why}.'
 
 
-def token_and_class(prompt: str, class_prompts: Sequence[str]) -> tuple[str | None, str | None]:
+def likely_token_and_class(
+    prompt: str, class_prompts: Sequence[str]
+) -> tuple[str | None, str | None]:
     """The rare token of a prompt and the word for its class, as far as one can tell.
 
     The token is the first word that says something and is in no class prompt; the class is the

@@ -18,11 +18,6 @@ class Variant:
     flags: str
     colour: str
 
-    @property
-    def has_word(self) -> bool:
-        """Whether the concept is called by a new word in place of a rare token."""
-        return WORD in self.flags
-
 
 VARIANTS = {
     "loldu-r8": Variant("--rank 8", "#79b4e3"),

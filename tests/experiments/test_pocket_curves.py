@@ -10,7 +10,7 @@ from experiments.pocket_concepts.judge import Judge
 from experiments.pocket_curves.__main__ import Options, main
 from experiments.pocket_curves.report import picture, table
 from experiments.pocket_curves.scorer import METRICS, CurveScorer
-from experiments.pocket_curves.variants import VARIANTS
+from experiments.pocket_curves.variants import VARIANTS, WORD
 from pocket.render import render
 from trainer.preset import parse
 from trainer.scorer import Pictures
@@ -67,7 +67,7 @@ def test_the_judge_tells_the_class_from_other_things() -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_is_a_command_line(name: str) -> None:
-    word = VARIANTS[name].has_word
+    word = WORD in VARIANTS[name].flags
     token = "<new>" if word else "sks"
     argv = ["--preset", "pocket", "--output_dir", "x", "--instance_data_dir", "y"]
     argv += ["--instance_prompt", f"a {token} toy", *(["--initializer_token", "toy"] * word)]

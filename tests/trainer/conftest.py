@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from trainer.base import load_pipeline
 from trainer.config import Config
 from trainer.preset import parse
 
@@ -95,6 +96,11 @@ def base_folder(tokenizer: CLIPTokenizer, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp("base")
     pipeline.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def pipeline(base_folder: Path) -> StableDiffusionPipeline:
+    return load_pipeline(str(base_folder))
 
 
 @pytest.fixture

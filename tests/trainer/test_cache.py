@@ -4,18 +4,12 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from trainer.base import load_pipeline
 from trainer.cache import build_cache, embed
 from trainer.config import InstanceConfig
 from trainer.crops import load_views
 from trainer.errors import TrainerError
 from trainer.instances import CaptionedImage, find_instances
 from trainer.loop import view_at
-
-
-@pytest.fixture
-def pipeline(base_folder: Path) -> StableDiffusionPipeline:
-    return load_pipeline(str(base_folder))
 
 
 def test_moments_are_the_vae_s_and_views_belong_to_their_picture(

@@ -9,7 +9,7 @@ from PIL import Image, ImageFilter
 from trainer import train_dreambooth_loldu
 from trainer.__main__ import run
 from trainer.config import InstanceConfig, PriorConfig
-from trainer.doctor import examine, look_alikes, report, token_and_class, warnings
+from trainer.doctor import examine, likely_token_and_class, look_alikes, report, warnings
 from trainer.instances import CaptionedImage, find_instances
 
 PROMPT = "a photo of sks dog"
@@ -154,7 +154,7 @@ def test_captions(
 def test_token_and_class(
     prompt: str, class_prompts: list[str], expected: tuple[str | None, str | None]
 ) -> None:
-    assert token_and_class(prompt, class_prompts) == expected
+    assert likely_token_and_class(prompt, class_prompts) == expected
 
 
 def test_the_table_has_a_row_for_each_picture_and_the_warnings_a_line(

@@ -1,6 +1,5 @@
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -9,7 +8,6 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import compute_snr
 
-from trainer.base import load_pipeline
 from trainer.cache import Cache, build_cache
 from trainer.config import Config
 from trainer.errors import TrainerError
@@ -29,11 +27,6 @@ from trainer.methods import Trained, add_trainables
 
 PredictionType = Literal["epsilon", "v_prediction"]
 MakeConfig = Callable[..., Config]
-
-
-@pytest.fixture
-def pipeline(base_folder: Path) -> StableDiffusionPipeline:
-    return load_pipeline(str(base_folder))
 
 
 def make_cache(pipeline: StableDiffusionPipeline, config: Config, classes: int = 0) -> Cache:

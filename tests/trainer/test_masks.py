@@ -9,7 +9,6 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from trainer.__main__ import run
-from trainer.base import load_pipeline
 from trainer.cache import build_cache
 from trainer.config import Config
 from trainer.errors import TrainerError
@@ -19,11 +18,6 @@ from trainer.masks import load_mask, loss_weights
 from trainer.methods import Trained
 
 MakeConfig = Callable[..., Config]
-
-
-@pytest.fixture
-def pipeline(base_folder: Path) -> StableDiffusionPipeline:
-    return load_pipeline(str(base_folder))
 
 
 @pytest.fixture

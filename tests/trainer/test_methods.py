@@ -31,11 +31,6 @@ def stir(trained: Trained) -> None:
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3)
 
 
-@pytest.fixture
-def pipeline(base_folder: Path) -> StableDiffusionPipeline:
-    return load_pipeline(str(base_folder))
-
-
 def predict(pipeline: StableDiffusionPipeline) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(2, 4, 8, 8, generator=generator)

@@ -6,16 +6,11 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from trainer import prior
-from trainer.base import fingerprint, load_pipeline
+from trainer.base import fingerprint
 from trainer.config import PriorConfig
 from trainer.errors import TrainerError
 from trainer.instances import CaptionedImage, own_class_images
 from trainer.prior import class_images
-
-
-@pytest.fixture
-def pipeline(base_folder: Path) -> StableDiffusionPipeline:
-    return load_pipeline(str(base_folder))
 
 
 def draw(

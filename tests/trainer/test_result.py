@@ -36,11 +36,6 @@ def output_dir(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-@pytest.fixture
-def pipeline(base_folder: Path) -> StableDiffusionPipeline:
-    return load_pipeline(str(base_folder))
-
-
 def predict(pipeline: StableDiffusionPipeline) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(2, 4, 8, 8, generator=generator)
