@@ -6,15 +6,13 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 from PIL import Image
 
-from eval.result import METRICS, Result, ScoredPicture, score_rows
-from eval.score import Subject
+from eval.result import METRICS, Result, score_rows
 from eval.sheet import gain_rows
 from trainer.images import load_image
 
@@ -59,18 +57,24 @@ class _Album:
 
     def __init__(self) -> None:
         self.kept: dict[Path, str] = {}
+        self._numbers: dict[Path, int] = {}
 
     def name(self, path: Path) -> str:
         """Where the template finds the picture."""
         if path not in self.kept:
+            self._numbers[path] = len(self.kept)
             self.kept[path] = _thumbnail(path)
-        return f"p{list(self.kept).index(path)}"
+        return f"p{self._numbers[path]}"
 
 
 def render(
-    title: str, *, tables: Sequence[Table], sections: Sequence[Section] = (), plot: str = "",
+    title: str,
+    *,
+    tables: Sequence[Table],
+    sections: Sequence[Section] = (),
+    plot: str = "",
     facts: Mapping[str, object] | None = None,
-) -> str:  # fmt: skip
+) -> str:
     """Return the page."""
     album = _Album()
     shown = [
@@ -88,10 +92,10 @@ def render(
         }
         for section in sections
     ]
+    loader = jinja2.FileSystemLoader(TEMPLATES)
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
     return environment.get_template("page.html").render(
         title=title,
         tables=tables,
@@ -102,22 +106,20 @@ def render(
     )
 
 
-def result_page(title: str, result: Result, subjects: Sequence[Subject]) -> str:
+def result_page(title: str, result: Result) -> str:
     """Every picture beside the real one most like it, subject by subject."""
-    real = {subject.name: subject.real for subject in subjects}
     sections = []
     for subject in result.subjects:
-        shown = subject.pictures[:MOST_SHOWN]
-        cut = len(subject.pictures) - len(shown)
-        note = f"{len(subject.pictures)} pictures, {len(real[subject.name])} real ones."
-        note += f" {len(shown)} are shown." if cut else ""
-        sections.append(Section(subject.name, note, [_beside_nearest(p) for p in shown]))
-    return render(
-        title,
-        tables=[Table(score_rows(result), INTERVALS)],
-        sections=sections,
-        facts=_facts(result),
-    )
+        shots = [
+            Shot([("drawn", one.path), ("nearest real one", one.nearest)], one.prompt, one.scores)
+            for one in subject.pictures[:MOST_SHOWN]
+        ]
+        note = f"{len(subject.pictures)} pictures, {subject.real} real ones."
+        if len(shots) < len(subject.pictures):
+            note += f" The first {len(shots)} are shown."
+        sections.append(Section(subject.name, note, shots))
+    rows = Table(score_rows(result), INTERVALS)
+    return render(title, tables=[rows], sections=sections, facts=_facts(result))
 
 
 def adapter_page(report: Report, base: Sequence[Wanted], adapted: Sequence[Wanted]) -> str:
@@ -175,11 +177,6 @@ def compare_page(tables: Sequence[Sequence[Sequence[str]]], plot: str) -> str:
     return render("Results compared", tables=shown, plot=plot)
 
 
-def _beside_nearest(picture: ScoredPicture) -> Shot:
-    pair = [("drawn", picture.path), ("nearest real one", picture.nearest)]
-    return Shot(pair, picture.prompt, picture.scores)
-
-
 def _facts(result: Result) -> dict[str, object]:
     return {
         **{name: _describe(told) for name, told in result.extractors.items()},
@@ -198,7 +195,6 @@ def _describe(extractor: Mapping[str, Any]) -> str:
     )
 
 
-@cache
 def _thumbnail(path: Path) -> str:
     image = load_image(path)
     image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)

@@ -52,7 +52,7 @@ def evaluate_suite(config: SuiteConfig) -> None:
         output,
         markdown_table(score_rows(result)),
         result.as_json(),
-        lambda: result_page(title, result, subjects),
+        lambda: result_page(title, result),
     )
 
 
