@@ -7,6 +7,7 @@ from diffusers import StableDiffusionPipeline
 
 from loldu import load_concept, read_concept
 from loldu.layer import LoLDULayer
+from tests.trainer.conftest import predict
 from trainer.base import load_pipeline
 from trainer.cache import embed
 from trainer.config import Config, Method, Rank
@@ -29,14 +30,6 @@ def stir(trained: Trained) -> None:
     with torch.no_grad():
         for parameter in trained.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3)
-
-
-def predict(pipeline: StableDiffusionPipeline) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    latents = torch.randn(2, 4, 8, 8, generator=generator)
-    states = torch.randn(2, 16, 16, generator=generator)
-    with torch.no_grad():
-        return pipeline.unet(latents, torch.tensor([10, 500]), states).sample
 
 
 def linears(pipeline: StableDiffusionPipeline) -> list[torch.Size]:
