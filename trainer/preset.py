@@ -1,7 +1,6 @@
 """From the command line to a Config: TOML presets become flags placed before the person's own."""
 
 import difflib
-import tomllib
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +11,7 @@ import tyro
 from trainer.checks import check
 from trainer.config import Config, option_names
 from trainer.errors import TrainerError
+from trainer.files import read_toml
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -65,12 +65,8 @@ def read_preset(path: Path, options: Sequence[str]) -> list[str]:
     Raises:
         TrainerError: when it cannot be read or has a key that is not among `options`.
     """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise TrainerError(f"The preset {path} cannot be read as TOML: {error}.") from error
     flags: list[str] = []
-    for key, value in _flat(table):
+    for key, value in _flat(read_toml(path, "The preset")):
         if key not in options:
             near = difflib.get_close_matches(key, options, n=1)
             hint = f"perhaps you meant {near[0]}" if near else "see --help for the options"

@@ -65,7 +65,10 @@ def test_unknown_key_suggests_the_nearest(tmp_path: Path) -> None:
     ("flags", "message"),
     [
         (["--preset", "papre"], "no preset papre"),
-        (["--preset", "nowhere/mine.toml"], "cannot be read as TOML"),
+        (
+            ["--preset", "nowhere/mine.toml"],
+            "mine.toml cannot be read as TOML: there is no such file",
+        ),
         (["--learning_rate", "0"], "--learning_rate is 0.0"),
         (["--learning_rate", "nan"], "--learning_rate is nan"),
         (["--resolution", "0"], "--resolution is 0"),
