@@ -145,7 +145,7 @@ class MetricsLog:
         self._sums, self._count = None, 0
         if not self._enabled:
             return
-        norms = [self._trained.delta_norm(name) for name in self._paths]
+        norms = self._trained.delta_norms()
         peak = round(peak_memory_mib(), 1)
         for (name, path), (loss, *parts), norm in zip(
             self._paths.items(), means, norms, strict=True
