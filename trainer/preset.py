@@ -8,7 +8,7 @@ from typing import Any
 
 import tyro
 
-from trainer.checks import check
+from trainer.checks import check, check_fit
 from trainer.config import Config, option_names
 from trainer.errors import TrainerError
 from trainer.files import read_toml
@@ -31,6 +31,7 @@ def parse(argv: Sequence[str]) -> Config:
         config=(tyro.conf.OmitArgPrefixes,),
     )
     check(config)
+    check_fit(config, _named(argv))
     return config
 
 
@@ -73,6 +74,12 @@ def read_preset(path: Path, options: Sequence[str]) -> list[str]:
             raise TrainerError(f"The preset {path} has the unknown key {key}; {hint}.")
         flags += _as_flags(key, value)
     return flags
+
+
+def _named(flags: Sequence[str]) -> dict[str, str]:
+    """The options that flags are of, with the flag of each as it was written."""
+    written = [flag.partition("=")[0] for flag in flags if flag.startswith("--")]
+    return {flag[2:].replace("-", "_").removeprefix("no_"): flag for flag in written}
 
 
 def _flat(table: dict[str, Any]) -> list[tuple[str, Any]]:

@@ -118,13 +118,16 @@ def pictures(tmp_path: Path) -> Path:
 @pytest.fixture
 def flags(base_folder: Path, pictures: Path, tmp_path: Path) -> list[str]:
     """The command line of a short run; a test adds to it."""
+    preset = tmp_path / "short.toml"
+    preset.write_text("rank = 4\n")  # typed, it would be refused with methods without a rank
     return [
+        *("--preset", str(preset)),
         *("--pretrained_model_name_or_path", str(base_folder)),
         *("--instance_data_dir", str(pictures)),
         *("--instance_prompt", "a photo of sks toy"),
         *("--output_dir", str(tmp_path / "run")),
         *("--resolution", str(RESOLUTION)),
-        *("--max_train_steps", "4", "--train_batch_size", "2", "--rank", "4"),
+        *("--max_train_steps", "4", "--train_batch_size", "2"),
         *("--learning_rate", "1e-2", "--logging_steps", "1", "--num_inference_steps", "2"),
     ]
 
