@@ -229,7 +229,8 @@ class RunConfig:
     """What is written, and when."""
 
     # Folder of the run: the result (concept file, LoRA, README.md, samples), config.toml,
-    # metrics.jsonl, summary.json, checkpoints; with --concepts in a folder for each.
+    # metrics.jsonl, summary.json, checkpoints; with --concepts in a folder for each. Only
+    # --doctor_only goes without.
     output_dir: Path
     # Replace the run that is in output_dir, and push to a repository that has files; without it
     # (and without --resume) both are left alone.

@@ -1,7 +1,7 @@
 """A look at the pictures before they are trained on: what was found, what is wrong, what cures it.
 
 python -m trainer --doctor_only --instance_data_dir pictures \
-        --instance_prompt "a photo of sks dog" --output_dir runs/dog
+        --instance_prompt "a photo of sks dog"
 """
 
 import re

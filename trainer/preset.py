@@ -23,13 +23,16 @@ def parse(argv: Sequence[str]) -> Config:
         TrainerError: for an unknown preset, an unknown key in it, or a value that cannot work.
         SystemExit: from tyro, with status 2, for an unknown flag or a value of the wrong type.
     """
+    flags = [*preset_flags(argv, PRESETS, option_names()), *argv]
     config = tyro.cli(
         Config,
-        args=[*preset_flags(argv, PRESETS, option_names()), *argv],
+        args=["--output_dir", ".", *flags],  # the doctor needs none, and tyro would ask for it
         prog="python -m trainer",
         use_underscores=True,
         config=(tyro.conf.OmitArgPrefixes,),
     )
+    if not config.run.doctor_only and "output_dir" not in _named(flags):
+        raise TrainerError("--output_dir is missing: name a folder for the run.")
     check(config)
     check_fit(config, _named(argv))
     return config

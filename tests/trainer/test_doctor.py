@@ -221,13 +221,15 @@ def test_doctor_only_needs_no_base_and_writes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(train_dreambooth_loldu, "main", pytest.fail)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     argv = [
         *("--doctor_only", "--preset", "paper", "--instance_data_dir", str(folder)),
-        *("--instance_prompt", PROMPT, "--output_dir", str(tmp_path / "run"), "--resolution", "64"),
+        *("--instance_prompt", PROMPT, "--resolution", "64"),
     ]
     assert run(argv) == 0
     assert "Nothing speaks against them." in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
+    assert not list((tmp_path / "here").iterdir())
     (folder / "a.png").write_bytes(b"x")
     (folder / "c.png").write_bytes(b"x")
     assert run(argv) == 2
@@ -248,7 +250,7 @@ def test_every_concept_is_looked_at_and_all_their_mistakes_are_told(
         'placeholder_token = "<cat>"\ninitializer_token = "cat"\n'
     )
     (other / "b.txt").write_text("a photo of a cat")
-    argv = ["--doctor_only", "--concepts", str(toml), "--resolution", "64", "--output_dir", "run"]
+    argv = ["--doctor_only", "--concepts", str(toml), "--resolution", "64"]
     assert run(argv) == 0
     told = capsys.readouterr().err
     assert [line for line in told.splitlines() if "pictures at" in line] == [

@@ -123,3 +123,12 @@ def test_what_a_method_does_not_use_is_told_of_a_preset_and_no_matter_at_its_def
     assert caplog.messages == [told]
     parse([*argv, "--rank", "32", "--train_scale"])
     assert caplog.messages == [told]
+
+
+@pytest.mark.parametrize("given", [["--output-dir=."], ["--output_dir", "."]])
+def test_a_training_needs_a_folder(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--instance_data_dir", "pictures"]
+    assert run(flags) == 2
+    error = capsys.readouterr().err
+    assert error == "--output_dir is missing: name a folder for the run.\n"
+    assert parse([*flags, *given]).run.output_dir == Path()
