@@ -16,10 +16,13 @@ _ROUNDING = 1
 """What an 8-bit colour may change by when it is converted between two spellings of sRGB."""
 
 
-def load_image(path: Path, min_side_px: int = 1, *, background: str = "white") -> Image.Image:
+def load_image(
+    path: Path, min_side_px: int = 1, *, background: str = "white", to_srgb: bool = True
+) -> Image.Image:
     """A picture as RGB: turned upright by its EXIF tag, transparency laid on the background.
 
-    Of an animation it is the first frame. Colours of another profile are converted to sRGB.
+    Of an animation it is the first frame. Colours of another profile are converted to sRGB, unless
+    they are wanted as they are stored.
 
     Raises:
         TrainerError: when it cannot be read or its shorter side is under `min_side_px`.
@@ -45,7 +48,7 @@ def load_image(path: Path, min_side_px: int = 1, *, background: str = "white") -
     if image.mode.startswith("I"):  # 16-bit grayscale: convert() would clip it to white
         gray = np.asarray(image, dtype=np.float32) / 257
         image = Image.fromarray(gray.round().clip(0, 255).astype(np.uint8))
-    if profile:
+    if profile and to_srgb:
         try:
             image = _as_srgb(image, profile)
         except (OSError, ImageCms.PyCMSError) as error:

@@ -135,6 +135,8 @@ def test_colours_of_another_profile_become_srgb(tmp_path: Path) -> None:
     loaded = np.asarray(load_image(tmp_path / "a.png"))
     np.testing.assert_allclose(loaded, expected, atol=1)
     assert np.abs(expected - colours).max() > 10
+    stored = load_image(tmp_path / "a.png", to_srgb=False)
+    np.testing.assert_array_equal(np.asarray(stored), colours)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA"])
