@@ -55,6 +55,12 @@ def check_fit(config: Config, typed: Mapping[str, str]) -> None:
             raise TrainerError(
                 f"{typed[option]} is for {methods}; leave it out with --method {method}."
             )
+    for option, needed in _ONLY_WITH.items():
+        there = values[needed] or (needed == "placeholder_token" and config.instance.concepts)
+        if option in typed and not there and values[option] != defaults[option]:
+            raise TrainerError(
+                f"{typed[option]} does nothing without --{needed}: give that too, or leave it out."
+            )
     if unused:
         names = ", ".join(f"--{option}" for option in unused)
         logger.info("Of the preset, --method %s does not use %s.", method, names)
@@ -185,6 +191,12 @@ _ONLY_FOR: dict[str, tuple[Method, ...]] = {
     "word_lr": (*_ADAPTERS, "textual_inversion"),
 }
 """Options that the other methods have no use for."""
+_ONLY_WITH = {
+    "text_encoder_lr": "train_text_encoder",
+    "initializer_token": "placeholder_token",
+    "word_lr": "placeholder_token",
+}
+"""Options that do nothing unless another is given."""
 _AT_LEAST = {
     "clip_skip": 0,
     "resolution": 8,

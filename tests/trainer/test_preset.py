@@ -81,6 +81,8 @@ def test_unknown_key_suggests_the_nearest(tmp_path: Path) -> None:
         (["--method", "lora", "--max_delta_norm", "1"], "--max_delta_norm is for loldu and svfit;"),
         (["--method", "lora", "--normalize_directions"], "--normalize_directions is for loldu and"),
         (["--method", "lora", "--no_train_scale"], "--no_train_scale is for loldu and svfit;"),
+        (["--text_encoder_lr", "1"], "--text_encoder_lr does nothing without --train_text_encoder"),
+        (["--word_lr", "1"], "--word_lr does nothing without --placeholder_token"),
         (["--method=dreambooth", "--rank=4"], "--rank is for loldu, svfit and lora; leave it out"),
         (["--method", "svfit", "--pivoting", "complete"], "--pivoting is for loldu; leave it out"),
         (["--method", "dreambooth", "--word-lr", "1"], "--word-lr is for loldu, svfit, lora and t"),
