@@ -32,6 +32,9 @@ VARIANTS = {
     "svfit-full": Variant("--method svfit --learning_rate 5e-2", "#a05fb4"),
     "lora-r4": Variant("--method lora --rank 4 --learning_rate 1e-3", "#f0a22e"),
     "lora-r32": Variant("--method lora --rank 32 --learning_rate 3e-4", "#b86a00"),
+    "lora-r32-text": Variant(
+        "--method lora --rank 32 --learning_rate 3e-4 --train_text_encoder", "#7a3b00"
+    ),
     "dreambooth": Variant("--method dreambooth --learning_rate 1e-4", "#1b1f27"),
     # Nothing but a word is trained: there is no class to protect.
     "textual_inversion": Variant(
