@@ -28,5 +28,5 @@ def evaluate_images(config: ImagesConfig) -> None:
         output,
         markdown_table(score_rows(result)),
         result.as_json(),
-        lambda: result_page("Scored pictures", result, subjects),
+        lambda: result_page("Scored pictures", result),
     )
