@@ -127,7 +127,7 @@ def _read_custom_concept(folder: Path) -> list[SuiteSubject]:
     return subjects
 
 
-def _custom_concept(folder: Path, row: Mapping[str, str]) -> SuiteSubject:
+def _custom_concept(folder: Path, row: Any) -> SuiteSubject:  # noqa: ANN401  whatever the file holds
     """The class is what the concept was taught as; one `class_prompt` says less than that."""
     real = folder / row["instance_data_dir"]
     taught = _AFTER_MODIFIER.search(row["instance_prompt"])
