@@ -26,7 +26,7 @@ class Estimate:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def mean_of(subjects: Sequence[Float64[np.ndarray, " pictures"]], aggregate: Aggregate) -> float:
+def mean_of(subjects: Sequence[Float64[np.ndarray, " _"]], aggregate: Aggregate) -> float:
     """The mean of scores.
 
         macro: mean over subjects of each one's mean, so that every subject counts the same
@@ -47,7 +47,7 @@ def mean_of(subjects: Sequence[Float64[np.ndarray, " pictures"]], aggregate: Agg
 
 
 def estimate(
-    subjects: Sequence[Float64[np.ndarray, " pictures"]],
+    subjects: Sequence[Float64[np.ndarray, " _"]],
     *,
     aggregate: Aggregate = "macro",
     samples: int = 2000,

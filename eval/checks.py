@@ -6,6 +6,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from eval.errors import EvalError
+from eval.output import STDOUT
 
 _AT_LEAST_ONE = ("num_inference_steps", "batch_size", "bootstrap_samples")
 
@@ -25,6 +26,9 @@ def check(config: Any) -> None:  # noqa: ANN401  every command has its own
     scale = values.get("clip_t_scale")
     if scale is not None and not (scale > 0 and math.isfinite(scale)):
         raise EvalError(f"--clip_t_scale is {scale}; it must be above 0, such as 2.5.")
+    for flag in ("html", "plot"):
+        if values.get(flag) == STDOUT:
+            raise EvalError(f"--{flag} - is no file; only --json can be printed.")
     seeds = values.get("seeds", (0,))
     if not seeds:
         raise EvalError("--seeds is empty: give some, such as 0 1 2 3.")

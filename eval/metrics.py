@@ -93,7 +93,7 @@ def image_similarity(
 
 
 def text_similarities(
-    images: Float[Tensor, "n d"], texts: Float[Tensor, "n d"], *, scale: float | None = None
+    images: Float[Tensor, "n d"], texts: Float[Tensor, "n d"], *, scale: float | int | None = None
 ) -> Float64[Tensor, " n"]:
     """The cosine of each picture with its own prompt: CLIP-T.
 
@@ -117,7 +117,7 @@ def text_similarities(
 
 
 def clip_t(
-    images: Float[Tensor, "n d"], texts: Float[Tensor, "n d"], *, scale: float | None = None
+    images: Float[Tensor, "n d"], texts: Float[Tensor, "n d"], *, scale: float | int | None = None
 ) -> float:
     """Mean of `text_similarities`.
 

@@ -37,7 +37,10 @@ def refuse_to_overwrite(paths: Sequence[Path | None], *, overwrite: bool) -> Non
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise EvalError(f"{path} cannot be written ({error.strerror}).") from error
+            raise EvalError(
+                f"{path} cannot be written: {path.parent} is no folder and cannot be made one "
+                f"({error.strerror})."
+            ) from error
         if not os.access(path.parent, os.W_OK):
             raise EvalError(f"{path} cannot be written: {path.parent} is not yours to write into.")
 

@@ -6,14 +6,13 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 from PIL import Image
 
-from eval.result import METRICS, Result, ScoredPicture, score_rows
+from eval.result import METRICS, Result, score_rows
 from eval.sheet import gain_rows
 from trainer.images import load_image
 
@@ -58,18 +57,24 @@ class _Album:
 
     def __init__(self) -> None:
         self.kept: dict[Path, str] = {}
+        self._numbers: dict[Path, int] = {}
 
     def name(self, path: Path) -> str:
         """Where the template finds the picture."""
         if path not in self.kept:
+            self._numbers[path] = len(self.kept)
             self.kept[path] = _thumbnail(path)
-        return f"p{list(self.kept).index(path)}"
+        return f"p{self._numbers[path]}"
 
 
 def render(
-    title: str, *, tables: Sequence[Table], sections: Sequence[Section] = (), plot: str = "",
+    title: str,
+    *,
+    tables: Sequence[Table],
+    sections: Sequence[Section] = (),
+    plot: str = "",
     facts: Mapping[str, object] | None = None,
-) -> str:  # fmt: skip
+) -> str:
     """Return the page."""
     album = _Album()
     shown = [
@@ -87,10 +92,10 @@ def render(
         }
         for section in sections
     ]
+    loader = jinja2.FileSystemLoader(TEMPLATES)
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
     return environment.get_template("page.html").render(
         title=title,
         tables=tables,
@@ -107,16 +112,17 @@ def result_page(title: str, result: Result) -> str:
         _section(
             subject.name,
             f"{len(subject.pictures)} pictures, {subject.real} real ones.",
-            [_beside_nearest(picture) for picture in subject.pictures],
+            [
+                Shot(
+                    [("drawn", one.path), ("nearest real one", one.nearest)], one.prompt, one.scores
+                )
+                for one in subject.pictures
+            ],
         )
         for subject in result.subjects
     ]
-    return render(
-        title,
-        tables=[Table(score_rows(result), INTERVALS)],
-        sections=sections,
-        facts=_facts(result),
-    )
+    rows = Table(score_rows(result), INTERVALS)
+    return render(title, tables=[rows], sections=sections, facts=_facts(result))
 
 
 def adapter_page(report: Report, base: Sequence[Wanted], adapted: Sequence[Wanted]) -> str:
@@ -181,11 +187,6 @@ def _section(heading: str, note: str, shots: Sequence[Shot]) -> Section:
     return Section(heading, note, shots[:MOST_SHOWN])
 
 
-def _beside_nearest(picture: ScoredPicture) -> Shot:
-    pair = [("drawn", picture.path), ("nearest real one", picture.nearest)]
-    return Shot(pair, picture.prompt, picture.scores)
-
-
 def _facts(result: Result) -> dict[str, object]:
     return {
         **{name: _describe(told) for name, told in result.extractors.items()},
@@ -204,7 +205,6 @@ def _describe(extractor: Mapping[str, Any]) -> str:
     )
 
 
-@cache
 def _thumbnail(path: Path) -> str:
     image = load_image(path)
     image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)

@@ -176,7 +176,8 @@ def read_result(path: Path) -> Result:
         raise EvalError(f"There is no file {path}; give what --json or a report wrote.") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EvalError(
-            f"{path} is no result of this program; give what --json or a report wrote."
+            f"{path} is no result that can be compared; give what --json of images or suite "
+            "wrote, or the report.json of an adapter."
         ) from error
 
 

@@ -204,17 +204,17 @@ def test_mistakes(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     refused(capsys, [a], "Give two results or more")
     refused(capsys, [a, make("b.json", noise(0, {"fox": 2, "owl": 2}))], "no picture in common")
     refused(capsys, [a, tmp_path / "nowhere.json"], "There is no file")
-    refused(capsys, [a, tmp_path], "is no result of this program")
+    refused(capsys, [a, tmp_path], "is no result that can be compared")
     for number, text in enumerate(
         ("{", "[]", "3", "{}", '{"adapted": 3}', f'{{"format": "{FORMAT}", "subjects": 3}}')
     ):
         broken = tmp_path / f"broken{number}.json"
         broken.write_text(text, encoding="utf-8")
-        refused(capsys, [a, broken], f"{broken} is no result of this program")
+        refused(capsys, [a, broken], f"{broken} is no result that can be compared")
     for key, value in (("extractors", {}), ("subjects", {}), ("protocol", {"token": None, "x": 1})):
         changed = tmp_path / f"{key}.json"
         changed.write_text(json.dumps(json.loads(a.read_text()) | {key: value}), encoding="utf-8")
-        refused(capsys, [a, changed], f"{changed} is no result of this program")
+        refused(capsys, [a, changed], f"{changed} is no result that can be compared")
     later = tmp_path / "later.json"
     later.write_text(json.dumps(json.loads(a.read_text()) | {"format": "loldu-eval-9"}))
     refused(capsys, [a, later], f"has the format loldu-eval-9 and this version reads {FORMAT}")
@@ -223,7 +223,8 @@ def test_mistakes(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     refused(capsys, [a, a], "must end in .svg", "--plot", str(tmp_path / "plot.png"))
     refused(capsys, [a, a], "is there already", "--json", str(a))
     refused(capsys, [a, a], "is a folder; name a file", "--html", str(tmp_path), "--overwrite")
-    refused(capsys, [a, a], "cannot be written (", "--html", str(a / "page.html"))
+    refused(capsys, [a, a], f"{a} is no folder", "--html", str(a / "page.html"))
+    refused(capsys, [a, a], "only --json can be printed", "--html", "-")
     new = str(tmp_path / "new.svg")
     refused(capsys, [a, a], "is given for two files", "--plot", new, "--html", new)
     refused(capsys, [a, a], "must be at least 1", "--bootstrap_samples", "0")
