@@ -252,9 +252,8 @@ def _load(
     except (OSError, RuntimeError, SafetensorError, ValueError, AttributeError, KeyError) as error:
         if Path(asked).is_dir():
             raise EvalError(
-                f"{flag} {asked} is a folder, but without a transformers model of this kind: it "
-                "needs config.json, preprocessor_config.json, every weight and, for --clip, the "
-                "tokenizer."
+                f"{flag} {asked} has no usable weights: the folder needs a transformers model of "
+                "this kind, whole, with preprocessor_config.json and, for --clip, the tokenizer."
             ) from error
         raise EvalError(
             f"{flag} {asked} has no usable weights here: {_cure(flag, asked)}"
