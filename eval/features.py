@@ -157,7 +157,8 @@ def _read_ahead(
 
     def read(content: str) -> _Read | str:
         try:
-            image = load_image(files[content])
+            # Published scores were made without a look at colour profiles.
+            image = load_image(files[content], to_srgb=False)
         except TrainerError as error:
             return str(error)
         pixels = {name: extractors[name].preprocess(image) for name in missing[content]}
