@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 from eval import config as options
 from eval.adapter import evaluate_adapter
 from eval.calibrate import calibrate
+from eval.checks import check
 from eval.compare import compare
 from eval.images import evaluate_images
 from eval.suite import evaluate_suite
@@ -48,14 +49,14 @@ def parse(argv: Sequence[str]) -> Any:  # noqa: ANN401
     """Return the config of a command line; a preset's flags come first, so the person's win.
 
     Raises:
-        TrainerError: For an unknown preset or an unknown key in it.
+        TrainerError: For an unknown preset, an unknown key in it, or a value that cannot work.
         SystemExit: From tyro, with status 2, for an unknown flag or a value of the wrong type.
     """
     arguments = list(argv)
     if arguments[:1] == ["adapter"]:
         known = [option.name for part in IN_PRESETS for option in fields(part)]
         arguments[1:1] = preset_flags(arguments, PRESETS, known)
-    return tyro.cli(
+    config = tyro.cli(
         Command,  # pyright: ignore[reportArgumentType]  a union of annotated types is a form
         args=arguments,
         prog="python -m eval",
@@ -63,6 +64,8 @@ def parse(argv: Sequence[str]) -> Any:  # noqa: ANN401
         use_underscores=True,
         config=(tyro.conf.OmitArgPrefixes,),
     )
+    check(config)
+    return config
 
 
 def run(argv: Sequence[str] | None = None) -> int:

@@ -7,12 +7,14 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from eval.bootstrap import Estimate, estimate
+from eval.bootstrap import Estimate
+from eval.compare import compare_results
 from eval.config import AdapterConfig
 from eval.drawing import DTYPES, Wanted, draw, file_digest, still_missing, wanted_pictures
 from eval.errors import EvalError
@@ -81,15 +83,12 @@ class Report:
     real: Mapping[str, float]
     facts: Mapping[str, Any]
 
-    @property
+    @cached_property
     def gains(self) -> dict[str, Estimate]:
-        """Adapted less base, picture by picture."""
-        (before,), (after,) = self.base.subjects, self.adapted.subjects
+        """Adapted less base, picture by picture that both have."""
         samples = self.adapted.protocol.bootstrap_samples
-        return {
-            metric: estimate([after.values(metric) - before.values(metric)], samples=samples)
-            for metric in self.adapted.metrics
-        }
+        both = {"before": self.base, "after": self.adapted}
+        return compare_results(both, samples=samples).differences["after"]
 
     def as_json(self) -> dict[str, Any]:
         """The whole of it for a file."""

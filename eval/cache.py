@@ -94,8 +94,8 @@ class FeatureCache:
             yield
         except (OSError, sqlite3.Error) as error:
             raise EvalError(
-                f"The feature cache {self._path} cannot be used ({error}); delete it, name another "
-                "with --cache_file, or go without by --no_cache."
+                f"The feature cache {self._path} cannot be used ({error}); name another with "
+                "--cache_file, or go without by --no_cache."
             ) from error
 
 

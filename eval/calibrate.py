@@ -52,18 +52,24 @@ def calibrate(config: CalibrateConfig) -> None:
         raise EvalError(f"No subject of --real {config.real} has two pictures to compare.")
     whole = {metric: estimate([own[metric] for own in scores.values()]) for metric in _MODELS}
     rows = _rows(scores, whole)
-    if (config.models.dino, config.models.clip) == (DINO, CLIP):
-        published = (f"{PUBLISHED[metric]:.3f}" for metric in _MODELS)
-        rows.append(["published for DreamBooth's set", "", *published])
+    published = PUBLISHED if (config.models.dino, config.models.clip) == (DINO, CLIP) else {}
+    if published:
+        numbers = (f"{published[metric]:.3f}" for metric in _MODELS)
+        rows.append(["published for DreamBooth's set", "", *numbers])
     told = {
         "scores": {metric: vars(value) for metric, value in whole.items()},
-        "published": PUBLISHED,
+        "published": published,
         "subjects": {
             name: {metric: float(values.mean()) for metric, values in own.items()}
             for name, own in scores.items()
         },
         "extractors": scorer.identities(),
-        "skipped": {path.name: "unreadable" for path in seen.bad},
+        "skipped": {
+            f"{name}/{path.name}": "unreadable"
+            for name, own in folders.items()
+            for path in own
+            if path in seen.bad
+        },
     }
     write(output, markdown_table(rows), told, lambda: table_page("Real against real", rows, told))
 

@@ -45,6 +45,8 @@ def compare(config: CompareConfig) -> None:
     """
     output = config.output
     refuse_to_overwrite([output.json, output.html, config.plot], overwrite=output.overwrite)
+    if config.plot is not None and config.plot.suffix.lower() != ".svg":
+        raise EvalError(f"--plot {config.plot} must end in .svg, for that is what is drawn.")
     comparison = compare_results(_read(config), samples=config.bootstrap_samples)
     tables = [score_rows(comparison), difference_rows(comparison)]
     scores = {
@@ -166,6 +168,13 @@ def _check_alike(first: str, a: Result, second: str, b: Result) -> None:
 
 def _shared(results: dict[str, Result]) -> dict[str, Result]:
     """The results cut to the pictures that all have, in one order."""
+    if all(len(result.subjects) == 1 for result in results.values()):
+        # Of one folder each: whatever those are called, they are what is to be compared.
+        (first,) = next(iter(results.values())).subjects
+        results = {
+            name: replace(result, subjects=[replace(result.subjects[0], name=first.name)])
+            for name, result in results.items()
+        }
     names_of = {
         name: {(s.name, p.path.name) for s in result.subjects for p in s.pictures}
         for name, result in results.items()

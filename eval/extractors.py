@@ -250,6 +250,11 @@ def _load(
         ) from error
     # ValueError to KeyError: a folder or an architecture that is no such network.
     except (OSError, RuntimeError, SafetensorError, ValueError, AttributeError, KeyError) as error:
+        if Path(asked).is_dir():
+            raise EvalError(
+                f"{flag} {asked} has no usable weights: the folder needs a transformers model of "
+                "this kind, whole, with preprocessor_config.json and, for --clip, the tokenizer."
+            ) from error
         raise EvalError(
             f"{flag} {asked} has no usable weights here: {_cure(flag, asked)}"
         ) from error

@@ -23,9 +23,10 @@ def subject_folders(generated: Path, real: Path) -> dict[str, tuple[Path, Path]]
     Raises:
         EvalError: If a subject has no real pictures.
     """
-    pairs = {name: (folder, real / name) for name, folder in split_by_subject(generated).items()}
-    if list(pairs) == [generated.name] and not (generated / generated.name).is_dir():
-        return {generated.name: (generated, real)}
+    folders = split_by_subject(generated)
+    if list(folders.values()) == [generated]:
+        return {name: (generated, real) for name in folders}
+    pairs = {name: (folder, real / name) for name, folder in folders.items()}
     for name, (_, folder) in pairs.items():
         if not folder.is_dir():
             raise EvalError(
@@ -40,7 +41,7 @@ def split_by_subject(folder: Path) -> dict[str, Path]:
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
     inner = {p.name: p for p in entries if p.is_dir() and not p.name.startswith(".")}
     if not inner or any(path.suffix.lower() in SUFFIXES for path in entries):
-        return {folder.name: folder}
+        return {folder.absolute().name: folder}  # . has no name
     return inner
 
 
@@ -103,7 +104,8 @@ def _from_file(paths: Sequence[Path], prompts: Path) -> list[Picture]:
         for path in paths:
             if path.name not in told and path.stem not in told:
                 raise EvalError(f"--prompts {prompts} has no prompt for {path.name}; add it.")
-        return [Picture(path, told.get(path.name) or told[path.stem]) for path in paths]
+        keys = (path.name if path.name in told else path.stem for path in paths)
+        return [Picture(path, told[key]) for path, key in zip(paths, keys, strict=True)]
     lines = read_text(prompts).splitlines()
     if len(lines) != len(paths):
         raise EvalError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,13 @@ def refuse_to_overwrite(paths: Sequence[Path | None], *, overwrite: bool) -> Non
     Raises:
         EvalError: naming the first such file, or a folder that cannot be written into.
     """
-    for path in paths:
-        if path is None or path == STDOUT:
-            continue
+    named = [path for path in paths if path not in (None, STDOUT)]
+    for path in named:
+        assert path is not None
+        if path.is_dir():
+            raise EvalError(f"{path} is a folder; name a file to write.")
+        if named.count(path) > 1:
+            raise EvalError(f"{path} is given for two files; name another for one of them.")
         if path.exists() and not overwrite:
             raise EvalError(
                 f"{path} is there already: replace it with --overwrite, or name another."
@@ -32,7 +37,12 @@ def refuse_to_overwrite(paths: Sequence[Path | None], *, overwrite: bool) -> Non
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise EvalError(f"{path} cannot be written ({error.strerror}).") from error
+            raise EvalError(
+                f"{path} cannot be written: {path.parent} is no folder and cannot be made one "
+                f"({error.strerror})."
+            ) from error
+        if not os.access(path.parent, os.W_OK):
+            raise EvalError(f"{path} cannot be written: {path.parent} is not yours to write into.")
 
 
 def write(

@@ -108,16 +108,19 @@ def render(
 
 def result_page(title: str, result: Result) -> str:
     """Every picture beside the real one most like it, subject by subject."""
-    sections = []
-    for subject in result.subjects:
-        shots = [
-            Shot([("drawn", one.path), ("nearest real one", one.nearest)], one.prompt, one.scores)
-            for one in subject.pictures[:MOST_SHOWN]
-        ]
-        note = f"{len(subject.pictures)} pictures, {subject.real} real ones."
-        if len(shots) < len(subject.pictures):
-            note += f" The first {len(shots)} are shown."
-        sections.append(Section(subject.name, note, shots))
+    sections = [
+        _section(
+            subject.name,
+            f"{len(subject.pictures)} pictures, {subject.real} real ones.",
+            [
+                Shot(
+                    [("drawn", one.path), ("nearest real one", one.nearest)], one.prompt, one.scores
+                )
+                for one in subject.pictures
+            ],
+        )
+        for subject in result.subjects
+    ]
     rows = Table(score_rows(result), INTERVALS)
     return render(title, tables=[rows], sections=sections, facts=_facts(result))
 
@@ -125,13 +128,15 @@ def result_page(title: str, result: Result) -> str:
 def adapter_page(report: Report, base: Sequence[Wanted], adapted: Sequence[Wanted]) -> str:
     """Before and after: the same prompts and seeds, and the real picture most like the latter."""
     (before,), (after,) = report.base.subjects, report.adapted.subjects
+    olds = {old.path.name: old.path for old in before.pictures}  # some may be left out of one
     asked = [
         Shot(
-            [("before", old.path), ("after", new.path), ("nearest real one", new.nearest)],
+            [("before", olds[name]), ("after", new.path), ("nearest real one", new.nearest)],
             new.prompt,
             new.scores,
         )
-        for old, new in zip(before.pictures, after.pictures, strict=True)
+        for new in after.pictures
+        if (name := new.path.name) in olds
     ]
     others = [
         Shot([("before", old.path), ("after", new.path)], new.prompt)
@@ -141,15 +146,13 @@ def adapter_page(report: Report, base: Sequence[Wanted], adapted: Sequence[Wante
         f"“{report.name}”, before and after",
         tables=[Table(gain_rows(report), INTERVALS)],
         sections=[
-            Section(
+            _section(
                 "Asked for the concept",
                 "One prompt and one starting noise each, without and with the concept file.",
-                asked[:MOST_SHOWN],
+                asked,
             ),
-            Section(
-                "Asked for other things",
-                "What was not taught should stay as it was.",
-                others[:MOST_SHOWN],
+            _section(
+                "Asked for other things", "What was not taught should stay as it was.", others
             ),
         ],
         facts=_facts(report.adapted) | {k: v for k, v in report.facts.items() if v is not None},
@@ -175,6 +178,13 @@ def compare_page(tables: Sequence[Sequence[Sequence[str]]], plot: str) -> str:
     )
     shown = [Table(rows, note) for rows, note in zip(tables, notes, strict=True)]
     return render("Results compared", tables=shown, plot=plot)
+
+
+def _section(heading: str, note: str, shots: Sequence[Shot]) -> Section:
+    """As many as are shown; that there are more is told."""
+    if len(shots) > MOST_SHOWN:
+        note += f" The first {MOST_SHOWN} of {len(shots)} are shown."
+    return Section(heading, note, shots[:MOST_SHOWN])
 
 
 def _facts(result: Result) -> dict[str, object]:

@@ -19,10 +19,10 @@ def draw_plot(metrics: Mapping[str, Mapping[str, Estimate]]) -> str:
         metrics: By title, each result's score by name.
     """
     parts: list[str] = []
-    y = 10
+    y = 10.0
     for title, scores in metrics.items():
         y += HEADING
-        parts.append(_text(0, y - 8, title, "heading"))
+        parts.append(_text(0.0, y - 8, title, "heading"))
         parts += _axis(y, list(scores.items()))
         y += ROW * len(scores) + GAP
     style = (
@@ -52,12 +52,12 @@ def _axis(top: float, scores: Sequence[tuple[str, Estimate]]) -> list[str]:
         y = top + ROW * row + ROW / 2
         colour = COLOURS[row % len(COLOURS)]
         parts += [
-            _text(LABELS, y + 4, _short(name), "name", "end"),
+            _text(float(LABELS), y + 4, _short(name), "name", "end"),
             f'<line x1="{left}" x2="{right}" y1="{y}" y2="{y}" stroke="#eaecf0"/>',
             f'<line x1="{x_of(score.low)}" x2="{x_of(score.high)}" y1="{y}" y2="{y}" '
             f'stroke="{colour}" stroke-width="3" stroke-linecap="round"/>',
             f'<circle cx="{x_of(score.mean)}" cy="{y}" r="5" fill="{colour}" stroke="#fff"/>',
-            _text(WIDTH - 4, y + 4, f"{score.mean:.3f}", "number", "end"),
+            _text(WIDTH - 4.0, y + 4, f"{score.mean:.3f}", "number", "end"),
         ]
     return parts
 

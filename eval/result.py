@@ -131,6 +131,7 @@ class Result:
 
         Raises:
             KeyError: If a part is missing.
+            ValueError: If there is no picture in it.
         """
         protocol = dict(told["protocol"])
         token = protocol.pop("token")
@@ -150,8 +151,10 @@ class Result:
             )
             for name, subject in told["subjects"].items()
         ]
-        skipped = told["skipped"]
-        return cls(subjects, ProtocolConfig(**protocol), told["extractors"], token, skipped)
+        if not subjects or not all(subject.pictures for subject in subjects):
+            raise ValueError("There is no picture in it.")
+        extractors = {kind: told["extractors"][kind] for kind in ("dino", "clip")}
+        return cls(subjects, ProtocolConfig(**protocol), extractors, token, told["skipped"])
 
 
 def read_result(path: Path) -> Result:
@@ -173,7 +176,8 @@ def read_result(path: Path) -> Result:
         raise EvalError(f"There is no file {path}; give what --json or a report wrote.") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EvalError(
-            f"{path} is no result of this program; give what --json or a report wrote."
+            f"{path} is no result that can be compared; give what --json of images or suite "
+            "wrote, or the report.json of an adapter."
         ) from error
 
 

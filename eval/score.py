@@ -113,8 +113,20 @@ class Subject:
 
 
 def pick_device(device: str | None) -> str:
-    """Return the device asked for, or a GPU where there is one."""
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+    """Return the device asked for, or a GPU where there is one.
+
+    Raises:
+        EvalError: If this machine has no such device.
+    """
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise EvalError(
+            f"--device {device} is not there: give cpu, or cuda where there is such a GPU."
+        ) from error
+    return device
 
 
 def likeness(
@@ -144,14 +156,27 @@ def score_subjects(
     paths = [picture.path for subject in subjects for picture in subject.generated]
     paths += [path for subject in subjects for path in subject.real]
     seen = scorer.see(paths, skip_bad=protocol.skip_bad)
-    skipped = {str(path.name): "unreadable" for path in seen.bad}
-    if protocol.skip_black:
-        skipped |= {str(path.name): "black" for path in seen.black}
+    skipped = _left_out(subjects, seen, protocol)
     if skipped:
         logger.warning("Left out: %s.", ", ".join(f"{k} ({why})" for k, why in skipped.items()))
     removed = None if protocol.keep_token else token
     scored = [_score(scorer, subject, seen, protocol, removed) for subject in subjects]
     return Result(scored, protocol, scorer.identities(), removed, skipped)
+
+
+def _left_out(subjects: Sequence[Subject], seen: Seen, protocol: ProtocolConfig) -> dict[str, str]:
+    """What is not scored, and why; several folders may have pictures of one name."""
+    skipped = {}
+    for subject in subjects:
+        generated = [picture.path for picture in subject.generated]
+        for kind, paths in (("generated", generated), ("real", subject.real)):
+            for path in paths:
+                name = f"{subject.name}/{kind}/{path.name}"
+                if path in seen.bad:
+                    skipped[name] = "unreadable"
+                elif kind == "generated" and protocol.skip_black and path in seen.black:
+                    skipped[name] = "black"
+    return skipped
 
 
 def _score(

@@ -19,7 +19,7 @@ from eval.prompts import fill
 from eval.result import markdown_table, score_rows
 from eval.score import Picture, Scorer, Subject, pick_device, score_subjects
 from eval.suites import SuiteSubject, read_suite
-from loldu import load_concept, read_concept, unload_concept
+from loldu import load_concept, read_concept, unload_concept, verify_concept
 from trainer.base import fingerprint, load_pipeline
 from trainer.base_record import base_options
 from trainer.instances import list_images
@@ -146,14 +146,15 @@ def _draw_missing(
         torch_dtype=DTYPES[config.drawing.mixed_precision],
         device=torch.device(pick_device(config.models.device)),
     )
-    made = {
-        name: {"base": fingerprint(pipeline), "concept": file_digest(path)}
-        for name, path in concepts.items()
-    }
+    base = fingerprint(pipeline)
+    made = {name: {"base": base, "concept": file_digest(path)} for name, path in concepts.items()}
     missing = {
         name: still_missing(own, config.drawing, made[name], redraw=config.redraw, flag="--redraw")
         for name, own in wanted.items()
     }
+    for name, own in missing.items():
+        if own:
+            verify_concept(pipeline, concepts[name])  # of all, before hours of drawing
     for number, (name, own) in enumerate(missing.items(), start=1):
         if own:
             load_concept(pipeline, concepts[name])
