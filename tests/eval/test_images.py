@@ -7,9 +7,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoTokenizer, CLIPModel, ViTModel
 
 from eval.__main__ import run
 from eval.extractors import load_clip, load_dino
+
+CONCEPTS = Path(__file__).parents[2] / "datasets" / "concepts"
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+DINO_MEAN, DINO_STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 
 
 def save_pictures(folder: Path, count: int, seed: int) -> list[Image.Image]:
@@ -76,6 +81,51 @@ def test_one_subject(
     matrix = dino.encode_images(generated) @ dino.encode_images(real).T
     nearest = [picture["nearest"] for picture in subject["pictures"]]
     assert nearest == [f"{place:02}.png" for place in matrix.argmax(dim=1)]
+
+
+def test_real_pictures_by_a_plain_loop(
+    flags: list[str], clip_folder: Path, dino_folder: Path, tmp_path: Path
+) -> None:
+    """Every score once more with numpy, from the networks as transformers has them."""
+    generated, real = CONCEPTS / "striped_cat", CONCEPTS / "striped_cat" / "held_out"
+    folders = ["--generated", str(generated), "--real", str(real)]
+    assert run([*flags, *folders, "--prompt", "a striped cat"]) == 0
+    clip = CLIPModel.from_pretrained(clip_folder, dtype=torch.float32).eval()
+    dino = ViTModel.from_pretrained(dino_folder, dtype=torch.float32).eval()
+    tokens = AutoTokenizer.from_pretrained(clip_folder)("a striped cat", return_tensors="pt")
+
+    def seen(folder: Path) -> dict[str, list[np.ndarray]]:
+        found: dict[str, list[np.ndarray]] = {"clip": [], "dino": []}
+        for path in sorted(folder.glob("*.png")):
+            image = Image.open(path).convert("RGB").resize((32, 32), Image.Resampling.BICUBIC)
+            pixels = np.asarray(image, dtype=np.float64) / 255
+            for name, mean, std in (("clip", CLIP_MEAN, CLIP_STD), ("dino", DINO_MEAN, DINO_STD)):
+                given = torch.tensor((pixels - mean) / std).permute(2, 0, 1)[None].float()
+                with torch.no_grad():
+                    row = (
+                        clip.visual_projection(clip.vision_model(given).pooler_output)
+                        if name == "clip"
+                        else dino(given).last_hidden_state[:, 0]
+                    )
+                found[name].append(row[0].double().numpy())
+        return found
+
+    def cosine(a: np.ndarray, b: np.ndarray) -> float:
+        return float(a @ b / np.sqrt((a @ a) * (b @ b)))
+
+    drawn, true = seen(generated), seen(real)
+    with torch.no_grad():
+        text = clip.text_projection(clip.text_model(**tokens).pooler_output)[0].double().numpy()
+    count = len(drawn["dino"])
+    others = [(i, j) for i in range(count) for j in range(count) if i != j]
+    expected = {
+        "dino": np.mean([cosine(g, r) for g in drawn["dino"] for r in true["dino"]]),
+        "clip_i": np.mean([cosine(g, r) for g in drawn["clip"] for r in true["clip"]]),
+        "clip_t": np.mean([cosine(g, text) for g in drawn["clip"]]),
+        "diversity": 1 - np.mean([cosine(drawn["dino"][i], drawn["dino"][j]) for i, j in others]),
+    }
+    assert (count, len(true["dino"])) == (5, 4)
+    assert means(tmp_path) == pytest.approx(expected, abs=1e-5)
 
 
 def test_json_can_take_the_place_of_the_table(
