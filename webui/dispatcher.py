@@ -2,7 +2,7 @@
 
 import fcntl
 import logging
-import re
+import os
 import shutil
 import signal
 import threading
@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from io import FileIO
 from pathlib import Path
 
-from trainer.errors import TrainerError
 from webui import process
 from webui.job import ACTIVE, Job, Status
 from webui.jobs import Jobs
@@ -48,11 +47,10 @@ class Dispatcher:
             every_s: time between two looks.
 
         Raises:
-            TrainerError: a device has no such name.
+            TrainerError: there is no such device.
         """
         for device in devices:
-            if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
-                raise TrainerError(f"There is no device {device}; name cpu, mps or cuda:0.")
+            process.environment(os.environ, device)
         self._jobs = jobs
         self._devices = tuple(devices)
         self._niceness = niceness

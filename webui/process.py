@@ -11,6 +11,7 @@ between starting one and writing that down has lost nothing.
 import fcntl
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from trainer.errors import TrainerError
 from trainer.files import write_atomically
 
 LOG = "log.txt"
@@ -112,7 +114,11 @@ def start(
 
 
 def environment(of_server: Mapping[str, str], device: str) -> dict[str, str]:
-    """What a training gets to know of the server's environment: no secrets, and one device."""
+    """What a training gets to know of the server's environment: no secrets, and one device.
+
+    Raises:
+        TrainerError: there is no such device.
+    """
     kept = {
         name: value
         for name, value in of_server.items()
@@ -120,14 +126,17 @@ def environment(of_server: Mapping[str, str], device: str) -> dict[str, str]:
         and not any(word in name.upper() for word in _SECRET)
     }
     kept["PYTHONUNBUFFERED"] = "1"
-    kind, _, index = device.partition(":")
-    if kind == "cpu":
-        kept |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "yes"}
-    elif kind == "cuda":
-        visible = of_server.get("CUDA_VISIBLE_DEVICES")
-        number = int(index or 0)
-        kept["CUDA_VISIBLE_DEVICES"] = visible.split(",")[number] if visible else str(number)
-    return kept
+    if device == "cpu":
+        return kept | {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "yes"}
+    if device == "mps":
+        return kept
+    if not (match := re.fullmatch(r"cuda(?::(\d+))?", device)):
+        raise TrainerError(f"There is no device {device}; name cpu, mps or cuda:0.")
+    index, visible = int(match[1] or 0), of_server.get("CUDA_VISIBLE_DEVICES")
+    of_machine = visible.split(",") if visible else [str(number) for number in range(index + 1)]
+    if index >= len(of_machine):
+        raise TrainerError(f"There is no device {device}: CUDA_VISIBLE_DEVICES is {visible}.")
+    return kept | {"CUDA_VISIBLE_DEVICES": of_machine[index]}
 
 
 def is_running(folder: Path) -> bool:
