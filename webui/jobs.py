@@ -111,9 +111,13 @@ class Jobs:
         """What a page shows of a run; cheap to ask for every second.
 
         Raises:
-            TrainerError: there is no such job.
+            TrainerError: there is no such job, or its folder is gone.
         """
-        return self._reader(self.get(job_id).folder).read()
+        job = self.get(job_id)
+        try:
+            return self._reader(job.folder).read()
+        except FileNotFoundError as error:
+            raise TrainerError(f"The folder of {job.name} is gone ({job.folder}).") from error
 
     # --------------------------------------------------------------------- what can be asked
 

@@ -1,4 +1,7 @@
-"""A server without a page, to be killed: `server.py FOLDER [POINT]` dies at a point by itself."""
+"""A server without a page, to be killed: `server.py FOLDER [POINT [MODULE]]`.
+
+It dies at a point by itself, or lives; the module is what trains, the stand-in unless given.
+"""
 
 import os
 import signal
@@ -39,5 +42,6 @@ if __name__ == "__main__":
         subprocess.Popen = after(subprocess.Popen)  # type: ignore[misc]
     if point == "after the start":
         process.start = after(process.start)
-    Dispatcher(jobs, ["cpu"], command=STANDIN, every_s=0.02).start()
+    command = (sys.executable, "-m", sys.argv[3]) if len(sys.argv) > 3 else STANDIN
+    Dispatcher(jobs, ["cpu"], command=command, every_s=0.02).start()
     threading.Event().wait()

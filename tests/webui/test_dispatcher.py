@@ -9,69 +9,26 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.webui.server import STANDIN
+from tests.webui.waiting import PATIENCE_S, MakeDispatcher, has, patiently, ticking
 from trainer.errors import TrainerError
 from webui import process
 from webui.dispatcher import Dispatcher
 from webui.job import ACTIVE, Job, Status
 from webui.jobs import Jobs
 
-ROOT = Path(__file__).resolve().parents[2]
 SERVER = Path(__file__).with_name("server.py")
-PATIENCE_S = 120
 ENDLESS = 10**6
-
-MakeDispatcher = Callable[..., Dispatcher]
-
-
-@pytest.fixture(autouse=True)
-def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-
-
-@pytest.fixture
-def jobs(tmp_path: Path) -> Iterator[Jobs]:
-    jobs = Jobs(tmp_path / "studio")
-    yield jobs
-    for job in jobs.list(removed=None):
-        process.send(job.folder, signal.SIGKILL)
-        patiently(lambda folder=job.folder: not process.is_running(folder))
-
-
-@pytest.fixture
-def make_dispatcher(jobs: Jobs) -> Iterator[MakeDispatcher]:
-    made: list[Dispatcher] = []
-
-    def make(devices: tuple[str, ...] = ("cpu",), **options: Any) -> Dispatcher:  # noqa: ANN401
-        made.append(Dispatcher(jobs, devices, **{"command": STANDIN, "niceness": 0} | options))
-        return made[-1]
-
-    yield make
-    for dispatcher in made:
-        dispatcher.close()
 
 
 @pytest.fixture
 def dispatcher(make_dispatcher: MakeDispatcher) -> Dispatcher:
     return make_dispatcher()
-
-
-def patiently(true: Callable[[], object]) -> None:
-    until = time.monotonic() + PATIENCE_S
-    while not true():
-        assert time.monotonic() < until, "it never came true"
-        time.sleep(0.005)
-
-
-def ticking(dispatcher: Dispatcher, true: Callable[[], object]) -> None:
-    patiently(lambda: dispatcher.tick() and true())
 
 
 def submit(jobs: Jobs, prompt: str = "trains", steps: int = 1, owner: str = "ann") -> Job:
@@ -81,10 +38,6 @@ def submit(jobs: Jobs, prompt: str = "trains", steps: int = 1, owner: str = "ann
         "max_train_steps": steps,
     }
     return jobs.submit(prompt, owner, options)
-
-
-def has(jobs: Jobs, job: Job, *statuses: Status) -> Callable[[], bool]:
-    return lambda: jobs.get(job.id).status in statuses
 
 
 def steps(job: Job) -> list[int]:
