@@ -34,7 +34,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## teach the embedded base a concept; writes runs/demo/report.png over the last demo's
 	$(BIN)/python -m trainer --preset pocket --instance_data_dir datasets/concepts/$(CONCEPT) \
 		--instance_prompt "a photo of a sks $(CLASS)" --output_dir $(DEMO) --overwrite
-	$(BIN)/python -m eval report --preset pocket --concept $(DEMO)/concept.safetensors \
+	$(BIN)/python -m eval adapter --preset pocket --concept $(DEMO)/concept.safetensors \
 		--output_dir $(DEMO) --overwrite
 
 lint: $(STAMP)  ## ruff, pyright and import-linter
@@ -55,6 +55,7 @@ bench: $(STAMP)  ## all benchmarks beside their peers (40 minutes); writes bench
 	$(BIN)/python -m benchmarks.forward
 	$(BIN)/python -m benchmarks.concepts
 	$(BIN)/python -m benchmarks.train_step
+	$(BIN)/python -m benchmarks.eval_throughput
 
 bench-gpu: $(STAMP)  ## the trainer beside diffusers' on a GPU (10 minutes); SCRIPT=train_dreambooth_lora.py
 	$(BIN)/python -m benchmarks.train_gpu --profile 10 $(if $(SCRIPT),--diffusers_script $(SCRIPT))

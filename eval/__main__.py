@@ -1,18 +1,22 @@
-"""`python -m eval score` and `python -m eval report`; `--help` explains every option."""
+"""`python -m eval COMMAND`, or `loldu-eval COMMAND`; `--help` explains every option."""
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from transformers.utils import logging as transformers_logging
 
-from eval.config import ReportConfig, ScoreConfig, ScoringConfig
-from eval.report import report
-from eval.score import score
+from eval import config as options
+from eval.adapter import evaluate_adapter
+from eval.calibrate import calibrate
+from eval.checks import check
+from eval.compare import compare
+from eval.images import evaluate_images
+from eval.suite import evaluate_suite
 from loldu import ConceptError
 from trainer.errors import TrainerError
 from trainer.preset import preset_flags
@@ -20,29 +24,48 @@ from trainer.preset import preset_flags
 PRESETS = Path(__file__).parent / "presets"
 
 Command = (
-    Annotated[ScoreConfig, tyro.conf.subcommand("score")]
-    | Annotated[ReportConfig, tyro.conf.subcommand("report")]
+    Annotated[options.ImagesConfig, tyro.conf.subcommand("images")]
+    | Annotated[options.AdapterConfig, tyro.conf.subcommand("adapter")]
+    | Annotated[options.SuiteConfig, tyro.conf.subcommand("suite")]
+    | Annotated[options.CalibrateConfig, tyro.conf.subcommand("calibrate")]
+    | Annotated[options.CompareConfig, tyro.conf.subcommand("compare")]
+)
+RUN: dict[type, Callable[[Any], None]] = {
+    options.ImagesConfig: evaluate_images,
+    options.AdapterConfig: evaluate_adapter,
+    options.SuiteConfig: evaluate_suite,
+    options.CalibrateConfig: calibrate,
+    options.CompareConfig: compare,
+}
+IN_PRESETS = (
+    options.AdapterConfig,
+    options.DrawingConfig,
+    options.ModelsConfig,
+    options.ProtocolConfig,
 )
 
 
-def parse(argv: Sequence[str]) -> ScoreConfig | ReportConfig:
+def parse(argv: Sequence[str]) -> Any:  # noqa: ANN401
     """Return the config of a command line; a preset's flags come first, so the person's win.
 
     Raises:
-        TrainerError: For an unknown preset or an unknown key in it.
+        TrainerError: For an unknown preset, an unknown key in it, or a value that cannot work.
         SystemExit: From tyro, with status 2, for an unknown flag or a value of the wrong type.
     """
     arguments = list(argv)
-    if arguments[:1] == ["report"]:
-        options = [option.name for part in (ReportConfig, ScoringConfig) for option in fields(part)]
-        arguments[1:1] = preset_flags(arguments, PRESETS, options)
-    return tyro.cli(
+    if arguments[:1] == ["adapter"]:
+        known = [option.name for part in IN_PRESETS for option in fields(part)]
+        arguments[1:1] = preset_flags(arguments, PRESETS, known)
+    config = tyro.cli(
         Command,  # pyright: ignore[reportArgumentType]  a union of annotated types is a form
         args=arguments,
         prog="python -m eval",
+        description="Score personalization: DINO, CLIP-I, CLIP-T, diversity and drift.",
         use_underscores=True,
         config=(tyro.conf.OmitArgPrefixes,),
     )
+    check(config)
+    return config
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -53,15 +76,12 @@ def run(argv: Sequence[str] | None = None) -> int:
     transformers_logging.set_verbosity_error()
     try:
         config = parse(sys.argv[1:] if argv is None else argv)
-        if isinstance(config, ScoreConfig):
-            score(config)
-        else:
-            report(config)
+        RUN[type(config)](config)
     except (TrainerError, ConceptError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write("Stopped; nothing was written.\n")
+        sys.stderr.write("Stopped; the same command goes on from here.\n")
         return 130
     return 0
 

@@ -2,34 +2,67 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from huggingface_hub.constants import HF_HUB_CACHE
 from jaxtyping import Float
-from PIL import Image, ImageOps
+from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
-from torchvision import transforms
-from transformers import AutoTokenizer, CLIPModel, ViTModel
-from transformers.image_processing_base import ImageProcessingMixin
+from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPModel, ViTModel
 
 from eval.errors import EvalError
+from eval.preprocess import Preprocess, dino_preprocess, published_dino
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 BATCH_SIZE = 32
 
-Extractor = TypeVar("Extractor")
+Extractor = TypeVar("Extractor", bound="ImageExtractor")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What decides a feature: scores compare where this is the same.
+
+    Attributes:
+        name: As it was asked for.
+        library: What built the network, with its version.
+        weights: The first 16 digits of the SHA-256 of names and values of all parameters.
+        preprocess: What was done to pictures.
+    """
+
+    name: str
+    library: str
+    weights: str
+    preprocess: Preprocess
+
+    def as_json(self) -> dict[str, Any]:
+        """For a result's file."""
+        return asdict(self)
 
 
 class ImageExtractor(ABC):
-    """What a score of pictures against pictures needs."""
+    """What a score of pictures against pictures needs.
 
+    Attributes:
+        name: As it was asked for.
+        library: The distribution that builds the network.
+        model: The network, in fp32.
+        preprocess: What turns a picture into its input.
+        device: Where the network is.
+    """
+
+    name: str
+    library: str
     model: Any
+    preprocess: Preprocess
     device: torch.device
 
     def to(self, device: torch.device | str) -> None:
@@ -37,104 +70,85 @@ class ImageExtractor(ABC):
         self.device = torch.device(device)
         self.model.to(self.device)
 
+    @cached_property
+    def identity(self) -> Identity:
+        """What decides this extractor's features; reads every weight once."""
+        library = f"{self.library} {version(self.library)}"
+        return Identity(self.name, library, _digest(self.model), self.preprocess)
+
     def encode_images(self, images: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
         """Return a unit fp32 row for each picture, on the CPU."""
-        return _in_batches(self._image_rows, images)
+        batches = [
+            images[start : start + BATCH_SIZE] for start in range(0, len(images), BATCH_SIZE)
+        ]
+        return torch.cat([self.encode_pixels([*map(self.preprocess, batch)]) for batch in batches])
+
+    @torch.inference_mode()
+    def encode_pixels(self, pixels: Sequence[Float[Tensor, "3 size size"]]) -> Float[Tensor, "n d"]:
+        """Return a unit fp32 row for each preprocessed picture of one batch, on the CPU."""
+        return _unit(self._image_rows(torch.stack([*pixels]).to(self.device)))
 
     @abstractmethod
-    def _image_rows(self, images: list[Image.Image]) -> Tensor:
+    def _image_rows(self, pixels: Tensor) -> Tensor:
         """Return the network's output for one batch."""
 
 
 class ImageTextExtractor(ImageExtractor):
     """What a score of pictures against prompts needs too."""
 
+    @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
         """Return a unit fp32 row for each text, on the CPU, comparable with those of pictures."""
-        return _in_batches(self._text_rows, texts)
+        once = list(dict.fromkeys(texts))
+        rows = torch.cat(
+            [
+                _unit(self._text_rows(once[start : start + BATCH_SIZE]))
+                for start in range(0, len(once), BATCH_SIZE)
+            ]
+        )
+        return rows[[once.index(text) for text in texts]]
 
     @abstractmethod
     def _text_rows(self, texts: list[str]) -> Tensor:
         """Return the network's output for one batch."""
 
 
-def _in_batches(
-    rows_of: Callable[[list[Any]], Tensor], items: Sequence[Any]
-) -> Float[Tensor, "n d"]:
-    with torch.inference_mode():
-        rows = [
-            rows_of(list(items[start : start + BATCH_SIZE]))
-            for start in range(0, len(items), BATCH_SIZE)
-        ]
-    return torch.nn.functional.normalize(torch.cat(rows).float().cpu(), dim=-1)
+def _unit(rows: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(rows.float().cpu(), dim=-1)
 
 
-@dataclass(frozen=True)
-class Preprocess:
-    """Picture to tensor: EXIF rotation, RGB, bicubic resize, centre crop, normalise.
-
-    The shorter side is resized to ``resize_px``; without ``crop_px`` both sides are.
-    """
-
-    resize_px: int
-    crop_px: int | None
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
-
-    def __call__(self, image: Image.Image) -> Float[Tensor, "3 size size"]:
-        """Return the picture as the network wants it."""
-        size = self.resize_px if self.crop_px else (self.resize_px, self.resize_px)
-        steps: list[Callable[[Any], Any]] = [
-            transforms.Resize(size, transforms.InterpolationMode.BICUBIC)
-        ]
-        if self.crop_px:
-            steps.append(transforms.CenterCrop(self.crop_px))
-        steps += [transforms.ToTensor(), transforms.Normalize(self.mean, self.std)]
-        pixels: Any = transforms.Compose(steps)(ImageOps.exif_transpose(image).convert("RGB"))
-        return pixels
-
-    @classmethod
-    def from_pretrained(cls, name_or_path: str) -> Preprocess:
-        """Read size, mean and standard deviation from ``preprocessor_config.json``."""
-        config, _ = ImageProcessingMixin.get_image_processor_dict(name_or_path)
-        crop_px = _side(config["crop_size"]) if config.get("do_center_crop") else None
-        return cls(
-            _side(config["size"]), crop_px, tuple(config["image_mean"]), tuple(config["image_std"])
-        )
+def _digest(model: torch.nn.Module) -> str:
+    whole = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        whole.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        whole.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return whole.hexdigest()[:16]
 
 
-def _side(size: int | dict[str, int]) -> int:
-    """Return one side of a square size, which is written in one of three ways."""
-    return size if isinstance(size, int) else size.get("shortest_edge", size.get("height", 0))
-
-
-def dino_preprocess(name_or_path: str, image_size: int) -> Preprocess:
-    """Return the preprocessing that the published DINO score is defined with, or a folder's own.
-
-    Resize 256, crop 224, ImageNet mean and deviation (in that proportion for another size). A
-    local folder's ``preprocessor_config.json`` comes first: its size, mean and deviation, and a
-    crop if it asks for one. Only the preset published with DINO's own weights is never followed,
-    which squashes the picture to 224 and normalises with 0.5.
-    """
-    if (Path(name_or_path) / "preprocessor_config.json").is_file():
-        own = Preprocess.from_pretrained(name_or_path)
-        if own != Preprocess(224, None, (0.5,) * 3, (0.5,) * 3):
-            return own
-    return Preprocess(round(image_size * 256 / 224), image_size)
+def _whole(kind: Any, name_or_path: str, **options: bool) -> Any:  # noqa: ANN401
+    """Load a transformers model of which no weight is missing, which it would fill at random."""
+    model, told = kind.from_pretrained(
+        name_or_path, dtype=torch.float32, output_loading_info=True, **options
+    )
+    if told["missing_keys"]:
+        raise OSError(f"{min(told['missing_keys'])} is missing")
+    return model.eval()
 
 
 class ClipExtractor(ImageTextExtractor):
     """A transformers ``CLIPModel`` with its tokenizer, from a folder or the hub."""
 
+    library = "transformers"
+
     def __init__(self, name_or_path: str, device: torch.device | str = "cpu") -> None:
         """Load the model in fp32."""
-        self.model = CLIPModel.from_pretrained(name_or_path, dtype=torch.float32).eval()
+        self.name = name_or_path
+        self.model = _whole(CLIPModel, name_or_path)
         self.to(device)
         self.tokenizer = AutoTokenizer.from_pretrained(name_or_path)
         self.preprocess = Preprocess.from_pretrained(name_or_path)
 
-    def _image_rows(self, images: list[Image.Image]) -> Tensor:
-        pixels = torch.stack([self.preprocess(image) for image in images]).to(self.device)
+    def _image_rows(self, pixels: Tensor) -> Tensor:
         return self.model.get_image_features(pixel_values=pixels).pooler_output
 
     def _text_rows(self, texts: list[str]) -> Tensor:
@@ -143,44 +157,80 @@ class ClipExtractor(ImageTextExtractor):
 
 
 class OpenClipExtractor(ImageTextExtractor):
-    """An open_clip model: ``architecture/pretrained``."""
+    """An open_clip model: ``architecture/pretrained``, where the latter is a tag or a file."""
+
+    library = "open_clip_torch"
 
     def __init__(self, name: str, device: torch.device | str = "cpu") -> None:
         """Load the model in fp32."""
         import open_clip
 
+        self.name = f"open_clip:{name}"
         architecture, _, pretrained = name.partition("/")
-        self.device = torch.device(device)
-        loaded: tuple[Any, Any, Any] = open_clip.create_model_and_transforms(
-            architecture, pretrained=pretrained or None, device=self.device
-        )
-        self.model, _, self.preprocess = loaded
-        self.model.eval()
+        loaded: Any = open_clip.create_model(architecture, pretrained=pretrained or None)
+        self.model = loaded.eval()
+        self.to(device)
+        asked: Any = open_clip.get_model_preprocess_cfg(loaded)
+        size = asked["size"] if isinstance(asked["size"], int) else asked["size"][0]
+        crop = size if asked["resize_mode"] == "shortest" else None
+        self.preprocess = Preprocess(size, crop, tuple(asked["mean"]), tuple(asked["std"]))
         self.tokenizer = open_clip.get_tokenizer(architecture)
 
-    def _image_rows(self, images: list[Image.Image]) -> Tensor:
-        upright = [ImageOps.exif_transpose(image) for image in images]
-        pixels = torch.stack([self.preprocess(image) for image in upright]).to(self.device)
+    def _image_rows(self, pixels: Tensor) -> Tensor:
         return self.model.encode_image(pixels)
 
     def _text_rows(self, texts: list[str]) -> Tensor:
         return self.model.encode_text(self.tokenizer(texts).to(self.device))
 
 
-class DinoExtractor(ImageExtractor):
-    """A ``ViTModel``: the CLS token of its last layer, before any head or pooler."""
+class TransformersDino(ImageExtractor):
+    """A ``ViTModel`` or ``Dinov2Model``: the last layer's CLS token, before any head or pooler."""
+
+    library = "transformers"
 
     def __init__(self, name_or_path: str, device: torch.device | str = "cpu") -> None:
         """Load the model in fp32."""
-        self.model = ViTModel.from_pretrained(
-            name_or_path, add_pooling_layer=False, dtype=torch.float32
-        ).eval()
+        self.name = name_or_path
+        vit = AutoConfig.from_pretrained(name_or_path).model_type == "vit"
+        # A ViTModel's pooler is in no published checkpoint: it would be random, and is not read.
+        self.model = (
+            _whole(ViTModel, name_or_path, add_pooling_layer=False)
+            if vit
+            else _whole(AutoModel, name_or_path)
+        )
         self.to(device)
         self.preprocess = dino_preprocess(name_or_path, self.model.config.image_size)
 
-    def _image_rows(self, images: list[Image.Image]) -> Tensor:
-        pixels = torch.stack([self.preprocess(image) for image in images]).to(self.device)
+    def _image_rows(self, pixels: Tensor) -> Tensor:
         return self.model(pixel_values=pixels).last_hidden_state[:, 0]
+
+
+class TimmDino(ImageExtractor):
+    """A timm vision transformer, ``architecture.tag`` or ``architecture/file``: its CLS token.
+
+    timm's own transform resizes to 248; here the published one is used.
+    """
+
+    library = "timm"
+
+    def __init__(self, name: str, device: torch.device | str = "cpu") -> None:
+        """Load the model in fp32."""
+        import timm
+
+        self.name = f"timm:{name}"
+        architecture, _, file = name.partition("/")
+        loaded: Any = timm.create_model(
+            architecture,
+            pretrained=not file,
+            num_classes=0,
+            checkpoint_path=file,
+        )
+        self.model = loaded.eval()
+        self.to(device)
+        self.preprocess = published_dino(loaded.patch_embed.img_size[0])
+
+    def _image_rows(self, pixels: Tensor) -> Tensor:
+        return self.model.forward_features(pixels)[:, 0]
 
 
 def _load(
@@ -188,20 +238,47 @@ def _load(
     name: str,
     device: torch.device | str,
     flag: str,
+    asked: str,
 ) -> Extractor:
     """Make an extractor, and turn the many ways weights can be missing into one sentence."""
     try:
         return make(name, device)
     except ModuleNotFoundError as error:
         raise EvalError(
-            f"{flag} {name} needs the package {error.name}: pip install 'loldu[eval]', or pass "
+            f"{flag} {asked} needs the package {error.name}: pip install 'loldu[eval]', or pass "
             f"{flag} a folder with a transformers model."
         ) from error
-    except (OSError, RuntimeError, SafetensorError) as error:
+    # ValueError to KeyError: a folder or an architecture that is no such network.
+    except (OSError, RuntimeError, SafetensorError, ValueError, AttributeError, KeyError) as error:
+        if Path(asked).is_dir():
+            raise EvalError(
+                f"{flag} {asked} has no usable weights: the folder needs a transformers model of "
+                "this kind, whole, with preprocessor_config.json and, for --clip, the tokenizer."
+            ) from error
         raise EvalError(
-            f"{flag} {name} has no usable weights in a folder of that name, in the hub's cache or "
-            f"on the hub: pass {flag} a folder that holds the model, or run once with a network."
+            f"{flag} {asked} has no usable weights here: {_cure(flag, asked)}"
         ) from error
+
+
+def _cure(flag: str, asked: str) -> str:
+    """Which file to put where."""
+    kind, _, name = asked.partition(":")
+    architecture = name.partition("/")[0].partition(".")[0]
+    if kind == "timm":
+        page = f"huggingface.co/timm/{name.partition('/')[0]}"
+        place = f"{flag} timm:{architecture}/PATH"
+    elif kind == "open_clip":
+        page, place = "where open_clip tells", f"{flag} open_clip:{name.partition('/')[0]}/PATH"
+        if name == "ViT-B-32-quickgelu/openai":
+            page = "huggingface.co/timm/vit_base_patch32_clip_224.openai"
+    else:
+        page, place = f"huggingface.co/{asked}", f"{flag} FOLDER, with config.json beside it"
+        if Path(asked).is_absolute() or asked.startswith("."):
+            page = "its source"
+    return (
+        f"run once with a network, which keeps them in {HF_HUB_CACHE}, or fetch the weights from "
+        f"{page} and give {place}."
+    )
 
 
 def load_clip(name_or_path: str, device: torch.device | str = "cpu") -> ImageTextExtractor:
@@ -210,16 +287,19 @@ def load_clip(name_or_path: str, device: torch.device | str = "cpu") -> ImageTex
     Raises:
         EvalError: If the weights are not there, with what to do.
     """
-    kind, _, open_clip_name = name_or_path.partition(":")
+    kind, _, name = name_or_path.partition(":")
     if kind == "open_clip":
-        return _load(OpenClipExtractor, open_clip_name, device, "--clip")
-    return _load(ClipExtractor, name_or_path, device, "--clip")
+        return _load(OpenClipExtractor, name, device, "--clip", name_or_path)
+    return _load(ClipExtractor, name_or_path, device, "--clip", name_or_path)
 
 
 def load_dino(name_or_path: str, device: torch.device | str = "cpu") -> ImageExtractor:
-    """Load DINO: a transformers ``ViTModel`` folder or hub id.
+    """Load DINO: ``timm:architecture.tag``, or a transformers folder or hub id.
 
     Raises:
         EvalError: If the weights are not there, with what to do.
     """
-    return _load(DinoExtractor, name_or_path, device, "--dino")
+    kind, _, name = name_or_path.partition(":")
+    if kind == "timm":
+        return _load(TimmDino, name, device, "--dino", name_or_path)
+    return _load(TransformersDino, name_or_path, device, "--dino", name_or_path)

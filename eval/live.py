@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from eval.config import ScoringConfig
+from eval.config import ModelsConfig
 from eval.metrics import drift
 from eval.score import Extractors, likeness
 from trainer.scorer import Pictures
@@ -19,7 +19,7 @@ class LiveScorer:
         Raises:
             EvalError: If one of them has no weights here.
         """
-        self._extractors = Extractors.load(ScoringConfig(clip=clip, dino=dino, device="cpu"))
+        self._extractors = Extractors.load(ModelsConfig(clip=clip, dino=dino, device="cpu"))
         self._device = device
 
     def score(self, pictures: Pictures) -> dict[str, float]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.config import ReportConfig
+from eval.config import AdapterConfig
 from eval.errors import EvalError
 from eval.prompts import token_and_class
 from loldu import read_concept
@@ -35,7 +35,7 @@ class Origin:
     training: dict[str, int | float | None]
 
 
-def read_origin(config: ReportConfig) -> Origin:
+def read_origin(config: AdapterConfig) -> Origin:
     """Read the concept file, and the run's files beside it where it still lies there.
 
     Flags come first.

@@ -12,13 +12,16 @@ def fill(templates: Sequence[str], token: str, class_name: str) -> list[str]:
     Raises:
         EvalError: If a template has another placeholder.
     """
-    try:
-        return [text.format(token=token, class_name=class_name) for text in templates]
-    except (KeyError, IndexError, ValueError) as error:
-        raise EvalError(
-            "A prompt has a placeholder that is neither {token} nor {class_name} "
-            f"({type(error).__name__}: {error}); correct --prompts and --other_prompts."
-        ) from error
+    filled = []
+    for text in templates:
+        try:
+            filled.append(text.format(token=token, class_name=class_name))
+        except (KeyError, IndexError, ValueError, AttributeError) as error:
+            raise EvalError(
+                f'The prompt "{text}" has a placeholder that is neither {{token}} nor '
+                f"{{class_name}} ({type(error).__name__}: {error}); correct it."
+            ) from error
+    return filled
 
 
 def token_and_class(instance_prompt: str, class_prompts: Sequence[str]) -> tuple[str, str]:

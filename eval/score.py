@@ -1,28 +1,35 @@
-"""From pictures to scores: features once, then the metrics; and `python -m eval score`."""
+"""From pictures to scores: features once, then the metrics."""
 
 from __future__ import annotations
 
-import json
+import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
-from eval.config import ScoreConfig, ScoringConfig
+from eval.cache import FeatureCache
+from eval.config import ModelsConfig, ProtocolConfig
 from eval.errors import EvalError
 from eval.extractors import ImageExtractor, ImageTextExtractor, load_clip, load_dino
-from eval.metrics import clip_t, image_similarity, mean_over_subjects
-from trainer.files import write_atomically
-from trainer.images import load_image
-from trainer.instances import SUFFIXES, list_images
+from eval.features import Seen, see, tell_bad
+from eval.metrics import (
+    clip_t,
+    diversities,
+    image_similarities,
+    image_similarity,
+    nearest,
+    text_similarities,
+)
+from eval.result import Result, ScoredPicture, ScoredSubject
 from trainer.prompts import without_token
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,17 +48,17 @@ class Extractors:
     dino: ImageExtractor
 
     @classmethod
-    def load(cls, scoring: ScoringConfig) -> Extractors:
+    def load(cls, models: ModelsConfig) -> Extractors:
         """Load both on the device asked for.
 
         Raises:
             EvalError: If one of them has no weights here.
         """
-        device = pick_device(scoring.device)
-        return cls(load_clip(scoring.clip, device), load_dino(scoring.dino, device))
+        device = pick_device(models.device)
+        return cls(load_clip(models.clip, device), load_dino(models.dino, device))
 
     def features(self, images: Sequence[Image.Image]) -> Features:
-        """Return the features of pictures."""
+        """Return the features of pictures in memory."""
         return Features(self.dino.encode_images(images), self.clip.encode_images(images))
 
     def follows(self, features: Features, prompts: Sequence[str]) -> float:
@@ -59,9 +66,67 @@ class Extractors:
         return clip_t(features.clip, self.clip.encode_texts(prompts))
 
 
+class Scorer:
+    """Both models, and the features they have computed before."""
+
+    def __init__(self, models: ModelsConfig) -> None:
+        """Load the models and open the cache.
+
+        Raises:
+            EvalError: If weights are missing, or the cache cannot be used.
+        """
+        self.extractors = Extractors.load(models)
+        self._cache = FeatureCache(models.cache_file) if models.cache else None
+
+    def see(self, paths: Sequence[Path], *, skip_bad: bool = False) -> Seen:
+        """Return the features of picture files.
+
+        Raises:
+            EvalError: If one cannot be read, and such are not to be skipped.
+        """
+        models = {"dino": self.extractors.dino, "clip": self.extractors.clip}
+        seen = see(paths, models, self._cache)
+        tell_bad(seen.bad, skip=skip_bad)
+        return seen
+
+    def identities(self) -> dict[str, object]:
+        """What decides the features, for a result's file."""
+        models = (("dino", self.extractors.dino), ("clip", self.extractors.clip))
+        return {name: model.identity.as_json() for name, model in models}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A generated picture, and what it was asked for, where that is known."""
+
+    path: Path
+    prompt: str | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is scored together: pictures of one concept and the real ones."""
+
+    name: str
+    generated: Sequence[Picture]
+    real: Sequence[Path]
+
+
 def pick_device(device: str | None) -> str:
-    """Return the device asked for, or a GPU where there is one."""
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+    """Return the device asked for, or a GPU where there is one.
+
+    Raises:
+        EvalError: If this machine has no such device.
+    """
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise EvalError(
+            f"--device {device} is not there: give cpu, or cuda where there is such a GPU."
+        ) from error
+    return device
 
 
 def likeness(
@@ -74,112 +139,77 @@ def likeness(
     }
 
 
-def load_images(folder: Path) -> list[Image.Image]:
-    """Return the pictures of a folder in the order of their names."""
-    return [load_image(path) for path in list_images(folder)]
+def score_subjects(
+    scorer: Scorer, subjects: Sequence[Subject], protocol: ProtocolConfig, token: str | None = None
+) -> Result:
+    """Score every picture of every subject.
 
-
-def score(config: ScoreConfig) -> None:
-    """Score folders, print the table and the JSON, and write the JSON where asked.
-
-    Raises:
-        EvalError: If folders, prompts or weights are not as they must be.
-    """
-    refuse_to_overwrite([config.json] if config.json else [], overwrite=config.scoring.overwrite)
-    pairs = _subjects(config.generated, config.real)
-    prompts = {name: _prompts(config, generated) for name, (generated, _) in pairs.items()}
-    extractors = Extractors.load(config.scoring)
-    scores = {
-        name: _score_subject(extractors, generated, real, prompts[name])
-        for name, (generated, real) in pairs.items()
-    }
-    metrics = [
-        metric
-        for metric in ("dino", "clip_i", "clip_t")
-        if all(metric in s for s in scores.values())
-    ]
-    mean = {metric: mean_over_subjects([s[metric]] for s in scores.values()) for metric in metrics}
-    result = {
-        "scores": mean,
-        "subjects": scores,
-        "clip": config.scoring.clip,
-        "dino": config.scoring.dino,
-    }
-    text = json.dumps(result, indent=2)
-    Console(stderr=True).print(_table(scores, mean))
-    Console().print_json(text)
-    if config.json:
-        write_atomically(config.json, text + "\n")
-
-
-def refuse_to_overwrite(paths: Sequence[Path], *, overwrite: bool) -> None:
-    """Raise if results of an earlier call are there and are not to be replaced.
+    Args:
+        scorer: The models.
+        subjects: What to score.
+        protocol: How.
+        token: The rare token, which is left out of the prompts unless the protocol keeps it.
 
     Raises:
-        EvalError: naming the first such file.
+        EvalError: If pictures cannot be read or there are too few.
     """
-    for path in paths:
-        if path.exists() and not overwrite:
-            raise EvalError(
-                f"{path} is there already: replace it with --overwrite, or name another."
-            )
+    paths = [picture.path for subject in subjects for picture in subject.generated]
+    paths += [path for subject in subjects for path in subject.real]
+    seen = scorer.see(paths, skip_bad=protocol.skip_bad)
+    skipped = _left_out(subjects, seen, protocol)
+    if skipped:
+        logger.warning("Left out: %s.", ", ".join(f"{k} ({why})" for k, why in skipped.items()))
+    removed = None if protocol.keep_token else token
+    scored = [_score(scorer, subject, seen, protocol, removed) for subject in subjects]
+    return Result(scored, protocol, scorer.identities(), removed, skipped)
 
 
-def _subjects(generated: Path, real: Path) -> dict[str, tuple[Path, Path]]:
-    """Pair the folders: a folder of pictures is one subject, a folder of folders holds many."""
-    entries = sorted(generated.iterdir()) if generated.is_dir() else []
-    names = [path.name for path in entries if path.is_dir()]
-    if not names or any(path.suffix.lower() in SUFFIXES for path in entries):
-        return {generated.name: (generated, real)}
-    for name in names:
-        if not (real / name).is_dir():
-            raise EvalError(
-                f"The subject {name} of --generated {generated} has no folder {real / name} of "
-                "true pictures; both folders need the same names."
-            )
-    return {name: (generated / name, real / name) for name in names}
+def _left_out(subjects: Sequence[Subject], seen: Seen, protocol: ProtocolConfig) -> dict[str, str]:
+    """What is not scored, and why; several folders may have pictures of one name."""
+    skipped = {}
+    for subject in subjects:
+        generated = [picture.path for picture in subject.generated]
+        for kind, paths in (("generated", generated), ("real", subject.real)):
+            for path in paths:
+                name = f"{subject.name}/{kind}/{path.name}"
+                if path in seen.bad:
+                    skipped[name] = "unreadable"
+                elif kind == "generated" and protocol.skip_black and path in seen.black:
+                    skipped[name] = "black"
+    return skipped
 
 
-def _prompts(config: ScoreConfig, generated: Path) -> list[str] | None:
-    """Return a prompt for each generated picture without the rare token, or None without any."""
-    paths = list_images(generated)
-    sidecars = [path.with_suffix(".txt") for path in paths]
-    if config.prompts:
-        if not config.prompts.is_file():
-            raise EvalError(f"--prompts {config.prompts} is not a file.")
-        prompts = config.prompts.read_text(encoding="utf-8").splitlines()
-    elif config.prompt:
-        prompts = [config.prompt] * len(paths)
-    elif all(path.is_file() for path in sidecars):
-        prompts = [path.read_text(encoding="utf-8").strip() for path in sidecars]
-    else:
-        return None
-    if len(prompts) != len(paths):
+def _score(
+    scorer: Scorer, subject: Subject, seen: Seen, protocol: ProtocolConfig, token: str | None
+) -> ScoredSubject:
+    black = seen.black if protocol.skip_black else frozenset[Path]()
+    drawn = [p for p in subject.generated if p.path not in seen.bad and p.path not in black]
+    real = [path for path in subject.real if path not in seen.bad]
+    for kind, left in (("generated", drawn), ("real", real)):
+        if not left:
+            raise EvalError(f"No {kind} picture of {subject.name} is left to score.")
+    if protocol.pairs == "matched" and len(drawn) != len(real):
         raise EvalError(
-            f"--prompts {config.prompts} has {len(prompts)} lines for the {len(paths)} pictures of "
-            f"{generated}; give a line a picture, in the order of their names."
+            f"--pairs matched needs as many real as generated pictures, and {subject.name} has "
+            f"{len(real)} and {len(drawn)}; use --pairs all, or correct the folders."
         )
-    return [without_token(prompt, config.token) if config.token else prompt for prompt in prompts]
-
-
-def _score_subject(
-    extractors: Extractors, generated: Path, real: Path, prompts: list[str] | None
-) -> dict[str, Any]:
-    features = extractors.features(load_images(generated))
-    truth = extractors.features(load_images(real))
-    scores: dict[str, Any] = {"pictures": len(features.clip), **likeness(features, truth)}
-    if prompts is not None:
-        scores["clip_t"] = extractors.follows(features, prompts)
-    return scores
-
-
-def _table(scores: dict[str, dict[str, Any]], mean: dict[str, float]) -> Table:
-    table = Table("subject", title="mean cosines")
-    for metric in mean:
-        table.add_column(metric, justify="right")
-    for name, subject in scores.items():
-        table.add_row(name, *(f"{subject[metric]:.3f}" for metric in mean))
-    if len(scores) > 1:
-        table.add_section()
-        table.add_row("mean", *(f"{value:.3f}" for value in mean.values()))
-    return table
+    paths = [picture.path for picture in drawn]
+    dino, clip = (seen.stack(name, paths) for name in ("dino", "clip"))
+    true_dino, true_clip = (seen.stack(name, real) for name in ("dino", "clip"))
+    scores = {
+        "dino": image_similarities(dino, true_dino, pairs=protocol.pairs),
+        "clip_i": image_similarities(clip, true_clip, pairs=protocol.pairs),
+    }
+    told = [picture.prompt for picture in drawn]
+    asked = [without_token(text, token) if token else text for text in told if text is not None]
+    if len(asked) == len(drawn):
+        texts = scorer.extractors.clip.encode_texts(asked)
+        scores["clip_t"] = text_similarities(clip, texts, scale=protocol.clip_t_scale)
+    if min(Counter(told).values()) > 1:
+        scores["diversity"] = diversities(dino, told)
+    places, _ = nearest(dino, true_dino)
+    pictures = [
+        ScoredPicture(path, prompt, {m: values[i].item() for m, values in scores.items()}, real[at])
+        for i, (path, prompt, at) in enumerate(zip(paths, told, places.tolist(), strict=True))
+    ]
+    return ScoredSubject(subject.name, pictures, len(real))

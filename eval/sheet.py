@@ -3,93 +3,95 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
-from rich.table import Table
 
-from eval.picture import ScoreBar, Section, draw_report
+from eval.picture import MAX_COLUMNS, ScoreBar, Section, draw_report
+from eval.result import LIBRARIES, METRICS
+from trainer.images import load_image
 
-
-@dataclass(frozen=True)
-class Drawn:
-    """The pictures of one model, in the order in which the prompts repeat."""
-
-    concept: list[Image.Image]
-    others: list[Image.Image]
+if TYPE_CHECKING:
+    from eval.adapter import Plan, Report
+    from eval.drawing import Wanted
 
 
-def draw_sheet(
-    result: dict[str, Any],
-    name: str,
-    base: Drawn,
-    adapted: Drawn,
-    taught: Sequence[Image.Image],
-) -> Image.Image:
+def draw_sheet(report: Report, base: Plan, adapted: Plan, taught: Sequence[Path]) -> Image.Image:
     """Draw the report's picture.
 
     Args:
-        result: The content of `report.json`.
-        name: What the concept is called in prompts.
-        base: Pictures of the base.
-        adapted: Pictures with the concept, from the same prompts and seeds.
+        report: What was measured.
+        base: The pictures of the base.
+        adapted: Those with the concept, of the same prompts and seeds.
         taught: Pictures it was trained on.
     """
-    repeats = len(result["seeds"])
     sections = [
-        Section("The concept", "The pictures it was taught with.", [("", taught)]),
+        Section("The concept", "The pictures it was taught with.", [("", _open(taught))]),
         Section(
             "Asked for the concept",
             "Each column has one prompt and one starting noise, before and after the concept file "
             "is loaded.",
-            [("before", base.concept), ("after", adapted.concept)],
-            result["prompts"] * repeats,
+            [("before", _drawn(base.concept)), ("after", _drawn(adapted.concept))],
+            [one.prompt for one in adapted.concept],
         ),
         Section(
             "Asked for other things",
             "What was not taught should stay as it was.",
-            [("before", base.others), ("after", adapted.others)],
-            result["other_prompts"] * repeats,
+            [("before", _drawn(base.others)), ("after", _drawn(adapted.others))],
+            [one.prompt for one in adapted.others],
         ),
     ]
-    versions = ", ".join(f"{library} {number}" for library, number in result["versions"].items())
+    facts = report.facts
+    versions = ", ".join(f"{library} {version(library)}" for library in LIBRARIES)
     footer = (
-        f"Base {result['base']}; {len(base.concept)} pictures of the concept and "
+        f"Base {facts['base_model']}; {len(base.concept)} pictures of the concept and "
         f"{len(base.others)} of other things from each model, in "
-        f"{result['num_inference_steps']} steps at guidance {result['guidance_scale']:g}; "
+        f"{facts['num_inference_steps']} steps at guidance {facts['guidance_scale']:g}; "
         f"{versions}."
     )
-    title = f"“{name}”, before and after"
-    return draw_report(title, _summary(result), sections, _bars(result["scores"]), footer)
+    title = f"“{report.name}”, before and after"
+    return draw_report(title, _summary(report), sections, _bars(report), footer)
 
 
-def score_table(scores: dict[str, Any]) -> Table:
-    """Return the scores as a table for the terminal."""
-    table = Table("mean cosine")
-    for heading in ("before", "after", "true pictures"):
-        table.add_column(heading, justify="right")
-    for bar in _bars(scores):
-        real = "" if bar.real is None else f"{bar.real:.3f}"
-        table.add_row(bar.name, f"{bar.base:.3f}", f"{bar.adapted:.3f}", real)
-    return table
+def gain_rows(report: Report) -> list[list[str]]:
+    """A heading, and a row for each score: before, after, what changed, and what is possible."""
+    rows = [["", "before", "after", "gain", "real pictures"]]
+    for metric, gain in report.gains.items():
+        real = report.real.get(metric)
+        rows.append(
+            [
+                METRICS[metric],
+                f"{report.base.estimates[metric].mean:.3f}",
+                f"{report.adapted.estimates[metric].mean:.3f}",
+                f"{gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]",
+                "" if real is None else f"{real:.3f}",
+            ]
+        )
+    others = report.others
+    told = [f"{others[model]:.3f}" for model in ("base", "adapted")]
+    change = f"{others['adapted'] - others['base']:+.3f}"
+    rows.append(["CLIP-T of other prompts", *told, change, ""])
+    rows.append(["drift of other prompts", "0", f"{others['drift']:.3f}", "", ""])
+    return rows
 
 
-def _summary(result: dict[str, Any]) -> str:
-    facts = [f"a concept file of {result['concept_bytes'] / 1000:.0f} kB"]
-    if result["trainable_parameters"] is not None:
-        facts.insert(0, f"{result['trainable_parameters']:,} trained numbers")
-    if result["train_seconds"] is not None:
-        facts.append(f"{result['train_steps']} steps in {result['train_seconds']:.0f} seconds")
+def _summary(report: Report) -> str:
+    known = report.facts
+    facts = [f"a concept file of {known['concept_bytes'] / 1000:.0f} kB"]
+    if known["trainable_parameters"] is not None:
+        facts.insert(0, f"{known['trainable_parameters']:,} trained numbers")
+    if known["train_seconds"] is not None:
+        facts.append(f"{known['train_steps']} steps in {known['train_seconds']:.0f} seconds")
     return " · ".join(facts)
 
 
-def _bars(scores: dict[str, Any]) -> list[ScoreBar]:
+def _bars(report: Report) -> list[ScoreBar]:
     def bar(name: str, meaning: str, metric: str) -> ScoreBar:
-        real = scores["real"].get(metric)
-        return ScoreBar(name, meaning, scores["base"][metric], scores["adapted"][metric], real)
+        base, adapted = (which.estimates[metric].mean for which in (report.base, report.adapted))
+        return ScoreBar(name, meaning, base, adapted, report.real.get(metric))
 
-    others = scores["other_prompts"]
     return [
         bar("Looks like the concept: DINO", "Against true pictures, by shape and detail", "dino"),
         bar(
@@ -99,7 +101,15 @@ def _bars(scores: dict[str, Any]) -> list[ScoreBar]:
         ScoreBar(
             "Other things still follow: CLIP-T",
             "Pictures of other things against their prompts",
-            others["base"]["clip_t"],
-            others["adapted"]["clip_t"],
+            report.others["base"],
+            report.others["adapted"],
         ),
     ]
+
+
+def _drawn(wanted: Sequence[Wanted]) -> list[Image.Image]:
+    return _open([one.path for one in wanted])
+
+
+def _open(paths: Sequence[Path]) -> list[Image.Image]:
+    return [load_image(path) for path in paths[:MAX_COLUMNS]]

@@ -154,10 +154,9 @@ class LoLDULayer(FactoredLayer):
         return as_stored(self.get_base_layer(), delta_weight)
 
     @torch.no_grad()
-    def delta_norm(self, adapter_name: str) -> float:
-        """Return ‖delta_W‖_F of an adapter at strength 1, at the cost of r²."""
-        delta, metric = self._delta_and_metric(adapter_name)
-        return float(delta_norm(delta, metric))
+    def delta_norm(self, adapter_name: str) -> Float[Tensor, ""]:
+        """Return ‖delta_W‖_F of an adapter at strength 1, on its device, at the cost of r²."""
+        return delta_norm(*self._delta_and_metric(adapter_name))
 
     @torch.no_grad()
     def project(self, adapter_name: str, max_delta_norm: float | int) -> None:

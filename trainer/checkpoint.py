@@ -43,7 +43,7 @@ _IS_SCORED = {"validation_prompt"}
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: finished optimizer steps and seconds spent on them."""
+    """How far a run is: finished optimizer steps and the `Clock`'s seconds spent on them."""
 
     step: int = 0
     seconds: float = 0.0

@@ -1,11 +1,21 @@
 """What no run can work with, told before anything is loaded."""
 
+import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from trainer.config import Config, sections
+from trainer.config import (
+    AdapterConfig,
+    Config,
+    InstanceConfig,
+    Method,
+    OptimizationConfig,
+    sections,
+)
 from trainer.errors import TrainerError
 from trainer.prompts import class_after
+
+logger = logging.getLogger(__name__)
 
 
 def check(config: Config) -> None:
@@ -16,6 +26,44 @@ def check(config: Config) -> None:
     """
     for problem in _problems(config):
         raise TrainerError(problem)
+
+
+def check_fit(config: Config, typed: Mapping[str, str]) -> None:
+    """Refuse options that the method does not have, and tell of those that a preset has.
+
+    A preset is often used with another method than its own, and a `config.toml` has every option.
+
+    Args:
+        config: the options.
+        typed: those of the command line, with the flag of each.
+
+    Raises:
+        TrainerError: when one of these is not at its default, and would do nothing.
+    """
+    method = config.adapter.method
+    values = vars(config.instance) | vars(config.adapter) | vars(config.optimization)
+    defaults = vars(InstanceConfig()) | vars(AdapterConfig()) | vars(OptimizationConfig())
+    unused = [
+        option
+        for option, methods in _ONLY_FOR.items()
+        if method not in methods and values[option] != defaults[option]
+    ]
+    for option in unused:
+        if option in typed:
+            *others, last = _ONLY_FOR[option]
+            methods = f"{', '.join(others)} and {last}" if others else last
+            raise TrainerError(
+                f"{typed[option]} is for {methods}; leave it out with --method {method}."
+            )
+    for option, needed in _ONLY_WITH.items():
+        there = values[needed] or (needed == "placeholder_token" and config.instance.concepts)
+        if option in typed and not there and values[option] != defaults[option]:
+            raise TrainerError(
+                f"{typed[option]} does nothing without --{needed}: give that too, or leave it out."
+            )
+    if unused:
+        names = ", ".join(f"--{option}" for option in unused)
+        logger.info("Of the preset, --method %s does not use %s.", method, names)
 
 
 def _problems(config: Config) -> Iterator[str]:
@@ -88,8 +136,6 @@ def _validation_problems(config: Config) -> Iterator[str]:
 def _method_problems(config: Config) -> Iterator[str]:
     method, instance = config.adapter.method, config.instance
     diagonal = method in ("loldu", "svfit")
-    if config.optimization.max_delta_norm is not None and not diagonal:
-        yield f"--max_delta_norm is for loldu and svfit; leave it out with --method {method}."
     if config.prior.prior_target == "base" and method == "dreambooth":
         yield (
             "--prior_target base needs the base, which --method dreambooth overwrites; use "
@@ -128,6 +174,29 @@ def _word_problems(config: Config) -> Iterator[str]:
         yield f"--instance_prompt lacks the --placeholder_token {word}; write it there as a word."
 
 
+_ADAPTERS: tuple[Method, ...] = ("loldu", "svfit", "lora")
+_ONLY_FOR: dict[str, tuple[Method, ...]] = {
+    "rank": _ADAPTERS,
+    "alpha": _ADAPTERS,
+    "target_modules": _ADAPTERS,
+    "diagonal_init": ("loldu", "svfit"),
+    "residual": ("loldu", "svfit"),
+    "train_scale": ("loldu", "svfit"),
+    "normalize_directions": ("loldu", "svfit"),
+    "max_delta_norm": ("loldu", "svfit"),
+    "pivoting": ("loldu",),
+    "train_text_encoder": (*_ADAPTERS, "dreambooth"),
+    "text_encoder_lr": (*_ADAPTERS, "dreambooth"),
+    "initializer_token": (*_ADAPTERS, "textual_inversion"),
+    "word_lr": (*_ADAPTERS, "textual_inversion"),
+}
+"""Options that the other methods have no use for."""
+_ONLY_WITH = {
+    "text_encoder_lr": "train_text_encoder",
+    "initializer_token": "placeholder_token",
+    "word_lr": "placeholder_token",
+}
+"""Options that do nothing unless another is given."""
 _AT_LEAST = {
     "clip_skip": 0,
     "resolution": 8,

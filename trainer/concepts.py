@@ -2,7 +2,6 @@
 
 import difflib
 import re
-import tomllib
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from trainer.checks import check
 from trainer.config import Config
 from trainer.errors import TrainerError
+from trainer.files import read_toml
 
 SINGLE = "default"
 """The adapter's name in a run of one concept."""
@@ -54,10 +54,7 @@ def concept_configs(config: Config) -> dict[str, Config]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise TrainerError(f"--concepts {path} cannot be read as TOML: {error}.") from error
+    tables = read_toml(path, "--concepts")
     if not tables:
         raise TrainerError(f"--concepts {path} is empty; begin each concept with [its name].")
     return tables

@@ -118,14 +118,13 @@ class AdapterConfig:
     # --placeholder_token, the weakest.
     method: Method = "loldu"
     # Diagonal entries a layer, clamped to the layer: more learn more for r floats a layer; full
-    # takes them all and is close to LoRA in strength.
+    # takes them all and is close to LoRA in strength. Of lora, the width of its matrices.
     rank: Rank = 32
     # The update is scaled by alpha / rank, which acts as a multiplier of the learning rate; the
     # rank itself (scale 1) unless given. With --rank full it is divided by the largest layer's
     # rank, the same for every layer.
     alpha: float | None = None
     # Start of the diagonal: ldu takes the factorization's own, the others are the paper's ablation.
-    # Not used by lora.
     diagonal_init: Literal[
         "ldu",
         "uniform",
@@ -141,11 +140,11 @@ class AdapterConfig:
     # loses by it.
     residual: Literal["preserve", "perturb"] = "preserve"
     # Row pivots alone, or complete: also column pivots, which puts the largest directions first and
-    # survives singular layers, for a slower set-up. Used by loldu only.
+    # survives singular layers, for a slower set-up. For loldu.
     pivoting: Literal["partial", "complete"] = "partial"
     # Measure directions in units in which a step changes the weight as much: LDU's differ by a
     # factor of ten to forty, and the long ones learn and harm most. More likeness at less drift on
-    # the embedded base, at a learning rate several times as large; not in the paper, nor for lora.
+    # the embedded base, at a learning rate several times as large; not in the paper.
     normalize_directions: bool = False
     # Also train one scale a layer (r + 1 parameters, as in the paper); without it weight decay is
     # the only thing that tells the preserving inits apart.
@@ -191,7 +190,7 @@ class OptimizationConfig:
     # Gradients longer than this are shortened to it, against rare bad steps; 0 turns it off.
     max_grad_norm: float = 1.0
     # Keeps the change of every adapted weight inside a ball of this Frobenius norm (the paper's Eq.
-    # 10-12): a hard limit on drift that costs likeness. No limit unless given; not for lora.
+    # 10-12): a hard limit on drift that costs likeness. No limit unless given; for loldu and svfit.
     max_delta_norm: float | None = None
     # Min-SNR weighting (5 is usual) evens out the noise levels: faster on shape and colour, less
     # weight on fine grain. The plain loss unless given.
@@ -230,7 +229,8 @@ class RunConfig:
     """What is written, and when."""
 
     # Folder of the run: the result (concept file, LoRA, README.md, samples), config.toml,
-    # metrics.jsonl, summary.json, checkpoints; with --concepts in a folder for each.
+    # metrics.jsonl, summary.json, checkpoints; with --concepts in a folder for each. Only
+    # --doctor_only goes without.
     output_dir: Path
     # Replace the run that is in output_dir, and push to a repository that has files; without it
     # (and without --resume) both are left alone.

@@ -1,7 +1,7 @@
 """A look at the pictures before they are trained on: what was found, what is wrong, what cures it.
 
 python -m trainer --doctor_only --instance_data_dir pictures \
-        --instance_prompt "a photo of sks dog" --output_dir runs/dog
+        --instance_prompt "a photo of sks dog"
 """
 
 import re
@@ -23,6 +23,7 @@ from trainer.images import load_image
 from trainer.instances import CaptionedImage, check_images, find_all_instances, own_class_images
 from trainer.masks import load_mask
 from trainer.measures import BLURRY, NEARLY_THE_SAME, likeness, sharpness, signature
+from trainer.prompts import class_after, token_and_class
 
 FEW_PICTURES = 3
 CROPPED_AWAY = 0.6
@@ -234,37 +235,47 @@ def _caption_warnings(
         return
     captions = [picture.caption for picture in pictures]
     prompt = options.instance_prompt or _in_common(captions)
-    token, class_word = likely_token_and_class(prompt, prior.class_prompt)
+    token, class_name = likely_token_and_class(prompt, prior.class_prompt, options.token)
     if token is None:
         yield (
             f'There is no rare token in "{prompt}": without one, such as sks, the concept takes '
             "the place of what the words meant."
         )
         return
-    if class_word is None:
+    if class_name is None:
         yield (
             f'No class follows {token} in "{prompt}": say what it is, such as "a photo of {token} '
             'dog", and the model starts from what it knows of dogs.'
         )
-    for kind, word, why in (
-        ("token", token, "add it, for it is what the pictures should come to mean"),
-        ("class", class_word, "add it, so that the model starts from what it knows"),
+    for kind, name, has, why in (
+        ("token", token, all, "add it, for it is what the pictures should come to mean"),
+        # Of a class such as "teddy bear on grass", one of its words will do.
+        ("class", class_name, any, "add it, so that the model starts from what it knows"),
     ):
-        lacking = [p.path.name for p in pictures if word and word not in _words(p.caption)]
+        words = _telling(name or "")
+        lacking = [
+            picture.path.name
+            for picture in pictures
+            if words and not has(word in _words(picture.caption) for word in words)
+        ]
         if lacking:
-            yield f'The {kind} "{word}" is missing in the caption of {", ".join(lacking)}: {why}.'
+            yield f'The {kind} "{name}" is missing in the caption of {", ".join(lacking)}: {why}.'
 
 
 def likely_token_and_class(
-    prompt: str, class_prompts: Sequence[str]
+    prompt: str, class_prompts: Sequence[str], token: str | None = None
 ) -> tuple[str | None, str | None]:
-    """The rare token of a prompt and the word for its class, as far as one can tell.
+    """The rare token of a prompt and its class: as given, or as the prompts tell, or likely.
 
-    The token is the first word that says something and is in no class prompt; the class is the
-    next word after it, of the class prompts if they have one of the words that follow.
+    A likely token is the first word that says something and is in no class prompt; its class is
+    the next word after it, of the class prompts if they have one of the words that follow.
     """
+    if token is not None:
+        return token, class_after(*(" ".join(_words(text)) for text in (prompt, token))) or None
+    if told := token_and_class(prompt, class_prompts):
+        return told
     ordinary = {word for class_prompt in class_prompts for word in _words(class_prompt)}
-    telling = [word for word in _words(prompt) if not _SAYS_LITTLE.fullmatch(word)]
+    telling = _telling(prompt)
     places = [place for place, word in enumerate(telling) if word not in ordinary]
     if not places:
         return None, None
@@ -277,6 +288,10 @@ def _in_common(captions: Sequence[str]) -> str:
     """The words of the first caption that most captions have."""
     count = Counter(word for caption in captions for word in set(_words(caption)))
     return " ".join(word for word in _words(captions[0]) if count[word] > len(captions) / 2)
+
+
+def _telling(text: str) -> list[str]:
+    return [word for word in _words(text) if not _SAYS_LITTLE.fullmatch(word)]
 
 
 def _words(text: str) -> list[str]:

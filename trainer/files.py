@@ -1,11 +1,15 @@
-"""Writing a file whole or not at all."""
+"""Writing a file whole or not at all, and reading TOML."""
 
 import io
 import os
+import tomllib
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+
+from trainer.errors import TrainerError
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -29,3 +33,16 @@ def save_png(image: Image.Image, path: Path, parameters: str | None = None) -> N
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", pnginfo=info)
     write_atomically(path, buffer.getvalue())
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """A TOML file that a person wrote; `what` is what messages call it.
+
+    Raises:
+        TrainerError: when it is not there, or is no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else error
+        raise TrainerError(f"{what} {path} cannot be read as TOML: {reason}.") from error

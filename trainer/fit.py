@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trainer.checkpoint import Inputs, Progress, save_checkpoint
+from trainer.clock import Clock
 from trainer.compilation import uncompiled
 from trainer.config import Config
 from trainer.control import Control, Request
@@ -80,16 +80,15 @@ def fit(
     of_concept = [trained.parameters(name) for name in run.configs]
     rates = [group["lr"] for group in trained.groups(optimization)]
     adapt = run.config.performance.on_oom == "adapt"
-    unet, rows = run.pipeline.unet, objective.rows
-    ladder = MemoryLadder(unet, trained, accelerator, rows, adapt=adapt)
+    ladder = MemoryLadder(run.pipeline.unet, trained, accelerator, objective.rows, adapt=adapt)
     is_main = accelerator.is_main_process
     log = MetricsLog(run.configs, trained, run.trackers, progress, enabled=is_main)
-    started = time.perf_counter() - progress.seconds
+    clock = Clock(progress.seconds)
     asked = Request(0)
     for scores in run.scores.values():
         scores.resume(progress.step)
     if progress.step == 0:
-        validate(run, 0, asked)
+        validate(run, 0, asked, clock)
     with closing(log):
         for step in range(progress.step, optimization.max_train_steps):
             factor = lr_factor(optimization, step)
@@ -106,16 +105,17 @@ def fit(
             if optimization.max_delta_norm is not None:
                 trained.project(optimization.max_delta_norm)
             run.ema.update(step + 1)
-            progress = Progress(step + 1, time.perf_counter() - started)
+            progress = Progress(step + 1, clock.seconds)
             asked = run.control.asked(progress.step)
             log.finish_step(progress, rates[0] * factor, last=bool(asked & Request.ENDS))
-            validate(run, progress.step, asked)
+            validate(run, progress.step, asked, clock)
             every = run.config.run.checkpointing_steps
             due = every and progress.step % every == 0
             if is_main and (due or asked & (Request.SAVE | Request.ENDS)):
-                save_checkpoint(
-                    run.config, run.inputs, progress, trained, optimizer, run.ema, accelerator
-                )
+                with clock.stopped():
+                    save_checkpoint(
+                        run.config, run.inputs, progress, trained, optimizer, run.ema, accelerator
+                    )
             if asked & Request.ENDS:
                 break
     run.trackers.finish()
@@ -159,8 +159,8 @@ def as_saved(run: Run) -> Iterator[None]:
         yield
 
 
-def validate(run: Run, step: int, asked: Request) -> None:
-    """Draw every concept's validation prompts when they are due or asked for."""
+def validate(run: Run, step: int, asked: Request, clock: Clock) -> None:
+    """Draw every concept's validation prompts when they are due or asked for, off the clock."""
     every, last = run.config.run.validation_steps, run.config.optimization.max_train_steps
     ends = step == last or Request.FINISH in asked
     due = every and (ends or step % every == 0)
@@ -168,7 +168,7 @@ def validate(run: Run, step: int, asked: Request) -> None:
         return
     for name, own in run.configs.items():
         validation = Validation(run.pipeline, run.trained, name, own, run.accelerator.device)
-        with as_saved(run), uncompiled():
+        with clock.stopped(), as_saved(run), uncompiled():
             drawn = validation.draw(step)
             if due and (scores := run.scores.get(name)):
                 measure(run, name, scores, step)

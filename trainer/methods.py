@@ -90,10 +90,15 @@ class Trained:
         for key, part in self.parts.items():
             part.load_state_dict(under(key, state))
 
-    def delta_norm(self, concept: str) -> float | None:
-        """How far a concept's UNet is from the base's, or its word where that alone is trained."""
+    def delta_norms(self) -> list[float | None]:
+        """How far each concept's UNet is from the base's, or its word where that alone is trained.
+
+        The host waits for the device once.
+        """
         part = self.parts.get(UNET) or next(iter(self.parts.values()))
-        return part.delta_norm(concept)
+        norms = [part.delta_norm(concept) for concept in self.concepts]
+        known = [norm for norm in norms if norm is not None]
+        return torch.stack(known).tolist() if known else [None] * len(norms)
 
     def project(self, max_delta_norm: float) -> None:
         """Bring the change of every weight back onto its ball.

@@ -3,7 +3,6 @@
 A part has parameters by concept, a state for checkpoints, and a way to be switched off.
 """
 
-import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,8 +40,11 @@ class Part(ABC):
     def load_state_dict(self, state: State) -> None:
         """Put it back."""
 
-    def delta_norm(self, concept: str) -> float | None:
-        """How far a concept's weights are from the base's, as a Frobenius norm, where known."""
+    def delta_norm(self, concept: str) -> Float[Tensor, ""] | None:
+        """How far a concept's weights are from the base's, as a Frobenius norm, where known.
+
+        It stays on the device, so that the host waits once for all concepts.
+        """
         return None
 
     def project(self, max_delta_norm: float) -> None:
@@ -97,11 +99,10 @@ class Diagonals(Part):
         for concept in self._concepts:
             set_peft_model_state_dict(self._model, under(concept, state), adapter_name=concept)
 
-    def delta_norm(self, concept: str) -> float:
+    def delta_norm(self, concept: str) -> Float[Tensor, ""]:
         """‖delta_W‖_F over all layers together."""
-        return math.hypot(
-            *(layer.delta_norm(concept) for layer in layers_with(self._model, concept).values())
-        )
+        layers = layers_with(self._model, concept).values()
+        return torch.stack([layer.delta_norm(concept) for layer in layers]).norm()
 
     def project(self, max_delta_norm: float) -> None:
         """Rescale every delta_W that is outside its ball."""
@@ -160,12 +161,11 @@ class Lora(Part):
         set_peft_model_state_dict(self._model, state, adapter_name=self._concept)
 
     @torch.no_grad()
-    def delta_norm(self, concept: str) -> float:
+    def delta_norm(self, concept: str) -> Float[Tensor, ""]:
         """‖B A‖_F over all layers together."""
         layers: list[Any] = [m for m in self._model.modules() if isinstance(m, BaseTunerLayer)]
-        return math.hypot(
-            *(float(layer.get_delta_weight(concept).float().norm()) for layer in layers)
-        )
+        norms = [layer.get_delta_weight(concept).float().norm() for layer in layers]
+        return torch.stack(norms).norm()
 
     @contextmanager
     def off(self) -> Iterator[None]:
@@ -265,10 +265,10 @@ class NewWords(Part):
             self.words.embedding(concept).data.copy_(state[concept])
 
     @torch.no_grad()
-    def delta_norm(self, concept: str) -> float:
+    def delta_norm(self, concept: str) -> Float[Tensor, ""]:
         """How far the word is from where it started."""
         row = self._concepts.index(concept)
-        return float((self.words.embedding(concept) - self.words.start[row]).norm())
+        return (self.words.embedding(concept) - self.words.start[row]).norm()
 
 
 def under(prefix: str, state: State) -> State:

@@ -1,7 +1,6 @@
 """From the command line to a Config: TOML presets become flags placed before the person's own."""
 
 import difflib
-import tomllib
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -9,9 +8,10 @@ from typing import Any
 
 import tyro
 
-from trainer.checks import check
+from trainer.checks import check, check_fit
 from trainer.config import Config, option_names
 from trainer.errors import TrainerError
+from trainer.files import read_toml
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -23,14 +23,18 @@ def parse(argv: Sequence[str]) -> Config:
         TrainerError: for an unknown preset, an unknown key in it, or a value that cannot work.
         SystemExit: from tyro, with status 2, for an unknown flag or a value of the wrong type.
     """
+    flags = [*preset_flags(argv, PRESETS, option_names()), *argv]
     config = tyro.cli(
         Config,
-        args=[*preset_flags(argv, PRESETS, option_names()), *argv],
+        args=["--output_dir", ".", *flags],  # the doctor needs none, and tyro would ask for it
         prog="python -m trainer",
         use_underscores=True,
         config=(tyro.conf.OmitArgPrefixes,),
     )
+    if not config.run.doctor_only and "output_dir" not in _named(flags):
+        raise TrainerError("--output_dir is missing: name a folder for the run.")
     check(config)
+    check_fit(config, _named(argv))
     return config
 
 
@@ -65,18 +69,20 @@ def read_preset(path: Path, options: Sequence[str]) -> list[str]:
     Raises:
         TrainerError: when it cannot be read or has a key that is not among `options`.
     """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise TrainerError(f"The preset {path} cannot be read as TOML: {error}.") from error
     flags: list[str] = []
-    for key, value in _flat(table):
+    for key, value in _flat(read_toml(path, "The preset")):
         if key not in options:
             near = difflib.get_close_matches(key, options, n=1)
             hint = f"perhaps you meant {near[0]}" if near else "see --help for the options"
             raise TrainerError(f"The preset {path} has the unknown key {key}; {hint}.")
         flags += _as_flags(key, value)
     return flags
+
+
+def _named(flags: Sequence[str]) -> dict[str, str]:
+    """The options that flags are of, with the flag of each as it was written."""
+    written = [flag.partition("=")[0] for flag in flags if flag.startswith("--")]
+    return {flag[2:].replace("-", "_").removeprefix("no_"): flag for flag in written}
 
 
 def _flat(table: dict[str, Any]) -> list[tuple[str, Any]]:

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 import shutil
 import sys
 from collections.abc import Mapping
@@ -26,6 +27,8 @@ from trainer.validation import VALIDATION
 
 logger = logging.getLogger(__name__)
 
+_STATUS = Path("/proc/self/status")
+"""On Linux it tells the process's own peak; there, ru_maxrss can be that of a larger parent."""
 METRICS, SUMMARY, SAMPLES = "metrics.jsonl", "summary.json", "samples"
 SCORES, BEST, SCORES_OF_BEST = "validation.jsonl", "best", "scores.json"
 
@@ -145,7 +148,7 @@ class MetricsLog:
         self._sums, self._count = None, 0
         if not self._enabled:
             return
-        norms = [self._trained.delta_norm(name) for name in self._paths]
+        norms = self._trained.delta_norms()
         peak = round(peak_memory_mib(), 1)
         for (name, path), (loss, *parts), norm in zip(
             self._paths.items(), means, norms, strict=True
@@ -236,6 +239,8 @@ def peak_memory_mib() -> float:
     """The most memory held so far: of the GPU where there is one, else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
+    if _STATUS.is_file() and (most := re.search(rb"VmHWM:\s*(\d+) kB", _STATUS.read_bytes())):
+        return int(most[1]) / 2**10
     if sys.platform == "win32":  # which has no such record
         return 0.0
     import resource

@@ -25,8 +25,8 @@ class ScoresConfig:
     # CLIP for clip_i, clip_t and drift: a transformers folder or hub id, or
     # open_clip:NAME/PRETRAINED. Scores of different models do not compare.
     clip: str = "open_clip:ViT-B-32-quickgelu/openai"
-    # DINO: a transformers ViTModel folder or hub id.
-    dino: str = "facebook/dino-vits16"
+    # DINO: timm:NAME.TAG, timm:NAME/FILE, or a transformers folder or hub id.
+    dino: str = "timm:vit_small_patch16_224.dino"
     # Also keep the result as it was at the step with the best score, in the folder best. balance is
     # (dino + clip_i) / 2 + clip_t - drift: likeness, obedience and damage in one sum, which weighs
     # them by convention. dino and clip_i alone reward copies of the training pictures, clip_t alone

@@ -1,5 +1,8 @@
 """A run's numbers and pictures for TensorBoard and Weights & Biases, when asked for."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -15,11 +18,11 @@ TRACKING = "tracking"
 PROJECT = "loldu"
 
 
-def refuse_missing_trackers(run: RunConfig) -> None:
-    """Say so before any work is done.
+def check_trackers(run: RunConfig) -> None:
+    """Try libraries and logins before any work is done.
 
     Raises:
-        TrainerError: when the library of a tracker is not installed.
+        TrainerError: when the library of a tracker is not installed, or its login fails.
     """
     for name in run.report_to:
         try:
@@ -29,6 +32,10 @@ def refuse_missing_trackers(run: RunConfig) -> None:
                 f"--report_to {name} needs the library {name}, which is not installed: "
                 f"pip install {name}, or leave the option out."
             ) from error
+        if name == "wandb":
+            with _refusal(name):  # it asks for a key where there is a terminal and none is known
+                wandb: Any = import_module(name)
+                wandb.login(verify=True)
 
 
 class Trackers:
@@ -38,16 +45,13 @@ class Trackers:
         """Start them for a run that continues after `first_step` steps.
 
         Raises:
-            TrainerError: when one does not start, such as for want of a login.
+            TrainerError: when one does not start.
         """
         self._trackers: list[TensorBoardTracker | WandBTracker] = []
         for name in config.run.report_to if enabled else ():
             tracker = _make(name, config, first_step)
-            try:
+            with _refusal(name):
                 tracker.start()
-            except Exception as error:  # each library has errors of its own
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-                raise TrainerError(f"--report_to {name} does not start: {reason}.") from error
             self._trackers.append(tracker)
 
     def log(self, concept: str, line: dict[str, Any], step: int) -> None:
@@ -71,6 +75,16 @@ class Trackers:
         """Let them write what is left."""
         for tracker in self._trackers:
             tracker.finish()
+
+
+@contextmanager
+def _refusal(name: Tracker) -> Iterator[None]:
+    """What a tracker's library says against its start, in one sentence."""
+    try:
+        yield
+    except Exception as error:  # each library has errors of its own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise TrainerError(f"--report_to {name} does not start: {reason}.") from error
 
 
 def _title(concept: str, key: str) -> str:

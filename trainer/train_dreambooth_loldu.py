@@ -43,7 +43,7 @@ from trainer.records import open_output_dir, refuse_another_run
 from trainer.result import write_result
 from trainer.scorer import Scorer
 from trainer.scores import LiveScores, live_scores, scores_at
-from trainer.tracking import Trackers, refuse_missing_trackers
+from trainer.tracking import Trackers, check_trackers
 
 logger = logging.getLogger("trainer")
 
@@ -72,9 +72,9 @@ def main(config: Config, scorer: Scorer | None = None) -> None:
     instances = find_all_instances(configs)
     checkpoint = find_checkpoint(config)
     refuse_another_run(config.run, checkpoint)
-    refuse_missing_trackers(config.run)
     scores: dict[str, LiveScores] = {}
     if accelerator.is_main_process:
+        check_trackers(config.run)
         scores = live_scores(config, configs, instances, scorer, accelerator.device)
     repositories = open_repositories(configs) if accelerator.is_main_process else {}
     if checkpoint is None and accelerator.is_main_process:

@@ -72,11 +72,11 @@ def run_one(options: Options, seed: int, judge: Judge) -> dict[str, object]:
     stamp, pictures = work / "made_with.json", work / "drawn.npz"
     if not stamp.exists() or json.loads(stamp.read_text()) != made_with:
         _train(judge, work, seed, flags)
-        lora = work / "pytorch_lora_weights.safetensors"
-        if lora.exists():
-            pipeline.load_lora_weights(str(work), weight_name=lora.name)
+        concept = work / "concept.safetensors"
+        if concept.exists():
+            load_concept(pipeline, concept)
         else:
-            load_concept(pipeline, work / "concept.safetensors")
+            pipeline.load_lora_weights(str(work), weight_name="pytorch_lora_weights.safetensors")
         judge.draw(pipeline).save(pictures)
         _write(stamp, made_with)
     summary = json.loads((work / "summary.json").read_text())

@@ -18,7 +18,7 @@ import tyro
 
 from benchmarks.provenance import provenance, write_record
 from experiments.pocket_concepts.judge import TUNING, Judge
-from experiments.pocket_curves.report import picture, table
+from experiments.pocket_curves.report import differences, picture, table
 from experiments.pocket_curves.scorer import METRICS, CurveScorer
 from experiments.pocket_curves.variants import VARIANTS, WORD
 from pocket.world import CONCEPTS
@@ -32,6 +32,9 @@ FOLDER = Path(__file__).parent
 RESULTS, TUNING_RESULTS = FOLDER / "results", FOLDER / "tuning"
 WORK = Path("runs/pocket_curves")
 FOUR = ("striped_cat", "dotted_rabbit", "beetle_car", "candy_house")
+YARDSTICK = "lora-r32"
+# What every way starts from, whatever has become of the preset.
+PLAIN = ["--learning_rate", "2e-2", "--no_normalize_directions", "--no_train_text_encoder"]
 # Every 75 steps, two pictures of each of 20 prompts in 12 denoising steps: half of a run's time.
 MEASURING = ["--validation_steps", "75", "--validation_images", "2", "--num_inference_steps", "12"]
 
@@ -46,7 +49,7 @@ class Options:
         seeds: Training seeds; 0 alone with --tune.
         flags: Trainer flags beside the variant's, in one string; with --tune only.
         tune: Try flags on two looks that no result is about, and keep the results apart.
-        table: Only print the table of what is there.
+        table: Only print the tables of what is there.
         picture: Only draw this picture of what is there.
     """
 
@@ -68,7 +71,16 @@ def run_one(name: str, flags: list[str], seed: int, judge: Judge) -> dict[str, A
     folder = work.with_name(f"{work.name}-pictures") if word else judge.folder
     if word:
         _rename(judge.folder, folder, token)
-    argv = ["--preset", "pocket", "--seed", str(seed), "--overwrite", "--output_dir", str(work)]
+    argv = [
+        "--preset",
+        "pocket",
+        *PLAIN,
+        "--seed",
+        str(seed),
+        "--overwrite",
+        "--output_dir",
+        str(work),
+    ]
     argv += ["--instance_data_dir", str(folder)]
     argv += ["--instance_prompt", f"a photo of a {token} {kind}"]
     argv += ["--class_data_dir", str(WORK / "class"), "--checkpointing_steps", "0"]
@@ -94,7 +106,7 @@ def run_one(name: str, flags: list[str], seed: int, judge: Judge) -> dict[str, A
 
 
 def main(options: Options) -> None:
-    """Run what is missing, then print the table.
+    """Run what is missing, then print the tables.
 
     Raises:
         SystemExit: A name is unknown, or there is nothing to show.
@@ -121,7 +133,8 @@ def main(options: Options) -> None:
         sys.exit(f"There are no results in {results}: run without --table and --picture.")
     if options.picture:
         save_png(picture(results), options.picture)
-    print(table(results))  # noqa: T201
+    for made in (table(results), differences(results, YARDSTICK)):
+        print(f"{made}\n")  # noqa: T201
 
 
 def _measure(results: Path, variant: str, more: str, seed: int, judge: Judge) -> None:

@@ -65,3 +65,10 @@ def dino_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing), encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def scoring(clip_folder: Path, dino_folder: Path) -> list[str]:
+    """The flags of the tiny models, and of no cache."""
+    models = ["--clip", str(clip_folder), "--dino", str(dino_folder)]
+    return [*models, "--device", "cpu", "--no_cache"]

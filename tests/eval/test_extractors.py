@@ -1,24 +1,26 @@
 """The extractors against direct calls of the libraries, on tiny random models."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel, ViTModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel, ViTConfig, ViTModel
 
 from eval.errors import EvalError
 from eval.extractors import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
+    ImageExtractor,
     OpenClipExtractor,
-    Preprocess,
-    dino_preprocess,
+    TimmDino,
+    TransformersDino,
     load_clip,
     load_dino,
 )
+from eval.preprocess import published_dino
 
 
 def pictures(count: int, width: int = 48, height: int = 40) -> list[Image.Image]:
@@ -116,52 +118,115 @@ def test_open_clip_matches_a_direct_call(tmp_path: Path) -> None:
     torch.testing.assert_close(extractor.encode_texts(texts), read, atol=1e-5, rtol=0)
 
 
-def test_published_dino_preprocessing() -> None:
-    """Resize 256 bicubic, centre crop 224, ImageNet mean and deviation, by hand."""
-    image = pictures(1, 300, 400)[0]
-    resized = image.resize((256, int(256 * 400 / 300)), Image.Resampling.BICUBIC)
-    top = round((resized.height - 224) / 2)
-    crop = np.asarray(resized.crop((16, top, 240, top + 224)), dtype=np.float64) / 255
-    expected = ((crop - IMAGENET_MEAN) / IMAGENET_STD).transpose(2, 0, 1)
-    got = dino_preprocess("facebook/dino-vits16", image_size=224)(image)
-    np.testing.assert_allclose(got.numpy(), expected, atol=1e-6)
+@pytest.fixture(scope="module")
+def timm_and_transformers() -> tuple[ImageExtractor, ImageExtractor]:
+    """One random ViT-S/16 of DINO's shape as both libraries hold it."""
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(5)
+    theirs = timm.create_model("vit_small_patch16_224.dino", pretrained=False, num_classes=0)
+    for weight in theirs.parameters():
+        torch.nn.init.normal_(weight, std=0.05)
+    config = ViTConfig(
+        hidden_size=384,
+        intermediate_size=1536,
+        num_attention_heads=6,
+        layer_norm_eps=1e-6,
+        hidden_act="gelu",
+    )
+    ours = ViTModel(config, add_pooling_layer=False)
+    ours.load_state_dict(as_transformers(theirs.state_dict()))
+    extractors = []
+    for kind, model in ((TimmDino, theirs), (TransformersDino, ours)):
+        extractor = kind.__new__(kind)
+        extractor.name, extractor.model = "random", model.eval()
+        extractor.preprocess = published_dino()
+        extractor.to("cpu")
+        extractors.append(extractor)
+    return tuple(extractors)
 
 
-@pytest.mark.parametrize(
-    ("config", "expected"),
-    [
-        (  # the preset published with DINO's weights
-            {"size": 224, "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
-            Preprocess(256, 224, IMAGENET_MEAN, IMAGENET_STD),
-        ),
-        (
-            {"size": 112, "image_mean": [0.4] * 3, "image_std": [0.3] * 3},
-            Preprocess(112, None, (0.4,) * 3, (0.3,) * 3),
-        ),
-        (
-            {
-                "do_center_crop": True,
-                "size": {"shortest_edge": 70},
-                "crop_size": {"height": 64, "width": 64},
-                "image_mean": [0.5] * 3,
-                "image_std": [0.5] * 3,
-            },
-            Preprocess(70, 64, (0.5,) * 3, (0.5,) * 3),
-        ),
-    ],
-)
-def test_a_folders_own_preprocessing(config: dict, expected: Preprocess, tmp_path: Path) -> None:
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config), encoding="utf-8")
-    assert dino_preprocess(str(tmp_path), 224) == expected
+def as_transformers(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """timm's names of a ViT's weights as transformers has them; one matrix becomes q, k and v."""
+    names = {
+        "cls_token": "embeddings.cls_token",
+        "pos_embed": "embeddings.position_embeddings",
+        "patch_embed.proj": "embeddings.patch_embeddings.projection",
+        "norm.": "layernorm.",
+    }
+    inside = {
+        "norm1": "layernorm_before",
+        "norm2": "layernorm_after",
+        "attn.proj": "attention.o_proj",
+        "mlp.fc1": "mlp.fc1",
+        "mlp.fc2": "mlp.fc2",
+    }
+    told: dict[str, torch.Tensor] = {}
+    for key, value in state.items():
+        if key.startswith("blocks."):
+            _, number, rest = key.split(".", 2)
+            if rest.startswith("attn.qkv"):
+                for part, rows in zip("qkv", value.chunk(3), strict=True):
+                    told[f"layers.{number}.attention.{part}_proj.{rest.split('.')[-1]}"] = rows
+                continue
+            old = next(name for name in inside if rest.startswith(name))
+            told[f"layers.{number}.{rest.replace(old, inside[old])}"] = value
+        else:
+            old = next(name for name in names if key.startswith(name))
+            told[key.replace(old, names[old], 1)] = value
+    return told
 
 
-def test_pictures_are_turned_upright(dino_folder: Path) -> None:
-    image = pictures(1)[0]
-    turned = image.transpose(Image.Transpose.ROTATE_90)
-    exif = turned.getexif()
-    exif[0x0112] = 6  # "turn me clockwise"
-    preprocess = Preprocess.from_pretrained(str(dino_folder))
-    torch.testing.assert_close(preprocess(turned), preprocess(image))
+def test_dino_is_the_same_in_timm_and_in_transformers(
+    timm_and_transformers: tuple[ImageExtractor, ImageExtractor],
+) -> None:
+    images = pictures(2, 300, 260)
+    ours, theirs = (extractor.encode_images(images) for extractor in timm_and_transformers)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    assert (ours[0] - ours[1]).abs().max() > 1e-3  # they do look at the pictures
+
+
+def test_timm_loads_a_file(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(6)
+    model = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=0)
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    loaded = load_dino(f"timm:vit_tiny_patch16_224/{tmp_path / 'weights.safetensors'}")
+    image = pictures(1)
+    with torch.no_grad():
+        seen = model.eval().forward_features(published_dino()(image[0])[None])[:, 0]
+    expected = torch.nn.functional.normalize(seen, dim=-1)
+    torch.testing.assert_close(loaded.encode_images(image), expected, atol=1e-6, rtol=0)
+
+
+def test_the_identity_tells_weights_and_preprocessing_apart(
+    dino_folder: Path, clip_folder: Path, tmp_path: Path
+) -> None:
+    dino = load_dino(str(dino_folder)).identity
+    assert dino == load_dino(str(dino_folder)).identity
+    assert dino.library.startswith("transformers ")
+    assert dino.weights != load_clip(str(clip_folder)).identity.weights
+    changed = shutil.copytree(dino_folder, tmp_path / "changed")
+    weights = load_file(changed / "model.safetensors")
+    name = min(weights)
+    weights[name].view(-1)[0] += 1e-3
+    save_file(weights, changed / "model.safetensors", metadata={"format": "pt"})
+    assert load_dino(str(changed)).identity.weights != dino.weights
+
+
+@pytest.mark.parametrize(("load", "kind"), [(load_clip, "clip"), (load_dino, "dino")])
+def test_a_weight_that_is_missing_is_not_made_up(
+    load,  # noqa: ANN001
+    kind: str,
+    clip_folder: Path,
+    dino_folder: Path,
+    tmp_path: Path,
+) -> None:
+    folder = shutil.copytree(clip_folder if kind == "clip" else dino_folder, tmp_path / "part")
+    weights = load_file(folder / "model.safetensors")
+    del weights[next(name for name in weights if "layer" in name and "norm" not in name)]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(EvalError, match=f"--{kind} .*part has no usable weights"):
+        load(str(folder))
 
 
 @pytest.mark.parametrize(("load", "flag"), [(load_clip, "--clip"), (load_dino, "--dino")])
@@ -171,7 +236,18 @@ def test_missing_weights_are_one_sentence(load, flag: str, tmp_path: Path) -> No
     assert "\n" not in str(caught.value)
 
 
-def test_missing_open_clip_weights_are_one_sentence() -> None:
-    with pytest.raises(EvalError, match="--clip") as caught:
-        load_clip("open_clip:ViT-B-32-quickgelu/no-such-weights")
+@pytest.mark.parametrize(
+    ("load", "name", "told"),
+    [
+        (load_clip, "open_clip:ViT-B-32-quickgelu/no-such-weights", "--clip open_clip:.*/PATH"),
+        (load_clip, "open_clip:no-such-network/openai", "--clip"),
+        (load_dino, "timm:no_such_network", "--dino"),
+        (load_dino, "timm:resnet18/no_such_file", "--dino"),
+        (load_dino, "timm:vit_tiny_patch16_224/no_such_file", "--dino timm:.*/PATH"),
+    ],
+)
+def test_weights_of_other_libraries_are_told_too(load, name: str, told: str) -> None:  # noqa: ANN001
+    pytest.importorskip("open_clip")
+    with pytest.raises(EvalError, match=told) as caught:
+        load(name)
     assert "\n" not in str(caught.value)

@@ -5,17 +5,17 @@ from pathlib import Path
 import pytest
 
 from eval.__main__ import PRESETS, parse
-from eval.config import ReportConfig
+from eval.config import AdapterConfig
 from eval.prompts import fill
 from trainer.errors import TrainerError
 
-REQUIRED = ["report", "--concept", "c.safetensors", "--output_dir", "out"]
+REQUIRED = ["adapter", "--concept", "c.safetensors", "--output_dir", "out"]
 
 
 @pytest.mark.parametrize("path", sorted(PRESETS.glob("*.toml")), ids=lambda path: path.stem)
 def test_shipped_presets_parse(path: Path) -> None:
     config = parse([*REQUIRED, "--preset", path.stem])
-    assert isinstance(config, ReportConfig)
+    assert isinstance(config, AdapterConfig)
     asked = fill([*config.prompts, *config.other_prompts], "sks", "toy")
     assert len(set(asked)) == len(asked)
     assert all("sks toy" in prompt for prompt in fill(config.prompts, "sks", "toy"))
@@ -24,20 +24,20 @@ def test_shipped_presets_parse(path: Path) -> None:
 
 def test_the_dreambooth_preset_is_25_prompts_with_4_pictures_each() -> None:
     config = parse([*REQUIRED, "--preset", "dreambooth"])
-    assert isinstance(config, ReportConfig)
-    assert (len(config.prompts), len(config.seeds)) == (25, 4)
+    assert isinstance(config, AdapterConfig)
+    assert (len(config.prompts), len(config.drawing.seeds)) == (25, 4)
 
 
 @pytest.mark.parametrize("preset", [["--preset", "pocket"], ["--preset=pocket"]])
 def test_flags_override_the_preset_wherever_they_stand(preset: list[str]) -> None:
     for argv in (
-        ["report", "--seeds", "9", *preset, *REQUIRED[1:]],
+        ["adapter", "--seeds", "9", *preset, *REQUIRED[1:]],
         [*REQUIRED, *preset, "--seeds", "9"],
     ):
         config = parse(argv)
-        assert isinstance(config, ReportConfig)
-        assert config.seeds == (9,)
-        assert config.guidance_scale == 3.0
+        assert isinstance(config, AdapterConfig)
+        assert config.drawing.seeds == (9,)
+        assert config.drawing.guidance_scale == 3.0
 
 
 def test_an_unknown_key_gets_the_nearest_name(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from experiments.pocket_concepts.judge import Judge
 from experiments.pocket_curves.__main__ import Options, main
-from experiments.pocket_curves.report import picture, table
+from experiments.pocket_curves.report import differences, picture, table
 from experiments.pocket_curves.scorer import METRICS, CurveScorer
 from experiments.pocket_curves.variants import VARIANTS, WORD
 from pocket.render import render
@@ -26,6 +26,7 @@ def results(tmp_path: Path) -> Path:
                 for step, value in ((0, 0.2), (60, last))
             ]
             record = {"flags": [], "parameters": parameters, "points": points}
+            record |= {"concept": "striped_cat", "seed": seed}
             (tmp_path / variant / f"striped_cat-{seed}.json").write_text(json.dumps(record))
     return tmp_path
 
@@ -38,6 +39,18 @@ def test_the_table_tells_the_end_of_every_curve_with_its_spread(results: Path) -
     before = picture(results).tobytes()
     (results / "lora-r4" / "striped_cat-1.json").unlink()
     assert picture(results).tobytes() != before
+
+
+def test_differences_are_those_of_runs_of_one_concept_and_seed(results: Path) -> None:
+    other = results / "lora-r4" / "striped_cat-1.json"
+    record = json.loads(other.read_text())
+    record["points"][-1]["dino"] = 0.4  # 0.1 less than loldu-r8 of that seed
+    other.write_text(json.dumps(record))
+    rows = [line.strip("| ").split(" | ") for line in differences(results, "loldu-r8").splitlines()]
+    assert len(rows) == 3
+    assert rows[2][:3] == ["lora-r4", "2", "-0.050 [-0.100, +0.000]"]
+    assert rows[2][3] == "+0.000 [+0.000, +0.000]"
+    assert differences(results, "svfit-full") == ""
 
 
 def test_the_judge_tells_the_class_from_other_things() -> None:

@@ -278,7 +278,7 @@ def test_a_trainer_saves_resumes_and_projects(tmp_path: Path) -> None:
     for p, q in zip(trained(whole), trained(resumed), strict=True):
         assert torch.equal(p, q)
     for layer in layers(whole):
-        assert layer.delta_norm("default") == pytest.approx(1e-3, rel=1e-3)
+        assert layer.delta_norm("default").item() == pytest.approx(1e-3, rel=1e-3)
     tokens = Sentences()[0]["input_ids"][None]
     loaded = PeftModel.from_pretrained(
         whole.unload(), tmp_path / "whole" / "checkpoint-2", is_trainable=True

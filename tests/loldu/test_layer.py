@@ -161,7 +161,7 @@ def test_projection_brings_a_model_back_onto_the_ball() -> None:
     assert torch.equal(layer.get_delta_weight("default"), before)
     project(model, 0.1)
     after = layer.get_delta_weight("default").detach()
-    assert layer.delta_norm("default") == pytest.approx(0.1, rel=1e-5)
+    assert layer.delta_norm("default").item() == pytest.approx(0.1, rel=1e-5)
     torch.testing.assert_close(after, before / before.norm() * 0.1, rtol=1e-4, atol=1e-6)
 
 

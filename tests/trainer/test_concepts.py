@@ -148,3 +148,11 @@ def test_a_mistake_in_the_file_is_one_sentence(
     config = parse([*without(flags, "--instance_data_dir"), "--concepts", str(path)])
     with pytest.raises(TrainerError, match=message):
         concept_configs(config)
+
+
+def test_a_file_that_is_not_there_is_told_as_that(make_config: MakeConfig) -> None:
+    config = make_config("--concepts", "nowhere.toml")
+    with pytest.raises(
+        TrainerError, match=r"nowhere\.toml cannot be read .*: there is no such file"
+    ):
+        concept_configs(config)

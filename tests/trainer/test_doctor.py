@@ -38,8 +38,9 @@ def warned(
     prompt: str | None = PROMPT,
     class_prompt: tuple[str, ...] = (),
     center_crop: bool = True,
+    token: str | None = None,
 ) -> list[str]:
-    options = InstanceConfig(folder, prompt, resolution=64, center_crop=center_crop)
+    options = InstanceConfig(folder, prompt, token, resolution=64, center_crop=center_crop)
     findings = [examine(picture, 64) for picture in find_instances(options)]
     return list(warnings(findings, look_alikes(findings), options, PriorConfig(True, class_prompt)))
 
@@ -123,6 +124,18 @@ def test_masks_that_are_missing_or_cut(folder: Path) -> None:
         ({}, "a photo of sks", (), ['No class follows sks in "a photo of sks"']),
         ({}, "a photo of a dog", ("a photo of a dog",), ['no rare token in "a photo of a dog"']),
         ({}, "a red sks dog", ("a red dog", "a cat"), []),
+        (
+            {"b": "a sks at sea", "c": "a sks bear"},
+            "a sks teddy bear",
+            ("a teddy bear",),
+            ['The class "teddy bear" is missing in the caption of b.png'],
+        ),
+        (
+            {"b": "the old sks dog"},
+            "the old Tom dog",
+            ("the dog",),
+            ['The token "old Tom" is missing in the caption of b.png'],
+        ),
     ],
 )
 def test_captions(
@@ -146,7 +159,9 @@ def test_captions(
         ("a photo of sks dog", [], ("sks", "dog")),
         ("A photo of a [V] teddy-bear, on grass", [], ("v", "teddy-bear")),
         ("a red sks dog", ["a red dog"], ("sks", "dog")),
-        ("sks red dog", ["a photo of a dog"], ("sks", "dog")),
+        ("sks red dog", ["a photo of a dog"], ("sks red", "dog")),  # as in the concept file
+        ("sks dog in red", ["a photo of a dog"], ("sks", "dog")),
+        ("a sks teddy bear", ["a teddy bear", "a car"], ("sks", "teddy bear")),
         ("a photo of a 猫", [], ("猫", None)),
         ("a photo of the", [], (None, None)),
     ],
@@ -155,6 +170,27 @@ def test_token_and_class(
     prompt: str, class_prompts: list[str], expected: tuple[str | None, str | None]
 ) -> None:
     assert likely_token_and_class(prompt, class_prompts) == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "token", "expected"),
+    [
+        ("a red Sks dog", "Sks", ("Sks", "dog")),
+        ("a photo of [V] dog, asleep", "[V]", ("[V]", "dog asleep")),
+        ("a photo of a sks", "sks", ("sks", None)),
+        ("a dog", "sks", ("sks", None)),
+    ],
+)
+def test_a_given_token_is_not_guessed(
+    prompt: str, token: str, expected: tuple[str | None, str | None]
+) -> None:
+    assert likely_token_and_class(prompt, ["a dog"], token) == expected
+
+
+def test_the_token_that_was_given_is_missed(folder: Path) -> None:
+    (folder / "b.txt").write_text("a red dog")
+    (line,) = warned(folder, "a red sks dog", token="sks")
+    assert line.startswith('The token "sks" is missing in the caption of b.png')
 
 
 def test_the_table_has_a_row_for_each_picture_and_the_warnings_a_line(
@@ -185,13 +221,15 @@ def test_doctor_only_needs_no_base_and_writes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(train_dreambooth_loldu, "main", pytest.fail)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     argv = [
         *("--doctor_only", "--preset", "paper", "--instance_data_dir", str(folder)),
-        *("--instance_prompt", PROMPT, "--output_dir", str(tmp_path / "run"), "--resolution", "64"),
+        *("--instance_prompt", PROMPT, "--resolution", "64"),
     ]
     assert run(argv) == 0
     assert "Nothing speaks against them." in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
+    assert not list((tmp_path / "here").iterdir())
     (folder / "a.png").write_bytes(b"x")
     (folder / "c.png").write_bytes(b"x")
     assert run(argv) == 2
@@ -212,7 +250,7 @@ def test_every_concept_is_looked_at_and_all_their_mistakes_are_told(
         'placeholder_token = "<cat>"\ninitializer_token = "cat"\n'
     )
     (other / "b.txt").write_text("a photo of a cat")
-    argv = ["--doctor_only", "--concepts", str(toml), "--resolution", "64", "--output_dir", "run"]
+    argv = ["--doctor_only", "--concepts", str(toml), "--resolution", "64"]
     assert run(argv) == 0
     told = capsys.readouterr().err
     assert [line for line in told.splitlines() if "pictures at" in line] == [

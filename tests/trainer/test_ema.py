@@ -119,7 +119,7 @@ def test_the_average_is_brought_into_the_ball(
     layers = [module for module in pipeline.unet.modules() if isinstance(module, LoLDULayer)]
 
     def largest() -> float:
-        return max(layer.delta_norm(SINGLE) for layer in layers)
+        return max(layer.delta_norm(SINGLE).item() for layer in layers)
 
     for step, (ds, share) in enumerate([(0.5, -1 / 3), (-0.5, 1.0)], 1):
         for layer in layers:

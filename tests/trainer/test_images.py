@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from trainer import instances
 from trainer.errors import TrainerError
@@ -61,6 +61,14 @@ def test_transparency_is_laid_on_the_background_that_is_asked_for(tmp_path: Path
     assert load_image(tmp_path / "a.png", background="black").getpixel((0, 0)) == (0, 0, 0)
 
 
+def test_16_bit_gray_is_scaled_and_rounded(tmp_path: Path) -> None:
+    values = np.array([[0, 128, 129, 300, 25_000, 32_767, 65_406, 65_407, 65_535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    expected = np.rint(values / 65_535 * 255)
+    for channel in load_image(tmp_path / "a.png").split():
+        np.testing.assert_array_equal(channel, expected)
+
+
 def test_16_bit_gray_with_a_transparent_value_keeps_its_gray(tmp_path: Path) -> None:
     gray = np.full((8, 8), 128 * 257, np.uint16)
     Image.fromarray(gray).save(tmp_path / "a.png", transparency=0)
@@ -75,6 +83,107 @@ def test_a_palette_with_several_degrees_of_transparency(tmp_path: Path) -> None:
     loaded = load_image(tmp_path / "a.png")
     assert loaded.getpixel((0, 0)) == RED
     assert loaded.getpixel((1, 0)) == WHITE
+
+
+def fixed(*numbers: float) -> bytes:
+    return struct.pack(f">{len(numbers)}i", *(round(number * 2**16) for number in numbers))
+
+
+def icc(space: bytes, gamma: float, **colorants: tuple[float, float, float]) -> bytes:
+    """A colour profile (ICC.1:2001) with the same gamma for every channel."""
+    curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(gamma * 2**8)) + bytes(2)
+    points = {"wtpt": D50, **{f"{name}XYZ": point for name, point in colorants.items()}}
+    tags = {name.encode(): b"XYZ " + bytes(4) + fixed(*point) for name, point in points.items()}
+    tags |= {f"{name}TRC".encode(): curve for name in colorants or "k"}
+    at = 128 + 4 + 12 * len(tags)
+    table, data = struct.pack(">I", len(tags)), b""
+    for name, content in tags.items():
+        table += name + struct.pack(">II", at + len(data), len(content))
+        data += content
+    header = bytes(4) + bytes([2, 0x40, 0, 0]) + b"mntr" + space + b"XYZ " + bytes(12) + b"acsp"
+    header += bytes(28) + fixed(*D50) + bytes(48)
+    return struct.pack(">I", at + len(data)) + header + table + data
+
+
+D50 = (0.9642, 1.0, 0.8249)
+ADOBE_GAMMA = 563 / 256
+# The colorants of Adobe RGB (1998) and of sRGB, adapted to D50: B. Lindbloom, RGB/XYZ Matrices.
+ADOBE = {
+    "r": (0.6097559, 0.3111242, 0.0194811),
+    "g": (0.2052401, 0.6256560, 0.0608902),
+    "b": (0.1492240, 0.0632197, 0.7448387),
+}
+SRGB = {
+    "r": (0.4360747, 0.2225045, 0.0139322),
+    "g": (0.3850649, 0.7168786, 0.0971045),
+    "b": (0.1430804, 0.0606169, 0.7141733),
+}
+ADOBE_RGB, LINEAR_GRAY = icc(b"RGB ", ADOBE_GAMMA, **ADOBE), icc(b"GRAY", 1.0)
+
+
+def encoded(linear: np.ndarray) -> np.ndarray:
+    """Light as an 8-bit sRGB value (IEC 61966-2-1)."""
+    return 255 * np.where(linear < 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+def test_colours_of_another_profile_become_srgb(tmp_path: Path) -> None:
+    colours = np.array([[(120, 130, 90), (200, 150, 140), (30, 30, 30), (90, 100, 160)]], np.uint8)
+    Image.fromarray(colours).save(tmp_path / "a.png", icc_profile=ADOBE_RGB)
+    matrices = [np.array([space[name] for name in "rgb"]).T for space in (ADOBE, SRGB)]
+    xyz = (colours / 255) ** ADOBE_GAMMA @ matrices[0].T
+    expected = encoded(xyz @ np.linalg.inv(matrices[1]).T)
+    loaded = np.asarray(load_image(tmp_path / "a.png"))
+    np.testing.assert_allclose(loaded, expected, atol=1)
+    assert np.abs(expected - colours).max() > 10
+    stored = load_image(tmp_path / "a.png", to_srgb=False)
+    np.testing.assert_array_equal(np.asarray(stored), colours)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA"])
+def test_gray_of_another_profile_becomes_srgb(mode: str, tmp_path: Path) -> None:
+    Image.new(mode, (8, 8), (55, 255)[: len(mode)]).save(
+        tmp_path / "a.png", icc_profile=LINEAR_GRAY
+    )
+    expected = encoded(np.array([55 / 255] * 3))
+    np.testing.assert_allclose(load_image(tmp_path / "a.png").getpixel((4, 4)), expected, atol=1)
+
+
+@pytest.mark.parametrize("palette", [False, True])
+def test_a_profile_leaves_transparency_as_it_is(palette: bool, tmp_path: Path) -> None:
+    colour, expected = (200, 150, 140), {0: WHITE}
+    for alpha in (0, 51, 255):
+        image = Image.new("RGBA", (8, 8), (*colour, alpha))
+        image = image.quantize(2) if palette else image
+        image.save(tmp_path / "a.png", icc_profile=ADOBE_RGB)
+        loaded = np.asarray(load_image(tmp_path / "a.png"))[4, 4]
+        if alpha == 255:
+            assert loaded[0] > 210
+        expected[alpha] = loaded
+    mixed = 0.2 * np.array(expected[255]) + 0.8 * 255
+    np.testing.assert_allclose(expected[51], mixed, atol=1.5)
+
+
+@pytest.mark.parametrize(
+    ("mode", "profile"),
+    [
+        ("RGB", ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()),
+        ("RGB", b"broken"),
+        ("RGB", ADOBE_RGB[:200]),
+        ("RGB", LINEAR_GRAY),
+        ("L", ADOBE_RGB),
+        ("CMYK", ADOBE_RGB),
+    ],
+    ids=["srgb", "broken", "cut", "gray-in-rgb", "rgb-in-gray", "rgb-in-cmyk"],
+)
+def test_a_profile_that_is_srgb_or_of_no_use_changes_nothing(
+    mode: str, profile: bytes, tmp_path: Path
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (24, 20, 4), dtype=np.uint8)
+    image = Image.fromarray(noise).convert("RGB").convert(mode)
+    for name, more in (("plain", {}), ("told", {"icc_profile": profile})):
+        image.save(tmp_path / f"{name}.jpg", quality=95, **more)
+    plain, told = (load_image(tmp_path / f"{name}.jpg") for name in ("plain", "told"))
+    assert told.tobytes() == plain.tobytes()
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp"])

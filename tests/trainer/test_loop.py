@@ -148,16 +148,21 @@ def test_snr_gamma_weighs_the_loss(
     torch.testing.assert_close(got, expected * snr.clamp(max=5)[0] / (snr[0] + 1))
 
 
+NORMAL = ["--diagonal_init", "normal"]
+
+
 def test_other_prediction_types_are_refused() -> None:
     with pytest.raises(TrainerError, match="predicts sample"):
         training_noise_scheduler(DDPMScheduler(prediction_type="sample"))
 
 
-@pytest.mark.parametrize("method", ["loldu", "svfit", "lora"])
+@pytest.mark.parametrize(
+    "more", [[*NORMAL, "--method", "loldu"], [*NORMAL, "--method", "svfit"], ["--method", "lora"]]
+)
 def test_against_the_base_a_fresh_adapter_has_no_prior_loss_and_no_gradient(
-    method: str, pipeline: StableDiffusionPipeline, make_config: MakeConfig
+    more: list[str], pipeline: StableDiffusionPipeline, make_config: MakeConfig
 ) -> None:
-    config = make_config("--prior_target", "base", "--method", method, "--diagonal_init", "normal")
+    config = make_config("--prior_target", "base", *more)
     concept = dreambooth(pipeline, config, classes=2)
     trained = add_trainables(pipeline, {"default": config}, {})
     batch = concept.draw(0)

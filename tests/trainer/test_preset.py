@@ -10,6 +10,8 @@ from trainer.config import Config, option_names, to_toml
 from trainer.errors import TrainerError
 from trainer.preset import PRESETS, parse
 
+WORD = ["--method", "textual_inversion", "--instance_prompt", "a <x>"]
+WORD += ["--placeholder_token", "<x>", "--initializer_token", "dog"]
 REQUIRED = ["--instance_data_dir", "pictures", "--output_dir", "run"]
 
 
@@ -51,7 +53,7 @@ def test_a_written_config_is_a_preset_of_the_same_run(
     )
     (tmp_path / "config.toml").write_text(to_toml(config))
     again = parse(["--preset", str(tmp_path / "config.toml")])
-    assert dataclasses.replace(again, preset=None) == config
+    assert dataclasses.replace(again, preset=config.preset) == config
 
 
 def test_unknown_key_suggests_the_nearest(tmp_path: Path) -> None:
@@ -65,7 +67,10 @@ def test_unknown_key_suggests_the_nearest(tmp_path: Path) -> None:
     ("flags", "message"),
     [
         (["--preset", "papre"], "no preset papre"),
-        (["--preset", "nowhere/mine.toml"], "cannot be read as TOML"),
+        (
+            ["--preset", "nowhere/mine.toml"],
+            "mine.toml cannot be read as TOML: there is no such file",
+        ),
         (["--learning_rate", "0"], "--learning_rate is 0.0"),
         (["--learning_rate", "nan"], "--learning_rate is nan"),
         (["--resolution", "0"], "--resolution is 0"),
@@ -73,7 +78,16 @@ def test_unknown_key_suggests_the_nearest(tmp_path: Path) -> None:
         (["--target_modules"], "--target_modules is empty"),
         (["--with_prior_preservation"], "--class_prompt"),
         (["--validation_steps", "5"], "--validation_prompt"),
-        (["--method", "lora", "--max_delta_norm", "1"], "--max_delta_norm is for loldu"),
+        (["--method", "lora", "--max_delta_norm", "1"], "--max_delta_norm is for loldu and svfit;"),
+        (["--method", "lora", "--normalize_directions"], "--normalize_directions is for loldu and"),
+        (["--method", "lora", "--no_train_scale"], "--no_train_scale is for loldu and svfit;"),
+        (["--text_encoder_lr", "1"], "--text_encoder_lr does nothing without --train_text_encoder"),
+        (["--word_lr", "1"], "--word_lr does nothing without --placeholder_token"),
+        (["--method=dreambooth", "--rank=4"], "--rank is for loldu, svfit and lora; leave it out"),
+        (["--method", "svfit", "--pivoting", "complete"], "--pivoting is for loldu; leave it out"),
+        (["--method", "dreambooth", "--word-lr", "1"], "--word-lr is for loldu, svfit, lora and t"),
+        ([*WORD, "--train_text_encoder"], "leave it out with --method textual_inversion."),
+        (["--method", "dreambooth", "--initializer_token", "dog"], "--initializer_token is for l"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_status_2(
@@ -99,3 +113,24 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for name in option_names():
         assert f"--{name}" in text
+
+
+def test_what_a_method_does_not_use_is_told_of_a_preset_and_no_matter_at_its_default(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    argv = ["--preset", "pocket", "--method", "dreambooth", *REQUIRED]
+    assert parse(argv).adapter.method == "dreambooth"
+    told = "Of the preset, --method dreambooth does not use --rank."
+    assert caplog.messages == [told]
+    parse([*argv, "--rank", "32", "--train_scale"])
+    assert caplog.messages == [told]
+
+
+@pytest.mark.parametrize("given", [["--output-dir=."], ["--output_dir", "."]])
+def test_a_training_needs_a_folder(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--instance_data_dir", "pictures"]
+    assert run(flags) == 2
+    error = capsys.readouterr().err
+    assert error == "--output_dir is missing: name a folder for the run.\n"
+    assert parse([*flags, *given]).run.output_dir == Path()

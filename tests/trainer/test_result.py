@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from loldu import Concept, ConceptLayer, load_concept, read_concept
 from loldu.concept_file import write_concept
+from tests.trainer.conftest import predict
 from trainer import result
 from trainer.__main__ import run
 from trainer.base import load_pipeline
@@ -34,14 +35,6 @@ LORA = "pytorch_lora_weights.safetensors"
 @pytest.fixture
 def output_dir(tmp_path: Path) -> Path:
     return tmp_path / "run"
-
-
-def predict(pipeline: StableDiffusionPipeline) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    latents = torch.randn(2, 4, 8, 8, generator=generator)
-    states = torch.randn(2, 16, 16, generator=generator)
-    with torch.no_grad():
-        return pipeline.unet(latents, torch.tensor([10, 500]), states).sample
 
 
 def header(path: Path) -> dict[str, str]:

@@ -1,8 +1,10 @@
 """What TensorBoard and Weights & Biases are told."""
 
 import json
+import sys
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -49,14 +51,33 @@ def test_a_missing_library_is_one_sentence(
     )
 
 
+def no_key(*_: object, **__: object) -> None:
+    raise RuntimeError("No API key configured.\nMore about it")
+
+
+def test_a_failed_login_is_one_sentence_before_anything_is_written(
+    flags: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tracking, "version", lambda name: "1.0")
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(login=no_key))
+    assert run([*flags, "--report_to", "wandb"]) == 2
+    error = capsys.readouterr().err
+    assert error == "--report_to wandb does not start: No API key configured.\n"
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_tracker_that_does_not_start_is_one_sentence(
     flags: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def start(self: object) -> None:
-        raise RuntimeError("No API key configured.\nMore about it")
-
+    logins: list[dict[str, bool]] = []
+    known = SimpleNamespace(login=lambda **options: logins.append(options))
     monkeypatch.setattr(tracking, "version", lambda name: "1.0")
-    monkeypatch.setattr(tracking.WandBTracker, "start", start)
+    monkeypatch.setitem(sys.modules, "wandb", known)
+    monkeypatch.setattr(tracking.WandBTracker, "start", no_key)
     assert run([*flags, "--report_to", "wandb"]) == 2
     error = capsys.readouterr().err
     assert error.endswith("\n--report_to wandb does not start: No API key configured.\n")
+    assert logins == [{"verify": True}]

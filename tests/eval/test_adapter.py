@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from eval.__main__ import run
+from eval.drawing import wanted_pictures
 from eval.extractors import load_clip, load_dino
-from eval.report import Plan
 from trainer.base import load_pipeline
 from trainer.instances import load_image
 from trainer.sampling import sample_images
@@ -47,8 +47,9 @@ def run_dir(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def options(run_dir: Path, clip_folder: Path, dino_folder: Path) -> list[str]:
     """The command line of a small report, but for where to write it."""
     return [
-        *("report", "--concept", str(run_dir / "concept.safetensors")),
+        *("adapter", "--concept", str(run_dir / "concept.safetensors")),
         *("--clip", str(clip_folder), "--dino", str(dino_folder), "--device", "cpu"),
+        *("--no_cache", "--bootstrap_samples", "50"),
         *("--prompts", "a {token} {class_name}", "a {token} {class_name} on sand"),
         *("--other_prompts", "a {class_name}", "--num_inference_steps", "2"),
         *("--seeds", *map(str, SEEDS)),
@@ -99,15 +100,19 @@ def test_base_scores_are_those_of_pictures_drawn_without_the_concept(
         "clip_i": mean_cosine(seen, clip.encode_images(truth)),
         "clip_t": torch.cosine_similarity(seen, asked).mean().item(),
     }
-    assert report["scores"]["base"] == pytest.approx(expected, abs=1e-5)
+    got = {metric: report["base"]["scores"][metric]["mean"] for metric in expected}
+    assert got == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_concept_changes_what_is_drawn(report: dict) -> None:
-    scores = report["scores"]
+    before, after = report["base"]["scores"], report["adapted"]["scores"]
     for metric in ("dino", "clip_i", "clip_t"):
-        assert scores["adapted"][metric] != scores["base"][metric]
-    others = scores["other_prompts"]
-    assert others["adapted"]["clip_t"] != others["base"]["clip_t"]
+        change = after[metric]["mean"] - before[metric]["mean"]
+        assert change != 0
+        assert report["gains"][metric]["mean"] == pytest.approx(change)
+    others = report["others"]
+    assert others["adapted"] != others["base"]
+    assert 0 < others["drift"] < 1
 
 
 def test_real_scores_compare_training_with_held_out_pictures(
@@ -117,8 +122,8 @@ def test_real_scores_compare_training_with_held_out_pictures(
     taught = [load_image(run_dir / "pictures" / f"{name}.png") for name in "01"]
     truth = [load_image(run_dir / "pictures" / "held_out" / "2.png")]
     expected = mean_cosine(clip.encode_images(taught), clip.encode_images(truth))
-    assert report["scores"]["real"]["clip_i"] == pytest.approx(expected, abs=1e-5)
-    assert set(report["scores"]["real"]) == {"dino", "clip_i"}
+    assert report["real"]["clip_i"] == pytest.approx(expected, abs=1e-5)
+    assert set(report["real"]) == {"dino", "clip_i"}
 
 
 def test_the_report_says_what_training_cost_and_what_was_asked(report: dict, run_dir: Path) -> None:
@@ -127,8 +132,9 @@ def test_the_report_says_what_training_cost_and_what_was_asked(report: dict, run
     assert report["trainable_parameters"] == summary["trainable_parameters"]
     assert report["train_seconds"] == summary["train_seconds"]
     assert report["concept_bytes"] == (run_dir / "concept.safetensors").stat().st_size
-    assert report["prompts"] == ["a sks toy", "a sks toy on sand"]
-    assert report["other_prompts"] == ["a toy"]
+    (subject,) = report["adapted"]["subjects"].values()
+    asked = [picture["prompt"] for picture in subject["pictures"]]
+    assert asked == ["a sks toy", "a sks toy on sand"] * 2
     assert report["seeds"] == SEEDS
 
 
@@ -151,7 +157,7 @@ def test_training_pictures_are_compared_with_each_other_when_none_are_held_out(
         [load_image(alone / "0.png"), load_image(alone / "1.png")]
     )
     expected = torch.cosine_similarity(first, second, dim=0).item()
-    assert report["scores"]["real"]["dino"] == pytest.approx(expected, abs=1e-5)
+    assert report["real"]["dino"] == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_concept_that_moved_alone_is_reported_without_its_training(
@@ -187,7 +193,7 @@ def test_an_earlier_report_is_replaced_only_when_asked(
     assert "--overwrite" in capsys.readouterr().err
     assert path.read_text(encoding="utf-8") == "mine"
     assert run([*flags, "--overwrite"]) == 0
-    assert "scores" in json.loads(path.read_text(encoding="utf-8"))
+    assert "adapted" in json.loads(path.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize(
@@ -210,13 +216,56 @@ def test_mistakes_are_told_in_one_line(
     assert "\n" not in message
 
 
-def test_every_prompt_is_drawn_from_every_seed() -> None:
-    plan = Plan(["a", "b"], ["c"], (7, 8))
-    assert list(zip(*plan.asked(), strict=True)) == [
-        ("a", 7),
-        ("b", 7),
-        ("a", 8),
-        ("b", 8),
-        ("c", 7),
-        ("c", 8),
+def test_a_second_call_draws_what_is_missing_and_no_more(
+    report_dir: Path, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(report_dir, tmp_path / "again")
+    again = [*options, "--output_dir", str(folder), "--overwrite"]
+    gone = folder / "pictures" / "adapted" / "concept" / "001-5.png"
+    was = load_image(gone)
+    gone.unlink()
+    drawn: list[str] = []
+
+    def recorded(pipeline, prompts: list[str], *rest, **more) -> list[Image.Image]:  # noqa: ANN001, ANN002, ANN003
+        drawn.extend(prompts)
+        return sample_images(pipeline, prompts, *rest, **more)
+
+    monkeypatch.setattr("eval.drawing.sample_images", recorded)
+    assert run(again) == 0
+    assert drawn == ["a sks toy on sand"]
+    difference = np.asarray(load_image(gone), dtype=int) - np.asarray(was, dtype=int)
+    assert np.abs(difference).max() <= 1  # another batch rounds otherwise
+    for metric, told in read(report_dir)["adapted"]["scores"].items():
+        assert read(folder)["adapted"]["scores"][metric] == pytest.approx(told, abs=1e-3)
+
+
+def test_pictures_drawn_otherwise_are_replaced_only_when_asked(
+    report_dir: Path, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "again"
+    shutil.copytree(report_dir / "pictures", folder / "pictures")
+    again = [*options, "--output_dir", str(folder), "--num_inference_steps", "3"]
+    assert run(again) == 2
+    message = capsys.readouterr().err.strip()
+    assert "000-3.png" in message
+    assert "--overwrite" in message
+    assert not (folder / "report.json").exists()
+    assert run([*again, "--overwrite"]) == 0
+    assert read(folder)["num_inference_steps"] == 3
+
+
+def test_the_page_shows_before_after_and_the_nearest(report_dir: Path) -> None:
+    page = (report_dir / "report.html").read_text(encoding="utf-8")
+    assert page.count("<figcaption>nearest real one") == 4
+    assert page.count("<figcaption>before") == 6
+    assert "a sks toy on sand" in page
+
+
+def test_every_prompt_is_drawn_from_every_seed(tmp_path: Path) -> None:
+    wanted = wanted_pictures(tmp_path, ["a", "b"], (7, 8))
+    assert [(one.path.name, one.prompt, one.seed) for one in wanted] == [
+        ("000-7.png", "a", 7),
+        ("001-7.png", "b", 7),
+        ("000-8.png", "a", 8),
+        ("001-8.png", "b", 8),
     ]

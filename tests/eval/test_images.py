@@ -1,4 +1,4 @@
-"""`python -m eval score`, on folders of noise and tiny scoring models."""
+"""`python -m eval images`, on folders of noise and tiny scoring models."""
 
 import json
 from pathlib import Path
@@ -24,15 +24,19 @@ def save_pictures(folder: Path, count: int, seed: int) -> list[Image.Image]:
 @pytest.fixture
 def flags(clip_folder: Path, dino_folder: Path, tmp_path: Path) -> list[str]:
     return [
-        "score",
+        "images",
         *("--generated", str(tmp_path / "generated"), "--real", str(tmp_path / "real")),
         *("--clip", str(clip_folder), "--dino", str(dino_folder), "--device", "cpu"),
-        *("--json", str(tmp_path / "scores.json")),
+        *("--json", str(tmp_path / "scores.json"), "--no_cache", "--bootstrap_samples", "50"),
     ]
 
 
-def scores(tmp_path: Path) -> dict:
+def result(tmp_path: Path) -> dict:
     return json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
+
+
+def means(tmp_path: Path) -> dict[str, float]:
+    return {metric: told["mean"] for metric, told in result(tmp_path)["scores"].items()}
 
 
 def mean_cosine(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -57,8 +61,31 @@ def test_one_subject(
         "clip_i": mean_cosine(seen, clip.encode_images(real)),
         "clip_t": torch.cosine_similarity(seen, clip.encode_texts(asked)).mean().item(),
     }
-    assert scores(tmp_path)["scores"] == pytest.approx(expected, abs=1e-5)
-    assert json.loads(capsys.readouterr().out) == scores(tmp_path)
+    assert means(tmp_path) == pytest.approx(expected, abs=1e-5)
+    printed = capsys.readouterr().out
+    assert f"| {means(tmp_path)['dino']:.3f} [" in printed
+    told = result(tmp_path)
+    assert told["protocol"]["token"] == "sks"
+    assert told["extractors"]["dino"]["preprocess"]["resize_px"] == 32
+    (subject,) = told["subjects"].values()
+    assert [picture["prompt"] for picture in subject["pictures"]] == [
+        "a sks toy",
+        "a sks toy on sand",
+        "sks toy",
+    ]
+    matrix = dino.encode_images(generated) @ dino.encode_images(real).T
+    nearest = [picture["nearest"] for picture in subject["pictures"]]
+    assert nearest == [f"{place:02}.png" for place in matrix.argmax(dim=1)]
+
+
+def test_json_can_take_the_place_of_the_table(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_pictures(tmp_path / "generated", 2, seed=0)
+    save_pictures(tmp_path / "real", 2, seed=1)
+    assert run([*flags, "--json", "-", "--html", str(tmp_path / "page.html")]) == 0
+    assert json.loads(capsys.readouterr().out)["format"] == "loldu-eval-1"
+    assert "<h2>generated</h2>" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 def test_subjects_are_matched_by_name_and_count_the_same(flags: list[str], tmp_path: Path) -> None:
@@ -66,29 +93,51 @@ def test_subjects_are_matched_by_name_and_count_the_same(flags: list[str], tmp_p
         save_pictures(tmp_path / "generated" / name, count, seed)
         save_pictures(tmp_path / "real" / name, 2, seed + 10)
     assert run(flags) == 0
-    result = scores(tmp_path)
-    cup, dog = result["subjects"]["cup"], result["subjects"]["dog"]
-    assert (cup["pictures"], dog["pictures"]) == (1, 3)
-    assert result["scores"]["dino"] == pytest.approx((cup["dino"] + dog["dino"]) / 2)
-    assert "clip_t" not in result["scores"]
+    cup, dog = (result(tmp_path)["subjects"][name] for name in ("cup", "dog"))
+    assert (len(cup["pictures"]), len(dog["pictures"])) == (1, 3)
+    own = [subject["scores"]["dino"] for subject in (cup, dog)]
+    assert means(tmp_path)["dino"] == pytest.approx(sum(own) / 2)
+    assert set(means(tmp_path)) == {"dino", "clip_i"}  # one picture has no diversity
+    assert run([*flags, "--aggregate", "micro", "--overwrite"]) == 0
+    assert means(tmp_path)["dino"] == pytest.approx((own[0] + 3 * own[1]) / 4)
 
 
 def test_captions_beside_the_pictures_are_their_prompts(flags: list[str], tmp_path: Path) -> None:
     save_pictures(tmp_path / "generated", 2, seed=0)
     save_pictures(tmp_path / "real", 2, seed=1)
     assert run([*flags, "--prompt", "a red car"]) == 0
-    from_flag = scores(tmp_path)["scores"]["clip_t"]
+    from_flag = means(tmp_path)["clip_t"]
     for name in ("00.txt", "01.txt"):
         (tmp_path / "generated" / name).write_text("a red car\n", encoding="utf-8")
     assert run([*flags, "--overwrite"]) == 0
-    assert scores(tmp_path)["scores"]["clip_t"] == from_flag
+    assert means(tmp_path)["clip_t"] == from_flag
+
+
+def test_other_protocols(
+    flags: list[str], clip_folder: Path, dino_folder: Path, tmp_path: Path
+) -> None:
+    generated = save_pictures(tmp_path / "generated", 3, seed=0)
+    real = save_pictures(tmp_path / "real", 3, seed=1)
+    asked = ["--prompt", "a sks toy", "--token", "sks", "--keep_token", "--clip_t_scale", "2.5"]
+    assert run([*flags, *asked, "--pairs", "matched"]) == 0
+    clip, dino = load_clip(str(clip_folder)), load_dino(str(dino_folder))
+    seen = dino.encode_images(generated)
+    pairs = torch.cosine_similarity(seen, dino.encode_images(real)).mean().item()
+    assert means(tmp_path)["dino"] == pytest.approx(pairs, abs=1e-5)
+    drawn, text = clip.encode_images(generated), clip.encode_texts(["a sks toy"])
+    scaled = 2.5 * torch.cosine_similarity(drawn, text).clamp(min=0).mean().item()
+    assert means(tmp_path)["clip_t"] == pytest.approx(scaled, abs=1e-5)
+    alike = [(seen[i] @ seen[j]).item() for i in range(3) for j in range(3) if i != j]
+    assert means(tmp_path)["diversity"] == pytest.approx(1 - sum(alike) / 6, abs=1e-5)
 
 
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        (["--prompts", "{tmp}/one_line"], "1 lines for the 2 pictures"),
+        (["--prompts", "{tmp}/one_line"], "1 lines for the 3 pictures"),
         (["--prompts", "{tmp}/nowhere"], "is not a file"),
+        (["--prompts", "{tmp}/one.json"], "no prompt for 01.png"),
+        (["--pairs", "matched"], "has 2 and 3"),
         (["--generated", "{tmp}/nowhere"], "nowhere"),
         (["--generated", "{tmp}/subjects"], "has no folder"),
         (["--json", "{tmp}/one_line"], "--overwrite"),
@@ -102,8 +151,9 @@ def test_mistakes_are_told_in_one_line(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    save_pictures(tmp_path / "generated", 2, seed=0)
+    save_pictures(tmp_path / "generated", 3, seed=0)
     save_pictures(tmp_path / "real", 2, seed=1)
+    (tmp_path / "one.json").write_text('{"00": "a toy"}', encoding="utf-8")
     save_pictures(tmp_path / "subjects" / "cup", 1, seed=2)
     (tmp_path / "one_line").write_text("a toy\n", encoding="utf-8")
     assert run([*flags, *(text.format(tmp=tmp_path) for text in more)]) == 2

@@ -1,0 +1,227 @@
+"""Pictures a second from files to DINO and CLIP features, beside the loop people write.
+
+``python -m benchmarks.eval_throughput``. Both networks have their true shapes and random weights.
+"""
+
+import multiprocessing
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stderr
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from benchmarks.device import named
+from benchmarks.memory import mib
+from benchmarks.provenance import provenance, write_record
+from benchmarks.spread import ratio, spread
+from eval.cache import FeatureCache
+from eval.extractors import ImageExtractor, OpenClipExtractor, TimmDino
+from eval.features import see
+from eval.metrics import image_similarity
+from eval.preprocess import published_dino
+
+RESULTS = Path(__file__).parent / "results"
+DINO, CLIP = "vit_small_patch16_224.dino", "ViT-B-32-quickgelu"
+WARMUP = 4
+
+
+@dataclass(frozen=True)
+class Options:
+    """Time ours and a plain loop, in turns, each in a process of its own."""
+
+    # Generated pictures; a tenth as many are real ones.
+    pictures: int = 100
+    # Side of the JPEG files.
+    side_px: int = 512
+    # Times everything is timed; medians are reported.
+    repetitions: int = 5
+    # cpu or cuda.
+    device: str = "cpu"
+    # Of pictures and weights.
+    seed: int = 0
+    # Where the result is written, over the last one.
+    output: Path = RESULTS / "eval_throughput.json"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one way took, above what a process with both networks in it holds."""
+
+    seconds: float
+    peak_mib: float
+    dino: float
+    clip_i: float
+
+
+def render(folder: Path, count: int, side_px: int, seed: int) -> list[Path]:
+    """Write JPEG files of smooth colours under fine noise, about as large as photographs'."""
+    folder.mkdir()
+    rng = np.random.default_rng(seed)
+    paths = [folder / f"{number:04}.jpg" for number in range(count)]
+    for path in paths:
+        coarse = Image.fromarray(rng.integers(0, 200, (9, 9, 3), dtype=np.uint8))
+        smooth = np.asarray(coarse.resize((side_px, side_px), Image.Resampling.BICUBIC))
+        noise = rng.integers(0, 24, smooth.shape, dtype=np.uint8)
+        Image.fromarray(np.minimum(smooth, 231) + noise).save(path, quality=92)
+    return paths
+
+
+def load(seed: int, device: str) -> dict[str, ImageExtractor]:
+    """Both networks with random weights."""
+    import open_clip
+    import timm
+
+    torch.manual_seed(seed)
+    dino, clip = TimmDino.__new__(TimmDino), OpenClipExtractor.__new__(OpenClipExtractor)
+    dino.model = timm.create_model(DINO, pretrained=False, num_classes=0).eval()
+    dino.preprocess, dino.name = published_dino(), "random"
+    clip.model = open_clip.create_model(CLIP, pretrained=None).eval()
+    mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+    clip.preprocess, clip.name = type(dino.preprocess)(224, 224, mean, std), "random"
+    for extractor in (dino, clip):
+        extractor.to(device)
+    return {"dino": dino, "clip": clip}
+
+
+def plain_loop(
+    models: dict[str, ImageExtractor], generated: Sequence[Path], real: Sequence[Path]
+) -> dict[str, float]:
+    """One picture at a time, for one network after the other, then pair by pair."""
+    scores = {}
+    for name, model in models.items():
+        rows: list[list[Tensor]] = []
+        for paths in (generated, real):
+            rows.append([])
+            for path in paths:
+                with torch.no_grad():
+                    pixels = model.preprocess(Image.open(path))[None].to(model.device)
+                    feature = model._image_rows(pixels)
+                rows[-1].append(feature / feature.norm(dim=-1, keepdim=True))
+        pairs = [(g @ r.T).item() for g in rows[0] for r in rows[1]]
+        scores[name] = sum(pairs) / len(pairs)
+    return scores
+
+
+def ours(
+    models: dict[str, ImageExtractor],
+    generated: Sequence[Path],
+    real: Sequence[Path],
+    cache: FeatureCache | None = None,
+) -> dict[str, float]:
+    """As `python -m eval images` does it."""
+    seen = see([*generated, *real], models, cache, progress=False)
+    return {
+        name: image_similarity(seen.stack(name, generated), seen.stack(name, real))
+        for name in models
+    }
+
+
+def measure(way: str, options: Options, generated: list[Path], real: list[Path]) -> Measured:
+    """Time one way; called in a process that has done nothing yet."""
+    with redirect_stderr(None):
+        models = load(options.seed, options.device)
+    call: Callable[..., dict[str, float]] = plain_loop if way == "plain loop" else ours
+    if way == "ours, a second time":
+        cache = FeatureCache(generated[0].parent / "features.sqlite")
+        ours(models, generated, real, cache)
+        call = partial(ours, cache=cache)
+    else:
+        call(models, generated[:WARMUP], real[:1])
+    before = _reset_peak()
+    started = time.perf_counter()
+    scores = call(models, generated, real)
+    seconds = time.perf_counter() - started
+    return Measured(seconds, mib(_resident("VmHWM") - before), scores["dino"], scores["clip"])
+
+
+WAYS = ("plain loop", "ours", "ours, a second time")
+
+
+def _reset_peak() -> int:
+    Path("/proc/self/clear_refs").write_text("5")
+    return _resident("VmRSS")
+
+
+def _resident(which: str) -> int:
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    line = next(line for line in status.splitlines() if line.startswith(which))
+    return int(line.split()[1]) * 1024
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, write the JSON, and show the table."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    options = tyro.cli(
+        Options, args=arguments, prog="python -m benchmarks.eval_throughput", use_underscores=True
+    )
+    device = named(options.device)
+    if not Path("/proc/self/clear_refs").exists():
+        sys.exit("Peak memory is read from Linux' /proc, which is not here.")
+    found: dict[str, list[Measured]] = {way: [] for way in WAYS}
+    order = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        generated = render(Path(folder) / "a", options.pictures, options.side_px, options.seed)
+        few = max(2, options.pictures // 10)
+        real = render(Path(folder) / "b", few, options.side_px, options.seed + 1)
+        for _ in range(options.repetitions):
+            for way in order.sample(WAYS, len(WAYS)):
+                context = multiprocessing.get_context("spawn")
+                with ProcessPoolExecutor(1, mp_context=context) as process:
+                    one = process.submit(measure, way, options, generated, real).result()
+                found[way].append(one)
+    result = {
+        **provenance("benchmarks.eval_throughput", arguments, ["torch", "timm", "open_clip_torch"]),
+        **{k: v for k, v in asdict(options).items() if k != "output"},
+        "device": device,
+        "ways": _summary(found, len(generated) + len(real)),
+        "greatest_difference_of_scores": _difference(found),
+    }
+    write_record(options.output, result)
+    Console(stderr=True).print(table(result))
+
+
+def _summary(found: dict[str, list[Measured]], count: int) -> dict[str, Any]:
+    plain = [one.seconds for one in found["plain loop"]]
+    return {
+        way: {
+            "pictures_per_second": spread(count / one.seconds for one in own),
+            "times_as_fast_as_the_loop": ratio(plain, [one.seconds for one in own]),
+            "peak_mib": spread(one.peak_mib for one in own),
+        }
+        for way, own in found.items()
+    }
+
+
+def _difference(found: dict[str, list[Measured]]) -> float:
+    whole = [one for own in found.values() for one in own]
+    first = whole[0]
+    return max(max(abs(one.dino - first.dino), abs(one.clip_i - first.clip_i)) for one in whole)
+
+
+def table(result: dict[str, Any]) -> Table:
+    """Return the result for a person."""
+    made = Table("way", title=f"DINO and CLIP features of {result['side_px']} px files")
+    for heading in ("pictures/s", "times as fast", "peak MiB more"):
+        made.add_column(heading, justify="right")
+    for way, told in result["ways"].items():
+        cells = (f"{told[key]['median']:.3g}" for key in told)
+        made.add_row(way, *cells)
+    return made
+
+
+if __name__ == "__main__":
+    main()
