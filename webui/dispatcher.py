@@ -178,11 +178,11 @@ def _ask_to_stop(folder: Path) -> None:
     except OSError:
         # The trainer does not listen: it loads, and writes its options when it has done so, or
         # it writes the result, and is let.
-        if not process.written_since_start(folder, CONFIG):
+        if not process.written_since_start(folder, folder / CONFIG):
             process.send(folder, signal.SIGTERM)
 
 
 def _is_complete(folder: Path) -> bool:
-    """Whether a run has its result, of which the card is the last."""
-    of_concepts = list((folder / CONCEPTS).glob("*/"))
-    return all((each / CARD).is_file() for each in of_concepts or [folder])
+    """Whether a run has written its result, of which the card is the last."""
+    folders = list((folder / CONCEPTS).glob("*/")) or [folder]
+    return all(process.written_since_start(folder, each / CARD) for each in folders)

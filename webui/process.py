@@ -104,7 +104,8 @@ def start(
             pass_fds=(lock,),
             env=environment(os.environ, device),
         )
-    _write_pid(lock, process.pid)
+    if not os.fstat(lock).st_size:  # else it has done so itself
+        _write_pid(lock, process.pid)
 
     def wait() -> None:
         process.wait()
@@ -167,10 +168,10 @@ def send(folder: Path, signal_number: int) -> None:
             os.kill(pid, signal_number)
 
 
-def written_since_start(folder: Path, name: str) -> bool:
-    """Whether a file of the folder was written after its process started."""
+def written_since_start(folder: Path, file: Path) -> bool:
+    """Whether a file was written after the folder's process started."""
     try:
-        return (folder / name).stat().st_mtime_ns >= (folder / _LOCK).stat().st_mtime_ns
+        return file.stat().st_mtime_ns >= (folder / _LOCK).stat().st_mtime_ns
     except OSError:
         return False
 
