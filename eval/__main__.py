@@ -72,6 +72,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Run the command, and tell a person's mistake in one line with exit status 2."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("eval").setLevel(logging.INFO)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every retry
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -234,13 +234,22 @@ class TimmDino(ImageExtractor):
 
 
 def _load(
-    make: Callable[[str, torch.device | str], Extractor],
-    name: str,
-    device: torch.device | str,
     flag: str,
     asked: str,
+    device: torch.device | str,
+    kinds: Mapping[str, Callable[[str, torch.device | str], Extractor]],
+    of_transformers: Callable[[str, torch.device | str], Extractor],
 ) -> Extractor:
     """Make an extractor, and turn the many ways weights can be missing into one sentence."""
+    kind, _, name = asked.partition(":")
+    make = kinds.get(kind, of_transformers)
+    if kind not in kinds:
+        if name and not Path(asked).exists():
+            raise EvalError(
+                f"{flag} {asked} is of no known kind: give {' or '.join(kinds)}:NAME, or a "
+                "transformers folder or hub id."
+            )
+        name = asked
     try:
         return make(name, device)
     except ModuleNotFoundError as error:
@@ -287,10 +296,8 @@ def load_clip(name_or_path: str, device: torch.device | str = "cpu") -> ImageTex
     Raises:
         EvalError: If the weights are not there, with what to do.
     """
-    kind, _, name = name_or_path.partition(":")
-    if kind == "open_clip":
-        return _load(OpenClipExtractor, name, device, "--clip", name_or_path)
-    return _load(ClipExtractor, name_or_path, device, "--clip", name_or_path)
+    kinds = {"open_clip": OpenClipExtractor}
+    return _load("--clip", name_or_path, device, kinds, ClipExtractor)
 
 
 def load_dino(name_or_path: str, device: torch.device | str = "cpu") -> ImageExtractor:
@@ -299,7 +306,4 @@ def load_dino(name_or_path: str, device: torch.device | str = "cpu") -> ImageExt
     Raises:
         EvalError: If the weights are not there, with what to do.
     """
-    kind, _, name = name_or_path.partition(":")
-    if kind == "timm":
-        return _load(TimmDino, name, device, "--dino", name_or_path)
-    return _load(TransformersDino, name_or_path, device, "--dino", name_or_path)
+    return _load("--dino", name_or_path, device, {"timm": TimmDino}, TransformersDino)

@@ -241,6 +241,7 @@ def test_missing_weights_are_one_sentence(load, flag: str, tmp_path: Path) -> No
     [
         (load_clip, "open_clip:ViT-B-32-quickgelu/no-such-weights", "--clip open_clip:.*/PATH"),
         (load_clip, "open_clip:no-such-network/openai", "--clip"),
+        (load_clip, "timm:vit_small_patch16_224.dino", "of no known kind: give open_clip:NAME"),
         (load_dino, "timm:no_such_network", "--dino"),
         (load_dino, "timm:resnet18/no_such_file", "--dino"),
         (load_dino, "timm:vit_tiny_patch16_224/no_such_file", "--dino timm:.*/PATH"),

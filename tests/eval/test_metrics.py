@@ -1,15 +1,19 @@
 """The scores against plain loops, torch's own cosine similarity and torchmetrics."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+from transformers import CLIPModel, CLIPProcessor
 
 from eval import metrics
 from eval.bootstrap import mean_of
+from eval.extractors import load_clip
 from eval.metrics import (
     clip_t,
     diversities,
@@ -19,6 +23,8 @@ from eval.metrics import (
     nearest,
     text_similarities,
 )
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -108,6 +114,39 @@ def test_clip_t_with_a_scale_is_clipscore() -> None:
         (2.5 * cosines.clamp(min=0)).tolist(), abs=1e-12
     )
     assert text_similarities(images, texts).tolist() == pytest.approx(cosines.tolist(), abs=1e-12)
+
+
+class ProjectedClip(CLIPModel):
+    """torchmetrics wants the features themselves, which transformers 5 returns inside an object."""
+
+    def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return super().get_image_features(pixel_values).pooler_output
+
+    def get_text_features(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return super().get_text_features(ids, mask).pooler_output
+
+
+@pytest.mark.filterwarnings("ignore:`max_length` is ignored")
+def test_clip_t_of_real_pictures_is_torchmetrics_clipscore() -> None:
+    """Files to score, by torchmetrics' own preprocessing and model code."""
+    multimodal = pytest.importorskip("torchmetrics.functional.multimodal")
+    folder = str(REPOSITORY / "pocket" / "encoders" / "clip")
+    paths = sorted((REPOSITORY / "datasets" / "concepts" / "striped_cat").glob("*.png"))
+    images = [Image.open(path).convert("RGB") for path in paths]
+    # Of a picture that is unlike its text, torchmetrics cuts the mean at 0, and we the cosine.
+    texts = ["a photo of a toy", "a toy on grass", "a toy", "a toy on sand", "a striped toy"]
+    expected = multimodal.clip_score(
+        [torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images],
+        texts,
+        lambda: (
+            ProjectedClip.from_pretrained(folder, dtype=torch.float32),
+            CLIPProcessor.from_pretrained(folder),
+        ),
+    )
+    clip = load_clip(folder)
+    ours = clip_t(clip.encode_images(images), clip.encode_texts(texts), scale=100)
+    assert ours == pytest.approx(expected.item(), abs=1e-3)  # of 100: 1e-5 of the cosine
+    assert expected.item() > 10
 
 
 def test_image_similarity_is_torchmetrics_pairwise_mean() -> None:
