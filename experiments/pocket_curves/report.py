@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -19,12 +20,13 @@ TITLES = {
     "dino": "DINO (more is better): like held-out pictures, in shape and detail",
     "clip_i": "CLIP-I (more is better): like them, in kind and colour",
     "clip_t": "CLIP-T (more is better): does what the prompt says",
-    "background": "background (more is better): the setting asked for is drawn",
     "drift": "drift (less is better): other prompts' pictures, away from the base's",
     "others": "others (more is better): attributes of unrelated prompts that are drawn",
     "leak": "leak (less is better): attributes of the concept on its plain class",
 }
 OTHER_COLOUR = "#667085"
+Runs = dict[str, list[dict[str, Any]]]
+"""By way of training."""
 
 
 def table(results: Path) -> str:
@@ -72,33 +74,56 @@ def differences(results: Path, first: str) -> str:
 
 
 def picture(results: Path) -> Image.Image:
-    """A panel a metric: means over runs against steps, in a band of their standard error."""
+    """A panel a metric: means over runs against steps, in a band of their standard error.
+
+    What a concept adds to every way's score is taken out before the error is computed: concepts
+    differ far more than the ways do, and all ways have the same ones.
+    """
     runs = _read(results)
     panels = [
-        Panel(title, [_line(name, own, metric) for name, own in runs.items()])
+        Panel(
+            title, [_line(name, own, metric, _levels(runs, metric)) for name, own in runs.items()]
+        )
         for metric, title in TITLES.items()
     ]
-    count = {len(own) for own in runs.values()}
-    title = f"Means over {' to '.join(map(str, sorted(count)))} runs, and their standard errors"
+    count = sorted({len(own) for own in runs.values()})
+    number = str(count[0]) if len(count) == 1 else f"{count[0]} to {count[-1]}"
+    title = f"Means over {number} runs, and their standard errors within concepts"
     return draw_chart(title, panels, columns=2, size_px=(620, 260))
 
 
-def _line(name: str, runs: Sequence[dict[str, Any]], metric: str) -> Line:
+Levels = dict[tuple[str, int], float]
+"""By concept and step."""
+
+
+def _levels(runs: Runs, metric: str) -> Levels:
+    """What each concept's runs have on average, whatever the way of training."""
+    found: dict[tuple[str, int], list[float]] = {}
+    for run in chain.from_iterable(runs.values()):
+        for point in run["points"]:
+            found.setdefault((run["concept"], point["step"]), []).append(point[metric])
+    return {key: mean(values) for key, values in found.items()}
+
+
+def _line(name: str, runs: Sequence[dict[str, Any]], metric: str, levels: Levels) -> Line:
     steps = sorted({point["step"] for run in runs for point in run["points"]})
-    at = [
-        [point[metric] for run in runs for point in run["points"] if point["step"] == step]
-        for step in steps
-    ]
-    errors = [_spread(values) / len(values) ** 0.5 for values in at]
+    at: dict[int, list[float]] = {step: [] for step in steps}
+    beside: dict[int, list[float]] = {step: [] for step in steps}
+    for run in runs:
+        for point in run["points"]:
+            at[point["step"]].append(point[metric])
+            level = levels[run["concept"], point["step"]]
+            beside[point["step"]].append(point[metric] - level)
+    errors = [_spread(beside[step]) / len(beside[step]) ** 0.5 for step in steps]
     colour = VARIANTS[name].colour if name in VARIANTS else OTHER_COLOUR
-    return Line(name, colour, steps, [mean(values) for values in at], errors)
+    return Line(name, colour, steps, [mean(at[step]) for step in steps], errors)
 
 
 def _spread(values: Sequence[float]) -> float:
     return stdev(values) if len(values) > 1 else 0.0
 
 
-def _read(results: Path) -> dict[str, list[dict[str, Any]]]:
+def _read(results: Path) -> Runs:
     """Runs by way of training, in the order of `variants.py`."""
     folders = {path.parent.name: path.parent for path in sorted(results.glob("*/*.json"))}
     names = [name for name in VARIANTS if name in folders]
