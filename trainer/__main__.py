@@ -13,32 +13,37 @@ def run(argv: Sequence[str] | None = None) -> int:
 
     A run that was asked to stop has the exit status 130, as after any Ctrl-C.
     """
+    status, sentence = outcome(sys.argv[1:] if argv is None else argv)
+    if sentence:
+        sys.stderr.write(f"{sentence}\n")
+    return status
+
+
+def outcome(argv: Sequence[str]) -> tuple[int, str]:
+    """Train; the exit status, and what is to be told of a run that did not reach its end."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("trainer").setLevel(logging.INFO)
     try:
-        config = parse(sys.argv[1:] if argv is None else argv)
+        config = parse(argv)
         if config.run.doctor_only:
             from trainer.doctor import diagnose
 
             diagnose(config)
-            return 0
+            return 0, ""
         from trainer.memory import out_of_memory_in_one_sentence
         from trainer.train_dreambooth_loldu import main
 
         with out_of_memory_in_one_sentence(config):
             main(config)
     except TrainerError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
+        return 2, str(error)
     except OSError as error:  # a full disk, a folder that may not be written
-        sys.stderr.write(f"{error.filename or 'A file'}: {error.strerror or error}.\n")
-        return 2
+        return 2, f"{error.filename or 'A file'}: {error.strerror or error}."
     except Stopped:
-        return 130
+        return 130, ""
     except KeyboardInterrupt:
-        sys.stderr.write("Stopped; --resume latest continues from the last checkpoint.\n")
-        return 130
-    return 0
+        return 130, "Stopped; --resume latest continues from the last checkpoint."
+    return 0, ""
 
 
 if __name__ == "__main__":

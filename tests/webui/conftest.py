@@ -1,7 +1,9 @@
-"""A tiny base, and two concepts of it in the folders of runs."""
+"""A tiny base, two concepts of it in the folders of runs, and the state of trainings."""
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,8 +11,15 @@ import torch
 from loldu import LoLDUConfig, save_concept
 from tests.trainer.conftest import base_folder as base_folder
 from tests.trainer.conftest import tokenizer as tokenizer
+from tests.webui.server import STANDIN
+from tests.webui.waiting import MakeDispatcher, patiently
 from trainer.base import load_pipeline
+from webui import process
+from webui.dispatcher import Dispatcher
 from webui.drawing import Studio
+from webui.jobs import Jobs
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -53,3 +62,27 @@ def ticks() -> list[tuple[int, int]]:
 @pytest.fixture
 def report(ticks: list[tuple[int, int]]) -> Callable[[int, int], None]:
     return lambda done, total: ticks.append((done, total))
+
+
+@pytest.fixture
+def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Jobs]:
+    """No jobs yet; in the end, no process is left."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    jobs = Jobs(tmp_path / "studio")
+    yield jobs
+    for job in jobs.list(removed=None):
+        process.send(job.folder, signal.SIGKILL)
+        patiently(lambda folder=job.folder: not process.is_running(folder))
+
+
+@pytest.fixture
+def make_dispatcher(jobs: Jobs) -> Iterator[MakeDispatcher]:
+    made: list[Dispatcher] = []
+
+    def make(devices: tuple[str, ...] = ("cpu",), **options: Any) -> Dispatcher:  # noqa: ANN401
+        made.append(Dispatcher(jobs, devices, **{"command": STANDIN, "niceness": 0} | options))
+        return made[-1]
+
+    yield make
+    for dispatcher in made:
+        dispatcher.close()

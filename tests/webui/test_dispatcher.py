@@ -1,0 +1,321 @@
+"""Trainings as processes: in order, one a device, and through every kind of death.
+
+The trainer is a stand-in here, so that many can be started; test_trainings.py has the real one.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.webui.waiting import PATIENCE_S, MakeDispatcher, has, patiently, ticking
+from trainer.errors import TrainerError
+from webui import process
+from webui.dispatcher import Dispatcher
+from webui.job import ACTIVE, Job, Status
+from webui.jobs import Jobs
+
+SERVER = Path(__file__).with_name("server.py")
+ENDLESS = 10**6
+
+
+@pytest.fixture
+def dispatcher(make_dispatcher: MakeDispatcher) -> Dispatcher:
+    return make_dispatcher()
+
+
+def submit(jobs: Jobs, prompt: str = "trains", steps: int = 1, owner: str = "ann") -> Job:
+    options = {
+        "instance_data_dir": "pictures",
+        "instance_prompt": prompt,
+        "max_train_steps": steps,
+    }
+    return jobs.submit(prompt, owner, options)
+
+
+def steps(job: Job) -> list[int]:
+    path = job.folder / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line)["step"] for line in lines]
+
+
+def starts(job: Job) -> list[int]:
+    """The pids of all processes that trained it."""
+    path = job.folder / "starts.txt"
+    return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+
+@contextmanager
+def server(jobs: Jobs, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen([sys.executable, SERVER, jobs.folder, *arguments]) as running:
+        try:
+            yield running
+        finally:
+            running.kill()
+
+
+def test_ten_at_once_run_in_order_and_none_is_lost(jobs: Jobs, dispatcher: Dispatcher) -> None:
+    asked = [submit(jobs) for _ in range(10)]
+    jobs.cancel(asked[6].id)
+    most = 0
+
+    def over() -> bool:
+        nonlocal most
+        now = jobs.list()
+        most = max(most, sum(job.status in ACTIVE for job in now))
+        return not any(job.status in ACTIVE | {Status.QUEUED} for job in now)
+
+    ticking(dispatcher, over)
+    ended = jobs.list()
+    assert [job.id for job in ended] == [job.id for job in asked]
+    assert most == 1
+    cancelled = ended[6]
+    assert cancelled.status is Status.CANCELLED
+    assert not starts(cancelled)
+    others = [job for job in ended if job is not cancelled]
+    assert {job.status for job in others} == {Status.FINISHED}
+    assert [job.turn for job in others] == [*range(1, 10)]
+    assert all(len(starts(job)) == 1 for job in others)
+
+
+def test_owners_take_turns_and_devices_one_job_each(
+    jobs: Jobs, make_dispatcher: MakeDispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    dispatcher = make_dispatcher(("cuda:0", "cuda:1"))
+    of = [submit(jobs, steps=ENDLESS, owner=owner) for owner in ("ann", "ann", "ann", "bob")]
+    assert jobs.queue() == (of[0], of[3], of[1], of[2])
+    dispatcher.tick()
+    assert [jobs.get(job.id).device for job in of] == ["cuda:0", None, None, "cuda:1"]
+    assert jobs.queue() == (of[1], of[2])
+    ticking(dispatcher, lambda: steps(of[0]) and steps(of[3]))
+    jobs.stop(of[3].id)
+    ticking(dispatcher, has(jobs, of[3], Status.STOPPED))
+    ticking(dispatcher, lambda: steps(of[1]))
+    assert jobs.get(of[1].id).device == "cuda:1"
+    known = json.loads((of[1].folder / "environment.json").read_text())
+    assert known["CUDA_VISIBLE_DEVICES"] == "7"
+    assert known["HF_HUB_OFFLINE"] == "1"
+    assert not {"HF_TOKEN", "WORLD_SIZE"} & known.keys()
+
+
+def test_a_killed_server_leaves_the_job_and_the_next_one_finds_it(
+    jobs: Jobs, dispatcher: Dispatcher
+) -> None:
+    job = submit(jobs, steps=ENDLESS)
+    with server(jobs) as killed:
+        patiently(lambda: steps(job))
+        killed.kill()
+        killed.wait()
+    reached = steps(job)[-1]
+    patiently(lambda: steps(job)[-1] > reached)
+    ticking(dispatcher, has(jobs, job, Status.RUNNING))
+    jobs.finish_now(job.id)
+    ticking(dispatcher, has(jobs, job, Status.FINISHED))
+    assert len(starts(job)) == 1
+
+
+def test_what_ended_while_no_server_ran_is_known(
+    jobs: Jobs, make_dispatcher: MakeDispatcher
+) -> None:
+    """With and without the process's own word: one is killed when all but the last was done."""
+    failed, pushed = submit(jobs, "fails"), submit(jobs, "pushes")
+    first = make_dispatcher(("cpu", "cuda"))
+    first.tick()
+    first.close()
+    patiently(lambda: (pushed.folder / "README.md").exists())
+    process.send(pushed.folder, signal.SIGKILL)
+    patiently(lambda: not process.is_running(pushed.folder))
+    patiently(lambda: not process.is_running(failed.folder))
+    assert jobs.get(failed.id).status is Status.RUNNING
+    make_dispatcher().tick()
+    told = jobs.get(failed.id)
+    assert told.status is Status.FAILED
+    assert told.message == "--instance_data_dir pictures is empty: put 3-5 pictures there."
+    assert jobs.get(pushed.id).status is Status.FINISHED
+
+
+@pytest.mark.parametrize(
+    ("point", "is_left"),
+    [
+        ("before it is written down", Status.QUEUED),
+        ("before the process starts", Status.RUNNING),
+        ("before its pid is known", Status.RUNNING),
+        ("after the start", Status.RUNNING),
+    ],
+)
+def test_a_server_killed_at_any_moment_starts_nothing_twice(
+    point: str, is_left: Status, jobs: Jobs, dispatcher: Dispatcher
+) -> None:
+    job = submit(jobs, steps=50)
+    with server(jobs, point) as killed:
+        assert killed.wait(PATIENCE_S) == -signal.SIGKILL
+    assert jobs.get(job.id).status is is_left
+    ticking(dispatcher, has(jobs, job, Status.FINISHED))
+    assert len(starts(job)) == 1
+    assert steps(job) == [*range(1, 51)]
+
+
+def test_a_killed_training_can_be_resumed(jobs: Jobs, dispatcher: Dispatcher) -> None:
+    job = submit(jobs, steps=ENDLESS)
+    ticking(dispatcher, lambda: (job.folder / "control").exists())
+    jobs.save_now(job.id)
+    patiently(lambda: jobs.progress(job.id).checkpoints)
+    (saved,) = jobs.progress(job.id).checkpoints
+    os.kill(starts(job)[0], signal.SIGKILL)
+    ticking(dispatcher, has(jobs, job, Status.INTERRUPTED))
+    assert jobs.get(job.id).message == "Its process was killed, or the computer was turned off."
+    seen = len(steps(job))
+    jobs.resume(job.id)
+    ticking(dispatcher, lambda: len(steps(job)) > seen)
+    assert steps(job)[seen] == saved + 1
+    jobs.finish_now(job.id)
+    ticking(dispatcher, has(jobs, job, Status.FINISHED))
+    assert jobs.get(job.id).message == ""
+    with pytest.raises(TrainerError, match="cannot be resumed: it is finished"):
+        jobs.resume(job.id)
+
+
+def test_stop_sample_and_resume(jobs: Jobs, dispatcher: Dispatcher) -> None:
+    job = submit(jobs, steps=ENDLESS)
+    with pytest.raises(TrainerError, match="does not train: it is queued"):
+        jobs.sample_now(job.id)
+    ticking(dispatcher, lambda: (job.folder / "control").exists())
+    jobs.sample_now(job.id)
+    patiently(lambda: jobs.progress(job.id).pictures)
+    jobs.stop(job.id)
+    assert jobs.get(job.id).status is Status.STOPPING
+    ticking(dispatcher, has(jobs, job, Status.STOPPED))
+    assert [*jobs.progress(job.id).checkpoints] == [steps(job)[-1]]
+    jobs.resume(job.id)
+    jobs.stop(job.id)  # out of the queue
+    assert jobs.get(job.id).status is Status.STOPPED
+    dispatcher.tick()
+    assert len(starts(job)) == 1
+
+
+@pytest.mark.parametrize("end", ["stop", "cancel"])
+def test_what_only_loads_is_ended_at_once(end: str, jobs: Jobs, dispatcher: Dispatcher) -> None:
+    job = submit(jobs, "loads")
+    ticking(dispatcher, lambda: starts(job))
+    with pytest.raises(TrainerError, match="not training at this moment"):
+        jobs.save_now(job.id)
+    getattr(jobs, end)(job.id)
+    ticking(dispatcher, has(jobs, job, Status.STOPPED, Status.CANCELLED))
+    assert (jobs.get(job.id).status is Status.STOPPED) == (end == "stop")
+    if end == "stop":
+        (job.folder / "config.toml").touch()  # as if this had been later in its life
+        (job.folder / "control").mkdir()
+        (job.folder / "loaded").touch()
+        jobs.resume(job.id)
+        ticking(dispatcher, has(jobs, job, Status.FINISHED))
+
+
+def test_a_stop_that_comes_too_late_lets_the_result_be_written(
+    jobs: Jobs, dispatcher: Dispatcher
+) -> None:
+    job = submit(jobs, "writes")
+    ticking(dispatcher, lambda: steps(job) and not (job.folder / "control").exists())
+    jobs.stop(job.id)
+    for _ in range(5):
+        dispatcher.tick()
+        time.sleep(0.01)
+    (job.folder / "written").touch()
+    ticking(dispatcher, has(jobs, job, Status.FINISHED))
+
+
+def test_cancelling_twice_kills_what_does_not_listen(jobs: Jobs, dispatcher: Dispatcher) -> None:
+    job = submit(jobs, "deaf", ENDLESS)
+    ticking(dispatcher, lambda: (job.folder / "control").exists())
+    jobs.stop(job.id)
+    jobs.cancel(job.id)
+    for _ in range(5):
+        dispatcher.tick()
+    assert jobs.get(job.id).status is Status.STOPPING
+    assert process.is_running(job.folder)
+    jobs.stop(job.id)  # does not take the cancelling back
+    jobs.cancel(job.id)
+    ticking(dispatcher, has(jobs, job, Status.CANCELLED))
+
+
+def test_a_recycled_pid_is_not_taken_for_the_training(jobs: Jobs, dispatcher: Dispatcher) -> None:
+    job = submit(jobs, "deaf", ENDLESS)
+    ticking(dispatcher, lambda: starts(job))
+    os.kill(starts(job)[0], signal.SIGKILL)
+    patiently(lambda: not process.is_running(job.folder))
+    with subprocess.Popen(["sleep", "1000"]) as stranger:
+        (job.folder / "process.lock").write_text(str(stranger.pid))
+        jobs.cancel(job.id)
+        jobs.cancel(job.id)  # would kill
+        process.send(job.folder, signal.SIGKILL)
+        assert stranger.poll() is None
+        dispatcher.tick()
+        assert jobs.get(job.id).status is Status.CANCELLED
+        stranger.send_signal(signal.SIGTERM)
+        assert stranger.wait() == -signal.SIGTERM
+
+
+def test_of_two_servers_one_dispatches_until_it_ends(
+    jobs: Jobs, make_dispatcher: MakeDispatcher
+) -> None:
+    first, second = make_dispatcher(), make_dispatcher()
+    assert first.tick()
+    job = submit(jobs)
+    assert not second.tick()
+    assert jobs.get(job.id).status is Status.QUEUED
+    first.close()
+    ticking(second, has(jobs, job, Status.FINISHED))
+
+
+def test_two_servers_start_every_job_once(jobs: Jobs) -> None:
+    asked = [submit(jobs) for _ in range(6)]
+    with server(jobs), server(jobs):
+        patiently(lambda: all(job.status is Status.FINISHED for job in jobs.list()))
+    assert [len(starts(job)) for job in asked] == [1] * 6
+
+
+def test_the_thread_looks_by_itself_and_survives_an_accident(
+    jobs: Jobs, make_dispatcher: MakeDispatcher, caplog: pytest.LogCaptureFixture
+) -> None:
+    dispatcher = make_dispatcher(every_s=0.01)
+    whole = jobs.folder.with_name("elsewhere")
+    jobs.folder.rename(whole)
+    dispatcher.start()
+    patiently(lambda: caplog.records)
+    whole.rename(jobs.folder)
+    job = submit(jobs)
+    patiently(has(jobs, job, Status.FINISHED))
+
+
+def test_what_goes_wrong_is_told(jobs: Jobs, make_dispatcher: MakeDispatcher) -> None:
+    job = submit(jobs, "breaks")
+    dispatcher = make_dispatcher()
+    ticking(dispatcher, has(jobs, job, Status.FAILED))
+    assert jobs.get(job.id).message == "The training failed (no kernel); its log.txt says where."
+    assert "Traceback" in (job.folder / "log.txt").read_text()
+    dispatcher.close()
+
+    absent = submit(jobs)
+    make_dispatcher(command=("/no/such/program",)).tick()
+    told = jobs.get(absent.id)
+    assert told.status is Status.FAILED
+    assert told.message.startswith("It could not be started: No such file or directory")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:2"])
+def test_a_device_that_is_not_there_is_told(
+    device: str, make_dispatcher: MakeDispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    with pytest.raises(TrainerError, match=f"There is no device {device}"):
+        make_dispatcher((device,))

@@ -1,0 +1,268 @@
+"""The state of trainings: what is kept, refused and undone, without any process."""
+
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.errors import TrainerError
+from webui.job import Job, Status
+from webui.jobs import Jobs
+
+ROOT = Path(__file__).resolve().parents[2]
+OPTIONS = {"instance_data_dir": "pictures", "instance_prompt": "a photo of sks toy"}
+
+
+def submit(
+    jobs: Jobs, name: str = "rabbit", owner: str = "ann", options: Mapping[str, Any] = OPTIONS
+) -> Job:
+    return jobs.submit(name, owner, options)
+
+
+def ended(jobs: Jobs, status: Status = Status.FINISHED) -> Job:
+    job = submit(jobs)
+    assert jobs.begin(job, "cpu")
+    jobs.end(job, status)
+    return jobs.get(job.id)
+
+
+def test_a_job_is_found_again_by_another_server(jobs: Jobs) -> None:
+    job = submit(jobs)
+    other = submit(jobs, owner="bob")
+    again = Jobs(jobs.folder)
+    assert again.list() == (job, other)
+    assert again.list("bob") == (other,)
+    assert again.get(job.id) == job
+    assert job.status is Status.QUEUED
+    assert job.folder.parent == jobs.folder / "runs"
+
+
+@pytest.mark.parametrize(
+    ("name", "is_kept"),
+    [
+        ("../../etc/passwd", "../../etc/passwd"),
+        ("/abs\x00\n\u202ename", "/abs name"),
+        ("<img src=x onerror=alert(1)>", "<img src=x onerror=alert(1)>"),
+        ("'); DROP TABLE jobs; --", "'); DROP TABLE jobs; --"),
+        ("\ud800 Häschen", "Häschen"),
+        ("x" * 1000, "x" * 100),
+    ],
+)
+def test_a_name_is_text_and_nothing_else(
+    name: str, is_kept: str, jobs: Jobs, tmp_path: Path
+) -> None:
+    job = submit(jobs, name, owner=f"../{is_kept}")
+    assert job.name == is_kept
+    assert [path.name for path in tmp_path.iterdir()] == ["studio"]
+    assert [path.name for path in (jobs.folder / "runs").iterdir()] == [job.id]
+    assert job.id.isalnum()
+    jobs.rename(job.id, f"{is_kept[:90]} 2")
+    assert jobs.get(job.id).name == f"{is_kept[:90]} 2"
+    with pytest.raises(TrainerError, match="has no name"):
+        jobs.rename(job.id, " \t")
+
+
+@pytest.mark.parametrize("stranger", ["", "../studio.sqlite", "x' OR '1'='1"])
+def test_an_id_is_looked_up_and_never_a_path(stranger: str, jobs: Jobs) -> None:
+    submit(jobs)
+    for ask in (jobs.get, jobs.stop, jobs.cancel, jobs.remove, jobs.restore, jobs.progress):
+        with pytest.raises(TrainerError, match="There is no such training"):
+            ask(stranger)
+
+
+def test_all_options_are_written_down_once(jobs: Jobs) -> None:
+    """Those of the preset too, which may be another one when the job is resumed."""
+    chosen = {**OPTIONS, "instance_data_dir": Path("pictures"), "rank": 4, "vae": None}
+    own = {"class_prompt": ("a toy", "a car")}
+    job = jobs.submit("rabbit", "ann", {"instance": chosen, "prior": own}, preset="pocket")
+    written = tomllib.loads((job.folder / "options.toml").read_text())
+    assert written["instance"]["instance_data_dir"] == "pictures"
+    assert written["adapter"]["rank"] == 4  # the preset's is full
+    assert written["prior"]["class_prompt"] == ["a toy", "a car"]
+    assert written["optimization"]["max_train_steps"] == 300  # the preset's
+    assert written["run"]["logging_steps"] == 10  # the default
+    assert written["run"]["output_dir"] == str(job.folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"instance_promt": "x"}, "perhaps you meant instance_prompt"),
+        ({"instance_prompt": "--push_to_hub"}, "instance_prompt may not begin with a dash"),
+        ({"class_prompt": ["a toy", "--push_to_hub"]}, "class_prompt may not begin with a dash"),
+        ({"output_dir": "/tmp"}, "output_dir is the job's own"),
+        ({"run": {"overwrite": True}}, "overwrite is the job's own"),
+        ({"rank": 0}, "--rank is 0; it must be at least 1"),
+        ({"max_train_steps": "many"}, "of the wrong type"),
+        ({"instance_prompt": "\ud800"}, "cannot be written down"),
+        ({"rank": object()}, "cannot be written down"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_and_leave_nothing(
+    options: dict[str, Any], told: str, jobs: Jobs
+) -> None:
+    with pytest.raises(TrainerError, match=told):
+        submit(jobs, options={**OPTIONS, **options})
+    with pytest.raises(TrainerError, match=r"There is no preset \.\./pocket; known are"):
+        jobs.submit("rabbit", "ann", OPTIONS, preset="../pocket")
+    assert not list((jobs.folder / "runs").iterdir())
+    assert jobs.list() == ()
+
+
+def test_an_owner_may_queue_so_many(tmp_path: Path) -> None:
+    jobs = Jobs(tmp_path, max_queued=2)
+    first, second = submit(jobs), submit(jobs)
+    with pytest.raises(TrainerError, match="You have 2 trainings in the queue, which is the most"):
+        submit(jobs)
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+    submit(jobs, owner="bob")
+    assert jobs.begin(first, "cpu")
+    submit(jobs)
+    jobs.stop(second.id)
+    submit(jobs)
+    with pytest.raises(TrainerError, match="2 trainings in the queue"):
+        jobs.resume(second.id)
+
+
+def test_owners_take_turns(jobs: Jobs) -> None:
+    of_ann = [submit(jobs) for _ in range(3)]
+    of_bob = [submit(jobs, owner="bob") for _ in range(2)]
+    of_cid = submit(jobs, owner="cid")
+    order = [of_ann[0], of_bob[0], of_cid, of_ann[1], of_bob[1], of_ann[2]]
+    assert jobs.queue() == tuple(order)
+    started = []
+    while queue := jobs.queue():
+        started.append(queue[0])
+        assert jobs.begin(queue[0], "cpu")
+        jobs.end(queue[0], Status.FINISHED)
+    assert started == order  # each start changes nothing of what was shown
+    early, late = submit(jobs), submit(jobs, owner="bob")
+    assert jobs.queue() == (late, early)  # ann had the last turn
+
+
+def test_what_is_resumed_goes_to_the_end_of_the_queue(jobs: Jobs) -> None:
+    job, other = ended(jobs, Status.INTERRUPTED), submit(jobs)
+    jobs.resume(job.id)
+    assert [each.id for each in jobs.queue()] == [other.id, job.id]
+    assert jobs.get(job.id).ended is None
+    for final in (Status.FINISHED, Status.CANCELLED):
+        with pytest.raises(TrainerError, match=f"cannot be resumed: it is {final}"):
+            jobs.resume(ended(jobs, final).id)
+
+
+def test_one_that_starts_cannot_be_taken_out_of_the_queue(jobs: Jobs) -> None:
+    """Dispatcher and page in either order: what the first wrote down counts."""
+    cancelled, started = submit(jobs), submit(jobs)
+    jobs.cancel(cancelled.id)
+    assert not jobs.begin(cancelled, "cpu")
+    assert jobs.begin(started, "cpu")
+    jobs.cancel(started.id)
+    assert jobs.get(started.id).status is Status.STOPPING
+    with pytest.raises(sqlite3.IntegrityError):
+        jobs.begin(submit(jobs), "cpu")  # a device has one job
+
+
+@pytest.mark.parametrize(
+    ("wanted", "comes", "becomes"),
+    [
+        ("stop", Status.STOPPED, Status.STOPPED),
+        ("stop", Status.INTERRUPTED, Status.STOPPED),
+        ("stop", Status.QUEUED, Status.STOPPED),
+        ("stop", Status.FAILED, Status.FAILED),
+        ("stop", Status.FINISHED, Status.FINISHED),
+        ("cancel", Status.STOPPED, Status.CANCELLED),
+        ("cancel", Status.FAILED, Status.CANCELLED),
+        ("cancel", Status.FINISHED, Status.FINISHED),
+    ],
+)
+def test_how_one_ends_that_was_to_stop(
+    wanted: str, comes: Status, becomes: Status, jobs: Jobs
+) -> None:
+    job = submit(jobs)
+    jobs.begin(job, "cpu")
+    getattr(jobs, wanted)(job.id)
+    jobs.end(job, comes, "why")
+    now = jobs.get(job.id)
+    assert now.status is becomes
+    assert now.message == ("why" if comes is becomes and comes is not Status.STOPPED else "")
+    with pytest.raises(TrainerError, match=f"cannot be stopped: it is {becomes}"):
+        jobs.stop(job.id)
+
+
+def test_what_is_removed_can_be_restored(jobs: Jobs) -> None:
+    running, job = submit(jobs), ended(jobs)
+    (job.folder / "concept.safetensors").write_bytes(b"concept")
+    jobs.remove(job.id)
+    assert jobs.list() == (jobs.get(running.id),)
+    (removed,) = jobs.list(removed=True)
+    assert removed.folder == jobs.folder / "trash" / job.id
+    assert (removed.folder / "concept.safetensors").read_bytes() == b"concept"
+    assert not job.folder.exists()
+    with pytest.raises(TrainerError, match="it is in the trash"):
+        jobs.remove(job.id)
+    jobs.restore(job.id)
+    assert jobs.get(job.id) == job
+    assert (job.folder / "concept.safetensors").exists()
+    with pytest.raises(TrainerError, match="is not in the trash"):
+        jobs.restore(job.id)
+    with pytest.raises(TrainerError, match="cannot be removed: it is queued"):
+        jobs.remove(running.id)
+
+
+@pytest.mark.parametrize("ask", ["remove", "restore"])
+def test_a_server_killed_on_the_way_to_the_trash_has_arrived(
+    ask: str, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = ended(jobs)
+    if ask == "restore":
+        jobs.remove(job.id)
+    monkeypatch.setattr(jobs, "_put_in_place", lambda job: None)
+    getattr(jobs, ask)(job.id)
+    assert job.folder.exists() == (ask == "remove")
+    folder = Jobs(jobs.folder).get(job.id).folder
+    assert (folder / "options.toml").exists()
+
+
+def test_a_folder_that_somebody_deleted_is_told(jobs: Jobs) -> None:
+    job = submit(jobs)
+    shutil.rmtree(job.folder)
+    with pytest.raises(TrainerError, match="The folder of rabbit is gone"):
+        jobs.progress(job.id)
+
+
+def test_a_kill_in_a_transaction_changes_nothing(jobs: Jobs) -> None:
+    job = ended(jobs, Status.STOPPED)
+    resume_and_die = (
+        "import os, sys; from pathlib import Path; from webui import jobs\n"
+        "update = jobs._update\n"
+        "def die(*given, **values):\n"
+        "    update(*given, **values)\n"
+        "    os.kill(os.getpid(), 9)\n"
+        "jobs._update = die\n"
+        "jobs.Jobs(Path(sys.argv[1])).resume(sys.argv[2])\n"
+    )
+    killed = subprocess.run(
+        [sys.executable, "-c", resume_and_die, jobs.folder, job.id],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert Jobs(jobs.folder).get(job.id) == job
+
+
+def test_a_folder_of_another_version_is_refused(jobs: Jobs) -> None:
+    connection = sqlite3.connect(jobs.folder / "studio.sqlite")
+    assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(TrainerError, match="of another version of the studio"):
+        Jobs(jobs.folder)

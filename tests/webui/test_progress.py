@@ -1,0 +1,124 @@
+"""What is read of a run while it is being written."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from webui.progress import RunReader
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "options.toml").write_text("[optimization]\nmax_train_steps = 100\n")
+    return tmp_path
+
+
+def line(step: int, seconds: float = 0.0) -> str:
+    told = {"step": step, "loss": step / 8, "seconds": seconds, "peak_memory_mib": 512.5 + step}
+    return json.dumps(told) + "\n"
+
+
+def append(path: Path, text: str) -> None:
+    with path.open("a") as file:
+        file.write(text)
+
+
+def replace(path: Path, text: str) -> None:
+    """As the trainer does it: under another name, and renamed."""
+    (path.parent / "new").write_text(text)
+    (path.parent / "new").replace(path)
+
+
+def test_a_run_of_which_there_is_nothing_yet(folder: Path) -> None:
+    progress = RunReader(folder).read()
+    assert (progress.step, progress.steps, progress.losses) == (0, 100, ())
+    assert progress.seconds_left is progress.steps_per_s is progress.memory_mib is None
+    assert not progress.pictures
+    assert not progress.checkpoints
+    assert progress.last_line == ""
+
+
+def test_metrics_grow_line_by_line(folder: Path) -> None:
+    metrics, reader = folder / "metrics.jsonl", RunReader(folder)
+    append(metrics, line(10, 20.0))
+    progress = reader.read()
+    assert progress.losses == ((10, 1.25),)
+    assert progress.steps_per_s == pytest.approx(0.5)
+    assert progress.seconds_left == pytest.approx(180)
+    assert progress.memory_mib == 522.5
+    half = line(20, 25.0)
+    append(metrics, half[:17])
+    assert reader.read() == progress
+    append(metrics, half[17:] + line(30, 30.0))
+    progress = reader.read()
+    assert [step for step, _ in progress.losses] == [10, 20, 30]
+    assert progress.step == 30
+    assert progress.steps_per_s == pytest.approx(2)  # since step 10: loading counts once
+    assert progress.seconds_left == pytest.approx(35)
+
+
+def test_the_rate_is_that_of_the_last_lines(folder: Path) -> None:
+    append(folder / "metrics.jsonl", "".join(line(step, step * 10.0) for step in range(1, 31)))
+    append(folder / "metrics.jsonl", "".join(line(30 + n, 300 + n) for n in range(1, 11)))
+    assert RunReader(folder).read().steps_per_s == pytest.approx(1)
+
+
+def test_only_what_is_new_is_read(folder: Path) -> None:
+    metrics, reader = folder / "metrics.jsonl", RunReader(folder)
+    append(metrics, line(10) + line(20))
+    before = reader.read()
+    with metrics.open("r+") as file:  # in place, and as long
+        file.write("x" * len(line(10)))
+    append(metrics, line(30))
+    assert reader.read().losses == (*before.losses, (30, 3.75))
+
+
+def test_a_resumed_run_takes_steps_back(folder: Path) -> None:
+    metrics, reader = folder / "metrics.jsonl", RunReader(folder)
+    append(metrics, line(10) + line(20) + line(30) + line(40)[:9])
+    assert reader.read().step == 30
+    replace(metrics, line(10))
+    append(metrics, line(12) + line(14) + line(16) + line(18) + line(20))
+    assert [step for step, _ in reader.read().losses] == [10, 12, 14, 16, 18, 20]
+    replace(metrics, "")
+    assert reader.read().losses == ()
+
+
+def test_scores_pictures_and_checkpoints_by_step(folder: Path) -> None:
+    reader = RunReader(folder)
+    replace(folder / "validation.jsonl", '{"step": 0, "dino": 0.1}\n{"step": 50, "dino": 0.5}\n')
+    pictures = folder / "validation" / "pictures"
+    pictures.mkdir(parents=True)
+    names = ["base-00", "base-01", "000050-00", "000050-01", "000005-00", ".000060-00.png.7.tmp"]
+    for name in [*names, "notes"]:
+        (pictures / f"{name}.png").touch()
+    for name in ("checkpoint-000050", "checkpoint-1000000", ".checkpoint-000060.tmp"):
+        (folder / name).mkdir()
+        (folder / name / "state.json").touch()
+    (folder / "checkpoint-000070").mkdir()  # half removed
+    progress = reader.read()
+    assert progress.scores == {0: {"dino": 0.1}, 50: {"dino": 0.5}}
+    assert [path.name for path in progress.base_pictures] == ["base-00.png", "base-01.png"]
+    assert {step: [path.name for path in paths] for step, paths in progress.pictures.items()} == {
+        5: ["000005-00.png"],
+        50: ["000050-00.png", "000050-01.png"],
+    }
+    assert progress.checkpoints == {
+        50: folder / "checkpoint-000050",
+        1000000: folder / "checkpoint-1000000",
+    }
+
+
+@pytest.mark.parametrize(
+    ("log", "last"),
+    [
+        ("Loading\nstep 1/9, ‖delta_W‖ 3\n\n", "step 1/9, ‖delta_W‖ 3"),
+        ("download:  10%\rdownload:  90%\r", "download:  90%"),
+        ("é" * 10_000 + "\nlast", "last"),
+        ("", ""),
+    ],
+)
+def test_the_last_line_of_the_log(log: str, last: str, folder: Path) -> None:
+    (folder / "log.txt").write_text(log, newline="")
+    assert RunReader(folder).read().last_line == last

@@ -1,0 +1,232 @@
+"""A training's process: it outlives the server, and is known by a lock that it alone holds.
+
+The server locks a file in the folder of the training and hands it on, open, to the process it
+starts. The system frees the lock when the process ends, however that comes about, and never
+before: no process is started twice, none is taken for another, and a server that is killed
+between starting one and writing that down has lost nothing.
+
+`python -m webui.process` is the process itself.
+"""
+
+import fcntl
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from trainer.errors import TrainerError
+from trainer.files import write_atomically
+
+LOG = "log.txt"
+_LOCK, _ENDING = "process.lock", "ending.json"
+COMMAND = (sys.executable, "-m", "webui.process")
+
+_KEPT = {"PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH"}
+_KEPT |= {"CC", "CXX"}  # for --compile
+_KEPT |= {"SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"}
+_KEPT |= {"http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"}
+_KEPT_PREFIXES = (
+    *("LC_", "XDG_", "HF_", "OMP_", "MKL_"),
+    *("TORCH", "PYTORCH_", "TRITON_", "CUDA_", "NVIDIA_"),
+)
+_SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD")
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a process ended by itself; one that was killed leaves none."""
+
+    status: int
+    """The exit status of the trainer's command."""
+    sentence: str
+    """What there is to tell of it, or nothing."""
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[int | None]:
+    """Lock the folder for a new process and forget the last one; none while one is running.
+
+    Raises:
+        OSError: the folder is gone, or may not be written.
+    """
+    lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+            return
+        (folder / _ENDING).unlink(missing_ok=True)
+        os.ftruncate(lock, 0)
+        yield lock
+    finally:
+        os.close(lock)  # the process has its own
+
+
+def start(
+    folder: Path,
+    lock: int,
+    flags: Sequence[str],
+    *,
+    device: str,
+    niceness: int = 0,
+    command: Sequence[str] = COMMAND,
+    on_end: Callable[[], object] = lambda: None,
+) -> None:
+    """Start a training, in a session of its own and with its output in `log.txt`.
+
+    Args:
+        folder: of the training.
+        lock: on the folder; the process holds it from now on.
+        flags: for the trainer.
+        device: where it trains.
+        niceness: how far it stands back for other processes.
+        command: what is started.
+        on_end: called from another thread when it has ended.
+
+    Raises:
+        OSError: it could not be started.
+    """
+    with (folder / LOG).open("ab") as log:
+        process = subprocess.Popen(
+            [*command, str(folder), str(lock), str(niceness), *flags],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=(lock,),
+            env=environment(os.environ, device),
+        )
+    if not os.fstat(lock).st_size:  # else it has done so itself
+        _write_pid(lock, process.pid)
+
+    def wait() -> None:
+        process.wait()
+        on_end()
+
+    threading.Thread(target=wait, name=f"training {process.pid}", daemon=True).start()
+
+
+def environment(of_server: Mapping[str, str], device: str) -> dict[str, str]:
+    """What a training gets to know of the server's environment: no secrets, and one device.
+
+    Raises:
+        TrainerError: there is no such device.
+    """
+    kept = {
+        name: value
+        for name, value in of_server.items()
+        if (name in _KEPT or name.startswith(_KEPT_PREFIXES))
+        and not any(word in name.upper() for word in _SECRET)
+    }
+    kept["PYTHONUNBUFFERED"] = "1"
+    if device == "cpu":
+        return kept | {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "yes"}
+    if device == "mps":
+        return kept
+    if not (match := re.fullmatch(r"cuda(?::(\d+))?", device)):
+        raise TrainerError(f"There is no device {device}; name cpu, mps or cuda:0.")
+    index, visible = int(match[1] or 0), of_server.get("CUDA_VISIBLE_DEVICES")
+    of_machine = visible.split(",") if visible else [str(number) for number in range(index + 1)]
+    if index >= len(of_machine):
+        raise TrainerError(f"There is no device {device}: CUDA_VISIBLE_DEVICES is {visible}.")
+    return kept | {"CUDA_VISIBLE_DEVICES": of_machine[index]}
+
+
+def is_running(folder: Path) -> bool:
+    """Whether the process of a folder lives, whoever started it."""
+    try:
+        lock = os.open(folder / _LOCK, os.O_RDONLY)
+    except OSError:  # none was ever started, or the folder is gone
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
+def was_started(folder: Path) -> bool:
+    """Whether there has been a process since the folder was last claimed."""
+    return _pid(folder) is not None
+
+
+def send(folder: Path, signal_number: int) -> None:
+    """Send a signal to the process of a folder, if it lives: a pid of old is never used."""
+    pid = _pid(folder)
+    if pid is not None and is_running(folder):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal_number)
+
+
+def written_since_start(folder: Path, file: Path) -> bool:
+    """Whether a file was written after the folder's process started."""
+    try:
+        return file.stat().st_mtime_ns >= (folder / _LOCK).stat().st_mtime_ns
+    except OSError:
+        return False
+
+
+def ending(folder: Path) -> Ending | None:
+    """How the last process of a folder ended by itself; none of one that was killed."""
+    try:
+        return Ending(**json.loads((folder / _ENDING).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+
+
+def _pid(folder: Path) -> int | None:
+    try:
+        return int((folder / _LOCK).read_text())
+    except (OSError, ValueError):  # none was started
+        return None
+
+
+def _write_pid(lock: int, pid: int) -> None:
+    os.pwrite(lock, str(pid).encode(), 0)
+
+
+def main(
+    argv: Sequence[str], train: Callable[[Sequence[str]], tuple[int, str]] | None = None
+) -> int:
+    """Train, and leave how that ended.
+
+    Args:
+        argv: the folder, the number of its open lock, the niceness, and the trainer's flags.
+        train: the trainer's command.
+    """
+    folder, lock, flags = Path(argv[0]), int(argv[1]), argv[3:]
+    _write_pid(lock, os.getpid())  # the server does so too, unless it was killed meanwhile
+    os.set_inheritable(lock, False)  # what the trainer starts may outlive it
+    os.nice(int(argv[2]))
+    try:
+        if train is None:
+            from trainer.__main__ import outcome as train
+        how = Ending(*train(flags))
+    except SystemExit as error:
+        how = Ending(
+            error.code if isinstance(error.code, int) else 1,
+            f"The options do not fit; {LOG} says why.",
+        )
+    except Exception as error:
+        traceback.print_exc()
+        told = str(error).splitlines()[:1] or [type(error).__name__]
+        how = Ending(1, f"The training failed ({told[0]}); its {LOG} says where.")
+    else:
+        if how.sentence:
+            sys.stderr.write(f"{how.sentence}\n")
+    write_atomically(folder / _ENDING, json.dumps(asdict(how)))
+    return how.status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,153 @@
+"""What a page shows of a run, read from the run's folder while it is being written."""
+
+import json
+import os
+import re
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from webui.options import max_train_steps
+from webui.process import LOG
+
+# As docs/trainer.md names them; the trainer's modules, which do too, take seconds to import.
+CONTROL, CONFIG, CARD, CONCEPTS = "control", "config.toml", "README.md", "concepts"
+_METRICS, _SCORES, _PICTURES = "metrics.jsonl", "validation.jsonl", "validation/pictures"
+_RATE_LINES = 10
+_TAIL_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is; None for what is not known yet.
+
+    Attributes:
+        step: the last that the metrics tell of.
+        steps: how many there are to be.
+        losses: steps with their losses.
+        scores: by step, what was measured.
+        steps_per_s: over the last lines of the metrics.
+        seconds_left: at that rate.
+        memory_mib: the most that was held.
+        base_pictures: what the base draws, a picture for every validation prompt.
+        pictures: by step, what the concept draws.
+        checkpoints: by step, their folders.
+        last_line: of the log: what it does while it takes no steps.
+    """
+
+    step: int
+    steps: int
+    losses: tuple[tuple[int, float], ...]
+    scores: Mapping[int, Mapping[str, float]]
+    steps_per_s: float | None
+    seconds_left: float | None
+    memory_mib: float | None
+    base_pictures: tuple[Path, ...]
+    pictures: Mapping[int, tuple[Path, ...]]
+    checkpoints: Mapping[int, Path]
+    last_line: str
+
+
+class RunReader:
+    """Reads a run's folder again and again, and of its metrics only what is new."""
+
+    def __init__(self, folder: Path) -> None:
+        """Take the folder of a run, in which there may be nothing yet."""
+        self._folder = folder
+        self._steps = max_train_steps(folder)
+        self._lines: list[dict[str, Any]] = []
+        self._inode = 0  # a resumed run puts another in its place
+        self._offset = 0
+        self._reading = threading.Lock()
+
+    def read(self) -> Progress:
+        """Look at the folder as it is now."""
+        with self._reading:
+            self._read_metrics()
+            lines = self._lines
+            step = lines[-1]["step"] if lines else 0
+            rate = self._rate()
+            base, pictures = self._pictures()
+            return Progress(
+                step=step,
+                steps=self._steps,
+                losses=tuple((line["step"], line["loss"]) for line in lines),
+                scores=self._scores(),
+                steps_per_s=rate,
+                seconds_left=(self._steps - step) / rate if rate else None,
+                memory_mib=(lines[-1]["peak_memory_mib"] or None) if lines else None,
+                base_pictures=base,
+                pictures=pictures,
+                checkpoints=self._checkpoints(),
+                last_line=self._last_line(),
+            )
+
+    def _read_metrics(self) -> None:
+        try:
+            with (self._folder / _METRICS).open("rb") as file:
+                state = os.fstat(file.fileno())
+                if state.st_ino != self._inode or state.st_size < self._offset:
+                    self._lines, self._offset, self._inode = [], 0, state.st_ino
+                file.seek(self._offset)
+                new = file.read()
+        except OSError:
+            return
+        whole = new[: new.rfind(b"\n") + 1]  # the last line may be half there
+        self._offset += len(whole)
+        self._lines += _json_lines(whole)
+
+    def _rate(self) -> float | None:
+        """Steps a second; the first line counts from the beginning of the run."""
+        if not self._lines:
+            return None
+        window = self._lines[-_RATE_LINES:]
+        last, first = window[-1], window[0] if len(window) > 1 else {"step": 0, "seconds": 0.0}
+        seconds = last["seconds"] - first["seconds"]
+        return (last["step"] - first["step"]) / seconds if seconds > 0 else None
+
+    def _scores(self) -> dict[int, dict[str, float]]:
+        try:
+            text = (self._folder / _SCORES).read_bytes()
+        except OSError:
+            return {}
+        return {line.pop("step"): line for line in _json_lines(text)}
+
+    def _pictures(self) -> tuple[tuple[Path, ...], dict[int, tuple[Path, ...]]]:
+        """The base's, and the concept's by step; each in the order of the prompts."""
+        found: dict[str, list[Path]] = {}
+        for path in sorted((self._folder / _PICTURES).glob("*.png")):
+            if match := re.fullmatch(r"(base|\d+)-\d+", path.stem):  # and no temporary file
+                found.setdefault(match[1], []).append(path)
+        base = tuple(found.pop("base", ()))
+        return base, {int(step): tuple(paths) for step, paths in found.items()}
+
+    def _checkpoints(self) -> dict[int, Path]:
+        """Whole ones alone, oldest first."""
+        found: dict[int, Path] = {}
+        for state in sorted(self._folder.glob("checkpoint-*/state.json")):
+            if match := re.fullmatch(r"checkpoint-(\d+)", state.parent.name):
+                found[int(match[1])] = state.parent
+        return found
+
+    def _last_line(self) -> str:
+        try:
+            with (self._folder / LOG).open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+                tail = file.read().decode(errors="replace")
+        except OSError:
+            return ""
+        # Bars of downloads begin their lines anew.
+        lines = [line.strip() for line in re.split(r"[\r\n]", tail) if line.strip()]
+        return lines[-1] if lines else ""
+
+
+def _json_lines(text: bytes) -> list[dict[str, Any]]:
+    """The objects of a file of lines, but those that a kill has cut short."""
+    lines: list[dict[str, Any]] = []
+    for line in text.splitlines():
+        with suppress(ValueError):
+            lines.append(json.loads(line))
+    return lines
