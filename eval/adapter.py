@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,15 @@ import torch
 from eval.bootstrap import Estimate
 from eval.compare import compare_results
 from eval.config import AdapterConfig
-from eval.drawing import DTYPES, Wanted, draw, file_digest, still_missing, wanted_pictures
+from eval.drawing import (
+    DTYPES,
+    LIBRARIES,
+    Wanted,
+    draw,
+    file_digest,
+    still_missing,
+    wanted_pictures,
+)
 from eval.errors import EvalError
 from eval.metrics import drift, image_similarity, text_similarities
 from eval.origin import Origin, read_origin
@@ -137,6 +146,7 @@ def evaluate_adapter(config: AdapterConfig) -> None:
         "scoring_seconds": round(time.perf_counter() - drawn, 3),
         "base_model": origin.base.pretrained_model_name_or_path,
         **asdict(config.drawing),
+        "drawn_with": {name: version(name) for name in LIBRARIES},
     }
     report = Report(name, before, after, others, score_real(scorer, truth), facts)
     sheet = draw_sheet(report, base, adapted, truth.taught)

@@ -21,6 +21,8 @@ from trainer.sampling import sample_images
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PARAMETERS = "parameters"
+LIBRARIES = ("torch", "diffusers", "peft")
+"""What decides a picture beside all that is asked for."""
 
 
 @dataclass(frozen=True)

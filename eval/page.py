@@ -155,7 +155,8 @@ def adapter_page(report: Report, base: Sequence[Wanted], adapted: Sequence[Wante
                 "Asked for other things", "What was not taught should stay as it was.", others
             ),
         ],
-        facts=_facts(report.adapted) | {k: v for k, v in report.facts.items() if v is not None},
+        facts=_facts(report.adapted)
+        | {k: _told(v) for k, v in report.facts.items() if v is not None},
     )
 
 
@@ -194,6 +195,12 @@ def _facts(result: Result) -> dict[str, object]:
         "left out of prompts": result.token or "nothing",
         "left out": ", ".join(f"{k} ({why})" for k, why in result.skipped.items()) or "no picture",
     }
+
+
+def _told(value: object) -> object:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {told}" for name, told in value.items())
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
 def _describe(extractor: Mapping[str, Any]) -> str:

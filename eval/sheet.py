@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from eval.picture import MAX_COLUMNS, ScoreBar, Section, draw_report
-from eval.result import LIBRARIES, METRICS
+from eval.result import METRICS
 from trainer.images import load_image
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ def draw_sheet(report: Report, base: Plan, adapted: Plan, taught: Sequence[Path]
         ),
     ]
     facts = report.facts
-    versions = ", ".join(f"{library} {version(library)}" for library in LIBRARIES)
+    versions = ", ".join(f"{name} {number}" for name, number in facts["drawn_with"].items())
     footer = (
         f"Base {facts['base_model']}; {len(base.concept)} pictures of the concept and "
         f"{len(base.others)} of other things from each model, in "

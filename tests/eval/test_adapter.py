@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +137,7 @@ def test_the_report_says_what_training_cost_and_what_was_asked(report: dict, run
     asked = [picture["prompt"] for picture in subject["pictures"]]
     assert asked == ["a sks toy", "a sks toy on sand"] * 2
     assert report["seeds"] == SEEDS
+    assert report["drawn_with"]["torch"] == version("torch")
 
 
 def test_the_picture_holds_five_rows_of_pictures(report_dir: Path) -> None:
