@@ -121,9 +121,9 @@ def test_what_a_method_does_not_use_is_told_of_a_preset_and_no_matter_at_its_def
     caplog.set_level("INFO")
     argv = ["--preset", "pocket", "--method", "dreambooth", *REQUIRED]
     assert parse(argv).adapter.method == "dreambooth"
-    told = "Of the preset, --method dreambooth does not use --rank."
+    told = "Of the preset, --method dreambooth does not use --rank, --normalize_directions."
     assert caplog.messages == [told]
-    parse([*argv, "--rank", "32", "--train_scale"])
+    parse([*argv, "--rank", "32", "--no_normalize_directions", "--train_scale"])
     assert caplog.messages == [told]
 
 
