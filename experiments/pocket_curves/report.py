@@ -124,11 +124,24 @@ def _spread(values: Sequence[float]) -> float:
 
 
 def _read(results: Path) -> Runs:
-    """Runs by way of training, in the order of `variants.py`."""
+    """Runs by way of training, in the order of `variants.py`.
+
+    A seed of a way counts when it has every concept, so that all means are over the same ones.
+    """
     folders = {path.parent.name: path.parent for path in sorted(results.glob("*/*.json"))}
     names = [name for name in VARIANTS if name in folders]
     names += [name for name in folders if name not in VARIANTS]
-    return {
+    runs: Runs = {
         name: [json.loads(path.read_text()) for path in sorted(folders[name].glob("*.json"))]
         for name in names
     }
+    concepts = {run["concept"] for run in chain.from_iterable(runs.values())}
+    return {
+        name: whole
+        for name, own in runs.items()
+        if (whole := [run for run in own if _concepts(own, run["seed"]) == concepts])
+    }
+
+
+def _concepts(runs: Sequence[dict[str, Any]], seed: int) -> set[str]:
+    return {run["concept"] for run in runs if run["seed"] == seed}

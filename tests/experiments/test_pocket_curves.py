@@ -53,6 +53,20 @@ def test_differences_are_those_of_runs_of_one_concept_and_seed(results: Path) ->
     assert differences(results, "svfit-full") == ""
 
 
+def test_a_seed_counts_when_it_has_every_concept(results: Path) -> None:
+    before = table(results)
+    run = json.loads((results / "lora-r4" / "striped_cat-0.json").read_text())
+    for variant in ("lora-r4", "loldu-r8"):
+        other = results / variant / "tall_bear-0.json"
+        other.write_text(json.dumps(run | {"concept": "tall_bear"}))
+    rows = [line.strip("| ").split(" | ") for line in table(results).splitlines()]
+    assert [row[2] for row in rows[2:]] == ["2", "2"]  # seed 1 lacks the bear
+    (results / "lora-r4" / "tall_bear-0.json").unlink()
+    assert [line.split(" | ")[0] for line in table(results).splitlines()[2:]] == ["| loldu-r8"]
+    (results / "loldu-r8" / "tall_bear-0.json").unlink()
+    assert table(results) == before
+
+
 def test_the_judge_tells_the_class_from_other_things() -> None:
     import random
 
