@@ -100,6 +100,7 @@ class ImagesConfig:
     prompt: str | None = None
     # The rare token, taken out of the prompts.
     token: str | None = None
+
     models: ModelsConfig = field(default_factory=ModelsConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
@@ -134,6 +135,7 @@ class AdapterConfig:
     real: Path | None = None
     # Replace the results of an earlier call, pictures too where they were drawn in another way.
     overwrite: bool = False
+
     drawing: DrawingConfig = field(default_factory=DrawingConfig)
     models: ModelsConfig = field(default_factory=ModelsConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
@@ -165,6 +167,7 @@ class SuiteConfig:
     token: str = "sks"
     # Draw pictures anew that were drawn in another way.
     redraw: bool = False
+
     drawing: DrawingConfig = field(default_factory=DrawingConfig)
     models: ModelsConfig = field(default_factory=ModelsConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
@@ -183,6 +186,7 @@ class CalibrateConfig:
     real: Path
     # Leave out pictures that cannot be read, and count them; else they are an error.
     skip_bad: bool = False
+
     models: ModelsConfig = field(default_factory=ModelsConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
 
@@ -202,4 +206,5 @@ class CompareConfig:
     plot: Path | None = None
     # Resamplings behind the intervals.
     bootstrap_samples: int = 2000
+
     output: OutputConfig = field(default_factory=OutputConfig)
