@@ -161,12 +161,11 @@ def make_plans(config: AdapterConfig, origin: Origin) -> tuple[Plan, Plan]:
     """What is drawn with the base, and with the concept.
 
     Raises:
-        EvalError: If there is nothing to ask for, or no seed.
+        EvalError: If there is nothing to ask for.
     """
     for flag, values in (
         ("--prompts", config.prompts),
         ("--other_prompts", config.other_prompts),
-        ("--seeds", config.drawing.seeds),
     ):
         if not values:
             raise EvalError(f"{flag} is empty: give some, or a --preset such as dreambooth.")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from eval.config import ModelsConfig
-from eval.metrics import drift
-from eval.score import Extractors, likeness
+from eval.metrics import clip_t, drift, image_similarity
+from eval.score import Extractors
 from trainer.scorer import Pictures
 
 
@@ -34,13 +34,13 @@ class LiveScorer:
                 model.to("cpu")
 
     def _score(self, pictures: Pictures) -> dict[str, float]:
-        extractors = self._extractors
-        drawn = extractors.features(pictures.concept)
+        clip, dino = self._extractors.clip, self._extractors.dino
+        drawn = clip.encode_images(pictures.concept)
         return {
-            **likeness(drawn, extractors.features(pictures.true)),
-            "clip_t": extractors.follows(drawn, pictures.prompts),
-            "drift": drift(
-                extractors.clip.encode_images(pictures.others),
-                extractors.clip.encode_images(pictures.base),
+            "dino": image_similarity(
+                dino.encode_images(pictures.concept), dino.encode_images(pictures.true)
             ),
+            "clip_i": image_similarity(drawn, clip.encode_images(pictures.true)),
+            "clip_t": clip_t(drawn, clip.encode_texts(pictures.prompts)),
+            "drift": drift(clip.encode_images(pictures.others), clip.encode_images(pictures.base)),
         }

@@ -9,35 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
-from PIL import Image
-from torch import Tensor
 
 from eval.cache import FeatureCache
 from eval.config import ModelsConfig, ProtocolConfig
 from eval.errors import EvalError
 from eval.extractors import ImageExtractor, ImageTextExtractor, load_clip, load_dino
 from eval.features import Seen, see, tell_bad
-from eval.metrics import (
-    clip_t,
-    diversities,
-    image_similarities,
-    image_similarity,
-    nearest,
-    text_similarities,
-)
+from eval.metrics import diversities, image_similarities, nearest, text_similarities
 from eval.result import Result, ScoredPicture, ScoredSubject
 from trainer.prompts import without_token
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Features:
-    """What DINO and CLIP see in the same pictures."""
-
-    dino: Float[Tensor, "n dino"]
-    clip: Float[Tensor, "n clip"]
 
 
 @dataclass(frozen=True)
@@ -56,14 +38,6 @@ class Extractors:
         """
         device = pick_device(models.device)
         return cls(load_clip(models.clip, device), load_dino(models.dino, device))
-
-    def features(self, images: Sequence[Image.Image]) -> Features:
-        """Return the features of pictures in memory."""
-        return Features(self.dino.encode_images(images), self.clip.encode_images(images))
-
-    def follows(self, features: Features, prompts: Sequence[str]) -> float:
-        """Return CLIP-T of pictures and their prompts, one each."""
-        return clip_t(features.clip, self.clip.encode_texts(prompts))
 
 
 class Scorer:
@@ -127,16 +101,6 @@ def pick_device(device: str | None) -> str:
             f"--device {device} is not there: give cpu, or cuda where there is such a GPU."
         ) from error
     return device
-
-
-def likeness(
-    generated: Features, real: Features, *, exclude_self: bool = False
-) -> dict[str, float]:
-    """Return DINO and CLIP-I of generated pictures against real ones."""
-    return {
-        "dino": image_similarity(generated.dino, real.dino, exclude_self=exclude_self),
-        "clip_i": image_similarity(generated.clip, real.clip, exclude_self=exclude_self),
-    }
 
 
 def score_subjects(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,8 +22,6 @@ from loldu import load_concept, read_concept, unload_concept, verify_concept
 from trainer.base import fingerprint, load_pipeline
 from trainer.base_record import base_options
 from trainer.instances import list_images
-
-logger = logging.getLogger(__name__)
 
 SAMPLES, PROMPTS_JSON = "samples", "prompts.json"
 """How CustomConcept101's own evaluation wants a subject's pictures and prompts."""
