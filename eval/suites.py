@@ -8,7 +8,6 @@ from __future__ import annotations
 import ast
 import json
 import re
-import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 
 from eval.errors import EvalError
 from trainer.captions import read_text
+from trainer.files import read_toml
 
 DREAMBOOTH, CUSTOM_CONCEPT = "prompts_and_classes.txt", "dataset.json"
 LIVE = frozenset({"cat", "dog"})
@@ -139,10 +139,7 @@ def _custom_concept(folder: Path, row: Any) -> SuiteSubject:  # noqa: ANN401  wh
 
 def _read_toml(path: Path) -> list[SuiteSubject]:
     """Ours: `prompts` for all, and `[[subject]]`s with name, class_name, real, perhaps prompts."""
-    try:
-        told = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise EvalError(f"--suite {path} cannot be read as TOML: {error}.") from error
+    told = read_toml(path, "--suite")
     rows = told.get("subject")
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise EvalError(f"--suite {path} has no [[subject]]; docs/eval.md shows one.")
