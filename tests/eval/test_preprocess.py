@@ -31,32 +31,30 @@ def photo(size: tuple[int, int]) -> Image.Image:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_dino_is_its_evaluation_transform(size: tuple[int, int]) -> None:
-    reference = transforms.Compose(
+@pytest.mark.parametrize(
+    ("ours", "resize_px", "mean", "std"),
+    [
+        (published_dino(), 256, IMAGENET_MEAN, IMAGENET_STD),  # DINO's evaluation code
+        (Preprocess(224, 224, CLIP_MEAN, CLIP_STD), 224, CLIP_MEAN, CLIP_STD),  # CLIP's
+    ],
+)
+def test_the_published_transforms(
+    ours: Preprocess,
+    resize_px: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    size: tuple[int, int],
+) -> None:
+    published = transforms.Compose(
         [
-            transforms.Resize(256, interpolation=BICUBIC),
+            transforms.Resize(resize_px, interpolation=BICUBIC),
             transforms.CenterCrop(224),
             transforms.ToTensor(),
-            transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+            transforms.Normalize(mean, std),
         ]
     )
     image = photo(size)
-    torch.testing.assert_close(published_dino()(image), reference(image), atol=0, rtol=0)
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_clip_is_its_own_transform(size: tuple[int, int]) -> None:
-    reference = transforms.Compose(
-        [
-            transforms.Resize(224, interpolation=BICUBIC),
-            transforms.CenterCrop(224),
-            transforms.ToTensor(),
-            transforms.Normalize(CLIP_MEAN, CLIP_STD),
-        ]
-    )
-    image = photo(size)
-    ours = Preprocess(224, 224, CLIP_MEAN, CLIP_STD)(image)
-    torch.testing.assert_close(ours, reference(image), atol=0, rtol=0)
+    torch.testing.assert_close(ours(image), published(image), atol=0, rtol=0)
 
 
 def test_open_clips_own_transform_is_ours() -> None:
