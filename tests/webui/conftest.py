@@ -11,13 +11,13 @@ import torch
 from loldu import LoLDUConfig, save_concept
 from tests.trainer.conftest import base_folder as base_folder
 from tests.trainer.conftest import tokenizer as tokenizer
-from tests.webui.server import STANDIN
-from tests.webui.waiting import MakeDispatcher, patiently
+from tests.webui.engine.server import STANDIN
+from tests.webui.engine.waiting import MakeDispatcher, patiently
 from trainer.base import load_pipeline
-from webui import process
-from webui.dispatcher import Dispatcher
 from webui.drawing import Studio
-from webui.jobs import Jobs
+from webui.engine import process
+from webui.engine.dispatcher import Dispatcher
+from webui.engine.jobs import Jobs
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -27,7 +27,7 @@ def url(base_folder: Path, runs: Path, tmp_path_factory: pytest.TempPathFactory)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "webui", "--port", str(port), "--runs", str(runs)]
-    command += ["--pretrained_model_name_or_path", str(base_folder)]
+    command += ["--base", str(base_folder)]
     folder = tmp_path_factory.mktemp("gradio")
     with subprocess.Popen(
         command,

@@ -9,7 +9,7 @@ def test_help_explains_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         run(["--help"])
     told = capsys.readouterr().out
-    for flag in ("--host", "--port", "--pretrained_model_name_or_path", "--runs"):
+    for flag in ("--host", "--port", "--base", "--runs"):
         assert flag in told
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from webui.options import max_train_steps
-from webui.process import LOG
+from webui.engine.options import max_train_steps
+from webui.engine.process import LOG
 
 # As docs/trainer.md names them; the trainer's modules, which do too, take seconds to import.
 CONTROL, CONFIG, CARD, CONCEPTS = "control", "config.toml", "README.md", "concepts"

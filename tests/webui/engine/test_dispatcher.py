@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.webui.waiting import PATIENCE_S, MakeDispatcher, has, patiently, ticking
+from tests.webui.engine.waiting import PATIENCE_S, MakeDispatcher, has, patiently, ticking
 from trainer.errors import TrainerError
-from webui import process
-from webui.dispatcher import Dispatcher
-from webui.job import ACTIVE, Job, Status
-from webui.jobs import Jobs
+from webui.engine import process
+from webui.engine.dispatcher import Dispatcher
+from webui.engine.job import ACTIVE, Job, Status
+from webui.engine.jobs import Jobs
 
 SERVER = Path(__file__).with_name("server.py")
 ENDLESS = 10**6

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from io import FileIO
 from pathlib import Path
 
-from webui import process
-from webui.job import ACTIVE, Job, Status
-from webui.jobs import Jobs
-from webui.options import flags
-from webui.progress import CARD, CONCEPTS, CONFIG, CONTROL
+from webui.engine import process
+from webui.engine.job import ACTIVE, Job, Status
+from webui.engine.jobs import Jobs
+from webui.engine.options import flags
+from webui.engine.progress import CARD, CONCEPTS, CONFIG, CONTROL
 
 logger = logging.getLogger("webui")
 

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from webui import process
-from webui.dispatcher import Dispatcher
-from webui.jobs import Jobs
+from webui.engine import process
+from webui.engine.dispatcher import Dispatcher
+from webui.engine.jobs import Jobs
 
 STANDIN = (sys.executable, str(Path(__file__).with_name("standin.py")))
 

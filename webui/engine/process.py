@@ -5,7 +5,7 @@ starts. The system frees the lock when the process ends, however that comes abou
 before: no process is started twice, none is taken for another, and a server that is killed
 between starting one and writing that down has lost nothing.
 
-`python -m webui.process` is the process itself.
+`python -m webui.engine.process` is the process itself.
 """
 
 import fcntl
@@ -26,7 +26,7 @@ from trainer.files import write_atomically
 
 LOG = "log.txt"
 _LOCK, _ENDING = "process.lock", "ending.json"
-COMMAND = (sys.executable, "-m", "webui.process")
+COMMAND = (sys.executable, "-m", "webui.engine.process")
 
 _KEPT = {"PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH"}
 _KEPT |= {"CC", "CXX"}  # for --compile

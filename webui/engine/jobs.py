@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import TrainerError
-from webui import process
-from webui.job import ACTIVE, ENDED, RESUMABLE, Job, Status, in_turns, shown
-from webui.options import write_options
-from webui.progress import CONTROL, Progress, RunReader
+from webui.engine import process
+from webui.engine.job import ACTIVE, ENDED, RESUMABLE, Job, Status, in_turns, shown
+from webui.engine.options import write_options
+from webui.engine.progress import CONTROL, Progress, RunReader
 
 _SCHEMA_VERSION = 1
 _SCHEMA = """
@@ -129,7 +129,7 @@ class Jobs:
         Args:
             name: shown, and nothing else.
             owner: a user or a browser session.
-            options: the trainer's, by name; see `webui.options.write_options`.
+            options: the trainer's, by name; see `webui.engine.options.write_options`.
             preset: one of the trainer's.
 
         Raises:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from webui.progress import RunReader
+from webui.engine.progress import RunReader
 
 
 @pytest.fixture

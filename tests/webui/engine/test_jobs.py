@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from trainer.errors import TrainerError
-from webui.job import Job, Status
-from webui.jobs import Jobs
+from webui.engine.job import Job, Status
+from webui.engine.jobs import Jobs
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 OPTIONS = {"instance_data_dir": "pictures", "instance_prompt": "a photo of sks toy"}
 
 
@@ -241,7 +241,7 @@ def test_a_folder_that_somebody_deleted_is_told(jobs: Jobs) -> None:
 def test_a_kill_in_a_transaction_changes_nothing(jobs: Jobs) -> None:
     job = ended(jobs, Status.STOPPED)
     resume_and_die = (
-        "import os, sys; from pathlib import Path; from webui import jobs\n"
+        "import os, sys; from pathlib import Path; from webui.engine import jobs\n"
         "update = jobs._update\n"
         "def die(*given, **values):\n"
         "    update(*given, **values)\n"

@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
-from webui.process import main
+from webui.engine.process import main
 
 STEP_S = 0.01
 

@@ -11,13 +11,13 @@ import torch
 from loldu import read_concept
 from tests.trainer.conftest import RESOLUTION
 from tests.trainer.conftest import pictures as pictures
-from tests.webui.test_dispatcher import server
-from tests.webui.waiting import MakeDispatcher, has, patiently, ticking
+from tests.webui.engine.test_dispatcher import server
+from tests.webui.engine.waiting import MakeDispatcher, has, patiently, ticking
 from trainer.__main__ import run
-from webui import process
-from webui.dispatcher import Dispatcher
-from webui.job import Status
-from webui.jobs import Jobs
+from webui.engine import process
+from webui.engine.dispatcher import Dispatcher
+from webui.engine.job import Status
+from webui.engine.jobs import Jobs
 
 
 @pytest.fixture(autouse=True)
@@ -134,7 +134,7 @@ def test_a_killed_server_leaves_the_real_trainer_at_work(
     options: dict[str, Any],
 ) -> None:
     job = jobs.submit("toy", "ann", {**options, "max_train_steps": 10**6})
-    with server(jobs, "", "webui.process") as killed:
+    with server(jobs, "", "webui.engine.process") as killed:
         patiently(lambda: jobs.progress(job.id).step > 2)
         killed.kill()
         killed.wait()

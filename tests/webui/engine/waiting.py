@@ -3,9 +3,9 @@
 import time
 from collections.abc import Callable
 
-from webui.dispatcher import Dispatcher
-from webui.job import Job, Status
-from webui.jobs import Jobs
+from webui.engine.dispatcher import Dispatcher
+from webui.engine.job import Job, Status
+from webui.engine.jobs import Jobs
 
 PATIENCE_S = 300
 

@@ -1,0 +1,73 @@
+"""What stands behind every tab of the page, and who may see what of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import gradio as gr
+import torch
+
+from trainer.errors import TrainerError
+from webui.drawing import Studio
+from webui.engine.dispatcher import Dispatcher
+from webui.engine.job import Job
+from webui.engine.jobs import Jobs
+from webui.library import Library
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One server's: the same for everyone who looks at the page.
+
+    Attributes:
+        base: The model that is trained and drawn with; the server's choice, never the browser's.
+        jobs: The trainings, of everybody.
+        dispatcher: Starts them.
+        library: The concepts, of everybody.
+        studio: Draws.
+    """
+
+    base: str
+    jobs: Jobs
+    dispatcher: Dispatcher
+    library: Library
+    studio: Studio
+
+    def job(self, job_id: str | None, request: gr.Request) -> Job:
+        """A job of the one who asks.
+
+        Raises:
+            TrainerError: there is none of that id, or it is somebody else's, which is not told.
+        """
+        job = self.jobs.get(job_id or "")
+        if job.owner != owner(request):
+            raise TrainerError("There is no such training; reload the page.")
+        return job
+
+
+def open_backend(base: str, *, studio: Path, runs: Path, devices: Sequence[str] = ()) -> Backend:
+    """Open the folders of a server, and make what works on them.
+
+    Args:
+        base: the model that is trained and drawn with.
+        studio: folder of queue, trainings and library; made if there is none.
+        runs: folder of runs of the command line.
+        devices: where to train; every GPU there is, or else the CPU, unless given.
+
+    Raises:
+        TrainerError: a folder or a device cannot be used.
+    """
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    jobs = Jobs(studio)
+    return Backend(
+        base,
+        jobs,
+        Dispatcher(jobs, devices or gpus or ["cpu"]),
+        Library(runs),
+        Studio(runs),
+    )
+
+
+def owner(request: gr.Request) -> str:
+    """Whose jobs and concepts these are: the user's who logged in, or of the one who needs not."""
+    return request.username or ""
