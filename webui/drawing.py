@@ -151,6 +151,9 @@ class Studio:
             pipeline.set_adapters(self._adapter, float(strength))
             return _draw(pipeline, request, report)
 
+    def seconds_a_pass(self, rows: int, side: int) -> float:
+        return 0.05 * rows
+
     def _path(self, name: str | None) -> Path:
         if not name:
             raise TrainerError(
