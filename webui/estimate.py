@@ -1,10 +1,14 @@
 """How long a training will take, before it has begun."""
 
 import json
+import time
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
 
 from trainer.records import METRICS
 from webui.engine.job import Job, Status
@@ -75,6 +79,25 @@ def _seconds_a_row(folder: Path, base: str, side: int) -> float | None:
         return None
     a_step = last["seconds"] / last["step"]
     return a_step / rows_a_step(options) * (side / options["resolution"]) ** 2
+
+
+@torch.no_grad()
+def measured_pass(pipeline: StableDiffusionPipeline, rows: int, side: int) -> float:
+    """Seconds of a forward pass of so many pictures, after one that is not counted."""
+    unet, latent = pipeline.unet, side // pipeline.vae_scale_factor
+    channels, width = unet.config["in_channels"], unet.config["cross_attention_dim"]
+    sample = torch.zeros(rows, channels, latent, latent, dtype=unet.dtype, device=unet.device)
+    text = torch.zeros(rows, 77, width, dtype=unet.dtype, device=unet.device)
+
+    def taken() -> float:
+        started = time.perf_counter()
+        unet(sample, torch.ones(rows, device=unet.device), encoder_hidden_states=text)
+        if unet.device.type == "cuda":
+            torch.cuda.synchronize(unet.device)
+        return time.perf_counter() - started
+
+    taken()
+    return taken()
 
 
 def duration(seconds: float) -> str:

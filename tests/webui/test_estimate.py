@@ -2,11 +2,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.webui.engine.test_jobs import ended
+from trainer.base import load_pipeline
 from webui.engine.job import Status
 from webui.engine.jobs import Jobs
-from webui.estimate import drawn_pictures, duration, estimated_seconds, rows_a_step
+from webui.estimate import drawn_pictures, duration, estimated_seconds, measured_pass, rows_a_step
 
 OPTIONS = {
     "pretrained_model_name_or_path": "pocket/base",
@@ -73,3 +75,17 @@ def test_a_training_tells_more_than_a_measurement(jobs: Jobs) -> None:
 )
 def test_a_time_as_it_is_said(seconds: float, said: str) -> None:
     assert duration(seconds) == said
+
+
+def test_what_is_measured_is_the_unets_own_time(base_folder: Path) -> None:
+    pipeline = load_pipeline(str(base_folder))
+    shapes: list[tuple[torch.Size, torch.Size]] = []
+    pipeline.unet.register_forward_pre_hook(
+        lambda _, given, named: shapes.append(
+            (given[0].shape, named["encoder_hidden_states"].shape)
+        ),
+        with_kwargs=True,
+    )
+    assert measured_pass(pipeline, 3, 64) > 0
+    side, width = 64 // pipeline.vae_scale_factor, pipeline.text_encoder.config.hidden_size
+    assert shapes == [((3, 4, side, side), (3, 77, width))] * 2

@@ -4,16 +4,14 @@ With `STUDIO_PICTURES=docs/studio` the pictures of `docs/webui.md` are taken on 
 """
 
 import os
-import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.webui.browser import ROOT, installed_browser, served
+from tests.webui.browser import ROOT, installed_browser
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: make install")
-from playwright.sync_api import Browser, Page, expect  # noqa: E402
+from playwright.sync_api import Browser  # noqa: E402
 
 PATIENCE_MS = 240_000
 PICTURES = os.environ.get("STUDIO_PICTURES")

@@ -231,6 +231,7 @@ class Handlers:
     ) -> None:
         """Answer for a server; what is filled in comes by the components of the tab."""
         self._backend, self._recipes, self._p, self._f = backend, known, pictures, form
+        self._measured: dict[tuple[int, int], float] = {}
 
     def begin(self, request: gr.Request) -> str:
         """Suggest a rare word."""
@@ -328,9 +329,7 @@ class Handlers:
         try:
             order = _order(self._f, filled)
             options = self._options(order, Path())
-            seconds = estimated_seconds(
-                options, self._backend.jobs.list(), self._backend.studio.seconds_a_pass
-            )
+            seconds = estimated_seconds(options, self._backend.jobs.list(), self._measure)
             before = [job for job in self._backend.jobs.list() if job.status not in ENDED]
         except TrainerError as error:
             return advice(chosen, None), escape(str(error))
@@ -352,6 +351,12 @@ class Handlers:
             self._backend.dispatcher.look()
         gr.Info(f"{escape(job.name)} is in the queue.")
         return job.id, gr.Tabs(selected=PROGRESS), self._suggested(request, order.token)
+
+    def _measure(self, rows: int, side: int) -> float:
+        if (rows, side) not in self._measured:
+            measure = self._backend.studio.seconds_a_pass
+            self._measured[rows, side] = measure(self._backend.base, rows, side)
+        return self._measured[rows, side]
 
     def _options(self, order: Order, folder: Path) -> dict[str, Any]:
         backend = self._backend
