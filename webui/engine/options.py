@@ -63,6 +63,13 @@ def max_train_steps(folder: Path) -> int:
     return options["optimization"]["max_train_steps"]
 
 
+def drawn_prompts(folder: Path) -> tuple[str, ...]:
+    """The prompts of a training's validation pictures, in their order."""
+    options = tomllib.loads((folder / OPTIONS).read_text(encoding="utf-8"))
+    given = options["run"]["validation_prompt"] or [options["instance"].get("instance_prompt", "")]
+    return tuple(given)
+
+
 def _flat(table: Mapping[str, Any]) -> dict[str, Any]:
     """The options without their tables, as TOML can hold them."""
     pairs: dict[str, Any] = {}
