@@ -63,7 +63,7 @@ def open_backend(base: str, *, studio: Path, runs: Path, devices: Sequence[str] 
         base,
         jobs,
         Dispatcher(jobs, devices or gpus or ["cpu"]),
-        Library(runs),
+        Library(studio / "library", runs, jobs),
         Studio(runs),
     )
 
