@@ -81,7 +81,7 @@ def open_backend(
         base,
         jobs,
         Dispatcher(jobs, devices or gpus or ["cpu"]),
-        Library(runs),
+        Library(studio / "library", runs, jobs),
         Studio(runs),
         Uploads(jobs.folder / "pictures"),
         examples,
