@@ -24,6 +24,7 @@ class Entry:
     owner: str | None
     folder: Path
     created: float
+    token: str | None = None
 
     @property
     def path(self) -> Path:

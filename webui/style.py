@@ -6,6 +6,10 @@ THEME = gr.themes.Default(
     primary_hue="teal", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono="monospace"
 )
 CSS = """
+.header h1 { font-size: 1.5rem; margin: 0; }
+.header p { margin: .15rem 0 0; }
+.advice { margin: 0; padding-inline-start: 1.1rem; }
+.advice li { margin: .25rem 0; }
 .facts { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; margin: 0; }
 .facts div { display: flex; gap: .4rem; }
 .facts dt { color: var(--body-text-color-subdued); }
