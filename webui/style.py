@@ -21,6 +21,8 @@ CSS = """
 .trainings label { overflow-wrap: anywhere; }
 .requests { flex-wrap: wrap; }
 .question { border-left: 3px solid var(--color-accent); padding-left: .75rem; }
+/* As many columns as there is room for, and the same in both rows. */
+.steps .grid-container { grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)) !important; }
 /* Its number would be that of a place in the row of steps; the label tells the step. */
 .scrubber input[type=number] { display: none; }
 .last-line { color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
