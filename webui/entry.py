@@ -49,6 +49,14 @@ class Entry:
         return self.folder / CONCEPT
 
     @property
+    def token(self) -> str | None:
+        """The rare word it was trained with, where its options are known."""
+        if not (self.folder / CONFIG).is_file():
+            return None
+        options = tomllib.loads((self.folder / CONFIG).read_text(encoding="utf-8"))
+        return options.get("instance", {}).get("token")
+
+    @property
     def samples(self) -> list[Path]:
         """Pictures that were drawn with it."""
         return sorted((self.folder / SAMPLES).glob("*-concept.png"))
