@@ -8,6 +8,7 @@ import gradio as gr
 import torch
 
 from trainer.errors import TrainerError
+from webui.album import Album
 from webui.drawing import Studio
 from webui.engine.dispatcher import Dispatcher
 from webui.engine.job import Job
@@ -25,6 +26,7 @@ class Backend:
         dispatcher: Starts them.
         library: The concepts, of everybody.
         studio: Draws.
+        album: What was drawn, of everybody.
     """
 
     base: str
@@ -32,6 +34,7 @@ class Backend:
     dispatcher: Dispatcher
     library: Library
     studio: Studio
+    album: Album
 
     def job(self, job_id: str | None, request: gr.Request) -> Job:
         """A job of the one who asks.
@@ -64,7 +67,8 @@ def open_backend(base: str, *, studio: Path, runs: Path, devices: Sequence[str] 
         jobs,
         Dispatcher(jobs, devices or gpus or ["cpu"]),
         Library(runs),
-        Studio(runs),
+        Studio(base),
+        Album(jobs.folder / "album"),
     )
 
 
