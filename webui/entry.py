@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from loldu import Concept
+from loldu import Concept, ConceptError
 from trainer.card import CARD
 from trainer.checkpoint import CONFIG
 from trainer.errors import TrainerError
@@ -15,6 +15,7 @@ from trainer.images import load_image
 from trainer.instances import list_images
 from trainer.methods import FILE_NAMES, LEARNED_WORD
 from trainer.records import METRICS, SAMPLES, SUMMARY
+from webui.about import about
 
 CONCEPT, PICTURES = FILE_NAMES["loldu"], "pictures"
 _TAKEN = (CONCEPT, CONFIG, SUMMARY, METRICS, CARD, LEARNED_WORD)
@@ -47,6 +48,13 @@ class Entry:
     def path(self) -> Path:
         """The concept file."""
         return self.folder / CONCEPT
+
+    @property
+    def token(self) -> str | None:
+        """The rare token, if the file tells one."""
+        with suppress(ConceptError, TrainerError):
+            return about(self.path).token
+        return None
 
     @property
     def samples(self) -> list[Path]:

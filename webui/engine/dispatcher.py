@@ -52,7 +52,7 @@ class Dispatcher:
         for device in devices:
             process.environment(os.environ, device)
         self._jobs = jobs
-        self._devices = tuple(devices)
+        self.devices = tuple(devices)
         self._niceness = niceness
         self._command = command
         self._every_s = every_s
@@ -119,7 +119,7 @@ class Dispatcher:
 
     def _begin_next(self) -> None:
         taken = {job.device for job in self._jobs.list() if job.status in ACTIVE}
-        free = [device for device in self._devices if device not in taken]
+        free = [device for device in self.devices if device not in taken]
         for job in self._jobs.queue():
             if not free:
                 return

@@ -101,6 +101,13 @@ def _write(folder: Path, chosen: Mapping[str, Any]) -> None:
         raise TrainerError(f"The options cannot be written down: {error}.") from error
 
 
+def drawn_prompts(folder: Path) -> tuple[str, ...]:
+    """The prompts of a training's validation pictures, in their order."""
+    options = tomllib.loads((folder / OPTIONS).read_text(encoding="utf-8"))
+    given = options["run"]["validation_prompt"] or [options["instance"].get("instance_prompt", "")]
+    return tuple(given)
+
+
 def _flat(table: Mapping[str, Any]) -> dict[str, Any]:
     """The options without their tables, as TOML can hold them."""
     pairs: dict[str, Any] = {}

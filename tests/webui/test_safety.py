@@ -1,0 +1,80 @@
+"""What the served page lets nobody do, asked over HTTP."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.webui.browser import Server, served
+
+USERS = ("--auth", "ann:1:a", "bob:b")
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("studio")
+
+
+@pytest.fixture(scope="module")
+def server(base_folder: Path, studio: Path) -> Iterator[Server]:
+    with served(studio, "--base", str(base_folder), *USERS) as server:
+        yield server
+
+
+@pytest.fixture
+def ann(server: Server) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url) as client:
+        answer = client.post("login", data={"username": "ann", "password": "1:a"})
+        assert answer.status_code == 200
+        yield client
+
+
+def test_who_has_not_logged_in_gets_nothing(server: Server) -> None:
+    with httpx.Client(base_url=server.url) as client:
+        assert client.get("config").status_code == 401
+        assert client.get("gradio_api/info").status_code == 401
+        files = {"files": ("x.png", b"x")}
+        assert client.post("gradio_api/upload", files=files).status_code == 401
+        for name, password in (("ann", "b"), ("ann", ""), ("", ""), ("eve", "1:a")):
+            answer = client.post("login", data={"username": name, "password": password})
+            assert answer.status_code in (400, 422)
+        assert client.get("config").status_code == 401
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "{studio}/studio.sqlite",
+        "{studio}/cache/../studio.sqlite",
+        "/etc/passwd",
+        "../../../../../../etc/passwd",
+        "pyproject.toml",
+        "{studio}/cache/..%2fstudio.sqlite",
+    ],
+)
+def test_no_file_but_the_pages_own_is_served(ann: httpx.Client, studio: Path, path: str) -> None:
+    path = path.format(studio=studio)
+    assert ann.get(f"gradio_api/file={path}").status_code in (403, 404)
+
+
+def test_an_upload_gets_no_name_of_its_own(ann: httpx.Client, studio: Path) -> None:
+    files = {"files": ("../../x.png", b"x")}
+    answer = ann.post("gradio_api/upload", files=files)
+    (path,) = answer.json()
+    assert Path(path).resolve().is_relative_to(studio / "cache")
+    assert not list(studio.parent.glob("x.png"))
+
+
+def test_too_much_is_not_taken(ann: httpx.Client, studio: Path) -> None:
+    files = {"files": ("big.png", bytes(33 * 2**20))}
+    assert ann.post("gradio_api/upload", files=files).status_code == 413
+    assert not [path for path in (studio / "cache").rglob("*") if path.name == "big.png"]
+
+
+def test_a_page_from_elsewhere_may_not_read_answers(ann: httpx.Client) -> None:
+    answers = [
+        ann.get("config", headers={"Origin": origin}).headers
+        for origin in ("http://localhost:3000", "https://evil.example")
+    ]
+    assert [("access-control-allow-origin" in headers) for headers in answers] == [True, False]
