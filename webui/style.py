@@ -7,6 +7,7 @@ THEME = gr.themes.Default(
 )
 CSS = """
 .facts { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; margin: 0; }
+.facts + .facts { margin-top: .5rem; }
 .facts div { display: flex; gap: .4rem; }
 .facts dt { color: var(--body-text-color-subdued); }
 .facts dd { margin: 0; overflow-wrap: anywhere; }
