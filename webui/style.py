@@ -11,6 +11,7 @@ CSS = """
 .advice { margin: 0; padding-inline-start: 1.1rem; }
 .advice li { margin: .25rem 0; }
 .facts { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; margin: 0; }
+.facts + .facts { margin-top: .5rem; }
 .facts div { display: flex; gap: .4rem; }
 .facts dt { color: var(--body-text-color-subdued); }
 .facts dd { margin: 0; overflow-wrap: anywhere; }
