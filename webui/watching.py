@@ -15,7 +15,7 @@ from trainer.images import load_image
 from webui import telling
 from webui.backend import Backend
 from webui.charts import draw_curves, score_table
-from webui.engine.job import ACTIVE, ENDED, RESUMABLE, Job, Status
+from webui.engine.job import ACTIVE, ENDED, RESUMABLE, Job, Kind, Status
 from webui.engine.options import drawn_prompts
 from webui.engine.progress import Progress
 
@@ -83,7 +83,7 @@ class Watcher:
 
     def find(self, job_id: str | None, owner: str) -> Job | None:
         """The job to show: the asked one, or else one that runs, or else the newest."""
-        own = self._jobs.list(owner)
+        own = self._jobs.list(owner, Kind.TRAIN)
         asked = [job for job in own if job.id == job_id]
         running = [job for job in own if job.status in ACTIVE]
         return next(iter([*asked, *running, *own[::-1]]), None)
@@ -96,7 +96,7 @@ class Watcher:
         else:
             shown = {"empty": gr.update(visible=False), "full": gr.update(visible=True)}
             shown |= self._list(job, owner, look) | self._job(job, owner, look)
-        removed = max(self._jobs.list(owner, removed=True), key=_removed, default=None)
+        removed = max(self._jobs.list(owner, Kind.TRAIN, removed=True), key=_removed, default=None)
         shown["restore"] = gr.update(
             value=f"Bring back “{removed.name}”" if removed else "", visible=removed is not None
         )
@@ -116,7 +116,7 @@ class Watcher:
         Raises:
             TrainerError: nothing was.
         """
-        removed = self._jobs.list(owner, removed=True)
+        removed = self._jobs.list(owner, Kind.TRAIN, removed=True)
         if not removed:
             raise TrainerError("There is nothing to bring back.")
         return max(removed, key=_removed)
@@ -124,13 +124,14 @@ class Watcher:
     # -------------------------------------------------------------------------------- the list
 
     def _list(self, job: Job, owner: str, look: Look) -> dict[str, Any]:
-        own, queue, now = self._jobs.list(owner), self._jobs.queue(), time.time()
+        own, queue = self._jobs.list(owner, Kind.TRAIN), self._jobs.queue()
+        now = time.time()
         places = {each.id: place for place, each in enumerate(queue, 1)}
         choices = [
             (telling.listed(each, self._reached(each), places.get(each.id), now), each.id)
             for each in own[::-1]
         ]
-        queued = sum(each.owner == owner for each in queue)
+        queued = sum(each.owner == owner and each.kind is Kind.TRAIN for each in queue)
         return {
             "list": gr.update(choices=choices, value=job.id),
             "cancel_all": gr.update(value=f"Cancel all queued ({queued})", visible=queued > 1),

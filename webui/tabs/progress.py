@@ -8,7 +8,7 @@ import gradio as gr
 
 from trainer.errors import TrainerError
 from webui.backend import Backend, owner
-from webui.engine.job import Job, Status
+from webui.engine.job import Job, Kind, Status
 from webui.page import CONCEPTS, PLAY, PROGRESS, Page, told
 from webui.watching import Look, Watcher
 
@@ -239,7 +239,11 @@ class Handlers:
         """Cancel all of the person's own that are queued."""
         look.asked = None
         with told():
-            own = [job for job in self._jobs.queue() if job.owner == owner(request)]
+            own = [
+                job
+                for job in self._jobs.queue()
+                if job.owner == owner(request) and job.kind is Kind.TRAIN
+            ]
             for job in own:
                 self._jobs.cancel(job.id)
         gr.Info(f"Cancelled: {len(own)}.", duration=4)
