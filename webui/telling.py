@@ -123,7 +123,7 @@ def log_tail(folder: Path) -> str:
     # Bars begin their lines anew, and only what they came to is of interest.
     lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
     tail = "\n".join(lines[-_LOG_LINES:]).strip()
-    return f'<pre class="log">{escape(tail) or "Nothing yet."}</pre>'
+    return f'<pre class="log" tabindex="0"><code>{escape(tail) or "Nothing yet."}</code></pre>'
 
 
 def duration(seconds: float) -> str:

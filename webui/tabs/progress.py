@@ -60,8 +60,8 @@ def _job(parts: dict[str, Any]) -> None:
     _pictures(parts)
     parts["curves"] = gr.HTML()
     with gr.Accordion("Log", open=False) as parts["fold"]:
-        parts["log"] = gr.HTML(max_height=400, autoscroll=True)
-    parts["name"] = gr.Textbox(label="Name", max_length=100, submit_btn="Rename")
+        parts["log"] = gr.HTML()
+    parts["name"] = gr.Textbox(label="Name of this training", max_length=100, submit_btn="Rename")
 
 
 def _pictures(parts: dict[str, Any]) -> None:
