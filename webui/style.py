@@ -16,6 +16,8 @@ CSS = """
 .facts dd { margin: 0; overflow-wrap: anywhere; }
 /* The label floats over the pictures; only an enlarged one needs more height than its row. */
 .pictures .grid-wrap { padding-top: 2.25rem; max-height: none; }
+.seed { align-items: end; }
+.parameters { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; }
 .pictures:not(:has(.preview)) .grid-wrap { min-height: 0; }
 .trainings .wrap { flex-direction: column; max-height: 24rem; overflow-y: auto; flex-wrap: nowrap; }
 .trainings label { overflow-wrap: anywhere; }
