@@ -22,21 +22,25 @@ CSS = """
 .pictures:not(:has(.preview)) .grid-wrap { min-height: 0; }
 .trainings .wrap { flex-direction: column; max-height: 24rem; overflow-y: auto; flex-wrap: nowrap; }
 .trainings label { overflow-wrap: anywhere; }
+@media (max-width: 640px) { .trainings .wrap { max-height: 12rem; } }
 .requests { flex-wrap: wrap; }
 .question { border-left: 3px solid var(--color-accent); padding-left: .75rem; }
 /* As many columns as there is room for, and the same in both rows. */
-.steps .grid-container { grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)) !important; }
+.steps .grid-container {
+  grid-template-columns: repeat(auto-fill, minmax(max(140px, 22%), 1fr)) !important; }
 /* Its number would be that of a place in the row of steps; the label tells the step. */
-.scrubber input[type=number] { display: none; }
+.scrubber .tab-like-container { display: none; }
 .last-line { color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
 progress { width: 100%; height: .75rem; border: 0; border-radius: .4rem; overflow: hidden;
   appearance: none; background: var(--border-color-primary); }
 progress::-webkit-progress-bar { background: var(--border-color-primary); }
 progress::-webkit-progress-value { background: var(--color-accent); }
 progress::-moz-progress-bar { background: var(--color-accent); }
-.log { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .8rem; }
+/* Reversed, it begins at its end. */
+.log { display: flex; flex-direction: column-reverse; max-height: 24rem; overflow-y: auto;
+  white-space: pre-wrap; overflow-wrap: anywhere; font-size: .8rem; }
 .scores { font-variant-numeric: tabular-nums; }
-.scores th, .scores td { padding: .1rem .6rem; text-align: right; }
+.scores :is(th, td) { padding: .1rem .6rem; border: 0; text-align: right; white-space: nowrap; }
 .scores th[scope=row] { text-align: left; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(280px, 1fr)); gap: 1rem;
   --chart-line: var(--color-accent); --chart-raw: var(--body-text-color-subdued); }

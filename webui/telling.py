@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 
 from webui.engine import process
-from webui.engine.job import ENDED, RESUMABLE, Job, Status
+from webui.engine.job import ENDED, RESUMABLE, Job, Kind, Status
 from webui.engine.progress import CONFIG, CONTROL, Progress
 
 PREPARING, TRAINING, FINISHING = "Preparing", "Training", "Writing the result"
@@ -60,18 +60,15 @@ def listed(job: Job, reached: tuple[int, int] | None, place: int | None, now: fl
     return f"{job.name} · {' · '.join(parts)}"
 
 
-def before(job: Job, owner: str, queue: Sequence[Job], active: Sequence[Job]) -> str:
-    """What starts before a queued job: of others, nothing but how many."""
+def before(job: Job, queue: Sequence[Job], active: Sequence[Job]) -> str:
+    """What comes before a queued job: of others, nothing but how many."""
     ahead = [*active, *queue[: [each.id for each in queue].index(job.id)]]
-    own = sum(each.owner == owner for each in ahead)
-    parts = []
-    if own:
-        parts.append(f"{_count(own)} of yours")
-    if len(ahead) > own:
-        others = len(ahead) - own
-        parts.append(f"{others} of others" if own else f"{_count(others)} of others")
-    if not parts:
+    if not ahead:
         return "It is the next to start."
+    own = sum(each.owner == job.owner for each in ahead)
+    kind = "training" if all(each.kind is Kind.TRAIN for each in ahead) else "job"
+    counts = [(own, "of yours"), (len(ahead) - own, "of others")]
+    parts = [f"{count} {_plural(kind, count)} {whose}" for count, whose in counts if count]
     return f"{' and '.join(parts)} {'is' if len(ahead) == 1 else 'are'} before it."
 
 
@@ -126,7 +123,7 @@ def log_tail(folder: Path) -> str:
     # Bars begin their lines anew, and only what they came to is of interest.
     lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
     tail = "\n".join(lines[-_LOG_LINES:]).strip()
-    return f'<pre class="log">{escape(tail) or "Nothing yet."}</pre>'
+    return f'<pre class="log" tabindex="0"><code>{escape(tail) or "Nothing yet."}</code></pre>'
 
 
 def duration(seconds: float) -> str:
@@ -144,7 +141,7 @@ def ago(seconds: float) -> str:
     for unit, name in ((86400, "day"), (3600, "hour"), (60, "minute")):
         if seconds >= unit:
             count = int(seconds // unit)
-            return f"{count} {name}{'s' if count > 1 else ''} ago"
+            return f"{count} {_plural(name, count)} ago"
     return "just now"
 
 
@@ -178,8 +175,8 @@ def _advice(job: Job, checkpoints: Mapping[int, Path], waits: str) -> str:
     return ""
 
 
-def _count(number: int) -> str:
-    return f"{number} training{'s' if number > 1 else ''}"
+def _plural(name: str, count: int) -> str:
+    return name if count == 1 else f"{name}s"
 
 
 def _ordinal(number: int) -> str:

@@ -33,6 +33,7 @@ class Look:
         nearest_to: The shown step that the checkpoint was last chosen for.
         log: Whether the log is unfolded.
         asked: What the person is asked to confirm: to cancel `one` or `all`.
+        open: Whether the tab is; a server that has just started takes it to be.
         sent: What the browser has, by part of the tab.
     """
 
@@ -41,12 +42,14 @@ class Look:
     nearest_to: int | None = None
     log: bool = False
     asked: str | None = None
+    open: bool = True
     sent: dict[str, Any] = field(default_factory=dict)
 
     def at_another(self) -> None:
         """Look at another job: from its newest pictures, wherever the last one's was left."""
         self.step = self.checkpoint = self.nearest_to = self.asked = None
-        self.sent.pop("name", None)  # what was typed there was for the last one
+        for part in ("list", "name"):  # what was chosen and typed there was for the last one
+            self.sent.pop(part, None)
 
     def new(self, view: Mapping[str, Any], parts: Iterable[str]) -> list[Any]:
         """What is to be sent of a view, in the order of parts: nothing of what is there."""
@@ -56,7 +59,7 @@ class Look:
                 updates.append(gr.skip())
                 continue
             update = self.sent[part] = view[part]
-            updates.append(update.update() if isinstance(update, Row) else update)
+            updates.append(update.update() if isinstance(update, Row | Choices) else update)
         return updates
 
 
@@ -73,6 +76,19 @@ class Row:
         return gr.update(value=value, label=self.label, visible=bool(value))
 
 
+@dataclass(frozen=True)
+class Choices:
+    """The list of jobs, and which is chosen when that is not the person's own choice just now."""
+
+    choices: tuple[tuple[str, str], ...]
+    value: str | None = field(compare=False)
+
+    def update(self) -> dict[str, Any]:
+        """The list for a browser."""
+        update = gr.update(choices=list(self.choices))
+        return update if self.value is None else update | {"value": self.value}
+
+
 class Watcher:
     """Looks at the trainings of an owner for the tab."""
 
@@ -83,7 +99,7 @@ class Watcher:
 
     def find(self, job_id: str | None, owner: str) -> Job | None:
         """The job to show: the asked one, or else one that runs, or else the newest."""
-        own = self._jobs.list(owner, Kind.TRAIN)
+        own = self._own(owner)
         asked = [job for job in own if job.id == job_id]
         running = [job for job in own if job.status in ACTIVE]
         return next(iter([*asked, *running, *own[::-1]]), None)
@@ -96,44 +112,43 @@ class Watcher:
         else:
             shown = {"empty": gr.update(visible=False), "full": gr.update(visible=True)}
             shown |= self._list(job, owner, look) | self._job(job, owner, look)
-        removed = max(self._jobs.list(owner, Kind.TRAIN, removed=True), key=_removed, default=None)
+        removed = self.last_removed(owner)
         shown["restore"] = gr.update(
             value=f"Bring back “{removed.name}”" if removed else "", visible=removed is not None
         )
-        return shown | {"timer": self.pace(owner)}
+        return shown | {"timer": self._pace(owner) if look.open else gr.update(active=False)}
 
-    def pace(self, owner: str) -> dict[str, Any]:
+    def _pace(self, owner: str) -> dict[str, Any]:
         """How often there is something new to see."""
-        states = {job.status for job in self._jobs.list(owner)}
+        states = {job.status for job in self._own(owner)}
         works = bool(states & ACTIVE)
         return gr.update(
             value=_TICK_S if works else _QUEUE_TICK_S, active=works or Status.QUEUED in states
         )
 
-    def last_removed(self, owner: str) -> Job:
-        """What was removed last.
+    def last_removed(self, owner: str) -> Job | None:
+        """What can be brought back."""
+        return max(self._own(owner, removed=True), key=lambda job: job.removed or 0, default=None)
 
-        Raises:
-            TrainerError: nothing was.
-        """
-        removed = self._jobs.list(owner, Kind.TRAIN, removed=True)
-        if not removed:
-            raise TrainerError("There is nothing to bring back.")
-        return max(removed, key=_removed)
+    def queued(self, owner: str) -> tuple[Job, ...]:
+        """The owner's in the queue, the next one first."""
+        return tuple(job for job in self._jobs.queue() if job.owner == owner and _trains(job))
+
+    def _own(self, owner: str, *, removed: bool = False) -> tuple[Job, ...]:
+        return tuple(filter(_trains, self._jobs.list(owner, removed=removed)))
 
     # -------------------------------------------------------------------------------- the list
 
     def _list(self, job: Job, owner: str, look: Look) -> dict[str, Any]:
-        own, queue = self._jobs.list(owner, Kind.TRAIN), self._jobs.queue()
-        now = time.time()
-        places = {each.id: place for place, each in enumerate(queue, 1)}
-        choices = [
+        own, now = self._own(owner), time.time()
+        places = {each.id: place for place, each in enumerate(self._jobs.queue(), 1)}
+        choices = tuple(
             (telling.listed(each, self._reached(each), places.get(each.id), now), each.id)
             for each in own[::-1]
-        ]
-        queued = sum(each.owner == owner and each.kind is Kind.TRAIN for each in queue)
+        )
+        queued = len(self.queued(owner))
         return {
-            "list": gr.update(choices=choices, value=job.id),
+            "list": Choices(choices, None if "list" in look.sent else job.id),
             "cancel_all": gr.update(value=f"Cancel all queued ({queued})", visible=queued > 1),
             "ask_all": gr.update(visible=look.asked == "all" and queued > 0),
             "question_all": f"Cancel your {queued} queued trainings for good?",
@@ -156,7 +171,7 @@ class Watcher:
         if job.status is Status.QUEUED:
             everyone = self._jobs.list()
             active = [each for each in everyone if each.status in ACTIVE]
-            waits = telling.before(job, owner, self._jobs.queue(), active)
+            waits = telling.before(job, self._jobs.queue(), active)
         try:
             progress = self._jobs.progress(job.id)
         except TrainerError as error:
@@ -269,5 +284,6 @@ def _written(path: Path) -> int:
         return 0
 
 
-def _removed(job: Job) -> float:
-    return job.removed or 0.0
+def _trains(job: Job) -> bool:
+    """Scorings are of another tab."""
+    return job.kind is Kind.TRAIN

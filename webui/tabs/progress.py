@@ -8,7 +8,7 @@ import gradio as gr
 
 from trainer.errors import TrainerError
 from webui.backend import Backend, owner
-from webui.engine.job import Job, Kind, Status
+from webui.engine.job import Job, Status
 from webui.page import CONCEPTS, PLAY, PROGRESS, Page, told
 from webui.watching import Look, Watcher
 
@@ -60,8 +60,8 @@ def _job(parts: dict[str, Any]) -> None:
     _pictures(parts)
     parts["curves"] = gr.HTML()
     with gr.Accordion("Log", open=False) as parts["fold"]:
-        parts["log"] = gr.HTML(max_height=400, autoscroll=True)
-    parts["name"] = gr.Textbox(label="Name", max_length=100, submit_btn="Rename")
+        parts["log"] = gr.HTML()
+    parts["name"] = gr.Textbox(label="Name of this training", max_length=100, submit_btn="Rename")
 
 
 def _pictures(parts: dict[str, Any]) -> None:
@@ -125,7 +125,7 @@ def _connect(handlers: "Handlers", page: Page, tab: gr.Tab, parts: dict[str, Any
     does(parts["restore"].click, handlers.restore)
     parts["begin"].click(lambda: gr.Tabs(selected=CONCEPTS), None, page.tabs, **_AT_ONCE)
     parts["keep"].click(handlers.keep, [parts["checkpoint"], page.job], page.concept, **_PRIVATE)
-    parts["play"].click(handlers.play, page.job, [page.concept, page.tabs], **_PRIVATE)
+    parts["play"].click(handlers.play, seen, [page.concept, page.tabs, parts["timer"]], **_PRIVATE)
 
 
 class Handlers:
@@ -150,6 +150,7 @@ class Handlers:
 
     def enter(self, look: Look, job_id: str | None, request: gr.Request) -> list[Any]:
         """Send everything, whatever was said to be there."""
+        look.open = True
         look.sent.clear()
         return self.refresh(look, job_id, request)
 
@@ -157,8 +158,7 @@ class Handlers:
         """Look no more while another tab is open."""
         if event.value.lower() == PROGRESS:
             return gr.skip()
-        look.sent["timer"] = gr.update(active=False)
-        return look.sent["timer"]
+        return self._leave(look)
 
     def show(self, look: Look, job_id: str | None, request: gr.Request) -> list[Any]:
         """Show another job."""
@@ -239,14 +239,10 @@ class Handlers:
         """Cancel all of the person's own that are queued."""
         look.asked = None
         with told():
-            own = [
-                job
-                for job in self._jobs.queue()
-                if job.owner == owner(request) and job.kind is Kind.TRAIN
-            ]
-            for job in own:
+            queued = self._watcher.queued(owner(request))
+            for job in queued:
                 self._jobs.cancel(job.id)
-        gr.Info(f"Cancelled: {len(own)}.", duration=4)
+        gr.Info(f"Cancelled: {len(queued)}.", duration=4)
 
     def rename(self, name: str, look: Look, job_id: str | None, request: gr.Request) -> None:
         """Give the shown job another name."""
@@ -257,7 +253,8 @@ class Handlers:
     def restore(self, look: Look, job_id: str | None, request: gr.Request) -> None:
         """Bring back what was removed last."""
         with told():
-            self._jobs.restore(self._watcher.last_removed(owner(request)).id)
+            if (job := self._watcher.last_removed(owner(request))) is not None:
+                self._jobs.restore(job.id)
 
     def keep(self, step: int | None, job_id: str | None, request: gr.Request) -> str:
         """Put a checkpoint's concept into the library, for Play to use."""
@@ -269,11 +266,15 @@ class Handlers:
         gr.Info(f"“{escape(entry.name)}” is in the Library, and Play uses it.", duration=4)
         return entry.id
 
-    def play(self, job_id: str | None, request: gr.Request) -> tuple[str, gr.Tabs]:
+    def play(self, look: Look, job_id: str | None, request: gr.Request) -> tuple[Any, ...]:
         """Open Play with the result."""
         with told():
             entry = self._backend.library.of_job(self._job(job_id, request))
-        return entry.id, gr.Tabs(selected=PLAY)
+        return entry.id, gr.Tabs(selected=PLAY), self._leave(look)
+
+    def _leave(self, look: Look) -> dict[str, Any]:
+        look.open = False
+        return gr.update(active=False)
 
     def _job(self, job_id: str | None, request: gr.Request) -> Job:
         return self._backend.job(job_id, request)
