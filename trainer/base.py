@@ -32,8 +32,9 @@ def load_pipeline(
     single_file_config: str | None = None,
     prediction_type: Literal["epsilon", "v_prediction"] | None = None,
     clip_skip: int = 0,
+    safety_checker: bool = False,
 ) -> StableDiffusionPipeline:
-    """A Stable Diffusion pipeline without a safety checker, frozen, in evaluation mode.
+    """A Stable Diffusion pipeline, frozen, in evaluation mode.
 
     The noise scheduler is the base's own. UNet and text encoder are in `torch_dtype`; the VAE is
     always fp32, for in fp16 some overflow while encoding.
@@ -49,6 +50,7 @@ def load_pipeline(
             file's parts; the hub's unless given.
         prediction_type: what the UNet predicts; what the base says unless given.
         clip_skip: how many of the text encoder's last layers are left out.
+        safety_checker: keep that of the base, where it has one; a single file has none.
 
     Raises:
         TrainerError: when there is no such base, it cannot be reached or read, or is of a kind
@@ -71,17 +73,21 @@ def load_pipeline(
         if single_file:
             pipeline = _load_single_file(name, single_file_config, torch_dtype, parts)
         else:
-            pipeline = _load_folder(name, revision, variant, torch_dtype, parts)
+            pipeline = _load_folder(
+                name, revision, variant, torch_dtype, parts, safety_checker=safety_checker
+            )
     _refuse_missing_weights(pipeline, name, vae)
     latent_channels = pipeline.vae.config["latent_channels"]
     refuse_more_channels(name, pipeline.unet.config["in_channels"], latent_channels)
-    pipeline.safety_checker = None
+    if single_file or not safety_checker:
+        pipeline.safety_checker = None
     if prediction_type is not None:
         pipeline.scheduler.register_to_config(prediction_type=prediction_type)
     _check_noise_schedule(pipeline, name)
     _leave_out_last_layers(pipeline.text_encoder, clip_skip)
     pipeline.vae.enable_slicing()  # decoding a batch at once would need more than training does
-    for part in _parts(pipeline):
+    checker = [] if pipeline.safety_checker is None else [pipeline.safety_checker]
+    for part in (*_parts(pipeline), *checker):
         part.requires_grad_(False).eval().to(device)
     return pipeline
 
@@ -110,13 +116,15 @@ def _load_folder(
     variant: str | None,
     torch_dtype: torch.dtype,
     parts: dict[str, Any],
+    *,
+    safety_checker: bool,
 ) -> StableDiffusionPipeline:
+    if not safety_checker:
+        parts = {**parts, "safety_checker": None, "requires_safety_checker": False}
     with _in_one_sentence("base", name):
         return StableDiffusionPipeline.from_pretrained(
             name,
             dtype={"vae": torch.float32, "default": torch_dtype},
-            safety_checker=None,
-            requires_safety_checker=False,
             revision=revision,
             variant=variant,
             **parts,

@@ -15,6 +15,7 @@ def sample_images(
     prompts: Sequence[str],
     seeds: Sequence[int],
     *,
+    negative_prompts: Sequence[str] | None = None,
     num_inference_steps: int = 50,
     guidance_scale: float = 7.5,
     batch_size: int = 4,
@@ -30,6 +31,7 @@ def sample_images(
         pipeline: its UNet may carry an adapter; its own progress bar is switched off.
         prompts: one a picture.
         seeds: one a picture.
+        negative_prompts: one a picture, of what guidance leads away from; empty unless given.
         num_inference_steps: denoising steps.
         guidance_scale: weight of the prompt; 1 samples without guidance.
         batch_size: pictures at once; costs memory, changes nothing else.
@@ -37,10 +39,14 @@ def sample_images(
         progress: show a bar on stderr, where that is a terminal.
 
     Raises:
-        ValueError: when there are not as many seeds as prompts.
+        ValueError: when there are not as many seeds, or negative prompts, as prompts.
     """
     if len(prompts) != len(seeds):
         raise ValueError(f"There are {len(prompts)} prompts but {len(seeds)} seeds.")
+    if negative_prompts is not None and len(negative_prompts) != len(prompts):
+        raise ValueError(
+            f"There are {len(prompts)} prompts but {len(negative_prompts)} negative prompts."
+        )
     pipeline.set_progress_bar_config(disable=True)
     images: list[Image.Image] = []
     hidden = None if progress else True  # None: where stderr is no terminal
@@ -49,6 +55,7 @@ def sample_images(
             batch = slice(start, start + batch_size)
             output: Any = pipeline(
                 prompt=list(prompts[batch]),
+                negative_prompt=None if negative_prompts is None else list(negative_prompts[batch]),
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds[batch]],
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,

@@ -8,6 +8,7 @@ import gradio as gr
 import torch
 
 from trainer.errors import TrainerError
+from webui.album import Album
 from webui.drawing import Studio
 from webui.engine.dispatcher import Dispatcher
 from webui.engine.job import Job
@@ -28,6 +29,7 @@ class Backend:
         studio: Draws.
         uploads: Pictures from browsers.
         examples: Folder of folders of pictures to try it with; there may be none.
+        album: What was drawn, of everybody.
     """
 
     base: str
@@ -37,6 +39,7 @@ class Backend:
     studio: Studio
     uploads: Uploads
     examples: Path
+    album: Album
 
     @property
     def class_pictures(self) -> Path:
@@ -82,9 +85,10 @@ def open_backend(
         jobs,
         Dispatcher(jobs, devices or gpus or ["cpu"]),
         Library(studio / "library", runs, jobs),
-        Studio(runs),
+        Studio(base),
         Uploads(jobs.folder / "pictures"),
         examples,
+        Album(jobs.folder / "album"),
     )
 
 

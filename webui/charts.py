@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from trainer.chart import Line, Panel, Point, extent, short, ticks
+from trainer.chart import Line, Number, Panel, Point, extent, short, ticks
 from webui.engine.progress import Progress
 
 SCORES = {
@@ -125,7 +125,7 @@ def _curve(points: Sequence[Point], colour: str) -> str:
     return f'<g style="--ink: {colour}"><polyline points="{path}"/>{dots}</g>'
 
 
-def _dot(point: Point, radius: float) -> str:
+def _dot(point: Point, radius: Number) -> str:
     return f'<circle cx="{point[0]}" cy="{point[1]}" r="{radius}"/>'
 
 

@@ -1,246 +1,208 @@
-"""What the page draws with: one base, kept, and at most one concept on it."""
+"""What the page draws: pictures of the base and of concepts, one person's after another's."""
 
 import itertools
 import threading
-import tomllib
-from collections.abc import Callable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from eval.score import pick_device
-from loldu import ConceptError, load_concept, read_concept
-from trainer.base import load_pipeline
-from trainer.base_record import base_options
-from trainer.checkpoint import CONFIG
 from trainer.config import BaseModelConfig
 from trainer.errors import TrainerError
-from trainer.methods import FILE_NAMES
 from trainer.sampling import sample_images
 from webui.estimate import measured_pass
+from webui.line import Cancelled, Line
+from webui.model import Model, Use, options_for
+from webui.safety import hidden
+from webui.settings import Settings, Used
 
 BATCH_SIZE = 4
-
-Report = Callable[[int, int], None]
-"""Called after every pass through the UNet with how many are done, and of how many."""
+_MAX_ROWS = 4
 
 
 @dataclass(frozen=True)
-class Request:
-    """What to draw. Picture i comes from the noise of `seed + i`."""
+class Task:
+    """Pictures to draw: `prompts[i]` from the noise of `seeds[i]`."""
 
-    prompt: str
-    seed: int
-    count: int
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    negative_prompt: str
     num_inference_steps: int
     guidance_scale: float
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What a concept file says of itself, and how its own run drew; None for what is not known."""
+class Picture:
+    """What was drawn, and by what; of one that the safety checker objects to, only its colours."""
 
-    base: str
-    prompt: str | None
-    layers: int
-    numbers: int
-    bytes: int
-    num_inference_steps: int | None
-    guidance_scale: float | int | None
+    image: Image.Image
+    settings: Settings
+    is_hidden: bool
+
+
+@dataclass(frozen=True)
+class Watch:
+    """How a drawing is followed and stopped.
+
+    Attributes:
+        passes: Called after every pass through the UNet with how many are done, and of how many.
+        waiting: Called with how many drawings are before this one, whenever that changes.
+        stop: When it is set, the drawing ends before the next pass.
+    """
+
+    passes: Callable[[int, int], None]
+    waiting: Callable[[int], None]
+    stop: threading.Event = field(default_factory=threading.Event)
 
 
 class Studio:
-    """The pipeline, the concept on it, the concepts to choose from, and the base's last pictures.
+    """The base in use with its concepts, the line before it, and the base's last pictures."""
 
-    A base is loaded once. A concept is an adapter on it: another strength is a number, another
-    concept another diagonal, and the base's weights are never written to.
-    """
-
-    def __init__(self, runs: Path) -> None:
-        """Look for concepts in the folders of `runs`."""
+    def __init__(self, base: str) -> None:
+        """Draw with a base, which is loaded when it is needed."""
         self.device = pick_device(None)
-        self._runs = runs
-        self._opened: dict[str, Path] = {}
-        # Pages draw at the same time, but there is one pipeline.
-        self._lock = threading.Lock()
-        self._pipeline: StableDiffusionPipeline | None = None
-        self._base = BaseModelConfig()
-        self._drawn: tuple[Request, list[Image.Image]] | None = None
-        self._concept: tuple[Path, int] | None = None
-        self._adapter = ""
-        self._names = (f"concept-{number}" for number in itertools.count())
+        self._base = base
+        self._line = Line()
+        self._model: Model | None = None
+        self._rows: OrderedDict[tuple[BaseModelConfig, Task], list[Picture]] = OrderedDict()
 
-    def concepts(self) -> dict[str, Path]:
-        """Return the concept files by name: those opened here, then those of runs, newest first."""
-        found = sorted(
-            self._runs.glob(f"*/{FILE_NAMES['loldu']}"),
-            key=lambda path: path.stat().st_mtime,
-            reverse=True,
-        )
-        return {**self._opened, **{path.parent.name: path for path in found}}
-
-    def open(self, path: Path) -> str:
-        """Add a concept file from elsewhere and return the name it goes by.
+    def draw_base(self, task: Task, uses: Sequence[Use], watch: Watch) -> list[Picture]:
+        """Draw without any concept, on the base as these were trained on it.
 
         Raises:
-            ConceptError: It is not a sound concept.
+            TrainerError: there is no such base, or the concepts do not agree about it.
+            ConceptError: a concept is damaged.
+            Cancelled: it was stopped.
         """
-        with _called(path.name, path):
-            read_concept(path)
-        name = f"{path.stem} (file {len(self._opened) + 1})"
-        self._opened[name] = path
-        return name
+        options = options_for(self._base, uses)
+        key = options, task
+        with self._line.turn(watch.stop, watch.waiting):
+            if key not in self._rows:
+                model = self._loaded(options)
+                model.put_on([], each=False)
+                self._rows[key] = _draw(model, task, [()] * len(task.seeds), BATCH_SIZE, watch)
+            self._rows.move_to_end(key)
+            while len(self._rows) > _MAX_ROWS:
+                self._rows.popitem(last=False)
+            return self._rows[key]
 
-    def facts(self, name: str | None) -> Facts:
-        """Read what a concept file says.
+    def draw_concepts(
+        self, task: Task, uses: Sequence[Use], watch: Watch, *, each: bool = False
+    ) -> list[Picture]:
+        """Draw with concepts, from the same noise as the base.
+
+        Args:
+            task: what to draw.
+            uses: at least one concept.
+            watch: who looks on.
+            each: whether every picture shows one of them, in turn; otherwise all show all.
 
         Raises:
-            TrainerError: There is no such concept.
-            ConceptError: It is not a sound one.
+            TrainerError: there is no such base, or the concepts do not agree about it.
+            ConceptError: a concept is damaged, or was made for another base.
+            Cancelled: it was stopped.
         """
-        path = self._path(name)
-        with _called(name, path):
-            concept = read_concept(path)
-        drawn = _run_section(path.with_name(CONFIG))
-        return Facts(
-            base=concept.base,
-            prompt=concept.metadata.get("instance_prompt"),
-            layers=len(concept.layers),
-            numbers=sum(layer.delta.numel() for layer in concept.layers),
-            bytes=path.stat().st_size,
-            num_inference_steps=drawn.get("num_inference_steps"),
-            guidance_scale=drawn.get("guidance_scale"),
-        )
+        options = options_for(self._base, uses)
+        with self._line.turn(watch.stop, watch.waiting):
+            model = self._loaded(options)
+            digests = model.put_on(uses, each=each)
+            used = tuple(
+                Used(use.entry.name, digest, float(use.strength))
+                for use, digest in zip(uses, digests, strict=True)
+            )
+            one_by_one = itertools.cycle((one,) for one in used)
+            shown = [next(one_by_one) if each else used for _ in task.seeds]
+            # A batch begins with the first concept.
+            batch_size = max(1, BATCH_SIZE // len(uses)) * len(uses) if each else BATCH_SIZE
+            return _draw(model, task, shown, batch_size, watch)
 
-    def draw_base(
-        self, base: str, request: Request, report: Report, name: str | None = None
-    ) -> list[Image.Image]:
-        """Draw without a concept, on the base as one was trained on it; the last drawing is kept.
-
-        Raises:
-            TrainerError: There is no such base or no such concept.
-            ConceptError: The concept is damaged.
-        """
-        path = self._path(name) if name else None
-        with self._lock:
-            pipeline = self._load(base, name, path)
-            if self._drawn is None or self._drawn[0] != request:
-                pipeline.disable_lora()
-                self._drawn = request, _draw(pipeline, request, report)
-            return self._drawn[1]
-
-    def draw_concept(
-        self, base: str, name: str | None, strength: float | int, request: Request, report: Report
-    ) -> list[Image.Image]:
-        """Draw with a concept at a strength, from the same noise as the base.
-
-        Raises:
-            TrainerError: There is no such base or no such concept.
-            ConceptError: The concept is damaged, or was made for another base.
-        """
-        path = self._path(name)
-        with self._lock:
-            pipeline = self._load(base, name, path)
-            with _called(name, path):
-                self._put_on(pipeline, path)
-            pipeline.enable_lora()
-            pipeline.set_adapters(self._adapter, float(strength))
-            return _draw(pipeline, request, report)
-
-    def seconds_a_pass(self, base: str, rows: int, side: int) -> float:
+    def seconds_a_pass(self, rows: int, side: int) -> float:
         """The time of a forward pass of `rows` pictures of `side` pixels through the base's UNet.
 
         Raises:
-            TrainerError: There is no such base.
+            TrainerError: there is no such base.
         """
-        with self._lock:
-            pipeline = self._load(base, None, None)
-            pipeline.disable_lora()
-            return measured_pass(pipeline, rows, side)
-
-    def _path(self, name: str | None) -> Path:
-        if not name:
-            raise TrainerError(
-                f"No concept is chosen: open a concept file, or train one into {self._runs} (make "
-                "demo does) and reload the page."
+        with self._line.turn(threading.Event(), lambda _: None):
+            model = self._loaded(
+                self._model.options if self._model else options_for(self._base, ())
             )
-        if name not in (concepts := self.concepts()):
-            raise TrainerError(f"The concept {name} is gone: reload the page and choose another.")
-        return concepts[name]
+            model.put_on([], each=False)
+            return measured_pass(model.pipeline, rows, side)
 
-    def _load(self, base: str, name: str | None, path: Path | None) -> StableDiffusionPipeline:
-        options = BaseModelConfig(base)
-        if path is not None:
-            with _called(name, path):
-                options = base_options(read_concept(path), path, base)
-        if self._pipeline is None or options != self._base:
-            dtype = torch.float16 if self.device == "cuda" else torch.float32
-            self._pipeline = load_pipeline(**asdict(options), torch_dtype=dtype, device=self.device)
-            self._base, self._drawn, self._concept, self._adapter = options, None, None, ""
-        return self._pipeline
-
-    def _put_on(self, pipeline: StableDiffusionPipeline, path: Path) -> None:
-        """Replace the concept on the pipeline, unless it is this one and was not trained again.
-
-        The old one leaves last: a refused file changes nothing, and the factors stay shared.
-        """
-        concept = path, path.stat().st_mtime_ns
-        if concept == self._concept:
-            return
-        adapter = next(self._names)
-        load_concept(pipeline, path, adapter_name=adapter)
-        if self._adapter:
-            pipeline.delete_adapters(self._adapter)
-        self._concept, self._adapter = concept, adapter
+    def _loaded(self, options: BaseModelConfig) -> Model:
+        if self._model is None or self._model.options != options:
+            self._model = None  # two bases at once may be more than there is memory for
+            self._model = Model(options, self.device)
+        return self._model
 
 
-@contextmanager
-def _called(name: str | None, path: Path) -> Iterator[None]:
-    """Let errors call a file what the page calls it: an upload lies at a path of no meaning."""
+def _draw(
+    model: Model,
+    task: Task,
+    shown: Sequence[tuple[Used, ...]],
+    batch_size: int,
+    watch: Watch,
+) -> list[Picture]:
+    count, pipeline = len(task.seeds), model.pipeline
+    batches = -(-count // batch_size)
     try:
-        yield
-    except ConceptError as error:
-        raise ConceptError(str(error).replace(str(path), str(name))) from error
-
-
-def _draw(pipeline: StableDiffusionPipeline, request: Request, report: Report) -> list[Image.Image]:
-    batches = -(-request.count // BATCH_SIZE)
-    with _passes_reported(pipeline, batches * request.num_inference_steps, report):
-        return sample_images(
-            pipeline,
-            [request.prompt] * request.count,
-            [request.seed + index for index in range(request.count)],
-            num_inference_steps=request.num_inference_steps,
-            guidance_scale=request.guidance_scale,
-            batch_size=BATCH_SIZE,
-            progress=False,
+        with _watched(pipeline, batches * task.num_inference_steps, watch):
+            images = sample_images(
+                pipeline,
+                task.prompts,
+                task.seeds,
+                negative_prompts=[task.negative_prompt] * count,
+                num_inference_steps=task.num_inference_steps,
+                guidance_scale=task.guidance_scale,
+                batch_size=batch_size,
+                progress=False,
+            )
+        objections = model.safety.objections(images)
+    except torch.OutOfMemoryError as error:
+        raise TrainerError(
+            "There is not enough memory to draw: ask for fewer pictures, or wait until a training "
+            "has ended."
+        ) from error
+    return [
+        Picture(
+            hidden(image) if objection else image,
+            Settings(
+                prompt=prompt,
+                negative_prompt=task.negative_prompt,
+                seed=seed,
+                num_inference_steps=task.num_inference_steps,
+                guidance_scale=task.guidance_scale,
+                width=image.width,
+                height=image.height,
+                noise_scheduler=type(pipeline.scheduler).__name__,
+                base=model.base,
+                concepts=concepts,
+            ),
+            objection,
         )
+        for image, objection, prompt, seed, concepts in zip(
+            images, objections, task.prompts, task.seeds, shown, strict=True
+        )
+    ]
 
 
 @contextmanager
-def _passes_reported(
-    pipeline: StableDiffusionPipeline, total: int, report: Report
-) -> Iterator[None]:
+def _watched(pipeline: StableDiffusionPipeline, total: int, watch: Watch) -> Iterator[None]:
     """Report every pass through the UNet; a scheduler may make one or two more than its steps."""
     passes = itertools.count(1)
 
     def count(*_: object) -> None:
-        report(min(next(passes), total), total)
+        watch.passes(min(next(passes), total), total)
+        if watch.stop.is_set():
+            raise Cancelled
 
     handle = pipeline.unet.register_forward_hook(count)
     try:
         yield
     finally:
         handle.remove()
-
-
-def _run_section(config: Path) -> dict[str, Any]:
-    """Return how the run drew whose folder a concept still lies in."""
-    if not config.is_file():
-        return {}
-    return tomllib.loads(config.read_text(encoding="utf-8")).get("run", {})

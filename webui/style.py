@@ -11,16 +11,21 @@ CSS = """
 .advice { margin: 0; padding-inline-start: 1.1rem; }
 .advice li { margin: .25rem 0; }
 .facts { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; margin: 0; }
+.facts + .facts { margin-top: .5rem; }
 .facts div { display: flex; gap: .4rem; }
 .facts dt { color: var(--body-text-color-subdued); }
 .facts dd { margin: 0; overflow-wrap: anywhere; }
 /* The label floats over the pictures; only an enlarged one needs more height than its row. */
 .pictures .grid-wrap { padding-top: 2.25rem; max-height: none; }
+.seed { align-items: end; }
+.parameters { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; }
 .pictures:not(:has(.preview)) .grid-wrap { min-height: 0; }
 .trainings .wrap { flex-direction: column; max-height: 24rem; overflow-y: auto; flex-wrap: nowrap; }
 .trainings label { overflow-wrap: anywhere; }
 .requests { flex-wrap: wrap; }
 .question { border-left: 3px solid var(--color-accent); padding-left: .75rem; }
+/* As many columns as there is room for, and the same in both rows. */
+.steps .grid-container { grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)) !important; }
 /* Its number would be that of a place in the row of steps; the label tells the step. */
 .scrubber input[type=number] { display: none; }
 .last-line { color: var(--body-text-color-subdued); overflow-wrap: anywhere; }

@@ -254,7 +254,7 @@ def _keeping(progress: Progress, shown: int | None, look: Look) -> dict[str, Any
         "keeping": gr.update(visible=True),
         "checkpoint": gr.update(choices=choices, value=look.checkpoint),
         "keep": f"Keep step {look.checkpoint}",
-        "note": f"The pictures are of step {shown}, the checkpoint is another." if apart else "",
+        "note": f"The pictures are of step {shown}, not of this checkpoint." if apart else "",
     }
 
 

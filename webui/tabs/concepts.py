@@ -354,8 +354,7 @@ class Handlers:
 
     def _measure(self, rows: int, side: int) -> float:
         if (rows, side) not in self._measured:
-            measure = self._backend.studio.seconds_a_pass
-            self._measured[rows, side] = measure(self._backend.base, rows, side)
+            self._measured[rows, side] = self._backend.studio.seconds_a_pass(rows, side)
         return self._measured[rows, side]
 
     def _options(self, order: Order, folder: Path) -> dict[str, Any]:

@@ -1,183 +1,196 @@
-"""Play: one model without and with a concept, from the same noise."""
+"""Play: one model without and with concepts, from the same noise."""
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from html import escape
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from PIL import Image
+from gradio.components import Component
+from gradio.events import Dependency
 
-from trainer.errors import TrainerError
 from webui.backend import Backend
-from webui.drawing import Facts, Request, Studio
-from webui.page import Page, told
+from webui.page import CONCEPTS, Page
+from webui.settings import GUIDANCE, MAX_CONCEPTS, MAX_STRENGTH, SEEDS, STEPS
+from webui.tabs.album import AlbumParts, create_album
+from webui.tabs.play_handlers import EACH, TOGETHER, Handlers, insert, next_seed, random_seed
+
+QUIET: Any = {"api_visibility": "private", "show_progress": "hidden"}
+_MOST_AT_ONCE = 16
+"""Drawings that stand in the studio's line; more wait in gradio's."""
 
 
 @dataclass(frozen=True)
 class Controls:
-    """The left side, in the order of the page."""
+    """The left side, in the order of the page; `placed` tells for what the sliders are there."""
 
-    concept: gr.Dropdown
-    file: gr.UploadButton
-    strength: gr.Slider
+    concepts: gr.Dropdown
+    way: gr.Radio
+    strengths: list[gr.Slider]
     prompt: gr.Textbox
+    inserts: list[gr.Button]
+    negative_prompt: gr.Textbox
     count: gr.Slider
     seed: gr.Number
+    random: gr.Button
+    next: gr.Button
     steps: gr.Number
     guidance: gr.Number
-    base: gr.Textbox
     draw: gr.Button
+    stop: gr.Button
+    placed: gr.State
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The right side."""
+
+    base: gr.Gallery
+    concepts: gr.Gallery
+    facts: gr.HTML
 
 
 def create_play(backend: Backend, page: Page, tab: gr.Tab) -> None:
     """Lay out the tab, and connect it."""
     with gr.Row():
         with gr.Column(scale=1, min_width=320):
-            controls = _controls(backend.studio, backend.base)
-        with gr.Column(scale=2, min_width=320):
-            facts = gr.HTML()
-            galleries = [
-                gr.Gallery(
-                    label=label,
-                    format="png",
-                    columns=4,
-                    rows=1,
-                    height="auto",
-                    elem_classes="pictures",
+            with gr.Group(visible=False) as hint:
+                gr.Markdown(
+                    "You have no concept yet: teach the model one first, or draw with the base "
+                    "alone.",
+                    padding=True,
                 )
-                for label in ("Base", "With the concept")
-            ]
-    _connect(page, Handlers(backend.studio), controls, facts, galleries)
+                teach = gr.Button("Teach a concept")
+            controls = _controls()
+        with gr.Column(scale=2, min_width=320):
+            rows = Rows(_row("Base"), _row("With the concept", visible=False), gr.HTML())
+    handlers = Handlers(backend)
+    teach.click(lambda: gr.Tabs(selected=CONCEPTS), None, page.tabs, **QUIET)
+    _connect_concepts(handlers, page, tab, controls, rows, hint)
+    drawings = _connect_drawing(handlers, controls, rows)
+    album = create_album(backend.album, page, tab, drawings)
+    _connect_reuse(handlers, album, controls, rows)
 
 
-def _controls(studio: Studio, base: str) -> Controls:
-    concept = gr.Dropdown(list(studio.concepts()), value=None, label="Concept")
-    file = gr.UploadButton("Open a concept file", file_types=[".safetensors"], size="sm")
-    strength = gr.Slider(
-        0, 1.5, 1, step=0.05, label="Strength", info="0 is the base, 1 is as trained"
+def _controls() -> Controls:
+    concepts = gr.Dropdown(
+        multiselect=True,
+        max_choices=MAX_CONCEPTS,
+        label="Concepts",
+        info=f"Up to {MAX_CONCEPTS}; with none, the base draws alone",
     )
+    way = gr.Radio(
+        [TOGETHER, EACH],
+        value=TOGETHER,
+        label="Several concepts",
+        info="For one in each, {token} and {class} in the prompt become each one's own words",
+        visible=False,
+    )
+    strengths = [
+        gr.Slider(
+            *(0, MAX_STRENGTH, 1),
+            step=0.05,
+            label=f"Strength {place}",
+            info="0 is the base, 1 is as trained" if place == 1 else None,
+            visible=False,
+        )
+        for place in range(1, MAX_CONCEPTS + 1)
+    ]
     prompt = gr.Textbox(label="Prompt", lines=2)
+    with gr.Row(elem_classes="inserts"):
+        inserts = [
+            gr.Button(f"Insert {place}", size="sm", min_width=80, visible=False)
+            for place in range(1, MAX_CONCEPTS + 1)
+        ]
+    negative_prompt = gr.Textbox(label="Negative prompt", info="What to keep out of the picture")
     count = gr.Slider(1, 8, 4, step=1, precision=0, label="Pictures")
+    with gr.Row(elem_classes="seed"):
+        low, high = SEEDS
+        seed = gr.Number(
+            0, label="First seed", precision=0, minimum=low, maximum=high, min_width=120
+        )
+        any_seed = gr.Button("Random seed", size="sm", min_width=80)
+        following = gr.Button("Next seeds", size="sm", min_width=80)
     with gr.Row():
-        seed = gr.Number(0, label="First seed", precision=0, minimum=0, maximum=2**32, min_width=80)
-        steps = gr.Number(20, label="Steps", precision=0, minimum=1, maximum=200, min_width=80)
-        guidance = gr.Number(3, label="Guidance", step=0.5, minimum=1, maximum=30, min_width=80)
-    model = gr.Textbox(
-        base,
-        label="Base model",
-        info="A diffusers folder, a hub id or a .safetensors file",
-        max_lines=1,
+        low, high = STEPS
+        steps = gr.Number(20, label="Steps", precision=0, minimum=low, maximum=high, min_width=80)
+        low, high = GUIDANCE
+        guidance = gr.Number(3, label="Guidance", step=0.5, minimum=low, maximum=high, min_width=80)
+    with gr.Row():
+        draw = gr.Button("Draw", variant="primary", scale=3, min_width=120)
+        stop = gr.Button("Stop", scale=1, min_width=80)
+    return Controls(
+        *(concepts, way, strengths, prompt, inserts, negative_prompt, count),
+        *(seed, any_seed, following, steps, guidance, draw, stop, gr.State(([], TOGETHER))),
     )
-    draw = gr.Button("Draw", variant="primary")
-    return Controls(concept, file, strength, prompt, count, seed, steps, guidance, model, draw)
 
 
-def _connect(
-    page: Page,
-    handlers: "Handlers",
-    c: Controls,
-    facts: gr.HTML,
-    galleries: list[gr.Gallery],
+def _row(label: str, *, visible: bool = True) -> gr.Gallery:
+    return gr.Gallery(
+        label=label,
+        format="png",
+        columns=4,
+        rows=1,
+        height="auto",
+        elem_classes="pictures",
+        buttons=["download", "fullscreen"],
+        interactive=False,
+        visible=visible,
+    )
+
+
+def _connect_concepts(
+    handlers: Handlers, page: Page, tab: gr.Tab, c: Controls, rows: Rows, hint: gr.Group
 ) -> None:
     suggested = gr.State("")
-    page.demo.load(handlers.look, None, c.concept, api_visibility="private")
-    c.file.upload(
-        handlers.open, c.file, c.concept, api_visibility="private", show_progress="hidden"
-    )
-    c.concept.change(
-        handlers.choose,
-        [c.concept, c.prompt, suggested],
-        [facts, c.prompt, suggested, c.steps, c.guidance],
-        api_visibility="private",
-        show_progress="hidden",
-    )
-    gr.on(
-        [c.draw.click, c.prompt.submit],
+    inputs = [c.concepts, c.way, c.placed, c.prompt, suggested, *c.strengths]
+    outputs = [*_places(c, rows), c.prompt, suggested, c.steps, c.guidance]
+    offered = [c.concepts, hint]
+    looks = [
+        page.demo.load(handlers.arrive, None, offered, api_name="concepts"),
+        tab.select(handlers.look, c.concepts, offered, **QUIET),
+        page.concept.change(handlers.take, page.concept, offered, **QUIET),
+    ]
+    for trigger in (c.concepts.input, c.way.input, *(look.then for look in looks)):
+        trigger(handlers.choose, inputs, outputs, **QUIET)
+    for button in c.inserts:
+        button.click(insert, [c.prompt, button], c.prompt, **QUIET)
+    c.random.click(random_seed, None, c.seed, **QUIET)
+    c.next.click(next_seed, [c.seed, c.count], c.seed, **QUIET)
+
+
+def _connect_drawing(handlers: Handlers, c: Controls, rows: Rows) -> list[Dependency]:
+    """Connect what draws, and return it."""
+    drawn = gr.State()
+    chosen = [c.concepts, c.way, *c.strengths]
+    line: Any = {"concurrency_id": "drawing", "concurrency_limit": _MOST_AT_ONCE}
+    draw = gr.on(
+        [c.draw.click, c.prompt.submit, c.negative_prompt.submit],
         handlers.draw,
-        [c.base, c.concept, c.strength, c.prompt, c.seed, c.count, c.steps, c.guidance],
-        galleries,
+        [*chosen, c.prompt, c.negative_prompt, c.seed, c.count, c.steps, c.guidance],
+        [rows.base, rows.concepts, drawn],
         api_name="draw",
+        show_progress_on=[rows.base, rows.concepts],
+        **line,
     )
-
-
-class Handlers:
-    """What the page does with what a person does; their mistakes become one sentence on it."""
-
-    def __init__(self, studio: Studio) -> None:
-        """Answer for a studio."""
-        self._studio = studio
-
-    def look(self) -> dict[str, Any]:
-        """Offer the concepts there are now, the newest chosen."""
-        names = list(self._studio.concepts())
-        return gr.update(choices=names, value=names[0] if names else None)
-
-    def open(self, path: str) -> dict[str, Any]:
-        """Offer and choose an uploaded file."""
-        with told():
-            name = self._studio.open(Path(path))
-        return gr.update(choices=list(self._studio.concepts()), value=name)
-
-    def choose(self, name: str | None, prompt: str, suggested: str) -> Iterator[tuple[Any, ...]]:
-        """Show a concept's facts and draw as its run did; a prompt of the person's own stays."""
-        same = gr.skip()
-        yield "", same, same, same, same
-        if not name:
-            return
-        with told():
-            facts = self._studio.facts(name)
-        own = facts.prompt or ""
-        yield (
-            describe(facts),
-            own if prompt in ("", suggested) else same,
-            own,
-            facts.num_inference_steps or same,
-            facts.guidance_scale or same,
-        )
-
-    def draw(
-        self,
-        base: str,
-        concept: str | None,
-        strength: float | int,
-        prompt: str,
-        seed: int | None,
-        count: int,
-        steps: int | None,
-        guidance: float | int | None,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008  gradio looks for it here
-    ) -> Iterator[tuple[list[Image.Image], list[Image.Image]]]:
-        """Draw without the concept, show that, and draw with it."""
-        with told():
-            if seed is None or steps is None or guidance is None:
-                raise TrainerError("Seed, steps and guidance each need a number.")
-            request = Request(prompt, seed, count, steps, float(guidance))
-            self._studio.facts(concept)  # a wrong file is told before anything is drawn
-            without = self._studio.draw_base(base, request, _bar(progress, "Base"), concept)
-            yield without, []
-            bar = _bar(progress, "With the concept")
-            yield without, self._studio.draw_concept(base, concept, strength, request, bar)
-
-
-def describe(facts: Facts) -> str:
-    """Return the facts of a concept file as HTML; what the file says is shown as text."""
-    terms = {
-        "Prompt": facts.prompt or "not told",
-        "Made for": facts.base or "not told",
-        "Layers": f"{facts.layers:,}",
-        "Numbers": f"{facts.numbers:,}",
-        "File": f"{facts.bytes:,} bytes",
-    }
-    pairs = "".join(
-        f"<div><dt>{term}</dt><dd>{escape(told)}</dd></div>" for term, told in terms.items()
+    redraw = gr.on(
+        [strength.release for strength in c.strengths],
+        handlers.redraw,
+        [drawn, *chosen],
+        rows.concepts,
+        api_visibility="private",
+        trigger_mode="always_last",
+        **line,
     )
-    return f'<dl class="facts">{pairs}</dl>'
+    c.stop.click(handlers.stop, None, None, queue=False, **QUIET)
+    return [draw, redraw]
 
 
-def _bar(progress: gr.Progress, name: str) -> Callable[[int, int], None]:
-    def report(done: int, total: int) -> None:
-        progress((done, total), desc=name)
+def _connect_reuse(handlers: Handlers, album: AlbumParts, c: Controls, rows: Rows) -> None:
+    outputs = [c.concepts, *_places(c, rows)]
+    outputs += [c.prompt, c.negative_prompt, c.seed, c.steps, c.guidance]
+    album.reuse.click(handlers.reuse, album.chosen, outputs, **QUIET)
+    album.file.upload(handlers.reuse_file, album.file, outputs, **QUIET)
 
-    return report
+
+def _places(c: Controls, rows: Rows) -> list[Component]:
+    """What follows from which concepts are chosen."""
+    return [*c.strengths, *c.inserts, c.way, rows.concepts, rows.facts, c.placed]

@@ -65,10 +65,6 @@ def _job(parts: dict[str, Any]) -> None:
 
 
 def _pictures(parts: dict[str, Any]) -> None:
-    look: dict[str, Any] = {"columns": 4, "rows": 1, "height": "auto", "visible": False}
-    look |= {"elem_classes": "pictures", "format": "png", "interactive": False}
-    parts["base"] = gr.Gallery(label="Base", **look)
-    parts["adapted"] = gr.Gallery(label="Step", **look)
     with gr.Row():
         with gr.Column(scale=2, min_width=280, visible=False) as parts["steps"]:
             parts["scrubber"] = gr.Slider(
@@ -80,6 +76,10 @@ def _pictures(parts: dict[str, Any]) -> None:
             parts["checkpoint"] = gr.Dropdown([], label="Checkpoint")
             parts["keep"] = gr.Button("Keep this step", size="sm")
             parts["note"] = gr.HTML()
+    look: dict[str, Any] = {"rows": 1, "height": "auto", "visible": False, "format": "png"}
+    look |= {"elem_classes": ["pictures", "steps"], "interactive": False}
+    parts["base"] = gr.Gallery(label="Base", **look)
+    parts["adapted"] = gr.Gallery(label="Step", **look)
 
 
 def _question(parts: dict[str, Any], which: str, yes: str) -> None:
