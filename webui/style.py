@@ -52,6 +52,7 @@ progress::-moz-progress-bar { background: var(--color-accent); }
 .charts polyline { fill: none; stroke: var(--ink); stroke-width: 2; stroke-linejoin: round; }
 .charts g:has(+ g) polyline { stroke-width: 1; opacity: .5; }
 .charts circle { fill: var(--ink, var(--chart-line)); }
+.cards .grid-container { grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)) !important; }
 .wide { overflow-x: auto; }
 .report { width: 100%; height: 70vh; border: 0; background: #fff; }
 """

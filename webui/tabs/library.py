@@ -48,13 +48,12 @@ def create_library(backend: Backend, page: Page, tab: gr.Tab) -> None:
     parts["undo"] = gr.Button("", size="sm", visible=False)
     parts["cards"] = gr.Gallery(
         label="Concepts",
-        columns=5,
         fit_columns=False,
         height="auto",
         allow_preview=False,
         interactive=False,
         object_fit="cover",
-        elem_classes="pictures",
+        elem_classes=["pictures", "cards"],
         buttons=[],
     )
     with gr.Column(visible=False) as parts["details"]:

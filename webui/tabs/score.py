@@ -59,6 +59,7 @@ def create_score(backend: Backend, page: Page, tab: gr.Tab) -> None:
             parts["table"] = gr.HTML()
             parts["picture"] = gr.Image(
                 label="Report",
+                show_label=False,
                 format="png",
                 interactive=False,
                 visible=False,
