@@ -9,6 +9,7 @@ from typing import Any
 
 from loldu import Concept, read_concept
 from trainer.errors import TrainerError
+from trainer.prompts import token_and_class
 
 _TEXT_LENGTH = 200
 SCORES = {"dino": "DINO", "clip_i": "CLIP-I", "clip_t": "CLIP-T", "drift": "drift"}
@@ -76,11 +77,16 @@ def describe(concept: Concept, size: int) -> About:
     """What a concept says, of a file of so many bytes."""
     told = concept.metadata
     steps, scores = told.get("steps"), told.get("scores")
+    prompt, token = _text(told.get("instance_prompt")), _text(told.get("token"))
+    class_name = _text(told.get("class_name"))
+    if prompt and not token and isinstance(listed := told.get("class_prompt"), list):
+        texts = [text for text in listed if isinstance(text, str)]
+        token, class_name = token_and_class(prompt, texts) or (None, class_name)
     return About(
         base=_text(concept.base) or "",
-        token=_text(told.get("token")),
-        class_name=_text(told.get("class_name")),
-        prompt=_text(told.get("instance_prompt")),
+        token=token,
+        class_name=class_name,
+        prompt=prompt,
         method=_text(told.get("method")),
         steps=steps if type(steps) is int else None,
         scores=_scores(scores) if isinstance(scores, dict) else {},

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from loldu import Concept
+from loldu import Concept, ConceptError
 from trainer.card import CARD
 from trainer.checkpoint import CONFIG
 from trainer.errors import TrainerError
@@ -15,6 +15,7 @@ from trainer.images import load_image
 from trainer.instances import list_images
 from trainer.methods import FILE_NAMES, LEARNED_WORD
 from trainer.records import METRICS, SAMPLES, SUMMARY
+from webui.about import about
 
 CONCEPT, PICTURES = FILE_NAMES["loldu"], "pictures"
 _TAKEN = (CONCEPT, CONFIG, SUMMARY, METRICS, CARD, LEARNED_WORD)
@@ -50,11 +51,10 @@ class Entry:
 
     @property
     def token(self) -> str | None:
-        """The rare word it was trained with, where its options are known."""
-        if not (self.folder / CONFIG).is_file():
-            return None
-        options = tomllib.loads((self.folder / CONFIG).read_text(encoding="utf-8"))
-        return options.get("instance", {}).get("token")
+        """The rare token, if the file tells one."""
+        with suppress(ConceptError, TrainerError):
+            return about(self.path).token
+        return None
 
     @property
     def samples(self) -> list[Path]:

@@ -219,8 +219,8 @@ class Library:
         """Make a concept of every result that is not one yet; what was removed stays removed."""
         finished = [
             job
-            for job in self._jobs.list(owner, removed=None)
-            if job.kind is Kind.TRAIN and job.status is Status.FINISHED and self._is_new(job)
+            for job in self._jobs.list(owner, Kind.TRAIN, removed=None)
+            if job.status is Status.FINISHED and self._is_new(job)
         ]
         if not finished:
             return

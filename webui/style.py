@@ -11,6 +11,7 @@ CSS = """
 .advice { margin: 0; padding-inline-start: 1.1rem; }
 .advice li { margin: .25rem 0; }
 .facts { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; margin: 0; }
+.facts + .facts { margin-top: .5rem; }
 .facts div { display: flex; gap: .4rem; }
 .facts dt { color: var(--body-text-color-subdued); }
 .facts dd { margin: 0; overflow-wrap: anywhere; }
@@ -51,4 +52,6 @@ progress::-moz-progress-bar { background: var(--color-accent); }
 .charts polyline { fill: none; stroke: var(--ink); stroke-width: 2; stroke-linejoin: round; }
 .charts g:has(+ g) polyline { stroke-width: 1; opacity: .5; }
 .charts circle { fill: var(--ink, var(--chart-line)); }
+.wide { overflow-x: auto; }
+.report { width: 100%; height: 70vh; border: 0; background: #fff; }
 """

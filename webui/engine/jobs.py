@@ -90,13 +90,18 @@ class Jobs:
         with closing(self._connect()) as connection:
             return self._get(connection, job_id)
 
-    def list(self, owner: str | None = None, *, removed: bool | None = False) -> tuple[Job, ...]:
-        """All jobs, or those of an owner, as they were asked for; `removed` None gives both."""
+    def list(
+        self, owner: str | None = None, kind: Kind | None = None, *, removed: bool | None = False
+    ) -> tuple[Job, ...]:
+        """All jobs, or those of an owner or a kind, as they were asked for.
+
+        With `removed` it is those in the trash, and None gives both.
+        """
         with closing(self._connect()) as connection:
             rows: Sequence[sqlite3.Row] = connection.execute(
-                "SELECT * FROM jobs WHERE owner = COALESCE(?, owner) "
+                "SELECT * FROM jobs WHERE owner = COALESCE(?, owner) AND kind = COALESCE(?, kind) "
                 "AND (removed NOTNULL) = COALESCE(?, removed NOTNULL) ORDER BY place",
-                (owner, removed),
+                (owner, kind, removed),
             ).fetchall()
         return tuple(map(self._job, rows))
 
@@ -141,7 +146,13 @@ class Jobs:
         return self._submit(Kind.TRAIN, name, owner, None, write)
 
     def submit_score(
-        self, name: str, owner: str, concept: str, files: Path, options: Mapping[str, Any]
+        self,
+        name: str,
+        owner: str,
+        concept: str,
+        files: Path,
+        options: Mapping[str, Any],
+        real: Path | None = None,
     ) -> Job:
         """Queue the scoring of a concept, as it is now.
 
@@ -151,11 +162,12 @@ class Jobs:
             concept: its id in the library.
             files: folder with its concept file, and what its run left beside it.
             options: those of `python -m eval adapter`, by name.
+            real: folder with true pictures of it; those it was taught with unless given.
 
         Raises:
             TrainerError: the options cannot work, or the owner has too many jobs in the queue.
         """
-        write = partial(write_score_options, files=files, options=options)
+        write = partial(write_score_options, files=files, options=options, real=real)
         return self._submit(Kind.SCORE, name, owner, concept, write)
 
     def rename(self, job_id: str, name: str) -> None:

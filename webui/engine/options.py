@@ -16,6 +16,7 @@ from webui.engine.job import Kind
 
 OPTIONS = "options.toml"
 _OF_THE_JOB = ("output_dir", "resume", "overwrite", "doctor_only", "concept")
+_REAL = "real"
 _SCORED, _READ_BESIDE = "concept", ("concept.safetensors", "config.toml", "summary.json")
 _WRONG_TYPE = "An option is of the wrong type, or one is missing."
 
@@ -45,22 +46,29 @@ def write_options(folder: Path, options: Mapping[str, Any], preset: str | None =
     write_atomically(folder / OPTIONS, to_toml(config))
 
 
-def write_score_options(folder: Path, files: Path, options: Mapping[str, Any]) -> None:
+def write_score_options(
+    folder: Path, files: Path, options: Mapping[str, Any], real: Path | None = None
+) -> None:
     """Write the options of a scoring into its folder, and a copy of what it is of.
 
     Args:
         folder: of the scoring.
         files: folder with a concept file, and what its run left beside it.
         options: by name; what is None is left to defaults.
+        real: folder with true pictures, which are copied too.
 
     Raises:
         TrainerError: an option is unknown or cannot work, which is told in a sentence.
     """
     from eval.__main__ import parse as parse_score  # takes seconds, and needs what draws
 
-    _write(folder, _flat(options))
-    (folder / _SCORED).mkdir()
+    if "real" in options:
+        raise TrainerError("The option real is the job's own: leave it out.")
+    _write(folder, _flat({**options, "real": folder / _REAL if real else None}))
     try:
+        (folder / _SCORED).mkdir()
+        if real is not None:
+            shutil.copytree(real, folder / _REAL)
         for name in _READ_BESIDE:
             if (files / name).is_file():
                 shutil.copyfile(files / name, folder / _SCORED / name)

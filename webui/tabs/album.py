@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.events import Dependency
-from gradio.processing_utils import save_bytes_to_cache
+from gradio.processing_utils import hash_bytes
 from gradio.utils import get_upload_folder
 
+from trainer.files import write_atomically
 from webui.album import Album
 from webui.backend import owner
 from webui.page import Page, told
@@ -62,9 +64,9 @@ def create_album(
     quiet: Any = {"api_visibility": "private", "show_progress": "hidden"}
     shown = [gallery, ids, more, chosen, details, reuse, delete]
     for trigger in (page.demo.load, tab.select, *(drawing.then for drawing in drawings)):
-        trigger(handlers.show, count, shown, **quiet)
+        trigger(handlers.show, [count, chosen], shown, **quiet)
     more.click(lambda count: count + _PAGE, count, count, **quiet).then(
-        handlers.show, count, shown, **quiet
+        handlers.show, [count, chosen], shown, **quiet
     )
     gallery.select(handlers.choose, ids, [chosen, details, reuse, delete], **quiet)
     delete.click(handlers.delete, [chosen, count], shown, **quiet)
@@ -78,22 +80,27 @@ class AlbumHandlers:
         """Show what an album has."""
         self._album = album
 
-    def show(self, count: int, request: gr.Request) -> list[Any]:
-        """Show the newest pictures, none of them chosen."""
+    def show(self, count: int, chosen: str | None, request: gr.Request) -> list[Any]:
+        """Show the newest pictures; one that is chosen stays so."""
         kept = self._album.list(owner(request))
         contents: dict[str, bytes] = {}
         for picture in kept[:count]:
             with suppress(FileNotFoundError):  # deleted in another window at this moment
                 contents[picture.id] = picture.path.read_bytes()
-        button = gr.update(interactive=False)
+        ids = list(contents)
+        place = ids.index(chosen) if chosen in contents else None
+        is_there = place is not None
+        button = gr.update(interactive=is_there)
         return [
             gr.update(
                 value=[in_cache(content, f"{name}.png") for name, content in contents.items()],
-                selected_index=None,
+                selected_index=place,
             ),
-            list(contents),
+            ids,
             gr.update(visible=len(kept) > count),
-            *(None, _HINT, button, button),
+            chosen if is_there else None,
+            gr.skip() if is_there else _HINT,
+            *(button, button),
         ]
 
     def choose(self, ids: list[str], request: gr.Request, event: gr.SelectData) -> list[Any]:
@@ -108,9 +115,13 @@ class AlbumHandlers:
         """Delete a picture, and show the others."""
         with told():
             self._album.delete(picture_id, owner(request))
-        return self.show(count, request)
+        return self.show(count, None, request)
 
 
 def in_cache(content: bytes, name: str) -> str:
     """Where gradio finds a file to be shown and downloaded, as it is; nobody can guess it."""
-    return save_bytes_to_cache(content, name, get_upload_folder())
+    path = Path(get_upload_folder()) / hash_bytes(content) / name
+    if not path.exists():  # and may be on its way to a browser
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+    return str(path)

@@ -20,7 +20,7 @@ _MOST_AT_ONCE = 16
 
 @dataclass(frozen=True)
 class Controls:
-    """The left side, in the order of the page; `placed` are the concepts that have a slider."""
+    """The left side, in the order of the page; `placed` tells for what the sliders are there."""
 
     concepts: gr.Dropdown
     way: gr.Radio
@@ -119,7 +119,7 @@ def _controls() -> Controls:
         stop = gr.Button("Stop", scale=1, min_width=80)
     return Controls(
         *(concepts, way, strengths, prompt, inserts, negative_prompt, count),
-        *(seed, any_seed, following, steps, guidance, draw, stop, gr.State([])),
+        *(seed, any_seed, following, steps, guidance, draw, stop, gr.State(([], TOGETHER))),
     )
 
 
@@ -149,7 +149,7 @@ def _connect_concepts(
         tab.select(handlers.look, c.concepts, offered, **QUIET),
         page.concept.change(handlers.take, page.concept, offered, **QUIET),
     ]
-    for trigger in (*(look.then for look in looks), c.concepts.input, c.way.input):
+    for trigger in (c.concepts.input, c.way.input, *(look.then for look in looks)):
         trigger(handlers.choose, inputs, outputs, **QUIET)
     for button in c.inserts:
         button.click(insert, [c.prompt, button], c.prompt, **QUIET)

@@ -32,6 +32,7 @@ from webui.tabs.album import in_cache
 
 TOGETHER, EACH = "All in every picture", "One in each picture"
 INSERT = "Insert "
+_CHOOSE_OUTPUTS = 2 * MAX_CONCEPTS + 8
 
 
 @dataclass(frozen=True)
@@ -54,24 +55,29 @@ class Handlers:
     def look(self, chosen: list[str] | None, request: gr.Request) -> tuple[Any, Any]:
         """Offer the concepts there are now, or tell where they come from; those chosen stay so."""
         entries = self._backend.library.list(owner(request))
-        still = [entry.id for entry in entries if entry.id in (chosen or ())]
-        choices = gr.update(choices=[(entry.name, entry.id) for entry in entries], value=still)
+        choices = gr.update(choices=[(entry.name, entry.id) for entry in entries])
+        there = {entry.id for entry in entries}
+        if not there.issuperset(chosen or ()):
+            # Only then, for an answer comes late: what was chosen since is not to be undone.
+            choices["value"] = [each for each in chosen or () if each in there]
         return choices, gr.update(visible=not entries)
 
     def arrive(self, request: gr.Request) -> tuple[Any, Any]:
         """Offer the concepts there are, the newest chosen."""
         newest = self._backend.library.list(owner(request))[:1]
-        return self.look([entry.id for entry in newest], request)
+        choices, hint = self.look([], request)
+        return {**choices, "value": [entry.id for entry in newest]}, hint
 
     def take(self, concept: str | None, request: gr.Request) -> tuple[Any, Any]:
         """Choose the concept that another tab asks for."""
-        return self.look([concept] if concept else [], request)
+        choices, hint = self.look([], request)
+        return ({**choices, "value": [concept]} if concept else choices), hint
 
     def choose(
         self,
         chosen: list[str] | None,
         way: str,
-        before: list[str],
+        placed: tuple[list[str], str],
         prompt: str,
         suggested: str,
         first: float,
@@ -85,6 +91,9 @@ class Handlers:
         A strength stays with its concept, and a prompt of the person's own stays.
         """
         chosen = _unique(chosen)
+        before, _ = placed
+        if (chosen, way) == placed:  # what set them has placed them too
+            return [gr.skip()] * _CHOOSE_OUTPUTS
         with told():
             facts = self._facts(chosen, request)
         strengths = dict(zip(before, (first, second, third, fourth), strict=False))
@@ -301,7 +310,7 @@ def _places(chosen: list[str], facts: list[Facts], strengths: list[float], way: 
         gr.update(visible=len(facts) > 1, value=way),
         gr.update(visible=bool(facts), label=f"With {names}"),
         describe(facts),
-        chosen,
+        (chosen, way),
     ]
 
 
