@@ -132,10 +132,12 @@ class Watcher:
 
     def queued(self, owner: str) -> tuple[Job, ...]:
         """The owner's in the queue, the next one first."""
-        return tuple(job for job in self._jobs.queue() if job.owner == owner and _trains(job))
+        own = (job for job in self._jobs.queue() if job.owner == owner)
+        return tuple(job for job in own if job.kind is Kind.TRAIN)
 
     def _own(self, owner: str, *, removed: bool = False) -> tuple[Job, ...]:
-        return tuple(filter(_trains, self._jobs.list(owner, removed=removed)))
+        """Their trainings; scorings are of another tab."""
+        return self._jobs.list(owner, Kind.TRAIN, removed=removed)
 
     # -------------------------------------------------------------------------------- the list
 
@@ -282,8 +284,3 @@ def _written(path: Path) -> int:
         return path.stat().st_mtime_ns
     except OSError:
         return 0
-
-
-def _trains(job: Job) -> bool:
-    """Scorings are of another tab."""
-    return job.kind is Kind.TRAIN

@@ -15,7 +15,7 @@ from tests.webui.browser import ROOT, Server, installed_browser, served
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: make install")
 from playwright.sync_api import Browser, Page, expect  # noqa: E402
 
-PATIENCE_MS = 240_000
+PATIENCE_MS = int(os.environ.get("STUDIO_PATIENCE_MS", "240000"))
 STEPS = int(os.environ.get("STUDIO_STEPS", "20"))
 TAKEN = os.environ.get("STUDIO_PICTURES")
 CAT = sorted((ROOT / "datasets" / "concepts" / "striped_cat").glob("*.png"))
@@ -86,6 +86,7 @@ def test_pictures_are_taken_and_wrong_files_are_told(page: Page, tmp_path: Path)
     crops = page.locator(".pictures button.thumbnail-item")
     expect(crops).to_have_count(4)
     page.get_by_label("Class").fill("toy")
+    page.get_by_label("Class").press("Tab")
     expect(page.get_by_text(re.compile("Takes about"))).to_be_visible()
     before = crops.nth(1).locator("img").get_attribute("src")
     crops.nth(1).click()

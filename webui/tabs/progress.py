@@ -260,9 +260,9 @@ class Handlers:
         """Put a checkpoint's concept into the library, for Play to use."""
         with told():
             job = self._job(job_id, request)
-            if step is None or step not in self._jobs.progress(job.id).checkpoints:
-                raise TrainerError(f"{job.name} has no checkpoint of that step.")
-            entry = self._backend.library.keep(job, step, f"{job.name}, step {step}")
+            if step is None:
+                raise TrainerError("No checkpoint is chosen.")
+            entry = self._backend.library.keep(job, step, f"{job.name[:80]}, step {step}")
         gr.Info(f"“{escape(entry.name)}” is in the Library, and Play uses it.", duration=4)
         return entry.id
 
