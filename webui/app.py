@@ -34,7 +34,7 @@ def create_demo(backend: Backend) -> gr.Blocks:
         page = Page(demo, tabs, job=gr.State(), concept=gr.State())
         with tabs:
             for tab_id, label, create in _TABS:
-                with gr.Tab(label, id=tab_id, render_children=True) as tab:
+                with gr.Tab(label, id=tab_id) as tab:
                     create(backend, page, tab)
     return demo
 

@@ -78,7 +78,7 @@ class Handlers:
         chosen: list[str] | None,
         way: str,
         placed: tuple[list[str], str],
-        prompt: str,
+        prompt: str | None,
         suggested: str,
         first: float,
         second: float,
@@ -101,7 +101,7 @@ class Handlers:
         is_new = bool(facts) and before[:1] != chosen[:1]
         return [
             *_places(chosen, facts, [strengths.get(each, 1.0) for each in chosen], way),
-            own if prompt in ("", suggested) else same,
+            own if (prompt or "") in ("", suggested) else same,  # None before its tab was opened
             own,
             facts[0].num_inference_steps or same if is_new else same,
             facts[0].guidance_scale or same if is_new else same,
