@@ -40,7 +40,9 @@ progress::-moz-progress-bar { background: var(--color-accent); }
 .log { display: flex; flex-direction: column-reverse; max-height: 24rem; overflow-y: auto;
   white-space: pre-wrap; overflow-wrap: anywhere; font-size: .8rem; }
 .scores { font-variant-numeric: tabular-nums; }
-.scores :is(th, td) { padding: .1rem .6rem; border: 0; text-align: right; white-space: nowrap; }
+.prose .scores, .prose .scores * { border: 0; }
+.prose .scores tr { border-bottom: 1px solid var(--border-color-primary); }
+.scores :is(th, td) { padding: .1rem .6rem; text-align: right; white-space: nowrap; }
 .scores th[scope=row] { text-align: left; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(280px, 1fr)); gap: 1rem;
   --chart-line: var(--color-accent); --chart-raw: var(--body-text-color-subdued); }

@@ -71,7 +71,8 @@ def _pictures(parts: dict[str, Any]) -> None:
                 1, 2, 1, step=1, precision=0, buttons=[], elem_classes="scrubber"
             )
             parts["follow"] = gr.Checkbox(True, label="Follow the newest")
-        parts["scores"] = gr.HTML(min_width=200)
+        with gr.Column(scale=1, min_width=200):
+            parts["scores"] = gr.HTML()
         with gr.Column(scale=1, min_width=200, visible=False) as parts["keeping"]:
             parts["checkpoint"] = gr.Dropdown([], label="Checkpoint")
             parts["keep"] = gr.Button("Keep this step", size="sm")
