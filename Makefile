@@ -46,7 +46,7 @@ lint: $(STAMP)  ## ruff, pyright and import-linter
 test: lint  ## lint, then the tests that need no GPU, no network and no patience
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8
 
-webui: $(STAMP)  ## draw with the concepts of runs/ in a browser
+webui: $(STAMP)  ## open the studio: teach and draw in a browser
 	$(BIN)/python -m webui
 
 bench: $(STAMP)  ## all benchmarks beside their peers (40 minutes); writes benchmarks/results/

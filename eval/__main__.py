@@ -70,21 +70,27 @@ def parse(argv: Sequence[str]) -> Any:  # noqa: ANN401
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Run the command, and tell a person's mistake in one line with exit status 2."""
+    status, sentence = outcome(sys.argv[1:] if argv is None else argv)
+    if sentence:
+        sys.stderr.write(f"{sentence}\n")
+    return status
+
+
+def outcome(argv: Sequence[str]) -> tuple[int, str]:
+    """Run the command; the exit status, and what is to be told if it did not reach its end."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("eval").setLevel(logging.INFO)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every retry
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     try:
-        config = parse(sys.argv[1:] if argv is None else argv)
+        config = parse(argv)
         RUN[type(config)](config)
     except (TrainerError, ConceptError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
+        return 2, str(error)
     except KeyboardInterrupt:
-        sys.stderr.write("Stopped; the same command goes on from here.\n")
-        return 130
-    return 0
+        return 130, "Stopped; the same command goes on from here."
+    return 0, ""
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import hashlib
 import tomllib
 from dataclasses import asdict, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ def public_base(base: BaseModelConfig) -> dict[str, Any]:
     return told
 
 
+@lru_cache(maxsize=1)  # every checkpoint tells it, and the file is of gigabytes
 def digest_of_file(base: BaseModelConfig) -> str | None:
     """The SHA-256 of a base that is a single file, by which model sites list and find it."""
     path = Path(base.pretrained_model_name_or_path)

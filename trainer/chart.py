@@ -70,8 +70,8 @@ class _Axes:
         right = left + size_px[0] - math.ceil(names + numbers) - 14
         self._box = (left + _LEFT, top + _TOP, right, top + size_px[1] - _BOTTOM)
         self._image, self._draw = image, ImageDraw.Draw(image)
-        self._x = _range([x for line in panel.lines for x in line.x], 0)
-        self._y = _range([y for line in panel.lines for y in _edges(line)], 0.06)
+        self._x = extent([x for line in panel.lines for x in line.x], 0)
+        self._y = extent([y for line in panel.lines for y in _edges(line)], 0.06)
         _text(self._draw, (left + _LEFT, top + 14), panel.title, 14, INK, "lm")
         self._grid()
         for line in panel.lines:
@@ -84,11 +84,11 @@ class _Axes:
 
     def _grid(self) -> None:
         left, _, right, bottom = self._box
-        for value in _ticks(*self._y, 4):
+        for value in ticks(*self._y, 4):
             y = self._at(self._x[0], value)[1]
             self._stroke([(left, y), (right, y)], RULE, 1)
-            _text(self._draw, (left - 7, y), _number(value), 12, FAINT, "rm")
-        for value in _ticks(*self._x, 5):
+            _text(self._draw, (left - 7, y), short(value), 12, FAINT, "rm")
+        for value in ticks(*self._x, 5):
             x = self._at(value, self._y[0])[0]
             _text(self._draw, (x, bottom + 12), f"{value:g}", 12, FAINT, "mm")
 
@@ -141,14 +141,14 @@ def _edges(line: Line) -> Iterator[Number]:
         yield from (y - spread, y + spread)
 
 
-def _range(values: Sequence[Number], margin: Number) -> Point:
+def extent(values: Sequence[Number], margin: Number) -> Point:
     """From the least to the greatest value, with room beside them; never empty."""
     low, high = min(values), max(values)
     room = margin * (high - low) or (0.0 if high > low else 0.5 * abs(high) or 0.5)
     return low - room, high + room
 
 
-def _ticks(low: Number, high: Number, about: int) -> list[Number]:
+def ticks(low: Number, high: Number, about: int) -> list[Number]:
     """Round numbers from `low` to `high`."""
     rough = (high - low) / about
     unit = 10.0 ** math.floor(math.log10(rough))
@@ -156,7 +156,8 @@ def _ticks(low: Number, high: Number, about: int) -> list[Number]:
     return [step * n for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def _number(value: Number) -> str:
+def short(value: Number) -> str:
+    """A number as an axis shows it."""
     return f"{value:.4g}" if value else "0"
 
 

@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import tomllib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from pickle import UnpicklingError
@@ -61,11 +62,13 @@ def save_checkpoint(
     optimizer: Optimizer,
     ema: EMA,
     accelerator: Accelerator,
+    save_concepts: Callable[[Path], object],
 ) -> Path:
     """Write `checkpoint-<step>` under another name and rename it: half a checkpoint has no name.
 
     The learning rate and all randomness follow from the step, so adapter, its average,
-    optimizer, loss scaler and step are the whole state.
+    optimizer, loss scaler and step are the whole state. The concept files, which `save_concepts`
+    writes into the folder it is given, are for people, and nothing is read back from them.
     """
     final = config.run.output_dir / f"{PREFIX}{progress.step:06d}"
     folder = final.with_name(f".{final.name}.tmp")
@@ -79,6 +82,7 @@ def save_checkpoint(
     (folder / CONFIG).write_text(to_toml(config), encoding="utf-8")
     for name, own in _concepts(config).items():
         (folder / f"concept.{name}.toml").write_text(to_toml(own), encoding="utf-8")
+    save_concepts(folder)
     state_json = json.dumps({**asdict(progress), "inputs": inputs}, indent=2)
     (folder / _STATE).write_text(state_json, encoding="utf-8")
     shutil.rmtree(final, ignore_errors=True)

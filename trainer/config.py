@@ -305,8 +305,8 @@ class Config:
     run: RunConfig
     scores: ScoresConfig = field(default_factory=ScoresConfig)
     result: ResultConfig = field(default_factory=ResultConfig)
-    # Flags from a file: paper (the paper's Table X), fast, low_vram, pocket, or the path of a
-    # .toml, such as the config.toml of an earlier run.
+    # Flags from a file: paper (the paper's Table X), fast, best, low_vram, pocket, or the path of
+    # a .toml, such as the config.toml of an earlier run.
     preset: str | None = None
 
 

@@ -94,9 +94,9 @@ def report(pictures: Sequence[CaptionedImage], options: InstanceConfig, prior: P
         console.print(Text("Nothing speaks against them.", style="green"))
 
 
-def examine(picture: CaptionedImage, resolution: int) -> Finding:
-    """Measure one picture."""
-    image = load_image(picture.path)
+def examine(picture: CaptionedImage, resolution: int, image: Image.Image | None = None) -> Finding:
+    """Measure one picture, in its file unless it is given."""
+    image = image or load_image(picture.path)
     side = min(image.size)
     left, top = ((length - side) // 2 for length in image.size)
     middle = (left, top, left + side, top + side)

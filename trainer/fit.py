@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from trainer.checkpoint import Inputs, Progress, save_checkpoint
 from trainer.clock import Clock
 from trainer.compilation import uncompiled
+from trainer.concepts import FOLDER, SINGLE
 from trainer.config import Config
 from trainer.control import Control, Request
 from trainer.ema import EMA
@@ -26,7 +27,7 @@ from trainer.memory import MemoryLadder
 from trainer.metadata import Training, describe
 from trainer.methods import Trained, save_result
 from trainer.records import MetricsLog
-from trainer.scores import LiveScores
+from trainer.scores import LiveScores, scores_at
 from trainer.tracking import Trackers
 from trainer.validation import Validation
 
@@ -114,7 +115,14 @@ def fit(
             if is_main and (due or asked & (Request.SAVE | Request.ENDS)):
                 with clock.stopped():
                     save_checkpoint(
-                        run.config, run.inputs, progress, trained, optimizer, run.ema, accelerator
+                        run.config,
+                        run.inputs,
+                        progress,
+                        trained,
+                        optimizer,
+                        run.ema,
+                        accelerator,
+                        partial(save_concepts, run, progress),
                     )
             if asked & Request.ENDS:
                 break
@@ -182,13 +190,29 @@ def measure(run: Run, name: str, scores: LiveScores, step: int) -> None:
         measured = scores.measure(run.pipeline, step, run.accelerator.device)
     run.trackers.log(name, measured, step)
 
-    def save(folder: Path) -> None:
-        own = run.configs[name]
-        there = dataclasses.replace(own, run=dataclasses.replace(own.run, output_dir=folder))
-        training = dataclasses.replace(
-            run.trainings[name], progress=Progress(step), scores=measured
-        )
-        told = describe(own, training, run.pipeline)
-        save_result(run.pipeline, run.trained, name, there, told)
+    scores.keep_best(step, measured, partial(save_concept, run, name, Progress(step), measured))
 
-    scores.keep_best(step, measured, save)
+
+def save_concepts(run: Run, progress: Progress, folder: Path) -> None:
+    """Write every concept as the result would be if the run ended here; they are small files.
+
+    The files of the other methods are not: their checkpoints hold nothing but the run's state.
+    """
+    if run.config.adapter.method not in ("loldu", "svfit"):
+        return
+    with as_saved(run):
+        for name, own in run.configs.items():
+            of_concept = folder if name == SINGLE else folder / FOLDER / name
+            of_concept.mkdir(parents=True, exist_ok=True)
+            measured = scores_at(own.run.output_dir, progress.step) if name in run.scores else None
+            save_concept(run, name, progress, measured, of_concept)
+
+
+def save_concept(
+    run: Run, name: str, progress: Progress, scores: dict[str, float] | None, folder: Path
+) -> None:
+    """Write what is trained now into a folder, as the file of a result."""
+    own = run.configs[name]
+    there = dataclasses.replace(own, run=dataclasses.replace(own.run, output_dir=folder))
+    training = dataclasses.replace(run.trainings[name], progress=progress, scores=scores)
+    save_result(run.pipeline, run.trained, name, there, describe(own, training, run.pipeline))

@@ -41,6 +41,8 @@ class Options:
     studio: Path = Path("runs/studio")
     # Folder of runs of the command line, whose concepts everybody finds in the library too.
     runs: Path = Path("runs")
+    # Folder of folders of pictures to try it with; need not be there.
+    examples: Path = Path("datasets/concepts")
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -102,7 +104,11 @@ def serve(options: Options, users: list[tuple[str, str]]) -> None:
     from webui.style import CSS, THEME
 
     backend = open_backend(
-        options.base, studio=options.studio, runs=options.runs, devices=options.devices
+        options.base,
+        studio=options.studio,
+        runs=options.runs,
+        examples=options.examples,
+        devices=options.devices,
     )
     backend.dispatcher.start()
     try:

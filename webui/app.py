@@ -22,9 +22,13 @@ _TABS = (
 )
 
 
+_CACHE_S = (3600, 24 * 3600)
+"""How often what lies in the cache is looked at, and how old it may be."""
+
+
 def create_demo(backend: Backend) -> gr.Blocks:
     """Lay out the page of a server."""
-    with gr.Blocks(title="LoLDU", analytics_enabled=False) as demo:
+    with gr.Blocks(title="LoLDU", analytics_enabled=False, delete_cache=_CACHE_S) as demo:
         gr.HTML(header(backend))
         tabs = gr.Tabs(selected=CONCEPTS)
         page = Page(demo, tabs, job=gr.State(), concept=gr.State())

@@ -14,6 +14,7 @@ from webui.engine.dispatcher import Dispatcher
 from webui.engine.job import Job
 from webui.engine.jobs import Jobs
 from webui.library import Library
+from webui.uploads import Uploads
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Backend:
         dispatcher: Starts them.
         library: The concepts, of everybody.
         studio: Draws.
+        uploads: Pictures from browsers.
+        examples: Folder of folders of pictures to try it with; there may be none.
         album: What was drawn, of everybody.
     """
 
@@ -34,7 +37,19 @@ class Backend:
     dispatcher: Dispatcher
     library: Library
     studio: Studio
+    uploads: Uploads
+    examples: Path
     album: Album
+
+    @property
+    def class_pictures(self) -> Path:
+        """Where class pictures are kept for all trainings."""
+        return self.jobs.folder / "class_pictures"
+
+    @property
+    def trains_on_gpu(self) -> bool:
+        """Whether trainings may be in half precision."""
+        return all(device.startswith("cuda") for device in self.dispatcher.devices)
 
     def job(self, job_id: str | None, request: gr.Request) -> Job:
         """A job of the one who asks.
@@ -48,13 +63,16 @@ class Backend:
         return job
 
 
-def open_backend(base: str, *, studio: Path, runs: Path, devices: Sequence[str] = ()) -> Backend:
+def open_backend(
+    base: str, *, studio: Path, runs: Path, examples: Path, devices: Sequence[str] = ()
+) -> Backend:
     """Open the folders of a server, and make what works on them.
 
     Args:
         base: the model that is trained and drawn with.
         studio: folder of queue, trainings and library; made if there is none.
         runs: folder of runs of the command line.
+        examples: folder of folders of pictures to try it with.
         devices: where to train; every GPU there is, or else the CPU, unless given.
 
     Raises:
@@ -66,8 +84,10 @@ def open_backend(base: str, *, studio: Path, runs: Path, devices: Sequence[str] 
         base,
         jobs,
         Dispatcher(jobs, devices or gpus or ["cpu"]),
-        Library(runs),
+        Library(studio / "library", runs, jobs),
         Studio(base),
+        Uploads(jobs.folder / "pictures"),
+        examples,
         Album(jobs.folder / "album"),
     )
 

@@ -15,6 +15,7 @@ from eval.score import pick_device
 from trainer.config import BaseModelConfig
 from trainer.errors import TrainerError
 from trainer.sampling import sample_images
+from webui.estimate import measured_pass
 from webui.line import Cancelled, Line
 from webui.model import Model, Use, options_for
 from webui.safety import hidden
@@ -119,6 +120,19 @@ class Studio:
             # A batch begins with the first concept.
             batch_size = max(1, BATCH_SIZE // len(uses)) * len(uses) if each else BATCH_SIZE
             return _draw(model, task, shown, batch_size, watch)
+
+    def seconds_a_pass(self, rows: int, side: int) -> float:
+        """The time of a forward pass of `rows` pictures of `side` pixels through the base's UNet.
+
+        Raises:
+            TrainerError: there is no such base.
+        """
+        with self._line.turn(threading.Event(), lambda _: None):
+            model = self._loaded(
+                self._model.options if self._model else options_for(self._base, ())
+            )
+            model.put_on([], each=False)
+            return measured_pass(model.pipeline, rows, side)
 
     def _loaded(self, options: BaseModelConfig) -> Model:
         if self._model is None or self._model.options != options:

@@ -6,6 +6,10 @@ THEME = gr.themes.Default(
     primary_hue="teal", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono="monospace"
 )
 CSS = """
+.header h1 { font-size: 1.5rem; margin: 0; }
+.header p { margin: .15rem 0 0; }
+.advice { margin: 0; padding-inline-start: 1.1rem; }
+.advice li { margin: .25rem 0; }
 .facts { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; margin: 0; }
 .facts + .facts { margin-top: .5rem; }
 .facts div { display: flex; gap: .4rem; }
@@ -19,4 +23,39 @@ CSS = """
 .seed { align-items: end; }
 .parameters { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; }
 .pictures:not(:has(.preview)) .grid-wrap { min-height: 0; }
+.trainings .wrap { flex-direction: column; max-height: 24rem; overflow-y: auto; flex-wrap: nowrap; }
+.trainings label { overflow-wrap: anywhere; }
+@media (max-width: 640px) { .trainings .wrap { max-height: 12rem; } }
+.requests { flex-wrap: wrap; }
+.question { border-left: 3px solid var(--color-accent); padding-left: .75rem; }
+/* As many columns as there is room for, and the same in both rows. */
+.steps .grid-container {
+  grid-template-columns: repeat(auto-fill, minmax(max(140px, 22%), 1fr)) !important; }
+/* Its number would be that of a place in the row of steps; the label tells the step. */
+.scrubber .tab-like-container { display: none; }
+.last-line { color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
+progress { width: 100%; height: .75rem; border: 0; border-radius: .4rem; overflow: hidden;
+  appearance: none; background: var(--border-color-primary); }
+progress::-webkit-progress-bar { background: var(--border-color-primary); }
+progress::-webkit-progress-value { background: var(--color-accent); }
+progress::-moz-progress-bar { background: var(--color-accent); }
+/* Reversed, it begins at its end. */
+.log { display: flex; flex-direction: column-reverse; max-height: 24rem; overflow-y: auto;
+  white-space: pre-wrap; overflow-wrap: anywhere; font-size: .8rem; }
+.scores { font-variant-numeric: tabular-nums; }
+.scores :is(th, td) { padding: .1rem .6rem; border: 0; text-align: right; white-space: nowrap; }
+.scores th[scope=row] { text-align: left; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(280px, 1fr)); gap: 1rem;
+  --chart-line: var(--color-accent); --chart-raw: var(--body-text-color-subdued); }
+.charts figure { margin: 0; }
+.charts figcaption { font-size: .85rem; }
+.charts svg { width: 100%; font-size: 11px; font-variant-numeric: tabular-nums; }
+.charts text { fill: var(--body-text-color-subdued); }
+.charts .rule { stroke: var(--border-color-primary); }
+.charts polyline { fill: none; stroke: var(--ink); stroke-width: 2; stroke-linejoin: round; }
+.charts g:has(+ g) polyline { stroke-width: 1; opacity: .5; }
+.charts circle { fill: var(--ink, var(--chart-line)); }
+.cards .grid-container { grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)) !important; }
+.wide { overflow-x: auto; }
+.report { width: 100%; height: 70vh; border: 0; background: #fff; }
 """

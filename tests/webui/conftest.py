@@ -18,7 +18,7 @@ from webui.drawing import Studio, Watch
 from webui.engine import process
 from webui.engine.dispatcher import Dispatcher
 from webui.engine.jobs import Jobs
-from webui.library import Entry
+from webui.entry import Entry
 from webui.model import Use
 
 MakeUse = Callable[..., Use]

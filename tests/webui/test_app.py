@@ -96,7 +96,10 @@ def test_mistakes_are_told_in_a_sentence_and_the_page_goes_on(client: Client) ->
 
 def test_the_layout_builds_without_any_run(tmp_path: Path) -> None:
     async def build() -> gr.Blocks:
-        backend = open_backend("pocket/base", studio=tmp_path / "studio", runs=tmp_path / "no")
+        nothing = tmp_path / "nothing"
+        backend = open_backend(
+            "pocket/base", studio=tmp_path / "studio", runs=nothing, examples=nothing
+        )
         return create_demo(backend)
 
     demo = asyncio.run(build())  # outside of a loop gradio makes several and closes none

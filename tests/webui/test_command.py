@@ -1,15 +1,16 @@
 import socket
+from pathlib import Path
 
 import pytest
 
-from webui.__main__ import run
+from webui.__main__ import Options, check, run
 
 
 def test_help_explains_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         run(["--help"])
     told = capsys.readouterr().out
-    for flag in ("--host", "--port", "--base", "--runs"):
+    for flag in ("--base", "--host", "--port", "--auth", "--share", "--studio", "--runs"):
         assert flag in told
 
 
@@ -18,3 +19,36 @@ def test_a_port_that_is_taken_is_told_in_a_sentence(capsys: pytest.CaptureFixtur
         port = taken.getsockname()[1]
         assert run(["--port", str(port)]) == 2
     assert f"--port {port} cannot be listened on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--share"], "--share opens the page to everyone: also give --auth"),
+        (["--host", "0.0.0.0"], "--host 0.0.0.0 lets other machines in: also give --auth"),
+        (["--host", "::"], "--host :: lets other machines in"),
+        (["--host", "example.org"], "--host example.org lets other machines in"),
+        (["--auth", "ann"], "--auth takes USER:PASSWORD"),
+        (["--auth", "ann:"], "--auth takes USER:PASSWORD"),
+        (["--auth", ":secret"], "--auth takes USER:PASSWORD"),
+        (["--auth", "ann:1", "ann:2"], "--auth names a user twice"),
+        (["--devices", "gpu7"], "There is no device gpu7"),
+    ],
+)
+def test_what_is_not_safe_or_not_there_is_refused(
+    flags: list[str], told: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run(["--port", "0", "--studio", str(tmp_path), *flags]) == 2
+    said = capsys.readouterr().err
+    assert told in said
+    assert "secret" not in said
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.3.2.1", "localhost"])
+def test_this_machine_alone_needs_no_user(host: str) -> None:
+    assert check(Options(host=host, port=0)) == []
+
+
+def test_a_password_may_have_colons() -> None:
+    users = check(Options(host="0.0.0.0", port=0, auth=("ann:a:b", "bob:c")))
+    assert users == [("ann", "a:b"), ("bob", "c")]

@@ -41,7 +41,7 @@ def backend(
     base_folder: Path, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Backend:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "cache"))
-    return open_backend(str(base_folder), studio=tmp_path / "studio", runs=runs)
+    return open_backend(str(base_folder), studio=tmp_path / "studio", runs=runs, examples=tmp_path)
 
 
 @pytest.fixture

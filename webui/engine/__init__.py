@@ -1,1 +1,1 @@
-"""Trainings as processes of their own, their queue and their state."""
+"""Trainings and scorings as processes of their own, their queue and their state."""

@@ -11,10 +11,10 @@ from io import FileIO
 from pathlib import Path
 
 from webui.engine import process
-from webui.engine.job import ACTIVE, Job, Status
+from webui.engine.job import ACTIVE, Job, Kind, Status
 from webui.engine.jobs import Jobs
 from webui.engine.options import flags
-from webui.engine.progress import CARD, CONCEPTS, CONFIG, CONTROL
+from webui.engine.progress import CARD, CONCEPTS, CONFIG, CONTROL, REPORT
 
 logger = logging.getLogger("webui")
 
@@ -52,7 +52,7 @@ class Dispatcher:
         for device in devices:
             process.environment(os.environ, device)
         self._jobs = jobs
-        self._devices = tuple(devices)
+        self.devices = tuple(devices)
         self._niceness = niceness
         self._command = command
         self._every_s = every_s
@@ -119,7 +119,7 @@ class Dispatcher:
 
     def _begin_next(self) -> None:
         taken = {job.device for job in self._jobs.list() if job.status in ACTIVE}
-        free = [device for device in self._devices if device not in taken]
+        free = [device for device in self.devices if device not in taken]
         for job in self._jobs.queue():
             if not free:
                 return
@@ -142,7 +142,8 @@ class Dispatcher:
             process.start(
                 job.folder,
                 lock,
-                flags(job.folder),
+                job.kind,
+                flags(job.folder, job.kind),
                 device=device,
                 niceness=self._niceness,
                 command=self._command,
@@ -156,7 +157,7 @@ class Dispatcher:
         if ending is None:
             if not process.was_started(job.folder):
                 self._jobs.end(job, Status.QUEUED)  # the server was killed before it could
-            elif _is_complete(job.folder):
+            elif _is_complete(job):
                 self._jobs.end(job, Status.FINISHED)
             else:
                 self._jobs.end(job, Status.INTERRUPTED, _INTERRUPTED)
@@ -182,7 +183,8 @@ def _ask_to_stop(folder: Path) -> None:
             process.send(folder, signal.SIGTERM)
 
 
-def _is_complete(folder: Path) -> bool:
-    """Whether a run has written its result, of which the card is the last."""
-    folders = list((folder / CONCEPTS).glob("*/")) or [folder]
-    return all(process.written_since_start(folder, each / CARD) for each in folders)
+def _is_complete(job: Job) -> bool:
+    """Whether a job has written its result, of which the card or the picture is the last."""
+    folders = list((job.folder / CONCEPTS).glob("*/")) or [job.folder]
+    last = CARD if job.kind is Kind.TRAIN else REPORT
+    return all(process.written_since_start(job.folder, each / last) for each in folders)

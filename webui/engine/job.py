@@ -1,4 +1,4 @@
-"""A training as the studio knows it: its states, its name, and whose turn it is."""
+"""A job as the studio knows it: its states, its name, and whose turn it is."""
 
 import re
 from collections import deque
@@ -10,6 +10,13 @@ from pathlib import Path
 from trainer.errors import TrainerError
 
 _NAME_LENGTH = 100
+
+
+class Kind(StrEnum):
+    """What a job does."""
+
+    TRAIN = "train"
+    SCORE = "score"
 
 
 class Status(StrEnum):
@@ -36,11 +43,16 @@ ENDED = RESUMABLE | {Status.FINISHED, Status.CANCELLED}
 
 @dataclass(frozen=True)
 class Job:
-    """A training as it was when it was looked up; times in seconds since 1970."""
+    """A job as it was when it was looked up; times in seconds since 1970.
+
+    `concept` is the id in the library of what is scored.
+    """
 
     id: str
+    kind: Kind
     name: str
     owner: str
+    concept: str | None
     status: Status
     wanted: Status | None
     device: str | None

@@ -1,28 +1,30 @@
-"""The trainings of the studio: a row each in SQLite, and a folder each for what they leave."""
+"""The jobs of the studio: a row each in SQLite, and a folder each for what they leave."""
 
 import secrets
 import shutil
 import signal
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from trainer.errors import TrainerError
 from webui.engine import process
-from webui.engine.job import ACTIVE, ENDED, RESUMABLE, Job, Status, in_turns, shown
-from webui.engine.options import write_options
+from webui.engine.job import ACTIVE, ENDED, RESUMABLE, Job, Kind, Status, in_turns, shown
+from webui.engine.options import write_options, write_score_options
 from webui.engine.progress import CONTROL, Progress, RunReader
 
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE jobs (
     id TEXT PRIMARY KEY,
+    kind TEXT NOT NULL,
     name TEXT NOT NULL,
     owner TEXT NOT NULL,
+    concept TEXT,           -- of the library: what is scored
     status TEXT NOT NULL,
     wanted TEXT,            -- what it becomes when it has stopped
     device TEXT,            -- where it runs or ran last
@@ -40,7 +42,7 @@ CREATE INDEX by_owner ON jobs (owner);
 
 
 class Jobs:
-    """The state of all trainings, shared by every process that opens the same folder.
+    """The state of all jobs, shared by every process that opens the same folder.
 
     Every change is one transaction. Ids are looked up and never made into paths, and neither is
     a name.
@@ -88,13 +90,18 @@ class Jobs:
         with closing(self._connect()) as connection:
             return self._get(connection, job_id)
 
-    def list(self, owner: str | None = None, *, removed: bool | None = False) -> tuple[Job, ...]:
-        """All jobs, or those of an owner, as they were asked for; `removed` None gives both."""
+    def list(
+        self, owner: str | None = None, kind: Kind | None = None, *, removed: bool | None = False
+    ) -> tuple[Job, ...]:
+        """All jobs, or those of an owner or a kind, as they were asked for.
+
+        With `removed` it is those in the trash, and None gives both.
+        """
         with closing(self._connect()) as connection:
             rows: Sequence[sqlite3.Row] = connection.execute(
-                "SELECT * FROM jobs WHERE owner = COALESCE(?, owner) "
+                "SELECT * FROM jobs WHERE owner = COALESCE(?, owner) AND kind = COALESCE(?, kind) "
                 "AND (removed NOTNULL) = COALESCE(?, removed NOTNULL) ORDER BY place",
-                (owner, removed),
+                (owner, kind, removed),
             ).fetchall()
         return tuple(map(self._job, rows))
 
@@ -135,23 +142,33 @@ class Jobs:
         Raises:
             TrainerError: the options cannot work, or the owner has too many jobs in the queue.
         """
-        name = shown(name)
-        job_id = secrets.token_hex(12)
-        folder = self.folder / "runs" / job_id
-        folder.mkdir(mode=0o700)
-        try:
-            write_options(folder, options, preset)
-            with self._transaction() as connection:
-                self._refuse_too_many(connection, owner)
-                connection.execute(
-                    "INSERT INTO jobs (id, name, owner, status, place, created) "
-                    "VALUES (?, ?, ?, ?, (SELECT COALESCE(MAX(place), 0) + 1 FROM jobs), ?)",
-                    (job_id, name, owner, Status.QUEUED, time.time()),
-                )
-        except BaseException:
-            shutil.rmtree(folder)
-            raise
-        return self.get(job_id)
+        write = partial(write_options, options=options, preset=preset)
+        return self._submit(Kind.TRAIN, name, owner, None, write)
+
+    def submit_score(
+        self,
+        name: str,
+        owner: str,
+        concept: str,
+        files: Path,
+        options: Mapping[str, Any],
+        real: Path | None = None,
+    ) -> Job:
+        """Queue the scoring of a concept, as it is now.
+
+        Args:
+            name: shown, and nothing else.
+            owner: a user or a browser session.
+            concept: its id in the library.
+            files: folder with its concept file, and what its run left beside it.
+            options: those of `python -m eval adapter`, by name.
+            real: folder with true pictures of it; those it was taught with unless given.
+
+        Raises:
+            TrainerError: the options cannot work, or the owner has too many jobs in the queue.
+        """
+        write = partial(write_score_options, files=files, options=options, real=real)
+        return self._submit(Kind.SCORE, name, owner, concept, write)
 
     def rename(self, job_id: str, name: str) -> None:
         """Show a job under another name.
@@ -272,6 +289,34 @@ class Jobs:
 
     # -------------------------------------------------------------------------------- inside
 
+    def _submit(
+        self,
+        kind: Kind,
+        name: str,
+        owner: str,
+        concept: str | None,
+        write: Callable[[Path], object],
+    ) -> Job:
+        """Make a folder, have its options written into it, and queue it."""
+        row = {"id": secrets.token_hex(12), "kind": kind, "name": shown(name), "owner": owner}
+        row |= {"concept": concept, "status": Status.QUEUED, "created": time.time()}
+        folder = self.folder / "runs" / str(row["id"])
+        folder.mkdir(mode=0o700)
+        try:
+            write(folder)
+            with self._transaction() as connection:
+                self._refuse_too_many(connection, owner)
+                connection.execute(
+                    f"INSERT INTO jobs ({', '.join(row)}, place) VALUES "
+                    "(:id, :kind, :name, :owner, :concept, :status, :created, "
+                    "(SELECT COALESCE(MAX(place), 0) + 1 FROM jobs))",
+                    row,
+                )
+        except BaseException:
+            shutil.rmtree(folder)
+            raise
+        return self.get(str(row["id"]))
+
     def _end_early(self, job_id: str, wanted: Status) -> Job:
         """Note what a job is to become; a queued one becomes it. The job as it was before."""
         with self._change(job_id) as (connection, job):
@@ -335,6 +380,7 @@ class Jobs:
 
     def _job(self, row: sqlite3.Row) -> Job:
         values = dict(row)
+        values["kind"] = Kind(values["kind"])
         values["status"] = Status(values["status"])
         values["wanted"] = Status(values["wanted"]) if values["wanted"] else None
         folder = self.folder / ("trash" if values["removed"] else "runs") / values["id"]

@@ -1,6 +1,6 @@
-"""A training's process: it outlives the server, and is known by a lock that it alone holds.
+"""A job's process: it outlives the server, and is known by a lock that it alone holds.
 
-The server locks a file in the folder of the training and hands it on, open, to the process it
+The server locks a file in the folder of the job and hands it on, open, to the process it
 starts. The system frees the lock when the process ends, however that comes about, and never
 before: no process is started twice, none is taken for another, and a server that is killed
 between starting one and writing that down has lost nothing.
@@ -23,6 +23,7 @@ from pathlib import Path
 
 from trainer.errors import TrainerError
 from trainer.files import write_atomically
+from webui.engine.job import Kind
 
 LOG = "log.txt"
 _LOCK, _ENDING = "process.lock", "ending.json"
@@ -73,6 +74,7 @@ def claimed(folder: Path) -> Iterator[int | None]:
 def start(
     folder: Path,
     lock: int,
+    kind: Kind,
     flags: Sequence[str],
     *,
     device: str,
@@ -80,13 +82,14 @@ def start(
     command: Sequence[str] = COMMAND,
     on_end: Callable[[], object] = lambda: None,
 ) -> None:
-    """Start a training, in a session of its own and with its output in `log.txt`.
+    """Start a job, in a session of its own and with its output in `log.txt`.
 
     Args:
-        folder: of the training.
+        folder: of the job.
         lock: on the folder; the process holds it from now on.
-        flags: for the trainer.
-        device: where it trains.
+        kind: which command it is.
+        flags: for that command.
+        device: where it runs.
         niceness: how far it stands back for other processes.
         command: what is started.
         on_end: called from another thread when it has ended.
@@ -96,7 +99,7 @@ def start(
     """
     with (folder / LOG).open("ab") as log:
         process = subprocess.Popen(
-            [*command, str(folder), str(lock), str(niceness), *flags],
+            [*command, str(folder), str(lock), str(niceness), kind, *flags],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -111,11 +114,11 @@ def start(
         process.wait()
         on_end()
 
-    threading.Thread(target=wait, name=f"training {process.pid}", daemon=True).start()
+    threading.Thread(target=wait, name=f"{kind} {process.pid}", daemon=True).start()
 
 
 def environment(of_server: Mapping[str, str], device: str) -> dict[str, str]:
-    """What a training gets to know of the server's environment: no secrets, and one device.
+    """What a job gets to know of the server's environment: no secrets, and one device.
 
     Raises:
         TrainerError: there is no such device.
@@ -196,22 +199,22 @@ def _write_pid(lock: int, pid: int) -> None:
 
 
 def main(
-    argv: Sequence[str], train: Callable[[Sequence[str]], tuple[int, str]] | None = None
+    argv: Sequence[str],
+    commands: Mapping[Kind, Callable[[Sequence[str]], tuple[int, str]]] | None = None,
 ) -> int:
-    """Train, and leave how that ended.
+    """Do a job, and leave how that ended.
 
     Args:
-        argv: the folder, the number of its open lock, the niceness, and the trainer's flags.
-        train: the trainer's command.
+        argv: the folder, the number of its open lock, the niceness, the kind, and the flags.
+        commands: by kind; those of trainer and eval unless given.
     """
-    folder, lock, flags = Path(argv[0]), int(argv[1]), argv[3:]
+    folder, lock, kind, flags = Path(argv[0]), int(argv[1]), Kind(argv[3]), argv[4:]
     _write_pid(lock, os.getpid())  # the server does so too, unless it was killed meanwhile
     os.set_inheritable(lock, False)  # what the trainer starts may outlive it
     os.nice(int(argv[2]))
     try:
-        if train is None:
-            from trainer.__main__ import outcome as train
-        how = Ending(*train(flags))
+        command = commands[kind] if commands else _command(kind)
+        how = Ending(*command(flags))
     except SystemExit as error:
         how = Ending(
             error.code if isinstance(error.code, int) else 1,
@@ -220,12 +223,21 @@ def main(
     except Exception as error:
         traceback.print_exc()
         told = str(error).splitlines()[:1] or [type(error).__name__]
-        how = Ending(1, f"The training failed ({told[0]}); its {LOG} says where.")
+        what = "training" if kind is Kind.TRAIN else "scoring"
+        how = Ending(1, f"The {what} failed ({told[0]}); its {LOG} says where.")
     else:
         if how.sentence:
             sys.stderr.write(f"{how.sentence}\n")
     write_atomically(folder / _ENDING, json.dumps(asdict(how)))
     return how.status
+
+
+def _command(kind: Kind) -> Callable[[Sequence[str]], tuple[int, str]]:
+    if kind is Kind.TRAIN:
+        from trainer.__main__ import outcome
+    else:
+        from eval.__main__ import outcome
+    return outcome
 
 
 if __name__ == "__main__":

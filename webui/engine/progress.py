@@ -13,8 +13,9 @@ from typing import Any
 from webui.engine.options import max_train_steps
 from webui.engine.process import LOG
 
-# As docs/trainer.md names them; the trainer's modules, which do too, take seconds to import.
+# As docs/trainer.md and docs/eval.md name them; the modules, which do too, take seconds to import.
 CONTROL, CONFIG, CARD, CONCEPTS = "control", "config.toml", "README.md", "concepts"
+REPORT = "report.png"
 _METRICS, _SCORES, _PICTURES = "metrics.jsonl", "validation.jsonl", "validation/pictures"
 _RATE_LINES = 10
 _TAIL_BYTES = 4096

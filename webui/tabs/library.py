@@ -1,10 +1,321 @@
-"""Library."""
+"""Library: every concept there is, what is known of it, and what can be done with it."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from html import escape
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import gradio as gr
+from PIL import Image
 
-from webui.backend import Backend
-from webui.page import Page
+from loldu import ConceptError
+from trainer.errors import TrainerError
+from trainer.images import load_image
+from trainer.lora_file import LORA
+from webui.about import SCORES, About, about
+from webui.backend import Backend, owner
+from webui.entry import Entry
+from webui.export import export_as_lora, export_concept, export_zip
+from webui.page import CONCEPTS, PLAY, SCORE, Page, told
+
+_PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+_CARD_PX = 256
+_MOST_SHOWN = 100
+_EXPORTS = {
+    "concept": "Concept file",
+    "lora": "LoRA for A1111 and ComfyUI",
+    "zip": "Zip with card and samples",
+}
 
 
 def create_library(backend: Backend, page: Page, tab: gr.Tab) -> None:
     """Lay out the tab, and connect it."""
+    parts: dict[str, Any] = {"shown": gr.State(()), "chosen": gr.State(), "removed": gr.State()}
+    with gr.Column(visible=False) as parts["empty"]:
+        gr.HTML(
+            "<h2>No concept yet</h2><p>Train one from 3 to 5 pictures, or import the file of one "
+            "that was trained elsewhere.</p>"
+        )
+        begin = gr.Button("Go to Concepts", variant="primary")
+    with gr.Row():
+        search = gr.Textbox(label="Search", placeholder="A name, a token, a base", scale=3)
+        file = gr.UploadButton(
+            "Import a concept file", file_types=[".safetensors"], size="sm", min_width=200
+        )
+    parts["undo"] = gr.Button("", size="sm", visible=False)
+    parts["cards"] = gr.Gallery(
+        label="Concepts",
+        fit_columns=False,
+        height="auto",
+        allow_preview=False,
+        interactive=False,
+        object_fit="cover",
+        elem_classes=["pictures", "cards"],
+        buttons=[],
+    )
+    with gr.Column(visible=False) as parts["details"]:
+        _details(parts)
+    _connect(Handlers(backend, list(parts)), page, tab, parts, search, file)
+    begin.click(lambda: gr.Tabs(selected=CONCEPTS), None, page.tabs, **_PRIVATE)
+
+
+def _details(parts: dict[str, Any]) -> None:
+    pictures: dict[str, Any] = {"columns": 5, "rows": 1, "height": "auto", "interactive": False}
+    pictures |= {
+        "fit_columns": False,
+        "elem_classes": "pictures",
+        "format": "png",
+        "visible": False,
+    }
+    parts["about"] = gr.HTML(js_on_load="element.setAttribute('role', 'status')")
+    with gr.Row():
+        parts["play"] = gr.Button("Play with it", variant="primary", size="sm", min_width=90)
+        parts["score"] = gr.Button("Score it", size="sm", min_width=90)
+        parts["delete"] = gr.Button("Delete", variant="stop", size="sm", min_width=90)
+    parts["samples"] = gr.Gallery(label="Drawn with it", **pictures)
+    parts["pictures"] = gr.Gallery(label="Taught with", **pictures)
+    parts["name"] = gr.Textbox(label="Name", max_length=100, submit_btn="Rename")
+    with gr.Row():
+        for kind, label in _EXPORTS.items():
+            parts[kind] = gr.Button(f"Export: {label}", size="sm", min_width=180)
+    parts["file"] = gr.File(label="Download", visible=False, interactive=False)
+
+
+def _connect(
+    handlers: "Handlers",
+    page: Page,
+    tab: gr.Tab,
+    parts: dict[str, Any],
+    search: gr.Textbox,
+    file: gr.UploadButton,
+) -> None:
+    shown, chosen = list(parts.values()), parts["chosen"]
+
+    def does(event: Callable[..., Any], handler: Callable[..., Any], *given: Any) -> None:  # noqa: ANN401
+        event(handler, [*given, search], shown, **_PRIVATE)
+
+    does(tab.select, handlers.refresh, chosen, parts["removed"])
+    does(search.input, handlers.refresh, chosen, parts["removed"])
+    does(parts["cards"].select, handlers.choose, parts["shown"])
+    does(parts["name"].submit, handlers.rename, chosen, parts["name"])
+    does(parts["delete"].click, handlers.delete, chosen)
+    does(parts["undo"].click, handlers.undo, parts["removed"])
+    does(file.upload, handlers.add, file)
+    for kind in _EXPORTS:
+        parts[kind].click(handlers.export(kind), chosen, parts["file"], api_visibility="private")
+    for name, place in (("play", PLAY), ("score", SCORE)):
+        parts[name].click(handlers.use(place), chosen, [page.concept, page.tabs], **_PRIVATE)
+
+
+class Handlers:
+    """What the tab does with what a person does; each of them sees and changes only their own."""
+
+    def __init__(self, backend: Backend, parts: Sequence[str]) -> None:
+        """Answer for a backend, with updates of these parts."""
+        self._backend = backend
+        self._library = backend.library
+        self._parts = parts
+
+    def refresh(
+        self, chosen: str | None, removed: str | None, search: str, request: gr.Request
+    ) -> list[Any]:
+        """Show what there is now."""
+        with told():
+            return self._view(owner(request), search, chosen, removed)
+
+    def choose(
+        self, shown: Sequence[str], search: str, event: gr.SelectData, request: gr.Request
+    ) -> list[Any]:
+        """Show one of them in full."""
+        with told():
+            return self._view(owner(request), search, shown[int(event.index)])
+
+    def rename(self, chosen: str | None, name: str, search: str, request: gr.Request) -> list[Any]:
+        """Give it another name."""
+        with told():
+            self._library.rename(self._entry(chosen, request).id, owner(request), name)
+            return self._view(owner(request), search, chosen)
+
+    def delete(self, chosen: str | None, search: str, request: gr.Request) -> list[Any]:
+        """Put it into the trash; it can be undone until the next thing is done."""
+        with told():
+            entry = self._entry(chosen, request)
+            self._library.remove(entry.id, owner(request))
+            return self._view(owner(request), search, None, entry.id, entry.name)
+
+    def undo(self, removed: str | None, search: str, request: gr.Request) -> list[Any]:
+        """Take what was deleted last out of the trash."""
+        with told():
+            self._library.restore(removed or "", owner(request))
+            return self._view(owner(request), search, removed)
+
+    def add(self, path: str, search: str, request: gr.Request) -> list[Any]:
+        """Take in a file."""
+        with told():
+            entry = self._library.add(Path(path), Path(path).name, owner(request))
+            if not about(entry.path).fits(self._backend.base):
+                base = escape(about(entry.path).base or "a base that it does not tell")
+                gr.Warning(f"It says that it was made for {base}, which is not this server's base.")
+            return self._view(owner(request), "", entry.id)
+
+    def use(self, place: str) -> Callable[..., tuple[str, gr.Tabs]]:
+        """Open another tab with it."""
+
+        def use(chosen: str | None, request: gr.Request) -> tuple[str, gr.Tabs]:
+            with told():
+                return self._entry(chosen, request).id, gr.Tabs(selected=place)
+
+        return use
+
+    def export(self, kind: str) -> Callable[..., Iterator[dict[str, Any]]]:
+        """Offer it as a file; gradio has taken its copy when it asks for more."""
+
+        def export(chosen: str | None, request: gr.Request) -> Iterator[dict[str, Any]]:
+            with told(), TemporaryDirectory() as folder:
+                entry = self._entry(chosen, request)
+                trained = self._lora_of(entry)
+                if kind == "lora":
+                    path = export_as_lora(entry, self._backend.base, trained, Path(folder))
+                elif kind == "zip":
+                    path = export_zip(entry, trained, Path(folder))
+                else:
+                    path = export_concept(entry, Path(folder))
+                yield gr.update(value=str(path), visible=True)
+
+        return export
+
+    # -------------------------------------------------------------------------------- inside
+
+    def _entry(self, chosen: str | None, request: gr.Request) -> Entry:
+        return self._library.get(chosen, owner(request))
+
+    def _lora_of(self, entry: Entry) -> Path | None:
+        """The LoRA that a training has left of its end."""
+        if entry.job is None or entry.step is not None:
+            return None
+        return self._backend.jobs.get(entry.job).folder / LORA
+
+    def _view(
+        self,
+        who: str,
+        search: str,
+        chosen: str | None,
+        removed: str | None = None,
+        name: str = "",
+    ) -> list[Any]:
+        """Everything the tab shows, in the order of its parts."""
+        entries = self._library.list(who)
+        found = [entry for entry in entries if _matches(entry, search)][:_MOST_SHOWN]
+        view: dict[str, Any] = {
+            "shown": tuple(entry.id for entry in found),
+            "removed": removed,
+            "empty": gr.update(visible=not entries),
+            "undo": gr.update(visible=bool(removed)),
+            "cards": gr.update(
+                value=[(card(entry), self._caption(entry)) for entry in found],
+                label=f"Concepts ({len(found)} of {len(entries)})",
+                selected_index=None,
+                visible=bool(entries),
+            ),
+            "file": gr.update(value=None, visible=False),
+        }
+        if name:
+            view["undo"] = gr.update(value=f"“{name}” is deleted. Undo", visible=True)
+        entry = next((entry for entry in entries if entry.id == chosen), None)
+        view |= {"chosen": entry.id if entry else None, "details": gr.update(visible=bool(entry))}
+        if entry:
+            own = entry.owner is not None
+            view |= {
+                "about": details(entry, self._backend.base),
+                "samples": _gallery(entry.samples),
+                "pictures": _gallery(entry.pictures),
+                "name": gr.update(value=entry.name, visible=own),
+                "delete": gr.update(visible=own),
+            }
+        return [view.get(part, gr.skip()) for part in self._parts]
+
+    def _caption(self, entry: Entry) -> str:
+        facts = _facts(entry)
+        if not isinstance(facts, About):
+            return f"{entry.name} · damaged"
+        parts = [entry.name, facts.called, f"step {facts.steps}" if facts.steps else None]
+        if not facts.fits(self._backend.base):
+            parts.append("for another base")
+        return " · ".join(part for part in parts if part)
+
+
+def card(entry: Entry) -> Image.Image:
+    """A picture for a concept: one drawn with it, or taught with, or none."""
+    pictures = entry.samples or entry.pictures
+    if not pictures:
+        return Image.new("RGB", (_CARD_PX, _CARD_PX), "#94a3b8")
+    return _thumbnail(pictures[0], pictures[0].stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _thumbnail(path: Path, written_ns: int) -> Image.Image:
+    image = load_image(path)
+    image.thumbnail((_CARD_PX, _CARD_PX))
+    return image
+
+
+def details(entry: Entry, base: str) -> str:
+    """All that is known of a concept, as HTML; what people and files say is shown as text."""
+    heading = f"<h2>{escape(entry.name)}</h2>"
+    facts = _facts(entry)
+    if not isinstance(facts, About):
+        return f"{heading}<p>{escape(facts)}.</p>"
+    scores = ", ".join(f"{SCORES[name]} {value:.3f}" for name, value in facts.scores.items())
+    made_for = facts.base or "not told"
+    if not facts.fits(base):
+        made_for += ", which is not this server's base: it cannot be drawn here"
+    terms = {
+        "Called": facts.called or "not told",
+        "Prompt": facts.prompt or "not told",
+        "Base": made_for,
+        "Trained": ", ".join(
+            part for part in (facts.method, f"{facts.steps} steps" if facts.steps else "") if part
+        ),
+        "Scores": scores,
+        "Size": f"{facts.numbers:,} numbers in {facts.layers} layers, {facts.bytes:,} bytes",
+        "From": _origin(entry),
+        "Date": time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.created)),
+    }
+    pairs = "".join(
+        f"<div><dt>{term}</dt><dd>{escape(value)}</dd></div>"
+        for term, value in terms.items()
+        if value
+    )
+    return f'{heading}<dl class="facts">{pairs}</dl>'
+
+
+def _origin(entry: Entry) -> str:
+    if entry.owner is None:
+        return "the command line; it is everybody's, and changed in its folder"
+    if entry.job is None:
+        return "a file that was imported"
+    return "a training" if entry.step is None else f"step {entry.step} of a training"
+
+
+def _facts(entry: Entry) -> About | str:
+    """What its file says, or why it cannot be read."""
+    try:
+        return about(entry.path)
+    except (TrainerError, ConceptError) as error:
+        return str(error).replace(str(entry.path), entry.name).rstrip(".")
+
+
+def _matches(entry: Entry, search: str) -> bool:
+    facts, words = _facts(entry), search.casefold().split()
+    said = [entry.name]
+    if isinstance(facts, About):
+        said += [text for text in (facts.called, facts.prompt, facts.base) if text]
+    text = " ".join(said).casefold()
+    return all(word in text for word in words)
+
+
+def _gallery(paths: Sequence[Path]) -> dict[str, Any]:
+    return gr.update(value=[load_image(path) for path in paths], visible=bool(paths))

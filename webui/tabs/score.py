@@ -1,10 +1,324 @@
-"""Score."""
+"""Score: a concept measured before and after, as a job beside the trainings."""
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import gradio as gr
 
-from webui.backend import Backend
-from webui.page import Page
+from eval.adapter import REPORT_HTML, REPORT_PNG
+from loldu import ConceptError
+from trainer.errors import TrainerError
+from trainer.files import save_png
+from trainer.images import load_image
+from webui.about import about
+from webui.backend import Backend, owner
+from webui.engine.job import ACTIVE, ENDED, RESUMABLE, Job, Kind, Status
+from webui.entry import Entry
+from webui.page import Page, told
+from webui.scoring import (
+    drawn,
+    has_true_pictures,
+    options_for,
+    pictures_of,
+    preset_of,
+    presets,
+    report_rows,
+    usual_steps,
+)
+from webui.uploads import decoded
+
+_PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+_MOST_REAL = 5
+_STATES = {
+    Status.QUEUED: "In the queue",
+    Status.RUNNING: "Measuring",
+    Status.STOPPING: "Stopping",
+    Status.FINISHED: "Finished",
+    Status.STOPPED: "Stopped",
+    Status.INTERRUPTED: "Interrupted",
+    Status.FAILED: "Failed",
+    Status.CANCELLED: "Cancelled",
+}
 
 
 def create_score(backend: Backend, page: Page, tab: gr.Tab) -> None:
     """Lay out the tab, and connect it."""
+    usual = preset_of(backend.base)
+    parts: dict[str, Any] = {"timer": gr.Timer(2, active=False)}
+    with gr.Row():
+        with gr.Column(scale=1, min_width=320):
+            _form(parts, usual)
+        with gr.Column(scale=2, min_width=320):
+            parts["status"] = gr.HTML(js_on_load="element.setAttribute('role', 'status')")
+            with gr.Row():
+                parts["cancel"] = gr.Button("Cancel", variant="stop", size="sm", visible=False)
+                parts["resume"] = gr.Button("Go on", size="sm", visible=False)
+            parts["table"] = gr.HTML()
+            parts["picture"] = gr.Image(
+                label="Report",
+                show_label=False,
+                format="png",
+                interactive=False,
+                visible=False,
+                buttons=["download", "fullscreen"],
+            )
+            with gr.Accordion("All pictures", open=False, visible=False) as parts["all"]:
+                parts["page"] = gr.HTML()
+    _connect(Handlers(backend, list(parts)), page, tab, parts)
+
+
+def _form(parts: dict[str, Any], usual: str) -> None:
+    parts["concept"] = gr.Dropdown([], value=None, label="Concept")
+    parts["preset"] = gr.Dropdown(
+        list(presets()), value=usual, label="Prompts", info="What is asked for, by their names"
+    )
+    parts["seeds"] = gr.Slider(
+        1, 8, 2, step=1, precision=0, label="Seeds", info="More are steadier, and slower"
+    )
+    parts["steps"] = gr.Number(
+        presets()[usual]["num_inference_steps"],
+        label="Steps",
+        precision=0,
+        minimum=1,
+        maximum=200,
+    )
+    with gr.Column(visible=False) as parts["needs"]:
+        parts["token"] = gr.Textbox(label="Rare token", max_length=40)
+        parts["class_name"] = gr.Textbox(label="Class, such as toy", max_length=40)
+        parts["real"] = gr.File(
+            label=f"1 to {_MOST_REAL} true pictures of it",
+            file_count="multiple",
+            file_types=[".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"],
+            height=150,
+        )
+    parts["estimate"] = gr.Markdown(estimate(usual, 2))
+    parts["score"] = gr.Button("Score", variant="primary", interactive=False)
+
+
+def _connect(handlers: "Handlers", page: Page, tab: gr.Tab, parts: dict[str, Any]) -> None:
+    shown = list(parts.values())
+    asked = [parts[name] for name in ("concept", "preset", "seeds", "steps")]
+    gr.on([tab.select, page.concept.change], handlers.enter, page.concept, shown, **_PRIVATE)
+    parts["concept"].input(handlers.choose, parts["concept"], page.concept, **_PRIVATE)
+    gr.on(
+        [parts["preset"].change, parts["seeds"].change],
+        estimate,
+        asked[1:3],
+        parts["estimate"],
+        **_PRIVATE,
+    )
+    needed = [parts[name] for name in ("token", "class_name", "real")]
+    parts["score"].click(handlers.score, [*asked, *needed], shown, **_PRIVATE)
+    parts["cancel"].click(handlers.cancel, page.concept, shown, **_PRIVATE)
+    parts["resume"].click(handlers.resume, page.concept, shown, **_PRIVATE)
+    parts["timer"].tick(handlers.refresh, page.concept, shown, queue=False, **_PRIVATE)
+
+
+class Handlers:
+    """What the tab does with what a person does; each of them sees and asks only of their own."""
+
+    def __init__(self, backend: Backend, parts: Sequence[str]) -> None:
+        """Answer for a backend, with updates of these parts."""
+        self._backend = backend
+        self._parts = parts
+
+    def enter(self, concept: str | None, request: gr.Request) -> list[Any]:
+        """Offer the concepts there are, and show what is known of the chosen one."""
+        who = owner(request)
+        with told():
+            entries = self._backend.library.list(who)
+            entry = next((entry for entry in entries if entry.id == concept), None)
+            view: dict[str, Any] = {
+                "concept": gr.update(
+                    choices=[(entry.name, entry.id) for entry in entries],
+                    value=entry.id if entry else None,
+                ),
+                "score": gr.update(interactive=entry is not None),
+                "needs": gr.update(visible=False),
+            }
+            if entry:
+                view |= self._needs(entry)
+            return self._updates(view | self._view(entry, who))
+
+    def choose(self, concept: str | None, request: gr.Request) -> str | None:
+        """Have another concept scored, here and drawn in Play."""
+        with told():
+            return self._backend.library.get(concept, owner(request)).id
+
+    def score(
+        self,
+        concept: str | None,
+        preset: str,
+        seeds: int,
+        steps: int | None,
+        token: str,
+        class_name: str,
+        real: Sequence[str] | None,
+        request: gr.Request,
+    ) -> list[Any]:
+        """Queue it."""
+        who, backend = owner(request), self._backend
+        with told(), TemporaryDirectory() as folder:
+            entry = backend.library.get(concept, who)
+            if steps is None:
+                raise TrainerError("Steps needs a number.")
+            options = options_for(entry, backend.base, preset, seeds, steps)
+            options |= {"token": token.strip() or None, "class_name": class_name.strip() or None}
+            uploaded = None
+            if not has_true_pictures(entry):
+                uploaded = Path(folder)
+                _save_pictures(real or (), uploaded)
+            backend.jobs.submit_score(entry.name, who, entry.id, entry.folder, options, uploaded)
+            backend.dispatcher.look()
+            return self._updates(self._view(entry, who))
+
+    def cancel(self, concept: str | None, request: gr.Request) -> list[Any]:
+        """End the last one of the concept for good."""
+        with told():
+            self._backend.jobs.cancel(self._last(concept, request).id)
+        self._backend.dispatcher.look()
+        return self.refresh(concept, request)
+
+    def resume(self, concept: str | None, request: gr.Request) -> list[Any]:
+        """Go on with the pictures that are missing."""
+        with told():
+            self._backend.jobs.resume(self._last(concept, request).id)
+        self._backend.dispatcher.look()
+        return self.refresh(concept, request)
+
+    def refresh(self, concept: str | None, request: gr.Request) -> list[Any]:
+        """Show how far it is."""
+        with told():
+            entry = self._backend.library.get(concept, owner(request)) if concept else None
+            return self._updates(self._view(entry, owner(request)))
+
+    # -------------------------------------------------------------------------------- inside
+
+    def _updates(self, view: dict[str, Any]) -> list[Any]:
+        return [view.get(part, gr.skip()) for part in self._parts]
+
+    def _needs(self, entry: Entry) -> dict[str, Any]:
+        """What is to be filled in for a concept, as far as its files do not tell."""
+        try:
+            facts = about(entry.path)
+        except ConceptError:  # which the job would tell
+            return {}
+        is_named = bool(facts.token and facts.class_name)
+        has_pictures = has_true_pictures(entry)
+        preset = preset_of(self._backend.base)
+        return {
+            "needs": gr.update(visible=not (is_named and has_pictures)),
+            "token": gr.update(value=facts.token or "", visible=not is_named),
+            "class_name": gr.update(value=facts.class_name or "", visible=not is_named),
+            "real": gr.update(value=None, visible=not has_pictures),
+            "steps": usual_steps(entry, preset),
+        }
+
+    def _last(self, concept: str | None, request: gr.Request) -> Job:
+        who = owner(request)
+        job = self._job(self._backend.library.get(concept, who), who)
+        if job is None:
+            raise TrainerError("This concept has not been scored.")
+        return job
+
+    def _job(self, entry: Entry, who: str) -> Job | None:
+        """The last one that its owner asked for."""
+        jobs = self._backend.jobs.list(who, Kind.SCORE)
+        return next((job for job in reversed(jobs) if job.concept == entry.id), None)
+
+    def _view(self, entry: Entry | None, who: str) -> dict[str, Any]:
+        job = self._job(entry, who) if entry else None
+        view: dict[str, Any] = {
+            "timer": gr.update(active=job is not None and job.status not in ENDED),
+            "cancel": gr.update(visible=job is not None and job.status not in ENDED),
+            "resume": gr.update(visible=job is not None and job.status in RESUMABLE),
+            "status": self._status(job) if job else _nothing(entry),
+            "table": "",
+            "picture": gr.update(value=None, visible=False),
+            "all": gr.update(visible=False),
+            "page": "",
+        }
+        if job is not None and job.status is Status.FINISHED:
+            view |= _report(job)
+        return view
+
+    def _status(self, job: Job) -> str:
+        state, facts = _STATES[job.status], ""
+        if job.status is Status.QUEUED:
+            waiting = [each.id for each in self._backend.jobs.queue()]
+            if job.id in waiting:  # it may have begun meanwhile
+                place = waiting.index(job.id) + 1
+                facts = f"Number {place} of those that wait for a device."
+        elif job.status in ACTIVE:
+            done, total = drawn(job)
+            if job.status is Status.RUNNING and done < total:
+                state = "Drawing"
+            facts = (
+                f'<progress aria-label="Pictures" max="{total}" value="{done}"></progress>'
+                f"{done} of {total} pictures."
+            )
+            last = self._backend.jobs.progress(job.id).last_line
+            facts += f'<p class="last-line">{escape(last)}</p>'
+        return (
+            f"<h2>{escape(job.name)}</h2><p><strong>{state}.</strong> {escape(job.message)}</p>"
+            f"<div>{facts}</div>"
+        )
+
+
+def estimate(preset: str, seeds: int) -> str:
+    """Tell how many pictures that makes."""
+    chosen = presets()[preset]
+    of_concept, others = len(chosen["prompts"]), len(chosen["other_prompts"])
+    count = pictures_of({**chosen, "seeds": range(seeds)})
+    return (
+        f"{count} pictures: {of_concept} prompts of the concept and {others} of other things, "
+        f"from {seeds} seed{'s' if seeds > 1 else ''}, without it and with it."
+    )
+
+
+def _nothing(entry: Entry | None) -> str:
+    if entry is None:
+        return "<p>Choose a concept to measure it before and after.</p>"
+    return f"<h2>{escape(entry.name)}</h2><p>It has not been scored yet.</p>"
+
+
+def _report(job: Job) -> dict[str, Any]:
+    """What a scoring has left; the page in a frame of its own that may run nothing."""
+    try:
+        heading, *rows = report_rows(job)
+        picture = load_image(job.folder / REPORT_PNG)
+        page = (job.folder / REPORT_HTML).read_text(encoding="utf-8")
+    except (OSError, KeyError, ValueError, TypeError, TrainerError):
+        return {"table": "<p>Its report cannot be read any more; score the concept again.</p>"}
+    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in heading)
+    body = "".join(
+        f'<tr><th scope="row">{escape(row[0])}</th>'
+        + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
+        + "</tr>"
+        for row in rows
+    )
+    frame = f'<iframe class="report" sandbox title="Report" srcdoc="{escape(page)}"></iframe>'
+    return {
+        "table": f'<div class="wide"><table class="scores"><tr>{head}</tr>{body}</table></div>',
+        "picture": gr.update(value=picture, visible=True),
+        "all": gr.update(visible=True),
+        "page": frame,
+    }
+
+
+def _save_pictures(sent: Sequence[str], folder: Path) -> None:
+    """Uploads, decoded.
+
+    Raises:
+        TrainerError: there is none, there are too many, or one is no picture.
+    """
+    if not 1 <= len(sent) <= _MOST_REAL:
+        raise TrainerError(
+            f"The pictures this concept was taught with are not here: add 1 to {_MOST_REAL} true "
+            "pictures of it to compare with."
+        )
+    for number, path in enumerate(sent):
+        save_png(decoded(Path(path), Path(path).name), folder / f"{number}.png")

@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
+from webui.engine.job import Kind
 from webui.engine.process import main
 
 STEP_S = 0.01
@@ -60,10 +61,26 @@ def train(flags: Sequence[str]) -> tuple[int, str]:
     return 0, ""
 
 
+def score(flags: Sequence[str]) -> tuple[int, str]:
+    options = tomllib.loads(Path(flags[flags.index("--preset") + 1]).read_text())
+    folder = Path(flags[flags.index("--output_dir") + 1])
+    with (folder / "starts.txt").open("a") as starts:
+        starts.write(f"{os.getpid()}\n")
+    pictures = folder / "pictures" / "base" / "concept"
+    pictures.mkdir(parents=True, exist_ok=True)
+    (pictures / "000-0.png").touch()
+    if options["prompts"] == ["fails"]:
+        return 2, "--prompts is wrong: give others."
+    wait_for(folder / "drawn", options["prompts"] == ["draws"])
+    (folder / "report.png").touch()
+    wait_for(folder / "told", options["prompts"] == ["tells"])
+    return 0, ""
+
+
 def wait_for(path: Path, waits: bool) -> None:
     while waits and not path.exists():
         time.sleep(STEP_S)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], train))
+    sys.exit(main(sys.argv[1:], {Kind.TRAIN: train, Kind.SCORE: score}))

@@ -1,0 +1,61 @@
+"""The studio served by its command, and a browser in front of it."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+@dataclass(frozen=True)
+class Server:
+    """A studio that is served.
+
+    Attributes:
+        url: of the page.
+        process: of the command.
+    """
+
+    url: str
+    process: subprocess.Popen[str]
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+@contextmanager
+def served(studio: Path, *flags: str, port: int | None = None) -> Iterator[Server]:
+    """Serve the page from a process of its own, on a free port unless one is given."""
+    if port is None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+    command = [sys.executable, "-m", "webui", "--port", str(port), "--studio", str(studio)]
+    with subprocess.Popen(
+        [*command, *flags],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    ) as process:
+        assert process.stderr
+        said = ""
+        while "Open http" not in said:
+            line = process.stderr.readline()
+            assert line, f"the page is not served: {said}"
+            said += line
+        yield Server(f"http://127.0.0.1:{port}/", process)
+        process.terminate()
+
+
+def installed_browser() -> str | None:
+    """A browser of the system's that Playwright can drive."""
+    return next(filter(None, map(shutil.which, BROWSERS)), None)

@@ -1,0 +1,130 @@
+"""Scorings in the queue of trainings; eval is a stand-in here."""
+
+import signal
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.webui.engine.test_dispatcher import starts
+from tests.webui.engine.test_dispatcher import submit as submit_training
+from tests.webui.engine.waiting import MakeDispatcher, has, ticking
+from trainer.errors import TrainerError
+from webui.engine import process
+from webui.engine.dispatcher import Dispatcher
+from webui.engine.job import Job, Kind, Status
+from webui.engine.jobs import Jobs
+
+OPTIONS = {"prompts": ("scores",), "other_prompts": ("a car",), "seeds": (0, 1)}
+
+
+@pytest.fixture
+def dispatcher(make_dispatcher: MakeDispatcher) -> Dispatcher:
+    return make_dispatcher()
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    folder = tmp_path / "rabbit"
+    folder.mkdir()
+    (folder / "concept.safetensors").write_bytes(b"concept")
+    (folder / "config.toml").write_text("[base]\n")
+    (folder / "README.md").write_text("not needed")
+    return folder
+
+
+def submit(jobs: Jobs, files: Path, does: str = "scores", **options: Any) -> Job:  # noqa: ANN401
+    return jobs.submit_score(
+        "rabbit", "ann", "an id", files, OPTIONS | {"prompts": [does]} | options
+    )
+
+
+def test_it_waits_its_turn_and_is_found_again(
+    jobs: Jobs, dispatcher: Dispatcher, files: Path
+) -> None:
+    training = submit_training(jobs)
+    job = submit(jobs, files)
+    (files / "concept.safetensors").unlink()  # what is scored was taken along
+    assert Jobs(jobs.folder).list() == (training, job)
+    assert (training.kind, training.concept) == (Kind.TRAIN, None)
+    assert (job.kind, job.concept) == (Kind.SCORE, "an id")
+    assert {path.name for path in (job.folder / "concept").iterdir()} == {
+        "concept.safetensors",
+        "config.toml",
+    }
+    ticking(dispatcher, has(jobs, job, Status.FINISHED))
+    first, second = jobs.get(training.id), jobs.get(job.id)
+    assert first.ended is not None
+    assert second.started is not None
+    assert first.ended <= second.started
+    assert (job.folder / "report.png").exists()
+    assert jobs.progress(job.id).steps == 0
+
+
+def test_how_it_ends(jobs: Jobs, dispatcher: Dispatcher, files: Path) -> None:
+    failed = submit(jobs, files, "fails")
+    ticking(dispatcher, has(jobs, failed, Status.FAILED))
+    assert jobs.get(failed.id).message == "--prompts is wrong: give others."
+    assert jobs.progress(failed.id).last_line == "--prompts is wrong: give others."
+
+    job = submit(jobs, files, "draws")
+    ticking(dispatcher, lambda: len(starts(job)) == 1)
+    jobs.stop(job.id)
+    ticking(dispatcher, has(jobs, job, Status.STOPPED))
+    jobs.resume(job.id)
+    ticking(dispatcher, lambda: len(starts(job)) == 2)
+    jobs.cancel(job.id)
+    ticking(dispatcher, has(jobs, job, Status.CANCELLED))
+
+
+@pytest.mark.parametrize(
+    ("does", "becomes"), [("draws", Status.INTERRUPTED), ("tells", Status.FINISHED)]
+)
+def test_one_that_is_killed_is_judged_by_its_report(
+    does: str, becomes: Status, jobs: Jobs, dispatcher: Dispatcher, files: Path
+) -> None:
+    job = submit(jobs, files, does)
+    picture = "report.png" if does == "tells" else "pictures/base/concept/000-0.png"
+    ticking(dispatcher, lambda: (job.folder / picture).exists())
+    process.send(job.folder, signal.SIGKILL)
+    ticking(dispatcher, has(jobs, job, Status.INTERRUPTED, Status.FINISHED))
+    assert jobs.get(job.id).status is becomes
+
+
+def test_options_are_evals(jobs: Jobs, files: Path) -> None:
+    job = submit(jobs, files, clip=Path("clip"), num_inference_steps=3, token=None)
+    assert tomllib.loads((job.folder / "options.toml").read_text()) == {
+        "prompts": ["scores"],
+        "other_prompts": ["a car"],
+        "seeds": [0, 1],
+        "clip": "clip",
+        "num_inference_steps": 3,
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"clp": "x"}, "perhaps you meant clip"),
+        ({"token": "--overwrite"}, "token may not begin with a dash"),
+        ({"output_dir": "/tmp"}, "output_dir is the job's own"),
+        ({"concept": "/etc/passwd"}, "concept is the job's own"),
+        ({"num_inference_steps": 0}, "--num_inference_steps is 0; it must be at least 1"),
+        ({"seeds": ["many"]}, "of the wrong type"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_and_leave_nothing(
+    options: dict[str, Any], told: str, jobs: Jobs, files: Path
+) -> None:
+    with pytest.raises(TrainerError, match=told):
+        submit(jobs, files, **options)
+    assert not list((jobs.folder / "runs").iterdir())
+    assert jobs.list() == ()
+
+
+def test_a_scoring_takes_a_place_in_the_queue(tmp_path: Path, files: Path) -> None:
+    jobs = Jobs(tmp_path / "studio", max_queued=1)
+    submit(jobs, files)
+    with pytest.raises(TrainerError, match="in the queue, which is the most"):
+        submit_training(jobs)

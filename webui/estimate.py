@@ -1,0 +1,109 @@
+"""How long a training will take, before it has begun."""
+
+import json
+import time
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+from trainer.records import METRICS
+from webui.engine.job import Job, Status
+from webui.engine.options import OPTIONS
+
+_STEP_PASSES = 3.0
+"""A forward and a backward pass in forward passes; guidance makes two of a denoising step."""
+_LAST_JOBS = 3
+
+
+def estimated_seconds(
+    options: Mapping[str, Any], jobs: Iterable[Job], measure: Callable[[int, int], float]
+) -> float:
+    """The time of a training: its steps, its class pictures, and the pictures drawn on the way.
+
+    What is counted is pictures through the UNet. What one takes is known from trainings that have
+    finished here, or else measured.
+
+    Args:
+        options: the trainer's, by name.
+        jobs: those there have been; of the finished ones on this base the last three are asked.
+        measure: gives the seconds of a forward pass of so many pictures of such a side.
+    """
+    rows, side = rows_a_step(options), options["resolution"]
+    finished = [job for job in jobs if job.status is Status.FINISHED]
+    known = [
+        seconds
+        for job in sorted(finished, key=lambda job: job.created)[-_LAST_JOBS:]
+        if (seconds := _seconds_a_row(job.folder, options["pretrained_model_name_or_path"], side))
+    ]
+    a_row = sum(known) / len(known) if known else _STEP_PASSES * measure(rows, side) / rows
+    steps, drawn = options["max_train_steps"], drawn_pictures(options)
+    denoising = 2 * options.get("num_inference_steps", 50)
+    return a_row * (steps * rows + drawn * denoising / _STEP_PASSES)
+
+
+def rows_a_step(options: Mapping[str, Any]) -> int:
+    """Pictures that a step shows to the UNet, of the concept and of its class."""
+    batch = options.get("train_batch_size", 1)
+    prior = options.get("prior_batch_size") or batch
+    of_class = prior if options.get("with_prior_preservation") else 0
+    return (batch + of_class) * options.get("gradient_accumulation_steps", 1)
+
+
+def drawn_pictures(options: Mapping[str, Any]) -> int:
+    """Pictures that are drawn: of the class, to be looked at and scored, and for the card."""
+    prompts = len(options.get("validation_prompt", ()))
+    every = options.get("validation_steps", 0)
+    times = options["max_train_steps"] // every + 1 if every else 0
+    drawn = prompts * (times + 2)
+    if options.get("validation_scores"):
+        scored = prompts + len(options.get("drift_prompt", ()))
+        drawn += scored * options.get("validation_images", 4) * times
+    if options.get("with_prior_preservation"):
+        drawn += options.get("num_class_images", 100)
+    return drawn
+
+
+def _seconds_a_row(folder: Path, base: str, side: int) -> float | None:
+    """What a training took for a picture and step, brought to another side; none if not alike."""
+    try:
+        told = tomllib.loads((folder / OPTIONS).read_text(encoding="utf-8"))
+        last = json.loads((folder / METRICS).read_bytes().splitlines()[-1])
+    except (OSError, ValueError, IndexError):
+        return None
+    options = {name: table[name] for table in told.values() for name in table}
+    if options["pretrained_model_name_or_path"] != base or not last["step"]:
+        return None
+    a_step = last["seconds"] / last["step"]
+    return a_step / rows_a_step(options) * (side / options["resolution"]) ** 2
+
+
+@torch.no_grad()
+def measured_pass(pipeline: StableDiffusionPipeline, rows: int, side: int) -> float:
+    """Seconds of a forward pass of so many pictures, after one that is not counted."""
+    unet, latent = pipeline.unet, side // pipeline.vae_scale_factor
+    channels, width = unet.config["in_channels"], unet.config["cross_attention_dim"]
+    sample = torch.zeros(rows, channels, latent, latent, dtype=unet.dtype, device=unet.device)
+    text = torch.zeros(rows, 77, width, dtype=unet.dtype, device=unet.device)
+
+    def taken() -> float:
+        started = time.perf_counter()
+        unet(sample, torch.ones(rows, device=unet.device), encoder_hidden_states=text)
+        if unet.device.type == "cuda":
+            torch.cuda.synchronize(unet.device)
+        return time.perf_counter() - started
+
+    taken()
+    return taken()
+
+
+def duration(seconds: float) -> str:
+    """A time as a person says it."""
+    minutes = max(1, round(seconds / 60))
+    if minutes < 60:
+        return f"about {minutes} minute{'' if minutes == 1 else 's'}"
+    hours, minutes = divmod(round(minutes / 10) * 10, 60)
+    return f"about {hours} h {minutes} min" if minutes else f"about {hours} h"
