@@ -8,11 +8,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from loldu import ConceptError, read_concept
+from loldu import ConceptError
 from trainer.checkpoint import CONFIG
 from trainer.errors import TrainerError
-from trainer.prompts import token_and_class
-from webui.library import Entry
+from webui.about import About, about
+from webui.entry import Entry
 
 TOKEN, CLASS = "{token}", "{class}"
 """In a prompt, what each concept has a word of its own for."""
@@ -20,23 +20,17 @@ TOKEN, CLASS = "{token}", "{class}"
 
 @dataclass(frozen=True)
 class Facts:
-    """What a concept file says of itself, and how its own run drew; None for what is not known."""
+    """A concept, what its file says, and how its own run drew; None for what is not known."""
 
     name: str
-    base: str
-    prompt: str | None
-    token: str | None
-    class_name: str | None
-    layers: int
-    numbers: int
-    bytes: int
+    about: About
     num_inference_steps: int | None
     guidance_scale: float | int | None
 
     @property
     def words(self) -> str | None:
         """What to ask for: the rare token and the class."""
-        return f"{self.token} {self.class_name or ''}".strip() if self.token else None
+        return self.about.called if self.about.token else None
 
 
 @contextmanager
@@ -49,31 +43,15 @@ def called(entry: Entry) -> Iterator[None]:
 
 
 def facts_of(entry: Entry) -> Facts:
-    """Read what a concept file says; of what it says, only text is taken for text.
+    """Read what a concept file says.
 
     Raises:
         ConceptError: it is not a sound one.
     """
     with called(entry):
-        concept = read_concept(entry.path)
-    prompt = _text(concept.metadata.get("instance_prompt"))
-    token = _text(concept.metadata.get("token"))
-    class_name = _text(concept.metadata.get("class_name"))
-    if prompt and not token:
-        token, class_name = _told_by_prompts(prompt, concept.metadata.get("class_prompt"))
+        told = about(entry.path)
     drawn = _run_section(entry.path.with_name(CONFIG))
-    return Facts(
-        name=entry.name,
-        base=concept.base,
-        prompt=prompt,
-        token=token,
-        class_name=class_name,
-        layers=len(concept.layers),
-        numbers=sum(layer.delta.numel() for layer in concept.layers),
-        bytes=entry.path.stat().st_size,
-        num_inference_steps=drawn.get("num_inference_steps"),
-        guidance_scale=drawn.get("guidance_scale"),
-    )
+    return Facts(entry.name, told, drawn.get("num_inference_steps"), drawn.get("guidance_scale"))
 
 
 def describe(concepts: Sequence[Facts]) -> str:
@@ -84,11 +62,11 @@ def describe(concepts: Sequence[Facts]) -> str:
             f"<div><dt>{term}</dt><dd>{escape(told)}</dd></div>"
             for term, told in {
                 "Concept": facts.name,
-                "Prompt": facts.prompt or "not told",
-                "Made for": facts.base or "not told",
-                "Layers": f"{facts.layers:,}",
-                "Numbers": f"{facts.numbers:,}",
-                "File": f"{facts.bytes:,} bytes",
+                "Prompt": facts.about.prompt or "not told",
+                "Made for": facts.about.base or "not told",
+                "Layers": f"{facts.about.layers:,}",
+                "Numbers": f"{facts.about.numbers:,}",
+                "File": f"{facts.about.bytes:,} bytes",
             }.items()
         )
         + "</dl>"
@@ -105,7 +83,7 @@ def suggestion(concepts: Sequence[Facts], *, each: bool) -> str:
     """
     if not concepts:
         return ""
-    prompt, own = concepts[0].prompt or "", concepts[0].words
+    prompt, own = concepts[0].about.prompt or "", concepts[0].words
     if not own or len(concepts) == 1:
         return prompt
     if each:
@@ -115,7 +93,7 @@ def suggestion(concepts: Sequence[Facts], *, each: bool) -> str:
 
 def open_words(concepts: Sequence[Facts]) -> list[str]:
     """The placeholders that all of several concepts have words for."""
-    with_class = all(facts.class_name for facts in concepts)
+    with_class = all(facts.about.class_name for facts in concepts)
     return [TOKEN, CLASS] if with_class else [TOKEN]
 
 
@@ -133,7 +111,8 @@ def filled(prompt: str, concepts: Sequence[Facts]) -> str:
                 f"{placeholder} in the prompt stands for the word of one concept: choose one, or "
                 "one in each picture."
             )
-        word = concepts[0].token if placeholder == TOKEN else concepts[0].class_name
+        told = concepts[0].about
+        word = told.token if placeholder == TOKEN else told.class_name
         if not word:
             raise TrainerError(
                 f"{concepts[0].name} does not tell a word for {placeholder}: write the prompt "
@@ -141,16 +120,6 @@ def filled(prompt: str, concepts: Sequence[Facts]) -> str:
             )
         prompt = prompt.replace(placeholder, word)
     return prompt
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
-
-
-def _told_by_prompts(prompt: str, class_prompts: object) -> tuple[str, str] | tuple[None, None]:
-    listed = class_prompts if isinstance(class_prompts, list) else []
-    texts = [each for each in listed if isinstance(each, str)]
-    return token_and_class(prompt, texts) or (None, None)
 
 
 def _run_section(config: Path) -> dict[str, Any]:

@@ -24,8 +24,8 @@ from trainer.base_record import base_options, public_base
 from trainer.checkpoint import CONFIG
 from trainer.config import BaseModelConfig
 from trainer.errors import TrainerError
+from webui.entry import Entry
 from webui.facts import called
-from webui.library import Entry
 from webui.safety import SafetyChecker
 
 MAX_LOADED = 8

@@ -125,9 +125,7 @@ def read_png(path: Path, name: str = "The file") -> Settings:
     try:
         return _settings(json.loads(text))
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise TrainerError(f"What {name} tells of its settings is damaged: choose another.") from (
-            error
-        )
+        raise TrainerError(f"{name} tells settings that are damaged: choose another.") from (error)
 
 
 def parameters(settings: Settings) -> str:
@@ -200,7 +198,7 @@ def _whole(value: object, low: int, high: int) -> int:
     return value
 
 
-def _number(value: object, low: float, high: float) -> float:
+def _number(value: object, low: float | int, high: float | int) -> float:
     if not isinstance(value, int | float) or not low <= value <= high:
         raise ValueError("number")
     return float(value)

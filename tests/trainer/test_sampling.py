@@ -46,6 +46,33 @@ def test_it_draws_what_the_pipeline_draws(base_folder: Path) -> None:
     np.testing.assert_array_equal(_array(ours), _array(theirs.images))
 
 
+def test_negative_prompts_are_the_pipelines_own(base_folder: Path) -> None:
+    pipeline = load_pipeline(str(base_folder))
+
+    def draw(**options: Any) -> np.ndarray:  # noqa: ANN401
+        return _array(
+            sample_images(
+                pipeline, PROMPTS, [3, 4, 5], num_inference_steps=2, batch_size=2, **options
+            )
+        )
+
+    plain = draw()
+    np.testing.assert_array_equal(draw(negative_prompts=[""] * 3), plain)
+    without = draw(negative_prompts=["", "", "night"])
+    np.testing.assert_array_equal(without[:2], plain[:2])
+    theirs: Any = pipeline(
+        PROMPTS[2],
+        negative_prompt="night",
+        num_inference_steps=2,
+        generator=torch.Generator().manual_seed(5),
+    )
+    np.testing.assert_array_equal(without[2:], _array(theirs.images))
+    assert not np.array_equal(without, plain)
+
+
 def test_seeds_and_prompts_must_match(base_folder: Path) -> None:
+    pipeline = load_pipeline(str(base_folder))
     with pytest.raises(ValueError, match="3 prompts but 1 seeds"):
-        sample_images(load_pipeline(str(base_folder)), PROMPTS, [1])
+        sample_images(pipeline, PROMPTS, [1])
+    with pytest.raises(ValueError, match="3 prompts but 1 negative prompts"):
+        sample_images(pipeline, PROMPTS, [1, 2, 3], negative_prompts=[""])

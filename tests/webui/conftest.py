@@ -14,11 +14,14 @@ from tests.trainer.conftest import tokenizer as tokenizer
 from tests.webui.engine.server import STANDIN
 from tests.webui.engine.waiting import MakeDispatcher, patiently
 from trainer.base import load_pipeline
-from webui.drawing import Studio
+from webui.drawing import Studio, Watch
 from webui.engine import process
 from webui.engine.dispatcher import Dispatcher
 from webui.engine.jobs import Jobs
+from webui.entry import Entry
+from webui.model import Use
 
+MakeUse = Callable[..., Use]
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -27,18 +30,25 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def teach(base: Path, path: Path, seed: int, prompt: str | None) -> None:
+def teach(folder: Path, path: Path, seed: int, prompt: str | None, **metadata: object) -> None:
     """Save a random concept of a base."""
-    pipeline = load_pipeline(str(base))
+    pipeline = load_pipeline(str(folder))
     pipeline.unet.add_adapter(LoLDUConfig(r=4, init_weights=False, seed=seed))
-    save_concept(pipeline, path, metadata={"instance_prompt": prompt})
+    save_concept(pipeline, path, metadata={"instance_prompt": prompt, **metadata})
 
 
 @pytest.fixture(scope="session")
 def runs(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs; the one named `rabbit` tells its prompt and how it drew."""
     runs = tmp_path_factory.mktemp("runs")
-    teach(base_folder, runs / "rabbit" / "concept.safetensors", 0, "a photo of a sks <b>toy</b>")
+    teach(
+        base_folder,
+        runs / "rabbit" / "concept.safetensors",
+        0,
+        "a photo of a sks <b>toy</b>",
+        token="sks",
+        class_name="<b>toy</b>",
+    )
     teach(base_folder, runs / "house" / "concept.safetensors", 1, None)
     (runs / "rabbit" / "config.toml").write_text(
         "[run]\nnum_inference_steps = 7\nguidance_scale = 2.5\n"
@@ -49,8 +59,18 @@ def runs(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def studio(runs: Path) -> Studio:
-    return Studio(runs)
+def studio(base_folder: Path) -> Studio:
+    return Studio(str(base_folder))
+
+
+@pytest.fixture
+def use(runs: Path) -> MakeUse:
+    """A concept at a strength: by the name of its run, or of a folder of another place."""
+    return lambda name, strength=1.0, where=runs: Use(entry_of(where / name), strength)
+
+
+def entry_of(folder: Path) -> Entry:
+    return Entry(folder.name, folder.name, None, folder, 0.0)
 
 
 @pytest.fixture
@@ -60,8 +80,8 @@ def ticks() -> list[tuple[int, int]]:
 
 
 @pytest.fixture
-def report(ticks: list[tuple[int, int]]) -> Callable[[int, int], None]:
-    return lambda done, total: ticks.append((done, total))
+def watch(ticks: list[tuple[int, int]]) -> Watch:
+    return Watch(lambda done, total: ticks.append((done, total)), lambda _: None)
 
 
 @pytest.fixture

@@ -10,14 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from loldu import read_concept
 from tests.webui.browser import ROOT, Server, installed_browser, served
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: make install")
-from playwright.sync_api import Browser, Page, expect  # noqa: E402
+from playwright.sync_api import Browser, Locator, Page, expect  # noqa: E402
 
 PATIENCE_MS = int(os.environ.get("STUDIO_PATIENCE_MS", "240000"))
 STEPS = int(os.environ.get("STUDIO_STEPS", "20"))
 TAKEN = os.environ.get("STUDIO_PICTURES")
+NAME = "<i>Milo</i>"
 CAT = sorted((ROOT / "datasets" / "concepts" / "striped_cat").glob("*.png"))
 
 
@@ -54,6 +56,20 @@ def page(browser: Browser, server: Server) -> Iterator[Page]:
 
 def open_tab(page: Page, name: str) -> None:
     page.get_by_role("tab", name=name).click()
+
+
+def panel(page: Page) -> Locator:
+    """What the open tab shows."""
+    return page.locator("[role=tabpanel]:visible")
+
+
+def drawn(page: Page, row: int) -> list[bytes]:
+    """The pictures of a row of Play, the base's being row 0."""
+    sources = [
+        image.get_attribute("src") or ""
+        for image in panel(page).locator(".pictures").nth(row).locator("button img").all()
+    ]
+    return [page.request.get(source).body() for source in sources]
 
 
 def take(page: Page, name: str) -> None:
@@ -100,13 +116,123 @@ def test_pictures_are_taken_and_wrong_files_are_told(page: Page, tmp_path: Path)
 
 
 def test_a_training_goes_on_while_the_page_is_reloaded(page: Page) -> None:
-    ask_for_training(page, "<i>Milo</i>", STEPS)
-    expect(page.get_by_text("<i>Milo</i>").first).to_be_visible()
-    expect(page.get_by_text(re.compile("(Preparing|Training)")).first).to_be_visible()
+    ask_for_training(page, NAME, STEPS)
+    expect(page.get_by_role("heading", name=NAME)).to_be_visible()
     page.reload()
     open_tab(page, "Progress")
-    expect(page.get_by_role("heading", name="<i>Milo</i>")).to_be_visible()
+    expect(page.get_by_role("heading", name=NAME)).to_be_visible()
     expect(page.get_by_text(f"{STEPS} of {STEPS}").first).to_be_visible()
-    expect(page.get_by_text("Finished").first).to_be_visible()
+    expect(panel(page).get_by_text("Finished").first).to_be_visible()
     expect(page.get_by_text("CLIP-T").first).to_be_visible()
     take(page, "progress")
+
+
+def test_a_step_is_kept(page: Page) -> None:
+    scrubber = page.locator(".scrubber input[type=range]")
+    scrubber.press("ArrowLeft")
+    expect(page.get_by_label("Follow the newest")).not_to_be_checked()
+    page.get_by_role("button", name=re.compile("Keep step")).click()
+    expect(page.get_by_text(re.compile("is in the Library"))).to_be_visible()
+
+
+def test_base_and_concept_are_drawn_and_the_strength_changes_the_concept_alone(page: Page) -> None:
+    page.get_by_role("button", name="Play with it").click()
+    expect(page.get_by_role("tab", name="Play")).to_have_attribute("aria-selected", "true")
+    prompt = panel(page).get_by_label("Prompt", exact=True)
+    expect(prompt).to_have_value("a photo of a sks toy")
+    panel(page).get_by_label("number input for Pictures", exact=True).fill("2")
+    panel(page).get_by_label("Steps", exact=True).fill("8")
+    page.get_by_role("button", name="Draw", exact=True).click()
+    rows = panel(page).locator(".pictures")
+    expect(rows.nth(1).locator("button img")).to_have_count(2)
+    base, concept = drawn(page, 0), drawn(page, 1)
+    assert len(base) == len(concept) == 2
+    assert not set(base) & set(concept)
+
+    shown = rows.nth(1).locator("button img").first
+    before = shown.get_attribute("src") or ""
+    strength = panel(page).locator("input[type=range]").first
+    strength.focus()
+    for _ in range(20):
+        strength.press("ArrowLeft")
+    strength.dispatch_event("pointerup")
+    expect(shown).not_to_have_attribute("src", before)
+    assert drawn(page, 0) == base
+    assert not set(drawn(page, 1)) & {*base, *concept}
+
+
+def test_two_concepts_are_mixed_and_drawn_in_one_batch(page: Page) -> None:
+    panel(page).get_by_role("combobox").first.click()
+    page.get_by_role("option").filter(has_text=f"{NAME}, step").click()
+    page.keyboard.press("Escape")
+    sliders = panel(page).get_by_text(re.compile("^Strength of"))
+    expect(sliders).to_have_count(2)
+    one = drawn(page, 1)
+    page.get_by_role("button", name="Draw", exact=True).click()
+    shown = panel(page).locator(".pictures").nth(1).locator("button img").first
+    expect(shown).not_to_have_attribute("src", "")
+    page.get_by_label("One in each picture").check()
+    page.get_by_role("button", name="Draw", exact=True).click()
+    expect(panel(page).locator(".pictures").nth(1).locator("button img")).to_have_count(4)
+    assert not set(drawn(page, 1)) & set(one)
+    take(page, "play")
+
+
+def test_a_concept_leaves_and_comes_back(page: Page, tmp_path: Path) -> None:
+    open_tab(page, "Library")
+    cards = page.locator(".cards button img")
+    expect(cards).to_have_count(2)
+    cards.last.click()
+    take(page, "library")
+    page.get_by_role("button", name=re.compile("Export: concept", re.IGNORECASE)).click()
+    link = panel(page).locator("a[download]").first
+    with page.expect_download() as download:
+        link.click()
+    exported = tmp_path / download.value.suggested_filename
+    download.value.save_as(exported)
+    assert exported.suffix == ".safetensors"
+    layers = read_concept(exported).layers
+    assert layers
+
+    chooser = page.locator("[role=tabpanel]:visible input[type=file]").first
+    chooser.set_input_files(exported)
+    expect(cards).to_have_count(3)
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(exported.read_bytes()[:-8])
+    chooser.set_input_files(broken)
+    expect(page.get_by_text(re.compile("broken"))).to_be_visible()
+    expect(cards).to_have_count(3)
+
+
+def test_a_concept_is_scored(page: Page) -> None:
+    cards = page.locator(".cards button img")
+    cards.last.click()
+    page.get_by_role("button", name="Score it").click()
+    expect(page.get_by_role("tab", name="Score")).to_have_attribute("aria-selected", "true")
+    panel(page).get_by_label("number input for Seeds").fill("1")
+    panel(page).get_by_label("Steps", exact=True).fill("2")
+    page.get_by_role("button", name="Score", exact=True).click()
+    expect(panel(page).get_by_text("DINO").first).to_be_visible()
+    take(page, "score")
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_at_a_phones_width_nothing_is_cut_off(
+    browser: Browser, server: Server, page: Page, dark: bool
+) -> None:
+    phone = browser.new_page(viewport={"width": 390, "height": 844})
+    phone.set_default_timeout(PATIENCE_MS)
+    phone.goto(f"{server.url}{'?__theme=dark' if dark else ''}")
+    for tab in ("Concepts", "Progress", "Play", "Library", "Score"):
+        button = phone.get_by_role("tab", name=tab)
+        if not button.is_visible():  # the last tabs are behind a button of their own
+            phone.locator(".overflow-menu > button").click()
+            button = phone.locator(".overflow-dropdown").get_by_text(tab)
+        button.click()
+        expect(panel(phone)).to_be_visible()
+        phone.wait_for_timeout(500)
+        width = phone.evaluate("document.documentElement.scrollWidth")
+        assert width <= 390, f"{tab} is {width} pixels wide"
+        if dark and tab == "Progress":
+            take(phone, "phone")
+    phone.close()

@@ -177,8 +177,8 @@ def test_a_server_killed_while_it_collects_has_collected_nothing(
         f".new-{job.id}"
     ]
     library = open_library()
-    assert names(library) == ["rabbit"]
     assert not list((jobs.folder / "library").glob(".new-*"))
+    assert names(library) == ["rabbit"]
 
 
 def test_a_full_disk_is_no_end_of_the_page(

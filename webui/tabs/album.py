@@ -19,7 +19,7 @@ from webui.page import Page, told
 from webui.settings import parameters, read_png
 
 _PAGE = 24
-_HINT = "<p>Choose a picture to see how it was drawn.</p>"
+_HINT = "<p>Choose a picture to see how it was drawn; its PNG tells that too.</p>"
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def create_album(
     ids, chosen, count = gr.State([]), gr.State(), gr.State(_PAGE)
     with gr.Accordion("Your pictures", open=True):
         gallery = gr.Gallery(
-            label="Newest first; each PNG tells how it was drawn",
+            label="Newest first",
             format="png",
             columns=8,
             height="auto",

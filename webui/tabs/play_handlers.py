@@ -80,10 +80,10 @@ class Handlers:
         placed: tuple[list[str], str],
         prompt: str | None,
         suggested: str,
-        first: float,
-        second: float,
-        third: float,
-        fourth: float,
+        first: float | int,
+        second: float | int,
+        third: float | int,
+        fourth: float | int,
         request: gr.Request,
     ) -> list[Any]:
         """Make room for concepts, and draw as the first one's run did.
@@ -111,10 +111,10 @@ class Handlers:
         self,
         chosen: list[str] | None,
         way: str,
-        first: float,
-        second: float,
-        third: float,
-        fourth: float,
+        first: float | int,
+        second: float | int,
+        third: float | int,
+        fourth: float | int,
         prompt: str,
         negative_prompt: str,
         seed: int | None,
@@ -149,10 +149,10 @@ class Handlers:
         drawn: Drawn | None,
         chosen: list[str] | None,
         way: str,
-        first: float,
-        second: float,
-        third: float,
-        fourth: float,
+        first: float | int,
+        second: float | int,
+        third: float | int,
+        fourth: float | int,
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008  gradio looks for it here
     ) -> Iterator[Any]:
@@ -286,7 +286,9 @@ def _is_each(way: str, chosen: Sequence[str]) -> bool:
     return way == EACH and len(chosen) > 1
 
 
-def _places(chosen: list[str], facts: list[Facts], strengths: list[float], way: str) -> list[Any]:
+def _places(
+    chosen: list[str], facts: list[Facts], strengths: Sequence[float | int], way: str
+) -> list[Any]:
     """Sliders and buttons for concepts, the way, the row, the facts, and whose place is which."""
     each = way == EACH and len(facts) > 1
     words = [" ".join(open_words(facts))] if each else [one.words for one in facts]
