@@ -18,7 +18,7 @@ CSS = """
 /* The label floats over the pictures; only an enlarged one needs more height than its row. */
 .pictures .grid-wrap { padding-top: 2.25rem; max-height: none; }
 @media (max-width: 500px) {
-  .pictures .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+  .pictures .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }
 }
 .seed { align-items: end; }
 .parameters { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; }
