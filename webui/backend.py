@@ -8,13 +8,13 @@ import gradio as gr
 import torch
 
 from trainer.errors import TrainerError
-from webui.album import Album
-from webui.drawing import Studio
+from webui.drawing.album import Album
+from webui.drawing.studio import Studio
 from webui.engine.dispatcher import Dispatcher
 from webui.engine.job import Job
 from webui.engine.jobs import Jobs
-from webui.library import Library
-from webui.uploads import Uploads
+from webui.library.collection import Library
+from webui.teaching.uploads import Uploads
 
 
 @dataclass(frozen=True)

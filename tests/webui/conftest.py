@@ -14,12 +14,12 @@ from tests.trainer.conftest import tokenizer as tokenizer
 from tests.webui.engine.server import STANDIN
 from tests.webui.engine.waiting import MakeDispatcher, patiently
 from trainer.base import load_pipeline
-from webui.drawing import Studio, Watch
+from webui.drawing.model import Use
+from webui.drawing.studio import Studio, Watch
 from webui.engine import process
 from webui.engine.dispatcher import Dispatcher
 from webui.engine.jobs import Jobs
-from webui.entry import Entry
-from webui.model import Use
+from webui.library.entry import Entry
 
 MakeUse = Callable[..., Use]
 ROOT = Path(__file__).resolve().parents[2]

@@ -20,8 +20,8 @@ from PIL import Image
 from tests.webui.conftest import MakeUse
 from webui.app import create_demo
 from webui.backend import open_backend
-from webui.drawing import Studio, Task, Watch
-from webui.settings import read_png
+from webui.drawing.settings import read_png
+from webui.drawing.studio import Studio, Task, Watch
 from webui.tabs.play_handlers import TOGETHER
 
 

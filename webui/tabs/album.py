@@ -13,10 +13,10 @@ from gradio.processing_utils import hash_bytes
 from gradio.utils import get_upload_folder
 
 from trainer.files import write_atomically
-from webui.album import Album
 from webui.backend import owner
+from webui.drawing.album import Album
+from webui.drawing.settings import parameters, read_png
 from webui.page import Page, told
-from webui.settings import parameters, read_png
 
 _PAGE = 24
 _HINT = "<p>Choose a picture to see how it was drawn; its PNG tells that too.</p>"

@@ -15,10 +15,10 @@ from loldu import ConceptError
 from trainer.errors import TrainerError
 from trainer.images import load_image
 from trainer.lora_file import LORA
-from webui.about import SCORES, About, about
 from webui.backend import Backend, owner
-from webui.entry import Entry
-from webui.export import export_as_lora, export_concept, export_zip
+from webui.library.about import SCORES, About, about
+from webui.library.entry import Entry
+from webui.library.export import export_as_lora, export_concept, export_zip
 from webui.page import CONCEPTS, PLAY, SCORE, Page, told
 
 _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}

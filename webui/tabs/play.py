@@ -8,8 +8,8 @@ from gradio.components import Component
 from gradio.events import Dependency
 
 from webui.backend import Backend
+from webui.drawing.settings import GUIDANCE, MAX_CONCEPTS, MAX_STRENGTH, SEEDS, STEPS
 from webui.page import CONCEPTS, Page
-from webui.settings import GUIDANCE, MAX_CONCEPTS, MAX_STRENGTH, SEEDS, STEPS
 from webui.tabs.album import AlbumParts, create_album
 from webui.tabs.play_handlers import EACH, TOGETHER, Handlers, insert, next_seed, random_seed
 

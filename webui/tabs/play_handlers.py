@@ -14,12 +14,10 @@ import gradio as gr
 from eval.drawing import file_digest
 from trainer.errors import TrainerError
 from webui.backend import Backend, owner
-from webui.drawing import Picture, Task, Watch
-from webui.facts import Facts, describe, facts_of, filled, open_words, suggestion
-from webui.line import Cancelled
-from webui.model import Use
-from webui.page import told
-from webui.settings import (
+from webui.drawing.facts import Facts, describe, facts_of, filled, open_words, suggestion
+from webui.drawing.line import Cancelled
+from webui.drawing.model import Use
+from webui.drawing.settings import (
     MAX_CONCEPTS,
     MAX_PROMPT,
     SEEDS,
@@ -28,6 +26,8 @@ from webui.settings import (
     png_bytes,
     read_png,
 )
+from webui.drawing.studio import Picture, Task, Watch
+from webui.page import told
 from webui.tabs.album import in_cache
 
 TOGETHER, EACH = "All in every picture", "One in each picture"

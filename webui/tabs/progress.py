@@ -10,7 +10,7 @@ from trainer.errors import TrainerError
 from webui.backend import Backend, owner
 from webui.engine.job import Job, Status
 from webui.page import CONCEPTS, PLAY, PROGRESS, Page, told
-from webui.watching import Look, Watcher
+from webui.watching.watcher import Look, Watcher
 
 _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 _AT_ONCE: dict[str, Any] = _PRIVATE | {"queue": False}

@@ -13,12 +13,11 @@ from loldu import ConceptError
 from trainer.errors import TrainerError
 from trainer.files import save_png
 from trainer.images import load_image
-from webui.about import about
 from webui.backend import Backend, owner
 from webui.engine.job import ACTIVE, ENDED, RESUMABLE, Job, Kind, Status
-from webui.entry import Entry
-from webui.page import Page, told
-from webui.scoring import (
+from webui.library.about import about
+from webui.library.entry import Entry
+from webui.library.scoring import (
     drawn,
     has_true_pictures,
     options_for,
@@ -28,7 +27,8 @@ from webui.scoring import (
     report_rows,
     usual_steps,
 )
-from webui.uploads import decoded
+from webui.page import Page, told
+from webui.teaching.uploads import decoded
 
 _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 _MOST_REAL = 5

@@ -1,0 +1,51 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from loldu import ConceptError
+from tests.webui.conftest import entry_of
+from trainer.errors import TrainerError
+from webui.drawing.facts import describe, facts_of, filled, suggestion
+from webui.library.about import about
+
+
+def test_facts(runs: Path) -> None:
+    rabbit = facts_of(entry_of(runs / "rabbit"))
+    assert rabbit.about == about(runs / "rabbit" / "concept.safetensors")
+    assert rabbit.words == "sks <b>toy</b>"
+    assert (rabbit.num_inference_steps, rabbit.guidance_scale) == (7, 2.5)
+    house = facts_of(entry_of(runs / "house"))
+    assert (house.words, house.num_inference_steps, house.guidance_scale) == (None, None, None)
+    with pytest.raises(ConceptError, match=r"^broken is not a readable"):
+        facts_of(entry_of(runs / "broken"))
+
+
+def test_what_a_file_says_is_shown_as_text(runs: Path) -> None:
+    shown = describe([replace(facts_of(entry_of(runs / "rabbit")), name="<i>name")])
+    assert "<b>" not in shown
+    assert "<i>" not in shown
+    assert "sks &lt;b&gt;toy&lt;/b&gt;" in shown
+    assert "<dd>32</dd>" in shown
+    assert "<dd>128</dd>" in shown
+
+
+def test_prompts_of_several_concepts(runs: Path) -> None:
+    rabbit = facts_of(entry_of(runs / "rabbit"))
+    toy = replace(rabbit.about, token="sks", class_name="toy", prompt="a photo of a sks toy")
+    one = replace(rabbit, about=toy)
+    house = replace(toy, token="zwx", class_name="house")
+    other = replace(one, name="house", about=house)
+    unknown = replace(one, about=replace(toy, token=None, class_name=None))
+    assert suggestion([], each=False) == ""
+    assert suggestion([one], each=False) == "a photo of a sks toy"
+    assert suggestion([one, other], each=False) == "a photo of a sks toy and a zwx house"
+    prompt = suggestion([one, other], each=True)
+    assert prompt == "a photo of a {token} {class}"
+    assert filled(prompt, [other]) == "a photo of a zwx house"
+    assert filled("a {thing}", []) == "a {thing}"
+    for concepts in ([], [one, other]):
+        with pytest.raises(TrainerError, match=r"^\{token\} in the prompt stands for"):
+            filled(prompt, concepts)
+    with pytest.raises(TrainerError, match=r"^rabbit does not tell a word for \{class\}"):
+        filled("a {class}", [unknown])

@@ -1,0 +1,255 @@
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from eval.drawing import file_digest
+from loldu import ConceptError, load_concept, mix
+from tests.webui.conftest import MakeUse, teach
+from trainer.base import fingerprint, load_pipeline
+from trainer.errors import TrainerError
+from trainer.sampling import sample_images
+from webui.drawing import model
+from webui.drawing.line import Cancelled
+from webui.drawing.settings import Used
+from webui.drawing.studio import Picture, Studio, Task, Watch
+
+PROMPT = "a photo of a toy"
+TASK = Task((PROMPT, PROMPT), (5, 6), "dark", num_inference_steps=2, guidance_scale=3.0)
+
+
+def pixels(images: Sequence[Image.Image | Picture]) -> list[bytes]:
+    plain = (each.image if isinstance(each, Picture) else each for each in images)
+    return [np.asarray(image).tobytes() for image in plain]
+
+
+def drawn_apart(
+    base: Path,
+    concepts: dict[Path, float] | None = None,
+    task: Task = TASK,
+    **options: Any,  # noqa: ANN401
+) -> list[bytes]:
+    """The same pictures from a fresh pipeline, one at a time."""
+    pipeline = load_pipeline(str(base), **options)
+    for place, path in enumerate(concepts or ()):
+        load_concept(pipeline, path, f"apart-{place}")
+    strengths = (concepts or {}).values()
+    mix(pipeline, {f"apart-{place}": strength for place, strength in enumerate(strengths)})
+    images = []
+    for prompt, seed in zip(task.prompts, task.seeds, strict=True):
+        images += sample_images(
+            pipeline,
+            [prompt],
+            [seed],
+            negative_prompts=[task.negative_prompt],
+            num_inference_steps=2,
+            guidance_scale=3.0,
+        )
+    return pixels(images)
+
+
+def test_base_and_concepts_are_drawn_as_a_fresh_pipeline_draws_them(
+    studio: Studio, base_folder: Path, use: MakeUse, watch: Watch
+) -> None:
+    rabbit, house = use("rabbit"), use("house")
+    drawn = {
+        (): studio.draw_base(TASK, [rabbit], watch),
+        (1.0,): studio.draw_concepts(TASK, [rabbit], watch),
+        (0.5,): studio.draw_concepts(TASK, [use("rabbit", 0.5)], watch),
+        (1.5, 0.4): studio.draw_concepts(TASK, [use("rabbit", 1.5), use("house", 0.4)], watch),
+    }
+    paths = rabbit.entry.path, house.entry.path
+    for strengths, row in drawn.items():
+        assert pixels(row) == drawn_apart(base_folder, dict(zip(paths, strengths, strict=False)))
+    assert len({str(pixels(row)) for row in drawn.values()}) == 4
+    at_zero = studio.draw_concepts(TASK, [use("rabbit", 0), use("house", 0)], watch)
+    assert pixels(at_zero) == pixels(drawn[()])
+
+
+def test_one_batch_with_a_concept_in_each_picture(
+    studio: Studio, base_folder: Path, use: MakeUse, watch: Watch, ticks: list[tuple[int, int]]
+) -> None:
+    uses = [use("rabbit", 0.7), use("house")]
+    prompts, seeds = ("a toy", "a house") * 3, (1, 1, 2, 2, 3, 3)
+    task = replace(TASK, prompts=prompts, seeds=seeds)
+    row = studio.draw_concepts(task, uses, watch, each=True)
+    for place, one in enumerate(uses):
+        mine = replace(task, prompts=prompts[place::2], seeds=seeds[place::2])
+        alone = drawn_apart(base_folder, {one.entry.path: one.strength}, mine)
+        for picture, expected in zip(pixels(row[place::2]), alone, strict=True):
+            difference = np.frombuffer(picture, np.uint8).astype(int) - np.frombuffer(
+                expected, np.uint8
+            )
+            assert np.abs(difference).max() <= 1
+        assert {picture.settings.concepts[0].name for picture in row[place::2]} == {one.entry.name}
+    assert ticks[-1] == (4, 4)  # two batches, of four and of two
+    together = studio.draw_concepts(TASK, uses, watch)  # and the next batch is not each's own
+    assert pixels(together) == drawn_apart(
+        base_folder, {one.entry.path: one.strength for one in uses}
+    )
+
+
+def test_pictures_tell_their_settings(
+    studio: Studio, base_folder: Path, use: MakeUse, watch: Watch
+) -> None:
+    uses = [use("rabbit", 0.7), use("house")]
+    digests = [file_digest(one.entry.path) for one in uses]
+    settings = studio.draw_concepts(TASK, uses, watch)[1].settings
+    assert (settings.prompt, settings.negative_prompt, settings.seed) == (PROMPT, "dark", 6)
+    assert settings.concepts == (Used("rabbit", digests[0], 0.7), Used("house", digests[1], 1.0))
+    assert settings.base["fingerprint"] == fingerprint(load_pipeline(str(base_folder)))
+    assert settings.base_name == base_folder.name
+    assert (settings.width, settings.noise_scheduler) == (16, "DDIMScheduler")
+    assert studio.draw_base(TASK, uses, watch)[0].settings.concepts == ()
+
+
+def test_the_base_is_read_as_it_was_for_training(
+    studio: Studio, base_folder: Path, runs: Path, tmp_path: Path, use: MakeUse, watch: Watch
+) -> None:
+    config = tmp_path / "epsilon" / "config.toml"
+    shutil.copytree(runs / "house", config.parent)
+    config.write_text(
+        "[base]\npretrained_model_name_or_path = 'elsewhere'\nprediction_type = 'epsilon'\n"
+    )
+    epsilon = use("epsilon", where=tmp_path)
+    row = studio.draw_base(TASK, [epsilon], watch)
+    assert pixels(row) == drawn_apart(base_folder, prediction_type="epsilon")
+    assert pixels(row) != pixels(studio.draw_base(TASK, [], watch))
+    with pytest.raises(TrainerError, match=r"^rabbit and epsilon .*prediction_type None and eps"):
+        studio.draw_concepts(TASK, [use("rabbit"), epsilon], watch)
+
+
+def test_a_file_from_elsewhere_names_nothing_to_fetch(
+    studio: Studio, base_folder: Path, tmp_path: Path, use: MakeUse, watch: Watch
+) -> None:
+    told = {"vae": "some/vae", "revision": "main", "prediction_type": "epsilon"}
+    name = {"pretrained_model_name_or_path": str(base_folder)}
+    for folder, base in (("sound", told | name), ("odd", {"clip_skip": "all"}), ("no", "text")):
+        teach(base_folder, tmp_path / folder / "concept.safetensors", 0, None, base=base)
+    row = studio.draw_base(TASK, [use("sound", where=tmp_path)], watch)
+    assert pixels(row) == drawn_apart(base_folder, prediction_type="epsilon")
+    with pytest.raises(ConceptError, match=r"^odd was trained with a clip_skip"):
+        studio.draw_base(TASK, [use("odd", where=tmp_path)], watch)
+    assert studio.draw_base(TASK, [use("no", where=tmp_path)], watch)
+
+
+def test_the_base_is_loaded_once_its_weights_stay_and_concepts_used_last_too(
+    studio: Studio,
+    base_folder: Path,
+    tmp_path: Path,
+    use: MakeUse,
+    watch: Watch,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loaded: list[StableDiffusionPipeline] = []
+    read: list[str] = []
+
+    def load(name: str, **options: Any) -> StableDiffusionPipeline:  # noqa: ANN401
+        loaded.append(load_pipeline(name, **options))
+        return loaded[-1]
+
+    def put_on(pipeline: Any, path: Path, name: str) -> None:  # noqa: ANN401
+        read.append(path.parent.name)
+        load_concept(pipeline, path, name)
+
+    monkeypatch.setattr(
+        model,
+        "load_pipeline",
+        lambda **options: load(options.pop("pretrained_model_name_or_path"), **options),
+    )
+    monkeypatch.setattr(model, "load_concept", put_on)
+    monkeypatch.setattr(model, "MAX_LOADED", 2)
+    short = replace(TASK, prompts=(PROMPT,), seeds=(1,), num_inference_steps=1)
+    studio.draw_base(short, [], watch)
+    (pipeline,) = loaded
+    before = {name: value.clone() for name, value in pipeline.unet.state_dict().items()}
+    for folder in ("third", "fourth"):
+        teach(base_folder, tmp_path / folder / "concept.safetensors", 2, None)
+    third = use("third", where=tmp_path)
+    for one in (use("rabbit"), use("house", 0.3), use("rabbit"), third, use("rabbit"), third):
+        studio.draw_concepts(short, [one], watch)
+    assert read == ["rabbit", "house", "third"]
+    assert len(pipeline.unet.peft_config) == 2
+    studio.draw_concepts(short, [use("house")], watch)
+    assert read[3:] == ["house"]
+    assert len(loaded) == 1
+    after = {
+        name.replace(".base_layer.", "."): value
+        for name, value in pipeline.unet.state_dict().items()
+    }
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_every_pass_is_reported_and_the_base_is_not_drawn_twice(
+    studio: Studio, use: MakeUse, watch: Watch, ticks: list[tuple[int, int]]
+) -> None:
+    many = Task((PROMPT,) * 5, tuple(range(5)), "", num_inference_steps=3, guidance_scale=3.0)
+    first = studio.draw_base(many, [], watch)
+    assert ticks == [(done, 6) for done in range(1, 7)]  # two batches, of four and of one
+    studio.draw_concepts(many, [use("rabbit")], watch)
+    assert len(ticks) == 12
+    assert studio.draw_base(many, [use("rabbit")], watch) is first
+    assert len(ticks) == 12
+    studio.draw_base(TASK, [], watch)
+    assert len(ticks) == 14
+
+
+def test_stopping_ends_between_passes_and_frees_the_line(
+    studio: Studio, use: MakeUse, watch: Watch
+) -> None:
+    passes: list[int] = []
+
+    def stop_at_the_second(done: int, _: int) -> None:
+        passes.append(done)
+        if done == 2:
+            stopped.stop.set()
+
+    stopped = Watch(stop_at_the_second, lambda _: None)
+    long = replace(TASK, num_inference_steps=50)
+    with pytest.raises(Cancelled):
+        studio.draw_base(long, [], stopped)
+    assert passes == [1, 2]
+    with pytest.raises(Cancelled):
+        studio.draw_concepts(long, [use("rabbit")], stopped)
+    assert passes == [1, 2]
+    assert len(studio.draw_concepts(TASK, [use("rabbit")], watch)) == 2
+
+
+def test_a_concept_trained_again_is_read_again(
+    studio: Studio, base_folder: Path, tmp_path: Path, use: MakeUse, watch: Watch
+) -> None:
+    toy = use("toy", where=tmp_path)
+    teach(base_folder, toy.entry.path, 0, None)
+    first = studio.draw_concepts(TASK, [toy], watch)
+    toy.entry.path.unlink()
+    teach(base_folder, toy.entry.path, 1, None)
+    second = studio.draw_concepts(TASK, [toy], watch)
+    assert pixels(second) == drawn_apart(base_folder, {toy.entry.path: 1.0}) != pixels(first)
+
+
+def test_mistakes_leave_the_studio_working(
+    studio: Studio, base_folder: Path, tmp_path: Path, use: MakeUse, watch: Watch
+) -> None:
+    good = studio.draw_concepts(TASK, [use("rabbit")], watch)
+    other = load_pipeline(str(base_folder))
+    for weight in other.unet.parameters():
+        weight.data.mul_(1.5)
+    other.save_pretrained(tmp_path / "other")
+    teach(tmp_path / "other", tmp_path / "foreign" / "concept.safetensors", 0, None)
+    for one, match in (
+        (use("foreign", where=tmp_path), "^foreign was made for another base"),
+        (use("broken"), "^broken is not a readable"),
+        (use("nowhere"), "^nowhere does not exist"),
+    ):
+        with pytest.raises(ConceptError, match=match):
+            studio.draw_concepts(TASK, [one], watch)
+    with pytest.raises(TrainerError, match="does not exist"):
+        Studio(str(tmp_path / "nothing")).draw_base(TASK, [], watch)
+    assert pixels(studio.draw_concepts(TASK, [use("rabbit")], watch)) == pixels(good)

@@ -1,0 +1,186 @@
+"""The Concepts tab: what its buttons do."""
+
+import asyncio
+import shutil
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pytest
+from PIL import Image
+
+from trainer.images import load_image
+from webui.backend import Backend, open_backend
+from webui.page import PROGRESS
+from webui.tabs import concepts
+from webui.tabs.concepts_handlers import Form, Handlers, Pictures
+from webui.teaching.crops import Crop
+from webui.teaching.recipes import recipes
+
+ANN = gr.Request(username="ann")
+
+
+@pytest.fixture
+def backend(base_folder: Path, tmp_path: Path) -> Backend:
+    for name in ("red_cat", "blue_dog"):
+        (tmp_path / "examples" / name).mkdir(parents=True)
+        for number in range(3):
+            image = Image.effect_noise((60 + number, 50), 90).convert("RGB")
+            image.save(tmp_path / "examples" / name / f"{number}.png")
+    return open_backend(
+        str(base_folder),
+        studio=tmp_path / "studio",
+        runs=tmp_path / "runs",
+        examples=tmp_path / "examples",
+        devices=["cpu"],
+    )
+
+
+@dataclass
+class Tab:
+    """The tab with nothing connected, filled in as a person does."""
+
+    handlers: Handlers
+    p: Pictures
+    f: Form
+    filled: dict[Any, Any]
+
+
+@pytest.fixture
+def tab(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> Tab:
+    async def build() -> tuple[Pictures, Form]:
+        with gr.Blocks():
+            return concepts._pictures([]), concepts._form(known)
+
+    known = recipes(backend.base)
+    pictures, form = asyncio.run(build())  # outside of a loop gradio makes several, closing none
+    monkeypatch.setattr(backend.studio, "seconds_a_pass", lambda *_: 0.1, raising=False)
+    handlers = Handlers(backend, known, pictures, form)
+    chosen, *_ = handlers.take("red_cat", 64)
+    filled = {
+        pictures.chosen: chosen,
+        form.name: "Milo <b>",
+        form.class_name: "cat",
+        form.token: "sks",
+        form.recipe: "fast",
+        form.max_train_steps: 20,
+        form.learning_rate: 1e-2,
+        form.rank: "full",
+        form.resolution: 64,
+        form.with_prior_preservation: False,
+        form.train_text_encoder: False,
+        form.random_flip: True,
+        form.scored: False,
+        form.previews: "a {token} {class} in the snow\n\n",
+        form.seed: 1,
+    }
+    return Tab(handlers, pictures, form, filled)
+
+
+def test_a_training_is_asked_for_as_filled_in(tab: Tab, backend: Backend) -> None:
+    upload, _ = tab.filled[tab.p.chosen][0]
+    chosen = ((upload, Crop(2, 0, 0)), *tab.filled[tab.p.chosen][1:])
+    job_id, tabs, token = tab.handlers.train(tab.filled | {tab.p.chosen: chosen}, ANN)
+    (job,) = backend.jobs.list("ann")
+    assert (job.id, job.name, tabs.selected, token) == (job_id, "Milo <b>", PROGRESS, "ohwx")
+    options = tomllib.loads((job.folder / "options.toml").read_text())
+    told = {name: table[name] for table in options.values() for name in table}
+    assert told["instance_prompt"] == "a photo of a sks cat"
+    assert told["rank"] == "full"
+    assert told["random_flip"] is True
+    assert told["mixed_precision"] == "no"
+    assert told["pretrained_model_name_or_path"] == backend.base
+    assert told["validation_prompt"][1] == "a sks cat in the snow"
+    folder = Path(told["instance_data_dir"])
+    assert folder.is_relative_to(backend.jobs.folder)
+    sizes = [load_image(path).size for path in sorted(folder.iterdir())]
+    assert sizes == [(25, 25), (50, 50), (50, 50)]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("class_name", "", "what kind of thing"),
+        ("token", "a b", "must be one word"),
+        ("rank", "many", "Rank is a number"),
+        ("max_train_steps", None, "Steps needs a number"),
+        ("resolution", 100, "must be a multiple of 8"),
+        ("resolution", 512, "The crop of 0.png has 50 pixels a side"),
+        ("recipe", "another", "There is no preset"),
+        ("learning_rate", 0, "--learning_rate is 0.0; it must be above 0"),
+    ],
+)
+def test_a_mistake_is_told_and_nothing_is_left(
+    tab: Tab, backend: Backend, field: str, value: object, told: str
+) -> None:
+    with pytest.raises(gr.Error, match=told):
+        tab.handlers.train(tab.filled | {getattr(tab.f, field): value}, ANN)
+    assert not backend.jobs.list()
+    assert not [*(backend.jobs.folder / "runs").iterdir()]
+
+
+def test_without_pictures_there_is_nothing_to_train(tab: Tab, backend: Backend) -> None:
+    with pytest.raises(gr.Error, match="There are no pictures yet"):
+        tab.handlers.train(tab.filled | {tab.p.chosen: ()}, ANN)
+
+
+def test_the_good_ones_of_what_is_sent_are_taken(
+    tab: Tab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(gr, "Warning", lambda sentence, **_: said.append(sentence))
+    (tmp_path / "sent").mkdir()
+    good = shutil.copy(tmp_path / "examples" / "red_cat" / "0.png", tmp_path / "sent")
+    bad = tmp_path / "sent" / "<b>.png"
+    bad.write_text("text")
+    empty, chosen, gallery = tab.handlers.add([str(bad), good], (), 64)
+    assert empty is None
+    assert [upload.name for upload, _ in chosen] == ["0.png"]
+    assert [image.size for image, _ in gallery["value"]] == [(64, 64)]
+    assert len(said) == 1
+    assert said[0].startswith("&lt;b&gt;.png is not a picture")
+    assert not [*(tmp_path / "sent").iterdir()]
+
+    many = tab.filled[tab.p.chosen] * 6 + tab.filled[tab.p.chosen][:2]
+    shutil.copy(tmp_path / "examples" / "red_cat" / "0.png", good)
+    _, kept, _ = tab.handlers.add([good], many, 64)
+    assert len(kept) == 20
+    assert said[1].startswith("20 pictures are the most")
+
+
+def test_a_crop_is_seen_at_once(tab: Tab) -> None:
+    chosen = tab.filled[tab.p.chosen]
+    _, _, whole, *crop = tab.handlers.select(
+        chosen, gr.SelectData(None, {"index": 1, "value": None})
+    )
+    assert crop == [1, 0.5, 0.5]
+    changed, closer, gallery = tab.handlers.crop(chosen, 64, 1, 3, 0, 1)
+    assert [crop for _, crop in changed] == [Crop(), Crop(3, 0, 1), Crop()]
+    assert closer.tobytes() != whole.tobytes()
+    assert len(gallery["value"]) == 3
+    left, index, _, gallery = tab.handlers.remove(changed, 64, 1)
+    assert [crop for _, crop in left] == [Crop(), Crop()]
+    assert index is None
+    assert len(gallery["value"]) == 2
+
+
+def test_the_doctor_and_the_clock_speak_before(tab: Tab) -> None:
+    said, time = tab.handlers.judge(tab.filled)
+    assert "Nearly the same picture" not in said
+    # 20 steps of one picture and 26 pictures in 25 steps with guidance
+    assert "Takes **about 2 minutes**." in time
+    chosen = tab.filled[tab.p.chosen]
+    said, time = tab.handlers.judge(tab.filled | {tab.p.chosen: (chosen[0], chosen[0])})
+    assert "Only 2 pictures" in said
+    assert "picture 1 = picture 2" in said
+    assert tab.handlers.judge(tab.filled | {tab.p.chosen: ()}) == ("", "")
+    _, time = tab.handlers.judge(tab.filled | {tab.f.class_name: "<b>"})
+    assert "what kind of thing" in time
+
+
+def test_an_example_is_one_of_the_folder_and_no_path(tab: Tab) -> None:
+    assert tab.handlers.take("../examples/red_cat", 64)[0] == gr.skip()
+    chosen, _, name, class_name = tab.handlers.take("blue_dog", 64)
+    assert (len(chosen), name, class_name) == (3, "blue dog", "dog")

@@ -1,0 +1,97 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.webui.engine.test_jobs import ended
+from trainer.base import load_pipeline
+from webui.engine.job import Status
+from webui.engine.jobs import Jobs
+from webui.teaching.estimate import (
+    drawn_pictures,
+    duration,
+    estimated_seconds,
+    measured_pass,
+    rows_a_step,
+)
+
+OPTIONS = {
+    "pretrained_model_name_or_path": "pocket/base",
+    "resolution": 64,
+    "train_batch_size": 5,
+    "prior_batch_size": 10,
+    "with_prior_preservation": True,
+    "num_class_images": 96,
+    "max_train_steps": 300,
+    "validation_prompt": ["a", "b"],
+    "validation_steps": 30,
+    "num_inference_steps": 20,
+}
+
+
+def test_what_is_counted() -> None:
+    assert rows_a_step(OPTIONS) == 15
+    assert rows_a_step(OPTIONS | {"with_prior_preservation": False}) == 5
+    # 96 of the class, two prompts at 11 steps, of the base, and of each side for the card
+    assert drawn_pictures(OPTIONS) == 96 + 2 * (11 + 2)
+    scores = {"validation_scores": True, "validation_images": 1, "drift_prompt": ["c"]}
+    assert drawn_pictures(OPTIONS | scores) == 96 + 2 * 13 + 3 * 11
+
+
+def test_without_a_training_a_pass_is_measured() -> None:
+    asked: list[tuple[int, int]] = []
+
+    def measure(rows: int, side: int) -> float:
+        asked.append((rows, side))
+        return 0.3
+
+    seconds = estimated_seconds(OPTIONS, (), measure)
+    assert asked == [(15, 64)]
+    assert seconds == pytest.approx(300 * 3 * 0.3 + 122 * 40 * 0.3 / 15)
+
+
+def test_a_training_tells_more_than_a_measurement(jobs: Jobs) -> None:
+    job = ended(jobs, Status.FINISHED)
+    (job.folder / "options.toml").write_text(
+        '[base]\npretrained_model_name_or_path = "pocket/base"\n'
+        "[all]\nresolution = 32\ntrain_batch_size = 2\nwith_prior_preservation = false\n"
+        "max_train_steps = 10\n"
+    )
+    line = {"step": 10, "seconds": 4.0}
+    (job.folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    plain = {"max_train_steps": 100, "resolution": 64, "train_batch_size": 3}
+    base = {"pretrained_model_name_or_path": "pocket/base"}
+    # 0.2 s a row, four times that at twice the side
+    seconds = estimated_seconds(base | plain, [job], lambda *_: 1.0)
+    assert seconds == pytest.approx(100 * 3 * 0.8)
+    other = {"pretrained_model_name_or_path": "another"}
+    assert estimated_seconds(other | plain, [job], lambda *_: 1.0) == pytest.approx(300.0)
+    assert job.folder != Path()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (2.0, "about 1 minute"),
+        (150.0, "about 2 minutes"),
+        (3590.0, "about 1 h"),
+        (5000.0, "about 1 h 20 min"),
+    ],
+)
+def test_a_time_as_it_is_said(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
+
+
+def test_what_is_measured_is_the_unets_own_time(base_folder: Path) -> None:
+    pipeline = load_pipeline(str(base_folder))
+    shapes: list[tuple[torch.Size, torch.Size]] = []
+    pipeline.unet.register_forward_pre_hook(
+        lambda _, given, named: shapes.append(
+            (given[0].shape, named["encoder_hidden_states"].shape)
+        ),
+        with_kwargs=True,
+    )
+    assert measured_pass(pipeline, 3, 64) > 0
+    side, width = 64 // pipeline.vae_scale_factor, pipeline.text_encoder.config.hidden_size
+    assert shapes == [((3, 4, side, side), (3, 77, width))] * 2

@@ -1,0 +1,1 @@
+"""Pictures of the base and of concepts, and the album they are kept in."""

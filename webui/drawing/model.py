@@ -1,0 +1,157 @@
+"""A base in use, and the concepts that are loaded on it."""
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from eval.drawing import file_digest
+from loldu import (
+    Concept,
+    ConceptError,
+    load_concept,
+    mix,
+    read_concept,
+    set_concepts,
+    set_strength,
+    unload_concept,
+)
+from trainer.base import fingerprint, load_pipeline
+from trainer.base_record import base_options, public_base
+from trainer.checkpoint import CONFIG
+from trainer.config import BaseModelConfig
+from trainer.errors import TrainerError
+from webui.drawing.facts import called
+from webui.drawing.safety import SafetyChecker
+from webui.library.entry import Entry
+
+MAX_LOADED = 8
+
+
+@dataclass(frozen=True)
+class Use:
+    """A concept at a strength."""
+
+    entry: Entry
+    strength: float | int
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    written_ns: int
+    adapter: str
+    digest: str
+
+
+class Model:
+    """A pipeline, the safety checker of its base, and the concepts used last.
+
+    A concept is an adapter: another strength is a number, another mix an addition of diagonals,
+    and the base's weights are never written to.
+    """
+
+    def __init__(self, options: BaseModelConfig, device: str) -> None:
+        """Load a base.
+
+        Raises:
+            TrainerError: there is none of that name, or it cannot be used.
+        """
+        self.options = options
+        dtype = torch.float16 if device == "cuda" else torch.float32
+        self.pipeline = load_pipeline(
+            **asdict(options), torch_dtype=dtype, device=device, safety_checker=True
+        )
+        self.safety = SafetyChecker(self.pipeline)
+        self.base = {**public_base(options), "fingerprint": fingerprint(self.pipeline)}
+        self._loaded: OrderedDict[Path, _Loaded] = OrderedDict()
+        self._names = (f"concept-{number}" for number in itertools.count())
+
+    def put_on(self, uses: Sequence[Use], *, each: bool) -> list[str]:
+        """Have the next pictures show concepts, and return the digests of their files.
+
+        Args:
+            uses: the concepts; without any it is the base.
+            each: whether picture i shows concept i, and then from the first again; otherwise every
+                picture shows all.
+
+        Raises:
+            ConceptError: one is not sound, or was made for another base; the rest stays loaded.
+        """
+        loaded = [self._load(use.entry) for use in uses]
+        names = [concept.adapter for concept in loaded]
+        if each:
+            for name, use in zip(names, uses, strict=True):
+                set_strength(self.pipeline, use.strength, name)
+            set_concepts(self.pipeline, names)
+        else:
+            strengths = [use.strength for use in uses]
+            mix(self.pipeline, dict(zip(names, strengths, strict=True)))
+        return [concept.digest for concept in loaded]
+
+    def _load(self, entry: Entry) -> _Loaded:
+        """Load a concept, unless it is there and was not written again.
+
+        Another leaves last: a refused file changes nothing, and the factors stay shared.
+        """
+        path = entry.path
+        with called(entry):
+            if not path.is_file():
+                raise ConceptError(f"{path} is gone: reload the page and choose another concept")
+            written_ns = path.stat().st_mtime_ns
+            before = self._loaded.get(path)
+            if before is None or before.written_ns != written_ns:
+                after = _Loaded(written_ns, next(self._names), file_digest(path))
+                load_concept(self.pipeline, path, after.adapter)
+                self._loaded[path] = after
+                if before is not None:
+                    unload_concept(self.pipeline, before.adapter)
+        self._loaded.move_to_end(path)
+        while len(self._loaded) > MAX_LOADED:
+            _, oldest = self._loaded.popitem(last=False)
+            unload_concept(self.pipeline, oldest.adapter)
+        return self._loaded[path]
+
+
+def options_for(base: str, uses: Sequence[Use]) -> BaseModelConfig:
+    """How a base is to be read for concepts: as it was for their training.
+
+    Raises:
+        TrainerError: they do not agree.
+        ConceptError: one is not sound.
+    """
+    found: list[BaseModelConfig] = []
+    for use in uses:
+        with called(use.entry):
+            found.append(_options(read_concept(use.entry.path), use.entry.path, base))
+    for use, options in zip(uses, found, strict=True):
+        if options != found[0]:
+            raise TrainerError(
+                f"{uses[0].entry.name} and {use.entry.name} were trained on the base read in "
+                f"different ways ({_difference(found[0], options)}), so they cannot be drawn "
+                "together: draw one after the other."
+            )
+    return found[0] if found else BaseModelConfig(base)
+
+
+def _options(concept: Concept, path: Path, base: str) -> BaseModelConfig:
+    if path.with_name(CONFIG).is_file():
+        return base_options(concept, path, base)
+    # A file from elsewhere may tell how the base is read, but not what else is to be fetched.
+    told = concept.metadata.get("base")
+    told = told if isinstance(told, dict) else {}
+    prediction_type, clip_skip = told.get("prediction_type"), told.get("clip_skip", 0)
+    if prediction_type not in (None, "epsilon", "v_prediction"):
+        raise ConceptError(f"{path} was trained with an unknown prediction_type")
+    if type(clip_skip) is not int or clip_skip < 0:
+        raise ConceptError(f"{path} was trained with a clip_skip that is no number of layers")
+    return BaseModelConfig(base, prediction_type=prediction_type, clip_skip=clip_skip)
+
+
+def _difference(one: BaseModelConfig, other: BaseModelConfig) -> str:
+    first, second = asdict(one), asdict(other)
+    return ", ".join(
+        f"{name} {first[name]} and {second[name]}" for name in first if first[name] != second[name]
+    )

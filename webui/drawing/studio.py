@@ -1,0 +1,208 @@
+"""What the page draws: pictures of the base and of concepts, one person's after another's."""
+
+import itertools
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from eval.score import pick_device
+from trainer.config import BaseModelConfig
+from trainer.errors import TrainerError
+from trainer.sampling import sample_images
+from webui.drawing.line import Cancelled, Line
+from webui.drawing.model import Model, Use, options_for
+from webui.drawing.safety import hidden
+from webui.drawing.settings import Settings, Used
+from webui.teaching.estimate import measured_pass
+
+BATCH_SIZE = 4
+_MAX_ROWS = 4
+
+
+@dataclass(frozen=True)
+class Task:
+    """Pictures to draw: `prompts[i]` from the noise of `seeds[i]`."""
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    negative_prompt: str
+    num_inference_steps: int
+    guidance_scale: float
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What was drawn, and by what; of one that the safety checker objects to, only its colours."""
+
+    image: Image.Image
+    settings: Settings
+    is_hidden: bool
+
+
+@dataclass(frozen=True)
+class Watch:
+    """How a drawing is followed and stopped.
+
+    Attributes:
+        passes: Called after every pass through the UNet with how many are done, and of how many.
+        waiting: Called with how many drawings are before this one, whenever that changes.
+        stop: When it is set, the drawing ends before the next pass.
+    """
+
+    passes: Callable[[int, int], None]
+    waiting: Callable[[int], None]
+    stop: threading.Event = field(default_factory=threading.Event)
+
+
+class Studio:
+    """The base in use with its concepts, the line before it, and the base's last pictures."""
+
+    def __init__(self, base: str) -> None:
+        """Draw with a base, which is loaded when it is needed."""
+        self.device = pick_device(None)
+        self._base = base
+        self._line = Line()
+        self._model: Model | None = None
+        self._rows: OrderedDict[tuple[BaseModelConfig, Task], list[Picture]] = OrderedDict()
+
+    def draw_base(self, task: Task, uses: Sequence[Use], watch: Watch) -> list[Picture]:
+        """Draw without any concept, on the base as these were trained on it.
+
+        Raises:
+            TrainerError: there is no such base, or the concepts do not agree about it.
+            ConceptError: a concept is damaged.
+            Cancelled: it was stopped.
+        """
+        options = options_for(self._base, uses)
+        key = options, task
+        with self._line.turn(watch.stop, watch.waiting):
+            if key not in self._rows:
+                model = self._loaded(options)
+                model.put_on([], each=False)
+                self._rows[key] = _draw(model, task, [()] * len(task.seeds), BATCH_SIZE, watch)
+            self._rows.move_to_end(key)
+            while len(self._rows) > _MAX_ROWS:
+                self._rows.popitem(last=False)
+            return self._rows[key]
+
+    def draw_concepts(
+        self, task: Task, uses: Sequence[Use], watch: Watch, *, each: bool = False
+    ) -> list[Picture]:
+        """Draw with concepts, from the same noise as the base.
+
+        Args:
+            task: what to draw.
+            uses: at least one concept.
+            watch: who looks on.
+            each: whether every picture shows one of them, in turn; otherwise all show all.
+
+        Raises:
+            TrainerError: there is no such base, or the concepts do not agree about it.
+            ConceptError: a concept is damaged, or was made for another base.
+            Cancelled: it was stopped.
+        """
+        options = options_for(self._base, uses)
+        with self._line.turn(watch.stop, watch.waiting):
+            model = self._loaded(options)
+            digests = model.put_on(uses, each=each)
+            used = tuple(
+                Used(use.entry.name, digest, float(use.strength))
+                for use, digest in zip(uses, digests, strict=True)
+            )
+            one_by_one = itertools.cycle((one,) for one in used)
+            shown = [next(one_by_one) if each else used for _ in task.seeds]
+            # A batch begins with the first concept.
+            batch_size = max(1, BATCH_SIZE // len(uses)) * len(uses) if each else BATCH_SIZE
+            return _draw(model, task, shown, batch_size, watch)
+
+    def seconds_a_pass(self, rows: int, side: int) -> float:
+        """The time of a forward pass of `rows` pictures of `side` pixels through the base's UNet.
+
+        Raises:
+            TrainerError: there is no such base.
+        """
+        with self._line.turn(threading.Event(), lambda _: None):
+            model = self._loaded(
+                self._model.options if self._model else options_for(self._base, ())
+            )
+            model.put_on([], each=False)
+            return measured_pass(model.pipeline, rows, side)
+
+    def _loaded(self, options: BaseModelConfig) -> Model:
+        if self._model is None or self._model.options != options:
+            self._model = None  # two bases at once may be more than there is memory for
+            self._model = Model(options, self.device)
+        return self._model
+
+
+def _draw(
+    model: Model,
+    task: Task,
+    shown: Sequence[tuple[Used, ...]],
+    batch_size: int,
+    watch: Watch,
+) -> list[Picture]:
+    count, pipeline = len(task.seeds), model.pipeline
+    batches = -(-count // batch_size)
+    try:
+        with _watched(pipeline, batches * task.num_inference_steps, watch):
+            images = sample_images(
+                pipeline,
+                task.prompts,
+                task.seeds,
+                negative_prompts=[task.negative_prompt] * count,
+                num_inference_steps=task.num_inference_steps,
+                guidance_scale=task.guidance_scale,
+                batch_size=batch_size,
+                progress=False,
+            )
+        objections = model.safety.objections(images)
+    except torch.OutOfMemoryError as error:
+        raise TrainerError(
+            "There is not enough memory to draw: ask for fewer pictures, or wait until a training "
+            "has ended."
+        ) from error
+    return [
+        Picture(
+            hidden(image) if objection else image,
+            Settings(
+                prompt=prompt,
+                negative_prompt=task.negative_prompt,
+                seed=seed,
+                num_inference_steps=task.num_inference_steps,
+                guidance_scale=task.guidance_scale,
+                width=image.width,
+                height=image.height,
+                noise_scheduler=type(pipeline.scheduler).__name__,
+                base=model.base,
+                concepts=concepts,
+            ),
+            objection,
+        )
+        for image, objection, prompt, seed, concepts in zip(
+            images, objections, task.prompts, task.seeds, shown, strict=True
+        )
+    ]
+
+
+@contextmanager
+def _watched(pipeline: StableDiffusionPipeline, total: int, watch: Watch) -> Iterator[None]:
+    """Report every pass through the UNet; a scheduler may make one or two more than its steps."""
+    passes = itertools.count(1)
+
+    def count(*_: object) -> None:
+        watch.passes(min(next(passes), total), total)
+        if watch.stop.is_set():
+            raise Cancelled
+
+    handle = pipeline.unet.register_forward_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()

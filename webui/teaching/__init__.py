@@ -1,0 +1,1 @@
+"""From pictures and a form to the options of a training."""

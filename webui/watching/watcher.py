@@ -1,0 +1,286 @@
+"""What the Progress tab shows now, and what of that a browser does not have yet."""
+
+import dataclasses
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from trainer.errors import TrainerError
+from trainer.images import load_image
+from webui.backend import Backend
+from webui.engine.job import ACTIVE, ENDED, RESUMABLE, Job, Kind, Status
+from webui.engine.options import drawn_prompts
+from webui.engine.progress import Progress
+from webui.watching import telling
+from webui.watching.charts import draw_curves, score_table
+
+_TICK_S, _QUEUE_TICK_S = 1, 5
+_NOTHING = Progress(0, 0, (), {}, None, None, None, (), {}, {}, "")
+
+
+@dataclass
+class Look:
+    """How one browser looks at the tab; only this server knows it, and only to its next start.
+
+    Attributes:
+        step: Whose pictures a person chose to see; None follows the newest.
+        checkpoint: The step that would be kept.
+        nearest_to: The shown step that the checkpoint was last chosen for.
+        log: Whether the log is unfolded.
+        asked: What the person is asked to confirm: to cancel `one` or `all`.
+        open: Whether the tab is; a server that has just started takes it to be.
+        sent: What the browser has, by part of the tab.
+    """
+
+    step: int | None = None
+    checkpoint: int | None = None
+    nearest_to: int | None = None
+    log: bool = False
+    asked: str | None = None
+    open: bool = True
+    sent: dict[str, Any] = field(default_factory=dict)
+
+    def at_another(self) -> None:
+        """Look at another job: from its newest pictures, wherever the last one's was left."""
+        self.step = self.checkpoint = self.nearest_to = self.asked = None
+        for part in ("list", "name"):  # what was chosen and typed there was for the last one
+            self.sent.pop(part, None)
+
+    def new(self, view: Mapping[str, Any], parts: Iterable[str]) -> list[Any]:
+        """What is to be sent of a view, in the order of parts: nothing of what is there."""
+        updates: list[Any] = []
+        for part in parts:
+            if part not in view or self.sent.get(part) == view[part]:
+                updates.append(gr.skip())
+                continue
+            update = self.sent[part] = view[part]
+            updates.append(update.update() if isinstance(update, Row | Choices) else update)
+        return updates
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of pictures; each with when it was written, for a resumed run draws them anew."""
+
+    label: str
+    pictures: tuple[tuple[Path, int, str], ...]
+
+    def update(self) -> dict[str, Any]:
+        """The row for a browser, decoded here: the folder of a studio is served to nobody."""
+        value = [(load_image(path), prompt) for path, _, prompt in self.pictures]
+        return gr.update(value=value, label=self.label, visible=bool(value))
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The list of jobs, and which is chosen when that is not the person's own choice just now."""
+
+    choices: tuple[tuple[str, str], ...]
+    value: str | None = field(compare=False)
+
+    def update(self) -> dict[str, Any]:
+        """The list for a browser."""
+        update = gr.update(choices=list(self.choices))
+        return update if self.value is None else update | {"value": self.value}
+
+
+class Watcher:
+    """Looks at the trainings of an owner for the tab."""
+
+    def __init__(self, backend: Backend) -> None:
+        """Look at those of a backend."""
+        self._jobs = backend.jobs
+        self._at_rest = lru_cache(maxsize=1024)(self._reach)
+
+    def find(self, job_id: str | None, owner: str) -> Job | None:
+        """The job to show: the asked one, or else one that runs, or else the newest."""
+        own = self._own(owner)
+        asked = [job for job in own if job.id == job_id]
+        running = [job for job in own if job.status in ACTIVE]
+        return next(iter([*asked, *running, *own[::-1]]), None)
+
+    def view(self, job: Job | None, owner: str, look: Look) -> dict[str, Any]:
+        """All parts of the tab for a job of the owner, by name; the same when nothing changed."""
+        if job is None:
+            shown: dict[str, Any] = {"empty": gr.update(visible=True)}
+            shown |= {"full": gr.update(visible=False)}
+        else:
+            shown = {"empty": gr.update(visible=False), "full": gr.update(visible=True)}
+            shown |= self._list(job, owner, look) | self._job(job, owner, look)
+        removed = self.last_removed(owner)
+        shown["restore"] = gr.update(
+            value=f"Bring back “{removed.name}”" if removed else "", visible=removed is not None
+        )
+        return shown | {"timer": self._pace(owner) if look.open else gr.update(active=False)}
+
+    def _pace(self, owner: str) -> dict[str, Any]:
+        """How often there is something new to see."""
+        states = {job.status for job in self._own(owner)}
+        works = bool(states & ACTIVE)
+        return gr.update(
+            value=_TICK_S if works else _QUEUE_TICK_S, active=works or Status.QUEUED in states
+        )
+
+    def last_removed(self, owner: str) -> Job | None:
+        """What can be brought back."""
+        return max(self._own(owner, removed=True), key=lambda job: job.removed or 0, default=None)
+
+    def queued(self, owner: str) -> tuple[Job, ...]:
+        """The owner's in the queue, the next one first."""
+        own = (job for job in self._jobs.queue() if job.owner == owner)
+        return tuple(job for job in own if job.kind is Kind.TRAIN)
+
+    def _own(self, owner: str, *, removed: bool = False) -> tuple[Job, ...]:
+        """Their trainings; scorings are of another tab."""
+        return self._jobs.list(owner, Kind.TRAIN, removed=removed)
+
+    # -------------------------------------------------------------------------------- the list
+
+    def _list(self, job: Job, owner: str, look: Look) -> dict[str, Any]:
+        own, now = self._own(owner), time.time()
+        places = {each.id: place for place, each in enumerate(self._jobs.queue(), 1)}
+        choices = tuple(
+            (telling.listed(each, self._reached(each), places.get(each.id), now), each.id)
+            for each in own[::-1]
+        )
+        queued = len(self.queued(owner))
+        return {
+            "list": Choices(choices, None if "list" in look.sent else job.id),
+            "cancel_all": gr.update(value=f"Cancel all queued ({queued})", visible=queued > 1),
+            "ask_all": gr.update(visible=look.asked == "all" and queued > 0),
+            "question_all": f"Cancel your {queued} queued trainings for good?",
+        }
+
+    def _reached(self, job: Job) -> tuple[int, int] | None:
+        return self._reach(job) if job.status in ACTIVE else self._at_rest(job)
+
+    def _reach(self, job: Job) -> tuple[int, int] | None:
+        try:
+            progress = self._jobs.progress(job.id)
+        except TrainerError:  # its folder is gone; the rest of the list is not
+            return None
+        return progress.step, progress.steps
+
+    # --------------------------------------------------------------------------------- the job
+
+    def _job(self, job: Job, owner: str, look: Look) -> dict[str, Any]:
+        waits = ""
+        if job.status is Status.QUEUED:
+            everyone = self._jobs.list()
+            active = [each for each in everyone if each.status in ACTIVE]
+            waits = telling.before(job, self._jobs.queue(), active)
+        try:
+            progress = self._jobs.progress(job.id)
+        except TrainerError as error:
+            progress = dataclasses.replace(_NOTHING, last_line=str(error))
+        newest = max(progress.pictures, default=None)
+        shown = _nearest(look.step, progress.pictures) if look.step is not None else newest
+        return {
+            "headline": telling.headline(job, progress.checkpoints, waits),
+            "facts": telling.facts(job, progress),
+            "name": job.name,
+            "curves": draw_curves(progress, shown),
+            "scores": score_table(progress.scores, shown),
+            "log": telling.log_tail(job.folder) if look.log else "",
+            **_buttons(job, look),
+            **_scrubber(progress, shown, look),
+            **_rows(job, progress, shown),
+            **_keeping(progress, shown, look),
+        }
+
+
+REQUESTS = ("stop", "finish", "save", "sample", "resume", "cancel", "remove", "play")
+
+
+def allowed(job: Job) -> frozenset[str]:
+    """What of that makes sense."""
+    able: set[str] = set()
+    if job.status in (Status.QUEUED, Status.RUNNING):
+        able |= {"stop", "cancel"}
+    if job.status is Status.STOPPING:
+        able |= {"cancel"}
+    if telling.listens(job):
+        able |= {"finish", "save", "sample"}
+    if job.status in RESUMABLE:
+        able |= {"resume"}
+    if job.status in ENDED:
+        able |= {"remove"}
+    if job.status is Status.FINISHED:
+        able |= {"play"}
+    return frozenset(able)
+
+
+def _buttons(job: Job, look: Look) -> dict[str, Any]:
+    able = allowed(job)
+    if job.status is Status.QUEUED:
+        question = "Take it out of the queue for good? It could not be resumed."
+    elif job.wanted is Status.CANCELLED:
+        question = "It ends after this step. End it at once?"
+    else:
+        question = "End it for good, without a result? Its checkpoints stay."
+    return {
+        **{name: gr.update(interactive=name in able) for name in REQUESTS},
+        "ask_one": gr.update(visible=look.asked == "one" and "cancel" in able),
+        "question_one": question,
+    }
+
+
+def _scrubber(progress: Progress, shown: int | None, look: Look) -> dict[str, Any]:
+    steps = sorted(progress.pictures)
+    if shown is None or len(steps) < 2:
+        return {"steps": gr.update(visible=False)}
+    place = steps.index(shown) + 1
+    label = f"Pictures of step {shown}, {place} of {len(steps)}"
+    update: dict[str, Any] = {"maximum": len(steps), "label": label}
+    if look.step is None:  # else it is where the person has put it, or already further
+        update["value"] = place
+    return {
+        "steps": gr.update(visible=True),
+        "scrubber": gr.update(**update),
+        "follow": look.step is None,
+    }
+
+
+def _rows(job: Job, progress: Progress, shown: int | None) -> dict[str, Any]:
+    prompts = drawn_prompts(job.folder) if progress.pictures or progress.base_pictures else ()
+
+    def row(label: str, paths: tuple[Path, ...]) -> Row:
+        pictures = zip(paths, prompts, strict=False)
+        return Row(label, tuple((path, _written(path), prompt) for path, prompt in pictures))
+
+    of_step = progress.pictures.get(shown, ()) if shown is not None else ()
+    return {"base": row("Base", progress.base_pictures), "adapted": row(f"Step {shown}", of_step)}
+
+
+def _keeping(progress: Progress, shown: int | None, look: Look) -> dict[str, Any]:
+    """The checkpoints, of which the one nearest to the shown step is chosen when that changes."""
+    steps = sorted(progress.checkpoints)
+    if not steps:
+        return {"keeping": gr.update(visible=False)}
+    if look.checkpoint not in steps or look.nearest_to != shown:
+        look.checkpoint = _nearest(steps[-1] if shown is None else shown, steps)
+        look.nearest_to = shown
+    apart = shown not in (None, look.checkpoint)
+    choices = [(f"step {step}", step) for step in steps]
+    return {
+        "keeping": gr.update(visible=True),
+        "checkpoint": gr.update(choices=choices, value=look.checkpoint),
+        "keep": f"Keep step {look.checkpoint}",
+        "note": f"The pictures are of step {shown}, not of this checkpoint." if apart else "",
+    }
+
+
+def _nearest(step: int, steps: Iterable[int]) -> int | None:
+    return min(sorted(steps), key=lambda each: abs(each - step), default=None)
+
+
+def _written(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
