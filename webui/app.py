@@ -2,10 +2,12 @@
 
 import os
 from html import escape
+from typing import Any
 
 import gradio as gr
 
-from webui.backend import Backend
+from webui.backend import Backend, owner
+from webui.engine.job import ENDED
 from webui.page import CONCEPTS, LIBRARY, PLAY, PROGRESS, SCORE, Page
 from webui.tabs.concepts import create_concepts
 from webui.tabs.library import create_library
@@ -36,6 +38,13 @@ def create_demo(backend: Backend) -> gr.Blocks:
             for tab_id, label, create in _TABS:
                 with gr.Tab(label, id=tab_id) as tab:
                     create(backend, page, tab)
+
+        def begin(request: gr.Request) -> Any:  # noqa: ANN401
+            """Open the page where something is going on."""
+            going_on = [job for job in backend.jobs.list(owner(request)) if job.status not in ENDED]
+            return gr.Tabs(selected=PROGRESS) if going_on else gr.skip()
+
+        demo.load(begin, None, tabs, api_visibility="private", show_progress="hidden")
     return demo
 
 

@@ -20,6 +20,7 @@ PATIENCE_MS = int(os.environ.get("STUDIO_PATIENCE_MS", "240000"))
 STEPS = int(os.environ.get("STUDIO_STEPS", "20"))
 TAKEN = os.environ.get("STUDIO_PICTURES")
 NAME = "<i>Milo</i>"
+HOSTILE = "<img src=x onerror='window.hacked = 1'>"
 _TOO_WIDE = """() => [...document.querySelectorAll(
     "[role=tabpanel] :is(button, input, textarea, table, h2, p, svg)")]
     .filter(one => one.checkVisibility() && one.getBoundingClientRect().right > innerWidth + 1
@@ -130,8 +131,7 @@ def test_pictures_are_taken_and_wrong_files_are_told(page: Page, tmp_path: Path)
 def test_a_training_goes_on_while_the_page_is_reloaded(page: Page) -> None:
     ask_for_training(page, NAME, STEPS)
     expect(page.get_by_role("heading", name=NAME)).to_be_visible()
-    page.reload()
-    open_tab(page, "Progress")
+    page.reload()  # it opens where something is going on
     expect(page.get_by_role("heading", name=NAME)).to_be_visible()
     expect(page.get_by_text(f"{STEPS} of {STEPS}").first).to_be_visible()
     expect(panel(page).get_by_text("Finished").first).to_be_visible()
@@ -184,12 +184,16 @@ def test_two_concepts_are_mixed_and_drawn_in_one_batch(page: Page) -> None:
     draw_again(page, rows.nth(1).locator("button img").first)
     mixed = drawn(page, 1)
     assert not set(mixed) & set(alone)
+    panel(page).get_by_label("Prompt", exact=True).fill(f"a sks toy {HOSTILE}")
     page.get_by_label("One in each picture").check()
     draw_again(page, rows.nth(1).locator("button img").first)
     expect(rows.nth(1).locator("button img")).to_have_count(4)
     each = drawn(page, 1)
     assert not set(each) & set(mixed)
     assert each[0] != each[1]
+    rows.last.locator("button img").first.click()
+    expect(page.get_by_text(HOSTILE).first).to_be_visible()
+    assert page.evaluate("window.hacked") is None
     take(page, "play")
 
 
