@@ -57,12 +57,12 @@ def load_pipeline(
             that cannot be trained.
     """
     name, single_file = pretrained_model_name_or_path, Path(pretrained_model_name_or_path).is_file()
-    _check_source(name, "--pretrained_model_name_or_path", "model_index.json")
+    check_source(name, "--pretrained_model_name_or_path", "model_index.json")
     if single_file:
         check_checkpoint(Path(name), has_vae=vae is not None)
     if single_file_config is not None:
         flag = "--single_file_config"
-        _check_source(single_file_config, flag, "model_index.json", may_be_file=False)
+        check_source(single_file_config, flag, "model_index.json", may_be_file=False)
     with quiet():
         if not single_file:
             _check_index(name, revision)
@@ -147,7 +147,7 @@ def _load_single_file(
 
 
 def _load_vae(vae: str, layout: str | None, revision: str | None) -> AutoencoderKL:
-    _check_source(vae, "--vae", "config.json")
+    check_source(vae, "--vae", "config.json")
     with _in_one_sentence("VAE", vae, layout):
         if Path(vae).is_file():
             options = {"config": layout, "subfolder": "vae", "config_revision": revision}
@@ -179,7 +179,18 @@ def _leave_out_last_layers(text_encoder: CLIPTextModel, count: int) -> None:
     text_encoder.config.num_hidden_layers = len(layers) - count
 
 
-def _check_source(name: str, flag: str, index: str, *, may_be_file: bool = True) -> None:
+def check_source(name: str, flag: str, index: str, *, may_be_file: bool = True) -> None:
+    """Refuse a place where no model can be, before anything is loaded or fetched.
+
+    Args:
+        name: a folder, a hub id or a file.
+        flag: the option that gives it, for what is told.
+        index: the file that such a folder has.
+        may_be_file: whether a `.safetensors` file will do.
+
+    Raises:
+        TrainerError: it can be none.
+    """
     path = Path(name)
     kinds = "a diffusers folder, a .safetensors file" if may_be_file else "a diffusers folder"
     if path.is_dir() and not (path / index).is_file():

@@ -93,16 +93,18 @@ def serve(options: Options, users: list[tuple[str, str]]) -> None:
     """Serve the page until interrupted; what trains then goes on.
 
     Raises:
-        TrainerError: the studio's folder or a device cannot be used.
+        TrainerError: the base, the studio's folder or a device cannot be used.
     """
     # Uploads and pictures on their way to a browser lie with the rest, not in a place of all users.
     cache = options.studio.absolute() / "cache"
     os.environ["GRADIO_TEMP_DIR"] = str(cache)
 
+    from trainer.base import check_source
     from webui.app import create_demo
     from webui.backend import open_backend
     from webui.style import CSS, THEME
 
+    check_source(options.base, "--base", "model_index.json")
     backend = open_backend(
         options.base,
         studio=options.studio,

@@ -1,11 +1,7 @@
 """The page over HTTP, as a browser and as gradio's own client speak it."""
 
 import asyncio
-import os
 import re
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +13,7 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from PIL import Image
 
+from tests.webui.browser import served
 from tests.webui.conftest import MakeUse
 from webui.app import create_demo
 from webui.backend import open_backend
@@ -28,24 +25,9 @@ from webui.tabs.play_handlers import TOGETHER
 @pytest.fixture(scope="module")
 def url(base_folder: Path, runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The page, served by the command in a process of its own."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "webui", "--port", str(port), "--runs", str(runs)]
-    command += ["--base", str(base_folder), "--studio", str(tmp_path_factory.mktemp("studio"))]
-    with subprocess.Popen(
-        command,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    ) as server:
-        assert server.stderr
-        said = ""
-        while "Open http" not in said:
-            line = server.stderr.readline()
-            assert line, f"the page is not served: {said}"
-            said += line
-        yield f"http://127.0.0.1:{port}/"
-        server.terminate()
+    studio = tmp_path_factory.mktemp("studio")
+    with served(studio, "--base", str(base_folder), "--runs", str(runs)) as server:
+        yield server.url
 
 
 @pytest.fixture(scope="module")

@@ -32,6 +32,8 @@ def test_a_port_that_is_taken_is_told_in_a_sentence(capsys: pytest.CaptureFixtur
         (["--auth", "ann:"], "--auth takes USER:PASSWORD"),
         (["--auth", ":secret"], "--auth takes USER:PASSWORD"),
         (["--auth", "ann:1", "ann:2"], "--auth names a user twice"),
+        (["--base", "./nothing"], "--base ./nothing does not exist"),
+        (["--base", "webui"], "--base webui is not a diffusers folder"),
         (["--devices", "gpu7"], "There is no device gpu7"),
     ],
 )

@@ -32,16 +32,7 @@ from webui.teaching.uploads import decoded
 
 _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 _MOST_REAL = 5
-_STATES = {
-    Status.QUEUED: "In the queue",
-    Status.RUNNING: "Measuring",
-    Status.STOPPING: "Stopping",
-    Status.FINISHED: "Finished",
-    Status.STOPPED: "Stopped",
-    Status.INTERRUPTED: "Interrupted",
-    Status.FAILED: "Failed",
-    Status.CANCELLED: "Cancelled",
-}
+_STATES = {Status.QUEUED: "In the queue", Status.RUNNING: "Measuring"}
 
 
 def create_score(backend: Backend, page: Page, tab: gr.Tab) -> None:
@@ -246,7 +237,7 @@ class Handlers:
         return view
 
     def _status(self, job: Job) -> str:
-        state, facts = _STATES[job.status], ""
+        state, facts = _STATES.get(job.status, job.status.capitalize()), ""
         if job.status is Status.QUEUED:
             waiting = [each.id for each in self._backend.jobs.queue()]
             if job.id in waiting:  # it may have begun meanwhile

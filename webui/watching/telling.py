@@ -10,16 +10,6 @@ from webui.engine.job import ENDED, RESUMABLE, Job, Kind, Status
 from webui.engine.progress import CONFIG, CONTROL, Progress
 
 PREPARING, TRAINING, FINISHING = "Preparing", "Training", "Writing the result"
-_WORDS = {
-    Status.QUEUED: "Queued",
-    Status.RUNNING: TRAINING,
-    Status.STOPPING: "Stopping",
-    Status.FINISHED: "Finished",
-    Status.STOPPED: "Stopped",
-    Status.INTERRUPTED: "Interrupted",
-    Status.FAILED: "Failed",
-    Status.CANCELLED: "Cancelled",
-}
 _LOG_LINES, _LOG_BYTES = 200, 2**16
 
 
@@ -31,7 +21,7 @@ def listens(job: Job) -> bool:
 def state(job: Job) -> str:
     """Where a job is, in a word or a few."""
     if job.status is not Status.RUNNING or listens(job):
-        return _WORDS[job.status]
+        return TRAINING if job.status is Status.RUNNING else job.status.capitalize()
     loaded = process.written_since_start(job.folder, job.folder / CONFIG)
     return FINISHING if loaded else PREPARING
 
