@@ -19,6 +19,7 @@ from tests.webui.browser import ROOT, Server, installed_browser, served
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: make install")
 from playwright.sync_api import Browser, Locator, Page, expect  # noqa: E402
 
+pytestmark = pytest.mark.xdist_group("journey")
 PATIENCE_MS = int(os.environ.get("STUDIO_PATIENCE_MS", "240000"))
 STEPS = int(os.environ.get("STUDIO_STEPS", "20"))
 TAKEN = os.environ.get("STUDIO_PICTURES")
@@ -157,7 +158,7 @@ def test_base_and_concept_are_drawn_and_the_strength_changes_the_concept_alone(p
     page.get_by_role("button", name="Play with it").click()
     expect(page.get_by_role("tab", name="Play")).to_have_attribute("aria-selected", "true")
     prompt = panel(page).get_by_label("Prompt", exact=True)
-    expect(prompt).to_have_value("a photo of a sks toy")
+    expect(prompt).to_have_value(re.compile("a photo of a (sks|zwx) toy"))
     panel(page).get_by_label("number input for Pictures", exact=True).fill("2")
     panel(page).get_by_label("Steps", exact=True).fill("20" if TAKEN else "8")
     page.get_by_role("button", name="Draw", exact=True).click()
@@ -197,7 +198,7 @@ def test_two_concepts_are_mixed_and_drawn_in_one_batch(page: Page) -> None:
     draw_again(page, rows.nth(1).locator("button img").first)
     mixed = drawn(page, 1)
     assert not set(mixed) & set(alone)
-    panel(page).get_by_label("Prompt", exact=True).fill(f"a sks toy {HOSTILE}")
+    panel(page).get_by_label("Prompt", exact=True).fill("a {token} {class} " + HOSTILE)
     page.get_by_label("One in each picture").check()
     draw_again(page, rows.nth(1).locator("button img").first)
     expect(rows.nth(1).locator("button img")).to_have_count(4)
