@@ -19,7 +19,6 @@ from tests.webui.browser import ROOT, Server, installed_browser, served
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: make install")
 from playwright.sync_api import Browser, Locator, Page, expect  # noqa: E402
 
-pytestmark = pytest.mark.xdist_group("journey")
 PATIENCE_MS = int(os.environ.get("STUDIO_PATIENCE_MS", "240000"))
 STEPS = int(os.environ.get("STUDIO_STEPS", "20"))
 TAKEN = os.environ.get("STUDIO_PICTURES")
@@ -112,7 +111,7 @@ def ask_for_training(page: Page, name: str, steps: int) -> None:
     expect(page.get_by_role("tab", name="Progress")).to_have_attribute("aria-selected", "true")
 
 
-def test_pictures_are_taken_and_wrong_files_are_told(page: Page, tmp_path: Path) -> None:
+def pictures_are_taken_and_wrong_files_are_told(page: Page, tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.png").write_text("text")
     files = page.locator("#files input[type=file]")
@@ -135,7 +134,7 @@ def test_pictures_are_taken_and_wrong_files_are_told(page: Page, tmp_path: Path)
     take(page, "concepts")
 
 
-def test_a_training_goes_on_while_the_page_is_reloaded(page: Page) -> None:
+def a_training_goes_on_while_the_page_is_reloaded(page: Page) -> None:
     ask_for_training(page, NAME, STEPS)
     expect(page.get_by_role("heading", name=NAME)).to_be_visible()
     page.reload()  # it opens where something is going on
@@ -146,7 +145,7 @@ def test_a_training_goes_on_while_the_page_is_reloaded(page: Page) -> None:
     take(page, "progress")
 
 
-def test_a_step_is_kept(page: Page) -> None:
+def a_step_is_kept(page: Page) -> None:
     scrubber = page.locator(".scrubber input[type=range]")
     scrubber.press("ArrowLeft")
     expect(page.get_by_label("Follow the newest")).not_to_be_checked()
@@ -154,7 +153,7 @@ def test_a_step_is_kept(page: Page) -> None:
     expect(page.get_by_text(re.compile("is in the Library"))).to_be_visible()
 
 
-def test_base_and_concept_are_drawn_and_the_strength_changes_the_concept_alone(page: Page) -> None:
+def base_and_concept_are_drawn_and_the_strength_changes_the_concept_alone(page: Page) -> None:
     page.get_by_role("button", name="Play with it").click()
     expect(page.get_by_role("tab", name="Play")).to_have_attribute("aria-selected", "true")
     prompt = panel(page).get_by_label("Prompt", exact=True)
@@ -186,7 +185,7 @@ def test_base_and_concept_are_drawn_and_the_strength_changes_the_concept_alone(p
     assert not set(drawn(page, 1)) & {*base, *concept}
 
 
-def test_two_concepts_are_mixed_and_drawn_in_one_batch(page: Page) -> None:
+def two_concepts_are_mixed_and_drawn_in_one_batch(page: Page) -> None:
     panel(page).get_by_role("combobox").first.click()
     second = "demo" if TAKEN else f"{NAME}, step"
     page.get_by_role("option").filter(has_text=second).click()
@@ -211,7 +210,7 @@ def test_two_concepts_are_mixed_and_drawn_in_one_batch(page: Page) -> None:
     assert page.evaluate("window.hacked") is None
 
 
-def test_a_concept_leaves_and_comes_back(page: Page, tmp_path: Path) -> None:
+def a_concept_leaves_and_comes_back(page: Page, tmp_path: Path) -> None:
     open_tab(page, "Library")
     cards = page.locator(".cards button img")
     expect(cards.nth(1)).to_be_visible()
@@ -238,7 +237,7 @@ def test_a_concept_leaves_and_comes_back(page: Page, tmp_path: Path) -> None:
     expect(cards).to_have_count(count + 1)
 
 
-def test_a_concept_is_scored(page: Page) -> None:
+def a_concept_is_scored(page: Page) -> None:
     page.locator(".cards button img").nth(1).click()
     page.get_by_role("button", name="Score it").click()
     expect(page.get_by_role("tab", name="Score")).to_have_attribute("aria-selected", "true")
@@ -249,10 +248,7 @@ def test_a_concept_is_scored(page: Page) -> None:
     take(page, "score")
 
 
-@pytest.mark.parametrize("dark", [False, True])
-def test_at_a_phones_width_nothing_is_cut_off(
-    browser: Browser, server: Server, page: Page, dark: bool
-) -> None:
+def at_a_phones_width_nothing_is_cut_off(browser: Browser, server: Server, *, dark: bool) -> None:
     phone = browser.new_page(viewport={"width": 390, "height": 844})
     phone.set_default_timeout(PATIENCE_MS)
     phone.goto(f"{server.url}{'?__theme=dark' if dark else ''}")
@@ -270,3 +266,15 @@ def test_at_a_phones_width_nothing_is_cut_off(
         if dark and tab == "Progress":
             take(phone, "phone")
     phone.close()
+
+
+def test_the_whole_way(page: Page, browser: Browser, server: Server, tmp_path: Path) -> None:
+    pictures_are_taken_and_wrong_files_are_told(page, tmp_path)
+    a_training_goes_on_while_the_page_is_reloaded(page)
+    a_step_is_kept(page)
+    base_and_concept_are_drawn_and_the_strength_changes_the_concept_alone(page)
+    two_concepts_are_mixed_and_drawn_in_one_batch(page)
+    a_concept_leaves_and_comes_back(page, tmp_path)
+    a_concept_is_scored(page)
+    for dark in (False, True):
+        at_a_phones_width_nothing_is_cut_off(browser, server, dark=dark)
