@@ -1,0 +1,164 @@
+"""Data by name: what ``datasets/*.toml`` says of it, and the rows themselves.
+
+A manifest entry is a TOML table: where the rows come from (the hub, or the procedural world of
+`pocket`), which splits, what the columns are called, under which licence.
+"""
+
+import difflib
+import hashlib
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+
+import datasets
+from trainer.errors import TrainerError
+from trainer.files import read_toml
+
+MANIFESTS = Path(__file__).parent.parent / "datasets"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of a hub data set: its name, configuration and split, and how many there must be."""
+
+    id: str
+    split: str
+    config: str | None = None
+    revision: str | None = None
+    rows: int | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of a manifest.
+
+    Attributes:
+        name: What experiments call it.
+        title: What people call it.
+        licence: Of the data.
+        generator: "module:name" under `pocket.tasks`, for data of the procedural world.
+        splits: On the hub, by our names: "train", "test".
+        columns: Our names of columns -> the data set's own; others are dropped.
+        note: What must be known about it.
+        extra: Whatever a kind of experiment needs to know: "num_labels", "metric".
+    """
+
+    name: str
+    title: str
+    licence: str
+    generator: str = ""
+    splits: dict[str, Split] = field(default_factory=dict)
+    columns: dict[str, str] = field(default_factory=dict)
+    note: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@cache
+def entries() -> dict[str, Entry]:
+    """All entries of all manifests, by name.
+
+    Raises:
+        TrainerError: A manifest is wrong.
+    """
+    found: dict[str, Entry] = {}
+    for file in sorted(MANIFESTS.glob("*.toml")):
+        for name, table in read_toml(file, "The manifest").items():
+            if name in found:
+                raise TrainerError(f"{file} has a second entry {name}: names are used once.")
+            found[name] = _entry(name, table, file)
+    return found
+
+
+def entry(name: str) -> Entry:
+    """An entry by its name.
+
+    Raises:
+        TrainerError: There is none.
+    """
+    known = entries()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"perhaps you meant {near[0]}" if near else f"choose from {', '.join(known)}"
+        raise TrainerError(f"No manifest in datasets/ has an entry {name}; {hint}.")
+    return known[name]
+
+
+@cache
+def load_data(name: str) -> datasets.DatasetDict:
+    """The rows of an entry, once a process.
+
+    Raises:
+        TrainerError: The entry is unknown, or its rows cannot be had or are not as it says.
+    """
+    found = entry(name)
+    if found.generator:
+        module, _, generator = found.generator.partition(":")
+        generators: Mapping[str, Callable[[], datasets.DatasetDict]] = importlib.import_module(
+            f"pocket.tasks.{module}"
+        ).GENERATORS
+        return generators[generator]()
+    return datasets.DatasetDict(
+        {name: _from_hub(found, split) for name, split in found.splits.items()}
+    )
+
+
+def digest(data: datasets.DatasetDict) -> str:
+    """The first digits of a SHA-256 over all rows of all splits."""
+    sha = hashlib.sha256()
+    for name in sorted(data):
+        sha.update(str(name).encode())
+        sink = pa.BufferOutputStream()
+        table: pa.Table = data[name].data.table
+        table = table.combine_chunks().replace_schema_metadata()
+        with pa.ipc.new_stream(sink, table.schema) as stream:
+            stream.write_table(table)
+        sha.update(sink.getvalue())
+    return sha.hexdigest()[:16]
+
+
+def _from_hub(found: Entry, split: Split) -> datasets.Dataset:
+    try:
+        rows = cast(
+            datasets.Dataset,
+            datasets.load_dataset(
+                split.id, split.config, split=split.split, revision=split.revision
+            ),
+        )
+    except (OSError, ValueError) as error:
+        raise TrainerError(
+            f"The data set {found.name} ({split.id} on the Hugging Face hub) cannot be fetched and "
+            f"is not in the cache: connect to the network and run again ({_first_line(error)})."
+        ) from error
+    if split.rows is not None and len(rows) != split.rows:
+        raise TrainerError(
+            f"The data set {found.name} ({split.id}) has {len(rows)} rows in its split "
+            f"{split.split}, not {split.rows}: it is not the one the manifest describes."
+        )
+    if missing := sorted(set(found.columns.values()) - set(rows.column_names)):
+        raise TrainerError(
+            f"The data set {found.name} ({split.id}) has no column {missing[0]}: it has "
+            f"{', '.join(rows.column_names)}."
+        )
+    rows = rows.select_columns(list(found.columns.values()))
+    renamed = {own: ours for ours, own in found.columns.items() if own != ours}
+    return rows.rename_columns(renamed) if renamed else rows
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def _entry(name: str, table: dict[str, Any], file: Path) -> Entry:
+    table = dict(table)
+    shared = {f.name: table.pop(f.name) for f in fields(Split) if f.name in table}
+    splits = table.pop("splits", {})
+    try:
+        made = {key: Split(**(shared | split)) for key, split in splits.items()}
+        return Entry(name=name, splits=made, **table)
+    except TypeError as error:
+        raise TrainerError(f"{file}: the entry {name} is not right: {error}.") from error

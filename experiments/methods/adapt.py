@@ -1,0 +1,139 @@
+"""Puts a method on a model: an adapter on its projections, or a choice of its weights."""
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import (
+    AdaLoraConfig,
+    FourierFTConfig,
+    LoraConfig,
+    PeftConfig,
+    VeraConfig,
+    get_peft_model,
+)
+from torch import nn
+from transformers import PreTrainedModel
+
+from experiments.methods.selective import bias_only, everything, head_only, nothing
+from loldu import LoLDUConfig
+from loldu.targets import SPELLINGS, linear_names, what_was_meant
+from trainer.errors import TrainerError
+
+QUERY_AND_VALUE = ("q_proj", "v_proj")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A method of PEFT: its configuration, and the options that make it this method."""
+
+    config: Callable[..., PeftConfig]
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Selective:
+    """A method that trains some of the model's own weights: chooses them, by name."""
+
+    trains: Callable[[nn.Module, Sequence[str]], None]
+
+
+METHODS: dict[str, Adapter | Selective] = {
+    "none": Selective(nothing),
+    "lp": Selective(head_only),
+    "ft": Selective(everything),
+    "bitfit": Selective(bias_only),
+    "lora": Adapter(LoraConfig, {}),
+    "pissa": Adapter(LoraConfig, {"init_lora_weights": "pissa"}),
+    "adalora": Adapter(AdaLoraConfig, {}),
+    "vera": Adapter(VeraConfig, {}),
+    "fourierft": Adapter(FourierFTConfig, {}),
+    "loldu": Adapter(LoLDUConfig, {}),
+    "svfit": Adapter(LoLDUConfig, {"factorization": "svd"}),
+}
+
+
+def check_method(name: str) -> None:
+    """Make sure that a method is known.
+
+    Raises:
+        TrainerError: It is not.
+    """
+    if name not in METHODS:
+        near = difflib.get_close_matches(name, METHODS, n=1)
+        hint = f"perhaps you meant {near[0]}" if near else f"choose from {', '.join(METHODS)}"
+        raise TrainerError(f"There is no method {name}; {hint}.")
+
+
+def adapt(
+    model: PreTrainedModel,
+    method: str,
+    options: Mapping[str, Any],
+    *,
+    head: Sequence[str] = (),
+    seed: int,
+    total_steps: int = 1,
+) -> nn.Module:
+    """Make a model ready for training by a method.
+
+    Args:
+        model: The base; it is changed in place.
+        method: A name of `METHODS`.
+        options: PEFT's, of the method; its layers are query and value unless they say others.
+        head: Names of the modules that every method trains in full.
+        seed: Of what the method draws at random.
+        total_steps: Optimizer steps of the training, which AdaLoRA plans its ranks by.
+
+    Returns:
+        The model, or PEFT's model around it; what is trained is fp32 and requires gradients.
+
+    Raises:
+        TrainerError: The method or an option is unknown, or no layer has the name of a target.
+    """
+    check_method(method)
+    chosen = METHODS[method]
+    torch.manual_seed(seed)
+    if isinstance(chosen, Selective):
+        if options:
+            raise TrainerError(f"The method {method} takes no options, not {', '.join(options)}.")
+        chosen.trains(model, head)
+        return model
+    given = {"target_modules": QUERY_AND_VALUE, **chosen.options, **options}
+    given["target_modules"] = resolve_targets(model, given["target_modules"])
+    if chosen.config is AdaLoraConfig:
+        given |= {"total_step": total_steps}
+        # Shares of the training, as PEFT asks for steps: a tenth to warm up, half to prune in.
+        given.setdefault("tinit", total_steps // 10)
+        given.setdefault("tfinal", total_steps // 2)
+    if chosen.config is LoLDUConfig:
+        given.setdefault("seed", seed)
+    if head:
+        given["modules_to_save"] = list(head)
+    try:
+        config = chosen.config(**given)
+    except (TypeError, ValueError) as error:
+        raise TrainerError(f"The options of {method} cannot be: {error}.") from error
+    return get_peft_model(model, config)
+
+
+def resolve_targets(model: nn.Module, targets: Sequence[str]) -> list[str]:
+    """The layers that are meant: a projection may be called otherwise in this model.
+
+    Libraries rename projections at times; transformers 5 calls ViT's `query` `q_proj`.
+
+    Raises:
+        TrainerError: A name is that of no linear layer, in any spelling.
+    """
+    names = linear_names(model)
+    found = []
+    for target in targets:
+        spellings = {s for spelling in SPELLINGS if target in spelling for s in spelling}
+        matches = sorted({target, *spellings} & names) if target not in names else [target]
+        if not matches:
+            kind = type(model).__name__
+            meant = what_was_meant([target], names)
+            raise TrainerError(f"No layer of {kind} is called {target}. {meant}")
+        found += matches
+    return found

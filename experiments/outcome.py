@@ -1,0 +1,41 @@
+"""What a run gives back, and how it becomes a record."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of a run.
+
+    Attributes:
+        score: The number of the paper's table, in its unit.
+        scores: Every number that was measured, by name.
+        history: Scores on the way: epoch or step, and what was measured there.
+        parameters: Trained, without the head.
+        head_parameters: Trained in the head.
+        train_seconds: Of training alone.
+        peak_memory_mib: While training: PyTorch's on a GPU, the process's on a CPU.
+        facts: What else must be known: hashes of the base and of the data, how many rows.
+    """
+
+    score: float
+    scores: dict[str, float]
+    parameters: int
+    head_parameters: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    train_seconds: float = 0.0
+    peak_memory_mib: float = 0.0
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """The outcome as JSON has it, rounded to what was measured."""
+        return {key: _rounded(value) for key, value in asdict(self).items()}
+
+
+def _rounded(value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _rounded(part) for key, part in value.items()}
+    return [_rounded(part) for part in value] if isinstance(value, list) else value

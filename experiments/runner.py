@@ -1,0 +1,130 @@
+"""Makes the results that are missing, several at a time, each in a process that keeps its bases."""
+
+import logging
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from experiments.config import Experiment, Run
+from experiments.kinds import perform
+from experiments.methods import check_method
+from experiments.results import Results
+from trainer.errors import TrainerError
+
+WORK = Path("runs/experiments/work")
+Job = tuple[str, Run]
+"""A kind of experiment, and a run of it."""
+
+
+def jobs_of(
+    experiments: Sequence[Experiment], scale: str, rows: Sequence[str], data: Sequence[str]
+) -> list[Job]:
+    """The runs that tables need, each once, in an order that fills the tables row by row.
+
+    Args:
+        experiments: The tables.
+        scale: "pocket" or "full".
+        rows: Only these rows; all where there are none.
+        data: Only these data sets; all where there are none.
+
+    Raises:
+        TrainerError: A row or a data set belongs to none of the tables, or a method is unknown.
+    """
+    found: dict[tuple[str, Path], Job] = {}
+    known_rows = {row.name for e in experiments for row in e.rows_at(scale)}
+    known_data = {name for e in experiments for name in e.at(scale).data}
+    for what, asked, known in (("row", rows, known_rows), ("data set", data, known_data)):
+        if unknown := [name for name in asked if name not in known]:
+            names = ", ".join(e.name for e in experiments)
+            raise TrainerError(
+                f"{names} at {scale} scale has no {what} {unknown[0]}: "
+                f"choose from {', '.join(sorted(known))}."
+            )
+    for experiment in experiments:
+        wanted = [d for d in experiment.at(scale).data if not data or d in data]
+        for row in experiment.rows_at(scale):
+            if rows and row.name not in rows:
+                continue
+            for run in experiment.runs(row, scale, wanted):
+                check_method(run.method)
+                found.setdefault((run.experiment, run.place), (experiment.kind, run))
+    return list(found.values())
+
+
+def run_missing(jobs: Sequence[Job], results: Results, *, processes: int, again: bool) -> int:
+    """Make every result that is not there yet; one that fails is told and the others go on.
+
+    Returns:
+        How many failed.
+    """
+    missing = [job for job in jobs if again or results.read(job[1]) is None]
+    if not missing:
+        return 0
+    failed = 0
+    bar = tqdm(total=len(missing), desc="runs", smoothing=0.05, disable=None)
+    with _pool(min(processes, len(missing))) as pool:
+        futures: dict[Future[float], Run] = {
+            pool.submit(_perform, kind, run, results, sys.argv[1:]): run for kind, run in missing
+        }
+        try:
+            for future in as_completed(futures):
+                run = futures[future]
+                failed += _tell(bar, run, future)
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            raise TrainerError(
+                "Stopped: what was finished is kept, and the same command goes on."
+            ) from None
+    bar.close()
+    return failed
+
+
+def _tell(bar: tqdm, run: Run, future: Future[float]) -> int:
+    """A line about a run that has ended; 1 if it failed."""
+    bar.update()
+    try:
+        bar.write(f"{run.name}: {future.result():.2f}", file=sys.stderr)
+        return 0
+    except TrainerError as error:
+        bar.write(f"{run.name} failed: {error}", file=sys.stderr)
+    except BrokenProcessPool:
+        bar.write(f"{run.name} failed: its process was killed, of memory perhaps", file=sys.stderr)
+    except Exception as error:  # a run must not take the others with it
+        bar.write(f"{run.name} failed:\n{''.join(traceback.format_exception(error))}")
+    return 1
+
+
+def _perform(kind: str, run: Run, results: Results, argv: list[str]) -> float:
+    work = WORK / run.experiment / run.place.with_suffix("")
+    outcome = perform(kind, run, work)
+    results.write(run, outcome, argv)
+    shutil.rmtree(work, ignore_errors=True)
+    return outcome.score
+
+
+@contextmanager
+def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
+    context = get_context("spawn")
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    pool = ProcessPoolExecutor(processes, context, _begin, (threads,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin(threads: int) -> None:
+    """What every process begins with: its share of the cores, and no chatter of libraries."""
+    torch.set_num_threads(threads)
+    for library in ("transformers", "datasets", "peft", "trainer", "lm_eval"):
+        logging.getLogger(library).setLevel(logging.ERROR)

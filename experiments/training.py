@@ -1,0 +1,203 @@
+"""Trains by transformers' Trainer: two learning rates, checkpoints to go on from, time and memory."""
+
+# The Trainer's arguments are typed more narrowly than what it takes.
+# pyright: reportArgumentType=false
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import AdaLoraModel, PeftModel
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
+
+from datasets import Dataset
+from experiments.memory import PeakMemory
+from experiments.methods.count import in_head
+from experiments.recipe import Recipe
+
+CHECKPOINT_SECONDS = 60.0
+"""A training that is killed loses at most this, and the epoch it was in."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What came of a training: evaluations by epoch, seconds of training, peak memory."""
+
+    history: list[dict[str, float]]
+    train_seconds: float
+    peak_memory_mib: float
+
+    def best(self, metric: str, report: str) -> float:
+        """The score to report: the last, or the best of all evaluations."""
+        values = [point[metric] for point in self.history]
+        return max(values) if report == "best" else values[-1]
+
+
+class _Conductor(TrainerCallback, ExportableState):
+    """Says when to evaluate and to save, and counts the seconds of training alone, over kills too."""
+
+    def __init__(self, every: int = 1, seconds: float = 0.0) -> None:
+        self.every, self.seconds = every, seconds
+        self.started, self.saved = 0.0, time.monotonic()
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {"every": self.every, "seconds": self.seconds}, "attributes": {}}
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        self.started = time.monotonic()
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        now = time.monotonic()
+        self.seconds += now - self.started
+        epoch = round(state.epoch or 0)
+        control.should_evaluate = epoch == args.num_train_epochs or epoch % self.every == 0
+        if now - self.saved >= CHECKPOINT_SECONDS:
+            control.should_save, self.saved = True, now
+
+
+class _Reallocation(TrainerCallback):
+    """Lets AdaLoRA move its ranks, between the optimizer's step and the end of the gradients."""
+
+    def on_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **_: object,
+    ) -> None:
+        assert isinstance(model, PeftModel)
+        assert isinstance(model.base_model, AdaLoraModel)
+        model.base_model.update_and_allocate(state.global_step + 1)
+
+
+def fit(
+    model: nn.Module,
+    recipe: Recipe,
+    train: Dataset,
+    test: Dataset | None,
+    *,
+    head: Sequence[str],
+    seed: int,
+    work: Path,
+    collate: Callable[[list[Any]], dict[str, Any]],
+    score: Callable[[EvalPrediction], Mapping[str, float]] | None = None,
+) -> Fitted:
+    """Train a model that `adapt` made ready, from its last checkpoint in `work` if there is one.
+
+    Args:
+        model: What is trained requires gradients.
+        recipe: How it is trained.
+        train: Rows to train on, in a new order every epoch.
+        test: Rows to evaluate on, after the epochs the recipe says; None evaluates nothing.
+        head: Modules with a learning rate of their own.
+        seed: Of order and augmentation.
+        work: Folder for checkpoints.
+        collate: Rows -> a batch of the model's arguments, `labels` among them.
+        score: Predictions -> scores by name.
+    """
+    arguments = _arguments(recipe, seed, work)
+    last_only = recipe.report == "last"
+    conductor = _Conductor(recipe.epochs if last_only else recipe.evaluate_every)
+    callbacks: list[TrainerCallback] = [conductor]
+    if isinstance(model, PeftModel) and isinstance(model.base_model, AdaLoraModel):
+        callbacks.append(_Reallocation())
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=train,
+        eval_dataset=test,
+        data_collator=collate,
+        compute_metrics=None if score is None else (lambda outcome: dict(score(outcome))),
+        optimizers=(_optimizer(model, recipe, head), None),
+        callbacks=callbacks,
+    )
+    memory = PeakMemory(arguments.device)
+    last = get_last_checkpoint(str(work)) if work.is_dir() else None
+    trainer.train(resume_from_checkpoint=last)
+    peak_mib = memory.peak_mib()
+    conductors = [c for c in trainer.callback_handler.callbacks if isinstance(c, _Conductor)]
+    history = [
+        {key.removeprefix("eval_"): value for key, value in entry.items() if _is_score(key)}
+        for entry in trainer.state.log_history
+        if "eval_loss" in entry
+    ]
+    return Fitted(history, conductors[0].seconds, peak_mib)
+
+
+def total_steps(recipe: Recipe, rows: int) -> int:
+    """The optimizer steps of a training, as the Trainer counts them."""
+    micro = recipe.micro_batch_size or recipe.batch_size
+    batches = -(-rows // micro)
+    return recipe.epochs * max(1, -(-batches // (recipe.batch_size // micro)))
+
+
+def _arguments(recipe: Recipe, seed: int, work: Path) -> TrainingArguments:
+    micro = recipe.micro_batch_size or recipe.batch_size
+    on_gpu = torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=str(work),
+        per_device_train_batch_size=micro,
+        per_device_eval_batch_size=4 * micro,
+        gradient_accumulation_steps=recipe.batch_size // micro,
+        num_train_epochs=recipe.epochs,
+        warmup_steps=recipe.warmup_steps or recipe.warmup_ratio,
+        lr_scheduler_type=recipe.lr_scheduler,
+        max_grad_norm=recipe.max_grad_norm,
+        bf16=recipe.precision == "bf16",
+        fp16=recipe.precision == "fp16",
+        seed=seed,
+        eval_strategy="no",  # as the conductor says
+        save_strategy="no",
+        save_total_limit=1,
+        restore_callback_states_from_checkpoint=True,
+        logging_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_pin_memory=on_gpu,
+        dataloader_num_workers=4 if on_gpu else 0,
+        use_cpu=not on_gpu,
+    )
+
+
+def _optimizer(model: nn.Module, recipe: Recipe, head: Sequence[str]) -> torch.optim.Optimizer:
+    """AdamW; biases and the gains of norms do not decay, as is transformers' custom."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    plain = {
+        f"{name}.{own}" if name else own
+        for name, module in model.named_modules()
+        for own, _ in module.named_parameters(recurse=False)
+        if own == "bias" or "norm" in type(module).__name__.lower()
+    }
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((in_head(name, head), name in plain), []).append(parameter)
+    head_rate = recipe.head_learning_rate
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "lr": head_rate if of_head and head_rate is not None else recipe.learning_rate,
+                "weight_decay": 0.0 if is_plain else recipe.weight_decay,
+            }
+            for (of_head, is_plain), parameters in groups.items()
+        ]
+    )
+
+
+def _is_score(key: str) -> bool:
+    return key == "epoch" or (
+        key.startswith("eval_") and not key.endswith(("_per_second", "_runtime", "_time"))
+    )
