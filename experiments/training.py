@@ -1,4 +1,4 @@
-"""Trains by transformers' Trainer: two learning rates, checkpoints to go on from, time and memory."""
+"""Trains by transformers' Trainer: two learning rates, checkpoints to go on from, measures."""
 
 # The Trainer's arguments are typed more narrowly than what it takes.
 # pyright: reportArgumentType=false
@@ -40,7 +40,7 @@ class Fitted:
 
 
 class _Conductor(TrainerCallback, ExportableState):
-    """Says when to evaluate and to save, and counts the seconds of training alone, over kills too."""
+    """Says when to evaluate and to save; counts the seconds of training alone, over kills too."""
 
     def __init__(self, every: int = 1, seconds: float = 0.0) -> None:
         self.every, self.seconds = every, seconds
