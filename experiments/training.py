@@ -12,7 +12,14 @@ from typing import Any
 import torch
 from peft import AdaLoraModel, PeftModel
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
 
@@ -122,6 +129,7 @@ def fit(
         optimizers=(_optimizer(model, recipe, head), None),
         callbacks=callbacks,
     )
+    trainer.remove_callback(PrinterCallback)  # a run has one line, which its runner prints
     memory = PeakMemory(arguments.device)
     last = get_last_checkpoint(str(work)) if work.is_dir() else None
     trainer.train(resume_from_checkpoint=last)
