@@ -86,7 +86,8 @@ class Scale:
         data: Names of manifest entries: the columns of the table.
         seeds: Of the runs.
         summary: How the seeds of a cell become one number: "median" or "mean".
-        recipe: What all rows share.
+        options: What all rows share, of the method.
+        recipe: What all rows share, of the training.
         per_data: What they share on one data set.
         cost: What to expect of a run: time, memory, on which machine, measured or estimated.
     """
@@ -95,6 +96,7 @@ class Scale:
     data: tuple[str, ...]
     seeds: tuple[int, ...]
     summary: str = "mean"
+    options: Table = field(default_factory=dict)
     recipe: Table = field(default_factory=dict)
     per_data: dict[str, Table] = field(default_factory=dict)
     cost: str = ""
@@ -149,6 +151,7 @@ class Experiment:
         rows: In the order of the table.
         scales: By name.
         choices: What had to be settled.
+        columns: Names of scores, where the table's columns are those and not data sets.
     """
 
     name: str
@@ -159,6 +162,7 @@ class Experiment:
     rows: tuple[Row, ...]
     scales: dict[str, Scale]
     choices: tuple[Choice, ...] = ()
+    columns: tuple[str, ...] = ()
 
     def at(self, scale: str) -> Scale:
         """The experiment at one size.
@@ -204,7 +208,7 @@ class Experiment:
                     seed=seed,
                     model=there.model,
                     method=owned.method,
-                    options=common.options | special.options,
+                    options=there.options | common.options | special.options,
                     recipe=Recipe.read(recipe, where),
                 )
 
