@@ -121,6 +121,7 @@ class Row:
         method: A name of `experiments.methods`; none where `same_as` says whose results these are.
         same_as: "experiment/row" with the very same runs.
         scales: The sizes at which it exists.
+        variant: What sets it apart from the row of the same method and rank: a curve of its own.
         note: What must be known about it.
         paper: The paper's numbers by data set, and of "parameters" and "average".
         common: What is trained at any scale.
@@ -132,6 +133,7 @@ class Row:
     method: str = ""
     same_as: str = ""
     scales: tuple[str, ...] = SCALES
+    variant: str = ""
     note: str = ""
     paper: dict[str, float] = field(default_factory=dict)
     common: RowPart = field(default_factory=RowPart)
