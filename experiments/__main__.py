@@ -1,4 +1,4 @@
-"""``python -m experiments run | table | report | list``: the paper's tables, from configs to numbers."""
+"""``python -m experiments run | table | report | list``: the paper's tables, config to number."""
 
 import logging
 import sys

@@ -111,6 +111,9 @@ class RowPart:
     per_data: dict[str, Table] = field(default_factory=dict)
 
 
+_PARTS = [f.name for f in fields(RowPart)]
+
+
 @dataclass(frozen=True)
 class Row:
     """A row of a table.
@@ -250,7 +253,7 @@ def read_experiment(name: str) -> Experiment:
 def _read_row(file: Path) -> Row:
     table = read_toml(file, "The row")
     at = {s: _read(RowPart, table.pop(s), file, s) for s in SCALES if s in table}
-    parts = {f.name: table.pop(f.name) for f in fields(RowPart) if f.name in table}
+    parts = {name: table.pop(name) for name in _PARTS if name in table}
     common = _read(RowPart, parts, file, "")
     row = _read(Row, table | {"name": file.stem, "common": common, "at": at}, file, "")
     if bool(row.method) == bool(row.same_as):
@@ -263,7 +266,7 @@ def _read(kind: type[T], table: Table, file: Path, part: str) -> T:
     known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
     for key in table:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
+            near = difflib.get_close_matches(key, [*known, *_PARTS, *SCALES], n=1)
             hint = f"perhaps you meant {near[0]}" if near else f"it takes {', '.join(known)}"
             where = f" in [{part}]" if part else ""
             raise TrainerError(f"{file} has the unknown key {key}{where}; {hint}.")

@@ -87,10 +87,8 @@ def _draw_parameters(
     for line in lines:
         cell = line.cells.get(column)
         if cell is not None and cell.value is not None and line.parameters is not None:
-            method = (
-                experiment.owner_of(line.row)[1].method if line.row.same_as else line.row.method
-            )
             if not line.row.variant:
+                method = experiment.owner_of(line.row)[1].method
                 by_method.setdefault(method, {})[line.parameters] = cell
     for method, cells in by_method.items():
         if method in NOTHING:
