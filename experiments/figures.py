@@ -86,10 +86,10 @@ def _draw_parameters(
     by_method: dict[str, dict[int, Cell]] = {}
     for line in lines:
         cell = line.cells.get(column)
-        if cell is not None and cell.value is not None and line.parameters is not None:
-            if not line.row.variant:
-                method = experiment.owner_of(line.row)[1].method
-                by_method.setdefault(method, {})[line.parameters] = cell
+        if cell is None or cell.value is None or line.parameters is None or line.row.variant:
+            continue
+        method = experiment.owner_of(line.row)[1].method
+        by_method.setdefault(method, {})[line.parameters] = cell
     for method, cells in by_method.items():
         if method in NOTHING:
             axis.axhline(_value(next(iter(cells.values()))), color="#b0b4bb", ls=":", lw=1.2)
