@@ -1,4 +1,4 @@
-"""Builds what the project ships: ``python -m pocket pretrain | concepts``."""
+"""Builds what the project ships: ``python -m pocket pretrain | pretrain-roberta | concepts``."""
 
 import logging
 from dataclasses import dataclass, field
@@ -9,9 +9,11 @@ import tyro
 
 from pocket.concepts import render_concept
 from pocket.pretrain import Recipe, pretrain
+from pocket.roberta import RobertaRecipe, pretrain_roberta
 from pocket.world import CONCEPTS
 
 _HERE = Path(__file__).parent
+_BUILD = Path.home() / ".cache" / "loldu" / "pocket"
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,31 @@ class Pretrain:
     """
 
     output: Path = _HERE
-    build: Path = Path.home() / ".cache" / "loldu" / "pocket"
+    build: Path = _BUILD
     recipe: tyro.conf.OmitArgPrefixes[Recipe] = field(default_factory=Recipe)
 
     def run(self) -> None:
         """Runs the command."""
         pretrain(self.output, self.build, self.recipe)
+
+
+@dataclass(frozen=True)
+class PretrainRoberta:
+    """Train the base of the text experiments by masking words; stop and start it as you like.
+
+    Attributes:
+        output: The folder to write, in transformers' format.
+        build: Work files: checkpoints, logs.
+        recipe: How much of everything; a quarter of an hour on one core.
+    """
+
+    output: Path = _HERE / "bases" / "roberta"
+    build: Path = _BUILD
+    recipe: tyro.conf.OmitArgPrefixes[RobertaRecipe] = field(default_factory=RobertaRecipe)
+
+    def run(self) -> None:
+        """Runs the command."""
+        pretrain_roberta(self.output, self.build, self.recipe)
 
 
 @dataclass(frozen=True)
@@ -56,6 +77,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     commands = (
         Annotated[Pretrain, tyro.conf.subcommand("pretrain")]
+        | Annotated[PretrainRoberta, tyro.conf.subcommand("pretrain-roberta")]
         | Annotated[Concepts, tyro.conf.subcommand("concepts")]
     )
     tyro.cli(commands, prog="python -m pocket").run()  # type: ignore[arg-type]

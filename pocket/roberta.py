@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor
-from transformers import RobertaConfig, RobertaForMaskedLM, RobertaTokenizer
+from transformers import AddedToken, RobertaConfig, RobertaForMaskedLM, RobertaTokenizer
 
 from pocket.fitting import Losses, device, fit
 from pocket.reading import VERDICTS, Text, texts
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Recipe:
+class RobertaRecipe:
     """How much of everything.
 
     Attributes:
@@ -37,13 +37,13 @@ class Recipe:
         learning_rate: Its peak.
     """
 
-    texts: int = 250_000
-    steps: int = 16_000
+    texts: int = 200_000
+    steps: int = 10_000
     batch: int = 32
     learning_rate: float = 1.2e-3
 
 
-TINY = Recipe(texts=400, steps=4, batch=8)
+TINY = RobertaRecipe(texts=400, steps=4, batch=8)
 
 
 def build_tokenizer(read: list[Text], vocabulary: int = 800) -> RobertaTokenizer:
@@ -60,6 +60,7 @@ def build_tokenizer(read: list[Text], vocabulary: int = 800) -> RobertaTokenizer
     return RobertaTokenizer(
         vocab=vocab,
         merges=[tuple(merge) for merge in learned["merges"]],  # pyright: ignore[reportArgumentType]
+        mask_token=AddedToken("<mask>", lstrip=True, special=True),  # it stands for " word"
         model_max_length=MAX_LENGTH,
     )
 
@@ -92,8 +93,8 @@ class _Reader:
         self.pad, self.mask, self.batch = tokenizer.pad_token_id, tokenizer.mask_token_id, batch
         firsts = [text[0] for text in read if len(text) == 1]
         pairs = [text for text in read if len(text) == 2]
-        ids = tokenizer(firsts).input_ids
-        ids += tokenizer([a for a, _ in pairs], [b for _, b in pairs]).input_ids
+        ids = tokenizer(firsts, verbose=False).input_ids
+        ids += tokenizer([a for a, _ in pairs], [b for _, b in pairs], verbose=False).input_ids
         ids = sorted((i for i in ids if len(i) <= MAX_LENGTH), key=len)
         self.lengths = torch.tensor([len(i) for i in ids])
         self.rows = np.full((len(ids), MAX_LENGTH), self.pad, np.int16)
@@ -138,7 +139,7 @@ def _masked_loss(model: RobertaForMaskedLM, reader: _Reader) -> Losses:
     }
 
 
-def pretrain_roberta(output: Path, build: Path, recipe: Recipe) -> None:
+def pretrain_roberta(output: Path, build: Path, recipe: RobertaRecipe) -> None:
     """Trains the encoder and writes `output`, an ordinary transformers folder in half precision.
 
     Args:

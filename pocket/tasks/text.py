@@ -130,42 +130,43 @@ def _statement(rng: random.Random) -> str:
     return say(random_claim(things, rng), things, rng)
 
 
-def _swapped(words: list[str], first: int) -> list[str]:
-    return [*words[:first], words[first + 1], words[first], *words[first + 2 :]]
+_SLIPS: Mapping[tuple[str, ...], tuple[str, ...]] = {
+    ("is",): ("are",),
+    ("are",): ("is",),
+    ("has",): ("have",),
+    ("have",): ("has",),
+    ("than",): ("as",),
+    ("as",): ("than",),
+    ("larger",): ("large",),
+    ("smaller",): ("small",),
+    ("is", "not"): ("not", "is"),
+    ("does", "not", "have"): ("does", "have", "not"),
+    ("to", "the"): ("the", "to"),
+    ("on", "the"): ("the", "on"),
+    ("a",): ("an",),
+    ("an",): ("a",),
+}
 
 
 def _corruptions(words: list[str]) -> list[list[str]]:
     """Every way to spoil the sentence by a small slip; each uses words of the language only."""
     found: list[list[str]] = []
-    slips = {
-        ("is",): ("are",),
-        ("are",): ("is",),
-        ("has",): ("have",),
-        ("have",): ("has",),
-        ("than",): ("as",),
-        ("as",): ("than",),
-        ("is", "not"): ("not", "is"),
-        ("does", "not", "have"): ("does", "have", "not"),
-        ("to", "the"): ("the", "to"),
-        ("on", "the"): ("the", "on"),
-        ("with",): ("has",),
-    }
     for i, word in enumerate(words):
-        following = words[i + 1] if i + 1 < len(words) else ""
-        for wrong, right in slips.items():
-            if tuple(words[i : i + len(wrong)]) == wrong:
-                found.append([*words[:i], *right, *words[i + len(wrong) :]])
-        if word in ("a", "an"):
-            found.append([*words[:i], "an" if word == "a" else "a", *words[i + 1 :]])
-            found.append(words[:i] + words[i + 1 :])
-        if word == "the" and following in _NOUNS:
-            found.append(words[:i] + words[i + 1 :])
-        if word in _ADJECTIVES and following in _NOUNS | _PARTS:
-            found.append(_swapped(words, i))
-        if word in ("larger", "smaller"):
-            found.append([*words[:i], "large" if word == "larger" else "small", *words[i + 1 :]])
-        if word in _NOUNS and words[i - 1] in _ADJECTIVES:
-            found.append(words[:i] + words[i + 1 :])
+        following, after = (*words[i + 1 : i + 3], "", "")[:2]
+        without = words[:i] + words[i + 1 :]
+        found += [
+            [*words[:i], *slip, *words[i + len(right) :]]
+            for right, slip in _SLIPS.items()
+            if tuple(words[i : i + len(right)]) == right
+        ]
+        if word in ("a", "an") or (word == "the" and following in _NOUNS):
+            found.append(without)
+        # "square" is a noun, and what a toy may be: "a red square toy" is fine in any order.
+        noun_follows = following in _NOUNS | _PARTS and after not in _NOUNS
+        if word in _ADJECTIVES and noun_follows:
+            found.append([*words[:i], following, word, *words[i + 2 :]])
+        if word in _NOUNS and words[i - 1] in _ADJECTIVES and following not in _NOUNS:
+            found.append(without)
     return found
 
 
