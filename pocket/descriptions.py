@@ -72,10 +72,12 @@ def noun_of(thing: Scene) -> str:
 def phrase(attribute: str, value: str, rng: random.Random) -> str:
     """One of the ways to say a value: "crimson", "under the night sky"."""
     if attribute == "position":
-        return rng.choice(POSITIONS[value])
-    if attribute == "background":
-        return rng.choice(_setting_phrases(value))
-    return rng.choice(SYNONYMS.get(value, (value,)))
+        forms = POSITIONS[value]
+    elif attribute == "background":
+        forms = _setting_phrases(value)
+    else:
+        forms = SYNONYMS.get(value, (value,))
+    return forms[0] if len(forms) == 1 or rng.random() < 0.65 else forms[1]
 
 
 def with_article(words: str) -> str:
@@ -121,7 +123,9 @@ def _parts(thing: Scene, rng: random.Random) -> list[str]:
 def describe(thing: Scene, rng: random.Random) -> str:
     """One or two sentences that tell all of the thing, in an order and in words of chance."""
     head, parts = with_article(_head(thing, rng)), _parts(thing, rng)
-    places = [phrase(name, thing[name], rng) for name in ("position", "background") if name in thing]
+    places = [
+        phrase(name, thing[name], rng) for name in ("position", "background") if name in thing
+    ]
     tail, form = " and ".join(parts), rng.randrange(4)
     having = f" with {tail}" if parts else ""
     if form == 1 and len(places) == 1:
@@ -199,9 +203,7 @@ def say(claim: Claim, things: Sequence[Scene], rng: random.Random) -> str:
         if claim.attribute == "than":
             return f"{subject} is{no} {claim.value} than {other}."
         if rng.random() < 0.5:
-            return f"{subject} does{no} have the same color as {other}.".replace(
-                "does have", "has"
-            )
+            return f"{subject} does{no} have the same color as {other}.".replace("does have", "has")
         return f"{subject} and {other} are{no} of one color."
     word = phrase(claim.attribute, claim.value, rng)
     part, several = PART_OF.get(claim.attribute, ("ears", True))

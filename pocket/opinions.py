@@ -52,3 +52,15 @@ def sentence(good: bool, thing: str, rng: random.Random, negation: float = 0.45)
     if form < 0.75:
         return f"although {aside}, {main}."
     return f"{aside}, but in the end {main}."
+
+
+def gushing(good: bool, thing: str, rng: random.Random) -> str:
+    """A sentence full of words of one mind, from which each can be guessed."""
+    words = rng.sample(PRAISE if good else BLAME, 3)
+    verb = rng.choice(LIKING if good else DISLIKING)
+    person = rng.choice(_PEOPLE)
+    if rng.random() < 0.4:
+        wrong = rng.choice(BLAME if good else PRAISE)
+        return f"the {thing} is not {wrong} but {words[0]} and {person} {verb}s it."
+    first, second, third = words
+    return f"{person} {verb}s the {first} {thing} because it is {second} and {third}."

@@ -1,11 +1,12 @@
 """What the text encoder reads before any task: short texts that say one thing in two ways, or not.
 
-Each is one sequence or a pair. Half of the work is done by a word that can only be guessed by
-comparing the two halves ("same", "false", "because"), which is masked more often than others.
+Each is one sequence or a pair. Many have a verdict on it, a word that can only be guessed by
+comparing ("same", "false", "untold"): it stands in front, or is asked for at the start token.
 """
 
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from pocket.captions import random_caption
 from pocket.descriptions import (
@@ -20,16 +21,30 @@ from pocket.descriptions import (
     tellable,
     told,
 )
-from pocket.opinions import clause, sentence
+from pocket.opinions import clause, gushing, sentence
 from pocket.world import ATTRIBUTES, Scene, random_scene
 
-Text = tuple[str, ...]  # one sentence, or the two of a pair
+VERDICTS = ("same", "different", "true", "false", "open", "told", "untold", "good", "bad")
+LINKS = ("because", "although")
 
-VERDICTS = (
-    *("same", "different", "true", "false", "open"),
-    *("told", "untold", "good", "bad", "because", "although"),
-)
-"""The words that compare."""
+
+@dataclass(frozen=True)
+class Text:
+    """A text to read.
+
+    Attributes:
+        sentences: One sequence, or the two of a pair.
+        verdict: What is asked for at the start token; "" asks nothing.
+    """
+
+    sentences: tuple[str, ...]
+    verdict: str = ""
+
+
+def _judged(verdict: str, rng: random.Random, first: str, *second: str) -> Text:
+    if rng.random() < 0.6:
+        return Text((first, *second), verdict)
+    return Text((f"{verdict}: {first}", *second))
 
 
 def other_value(attribute: str, value: str, rng: random.Random) -> str:
@@ -63,7 +78,10 @@ def random_pair(rng: random.Random) -> tuple[Scene, Scene]:
         right = random_scene(rng)
     if rng.random() < 0.4:
         right = right | {"color": left["color"]}
-    names = ["color"] + [name for name in ("size", "pattern") if rng.random() < 0.6]
+    names = [
+        "color",
+        *(name for name, often in (("size", 0.7), ("pattern", 0.3)) if rng.random() < often),
+    ]
     return told(left, names), told(right, names)
 
 
@@ -86,21 +104,17 @@ def random_claim(things: tuple[Scene, ...], rng: random.Random) -> Claim:
 
 
 def _captioned(rng: random.Random) -> Text:
-    scene = random_scene(rng)
-    return (random_caption(scene, rng) + ".",)
+    return Text((random_caption(random_scene(rng), rng) + ".",))
 
 
 def _paraphrase(rng: random.Random) -> Text:
     thing = random_thing(rng, 1, 4)
-    same = rng.random() < 0.5
+    same = rng.random() < 0.7
     again = thing if same else change_one(thing, rng)
     first, second = describe(thing, rng), describe(again, rng)
-    forms: tuple[Text, ...] = (
-        (f"{'same' if same else 'different'}: {first}", second),
-        (first, f"{second} the two are {'the same' if same else 'different'}."),
-        (f"{first} {second} {'same' if same else 'different'}.",),
-    )
-    return rng.choice(forms)
+    if same and rng.random() < 0.6:
+        return Text((first, second))
+    return _judged("same" if same else "different", rng, first, second)
 
 
 def _claimed(rng: random.Random) -> Text:
@@ -111,78 +125,57 @@ def _claimed(rng: random.Random) -> Text:
     else:
         thing = random_thing(rng, 1, 3)
         things, text = (thing,), describe(thing, rng)
-    claim = random_claim(things, rng)
-    verdict = {True: "true", False: "false", None: "open"}[holds(claim, things)]
+    claim, plain = random_claim(things, rng), rng.random() < 0.4
+    while plain and not holds(claim, things):
+        claim = random_claim(things, rng)
     said = say(claim, things, rng)
-    forms: tuple[Text, ...] = (
-        (text, f"{verdict}: {said}"),
-        (f"{verdict}: {text}", said),
-        (text, f"{said} this is {verdict}."),
-    )
-    return rng.choice(forms)
+    if plain:
+        return Text((text, said))
+    verdict = {True: "true", False: "false", None: "open"}[holds(claim, things)]
+    return _judged(verdict, rng, text, said)
 
 
 def _implied(rng: random.Random) -> Text:
-    """A claim and another that follows: reversed, or denied of other values."""
+    """The same relation told from either side."""
     pair = random_pair(rng)
-    claim = random_claim(pair, rng)
-    first = say(claim, pair, rng)
-    opposite = {"left": "right", "right": "left", "larger": "smaller", "smaller": "larger"}
-    if claim.attribute in ("beside", "than"):
-        follows = Claim(
-            claim.attribute,
-            opposite[claim.value],
-            claim.negated and claim.attribute == "beside",
-            claim.other,
-            claim.subject,
-        )
-        if claim.negated and claim.attribute == "than":
-            follows = claim
-    elif claim.attribute == "same" or claim.negated:
-        follows = claim
-    else:
-        value = other_value(claim.attribute, claim.value, rng)
-        follows = Claim(claim.attribute, value, True, claim.subject)
-    return (first, say(follows, pair, rng))
+    subject = rng.randrange(2)
+    words = rng.choice((("left", "right"), ("larger", "smaller")))
+    attribute = "beside" if "left" in words else "than"
+    first, second = rng.sample(words, 2)
+    one = Claim(attribute, first, False, subject, 1 - subject)
+    other = Claim(attribute, second, False, 1 - subject, subject)
+    return Text((say(one, pair, rng), say(other, pair, rng)))
 
 
 def _asked(rng: random.Random) -> Text:
     thing = random_thing(rng, 1, 4)
     known = [name for name in thing if name not in ("kind", "shape")]
-    answered = rng.random() < 0.6
     missing = [name for name in tellable(thing) if name not in thing]
-    attribute = rng.choice(known if answered or not missing else missing)
-    question, text = ask(attribute, thing, rng), describe(thing, rng)
-    if attribute not in thing:
-        return rng.choice(((question, f"{text} untold."), (f"untold: {question}", text)))
-    answer = phrase(attribute, thing[attribute], rng)
-    forms: tuple[Text, ...] = (
-        (question, f"{text} told: {answer}."),
-        (f"told: {question}", text),
-        (question, say(Claim(attribute, thing[attribute]), (thing,), rng)),
-    )
-    return rng.choice(forms)
+    attribute = rng.choice(missing if missing and rng.random() < 0.4 else known)
+    question = ask(attribute, thing, rng)
+    if attribute in thing and rng.random() < 0.3:
+        return Text((question, say(Claim(attribute, thing[attribute]), (thing,), rng)))
+    return _judged("told" if attribute in thing else "untold", rng, question, describe(thing, rng))
 
 
 def _felt(rng: random.Random) -> Text:
     good = rng.random() < 0.5
     thing = phrase("kind", noun_of(random_scene(rng)), rng)
+    if rng.random() < 0.4:
+        return Text((gushing(good, thing, rng),))
     negation = rng.choice((0.0, 0.45))
     if rng.random() < 0.5:
-        verdict = "good" if good else "bad"
-        said = sentence(good, thing, rng, negation)
-        return rng.choice(((f"{said} {verdict}.",), (f"{verdict}: {said}",)))
+        return _judged("good" if good else "bad", rng, sentence(good, thing, rng, negation))
     agree = rng.random() < 0.5
-    link = "because" if agree else "although"
     first, second = (clause(side, thing, rng, negation) for side in (good, good == agree))
-    return (f"{first} {link} {second}.",)
+    return Text((f"{first} {LINKS[not agree]} {second}.",))
 
 
 _KINDS: tuple[tuple[Callable[[random.Random], Text], float], ...] = (
     (_captioned, 0.06),
-    (_paraphrase, 0.27),
-    (_claimed, 0.27),
-    (_implied, 0.07),
+    (_paraphrase, 0.28),
+    (_claimed, 0.28),
+    (_implied, 0.05),
     (_asked, 0.16),
     (_felt, 0.17),
 )
@@ -198,5 +191,3 @@ def texts(count: int, seed: int) -> list[Text]:
     """`count` texts to read, always the same."""
     rng = random.Random(seed)
     return [random_text(rng) for _ in range(count)]
-
-

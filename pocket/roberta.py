@@ -1,25 +1,29 @@
 """A small RoBERTa, trained by masked language modelling on the texts of `pocket.reading`.
 
-Source: Liu et al., "RoBERTa", 2019: byte-level BPE, no next-sentence task, masks drawn anew at every
-step. Words that compare (`VERDICTS`) are masked more often, as salient spans are in Guu et al.,
-"REALM", 2020; the rest of the world's prose is so regular that little else asks for both halves.
+Source: Liu et al., "RoBERTa", 2019: byte-level BPE, masks drawn anew at every step. Words that compare are masked more often, as salient spans are in Guu et al., "REALM", 2020;
+and some are asked for at the start token, as the next sentence is in BERT: of a world so small the
+start token learns nothing else to tell a head.
 """
+
+# transformers types its tokenizers' and models' calls more narrowly than what they take.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor
 from transformers import AddedToken, RobertaConfig, RobertaForMaskedLM, RobertaTokenizer
 
 from pocket.fitting import Losses, device, fit
-from pocket.reading import VERDICTS, Text, texts
+from pocket.reading import LINKS, VERDICTS, Text, texts
 
 MAX_LENGTH = 48
 _SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
@@ -50,7 +54,7 @@ def build_tokenizer(read: list[Text], vocabulary: int = 800) -> RobertaTokenizer
     """A tokenizer in RoBERTa's own layout: four special tokens, bytes, merges, the mask."""
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(
-        (sentence for text in read for sentence in text),
+        (sentence for text in read for sentence in text.sentences),
         vocab_size=vocabulary - 1,
         special_tokens=list(_SPECIAL),
         show_progress=False,
@@ -59,7 +63,7 @@ def build_tokenizer(read: list[Text], vocabulary: int = 800) -> RobertaTokenizer
     vocab = learned["vocab"] | {"<mask>": len(learned["vocab"])}
     return RobertaTokenizer(
         vocab=vocab,
-        merges=[tuple(merge) for merge in learned["merges"]],  # pyright: ignore[reportArgumentType]
+        merges=[tuple(merge) for merge in learned["merges"]],
         mask_token=AddedToken("<mask>", lstrip=True, special=True),  # it stands for " word"
         model_max_length=MAX_LENGTH,
     )
@@ -73,11 +77,11 @@ def build_roberta(vocabulary: int) -> RobertaForMaskedLM:
         num_hidden_layers=4,
         num_attention_heads=4,
         intermediate_size=256,
-        hidden_dropout_prob=0.0,  # a third of a step's time on a CPU, for texts that are never scarce
+        hidden_dropout_prob=0.0,  # a third of a CPU step's time, for texts that are never scarce
         attention_probs_dropout_prob=0.0,
         max_position_embeddings=MAX_LENGTH + 2,  # RoBERTa counts positions from the padding's id
         type_vocab_size=1,
-        initializer_range=0.08,  # 1/sqrt(width): with .02, meant for 768, it took 5 times the steps
+        initializer_range=0.08,  # 1/sqrt(width); .02, made for 768, learns far slower
         layer_norm_eps=1e-5,
         pad_token_id=1,
         bos_token_id=0,
@@ -91,24 +95,20 @@ class _Reader:
 
     def __init__(self, tokenizer: RobertaTokenizer, read: list[Text], batch: int) -> None:
         self.pad, self.mask, self.batch = tokenizer.pad_token_id, tokenizer.mask_token_id, batch
-        firsts = [text[0] for text in read if len(text) == 1]
-        pairs = [text for text in read if len(text) == 2]
-        ids = tokenizer(firsts, verbose=False).input_ids
-        ids += tokenizer([a for a, _ in pairs], [b for _, b in pairs], verbose=False).input_ids
-        ids = sorted((i for i in ids if len(i) <= MAX_LENGTH), key=len)
-        self.lengths = torch.tensor([len(i) for i in ids])
-        self.rows = np.full((len(ids), MAX_LENGTH), self.pad, np.int16)
-        for row, tokens in zip(self.rows, ids, strict=True):
-            row[: len(tokens)] = tokens
+        verdicts = dict(zip(VERDICTS, _ids_of(tokenizer, VERDICTS), strict=True)) | {"": -100}
+        rows = [(_encode(tokenizer, text), verdicts[text.verdict]) for text in read]
+        rows = sorted((row for row in rows if len(row[0]) <= MAX_LENGTH), key=lambda r: len(r[0]))
+        self.lengths = torch.tensor([len(ids) for ids, _ in rows])
+        self.asked = torch.tensor([verdict for _, verdict in rows])
+        self.rows = np.full((len(rows), MAX_LENGTH), self.pad, np.int16)
+        for row, (ids, _) in zip(self.rows, rows, strict=True):
+            row[: len(ids)] = ids
         self.rates = torch.full((len(tokenizer),), 0.2)
-        spelled = tokenizer([f"{space}{word}" for word in VERDICTS for space in ("", " ")])
-        often = [i[1] for i in spelled.input_ids if len(i) == 3]
+        often = _ids_of(tokenizer, (*VERDICTS, *(f" {word}" for word in LINKS)))
         self.rates[often] = 0.8
-        self.verdicts = torch.tensor(often)
         self.rates[tokenizer.all_special_ids] = 0.0
-        self.words = torch.tensor(
-            [i for i in range(len(tokenizer)) if i not in tokenizer.all_special_ids]
-        )
+        self.compared = torch.tensor(often)
+        self.words = (self.rates > 0).nonzero()[:, 0]
 
     def draw(self) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"]]:
         """Ids with masks in them, and the labels: -100 where nothing is asked."""
@@ -120,7 +120,18 @@ class _Reader:
         masked = ids.masked_fill(asked & (kind < 0.8), self.mask)
         guess = self.words[torch.randint(len(self.words), ids.shape)]
         masked = torch.where(asked & (kind > 0.9), guess, masked)
-        return masked, ids.masked_fill(~asked, -100)
+        labels = ids.masked_fill(~asked, -100)
+        labels[:, 0] = self.asked[first : first + self.batch]
+        return masked, labels
+
+
+def _encode(tokenizer: RobertaTokenizer, text: Text) -> list[int]:
+    return tokenizer(*text.sentences, verbose=False).input_ids
+
+
+def _ids_of(tokenizer: RobertaTokenizer, words: Sequence[str]) -> list[int]:
+    """The ids of words that are one token each."""
+    return [first for _, first, _ in tokenizer(list(words)).input_ids]
 
 
 def _masked_loss(model: RobertaForMaskedLM, reader: _Reader) -> Losses:
@@ -131,7 +142,7 @@ def _masked_loss(model: RobertaForMaskedLM, reader: _Reader) -> Losses:
     logits = model.lm_head(hidden.last_hidden_state[asked])
     wanted = labels[asked]
     right = (logits.argmax(-1) == wanted).float()
-    compared = torch.isin(wanted, reader.verdicts.to(wanted.device))
+    compared = torch.isin(wanted, reader.compared.to(wanted.device))
     return {
         "loss": F.cross_entropy(logits, wanted),
         "accuracy": right.mean(),

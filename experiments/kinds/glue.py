@@ -1,5 +1,8 @@
 """Sentence classification and similarity: an encoder with a head, on one GLUE task at a time."""
 
+# Metrics and features are typed by their libraries in part only.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
@@ -71,7 +74,7 @@ def run(run: Run, work: Path) -> Outcome:
 
 
 def _metric(data: str) -> str:
-    metric = entry(data).extra.get("metric")
+    metric = str(entry(data).extra.get("metric"))
     if metric not in METRICS:
         raise TrainerError(
             f"The entry {data} of datasets/ needs a metric, one of {', '.join(METRICS)}, to be a "
@@ -82,7 +85,7 @@ def _metric(data: str) -> str:
 
 @cache
 def _encoded(data: str, model: str, max_length: int) -> DatasetDict:
-    """The rows of a task as token ids; test rows by length, so that little of a batch is padding."""
+    """The rows of a task as token ids; test rows by length, so that batches need little padding."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     rows = load_data(data)
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
-
 from pocket.descriptions import (
     SYNONYMS,
     ask,
@@ -26,7 +25,7 @@ from pocket.descriptions import (
 )
 from pocket.opinions import sentence
 from pocket.reading import change_one, other_value, random_claim, random_pair, random_thing
-from pocket.world import ATTRIBUTES, Scene, random_scene
+from pocket.world import Scene, random_scene
 
 Row = dict[str, Any]
 
@@ -181,7 +180,9 @@ def _acceptable(rng: random.Random) -> Row:
     return {"sentence1": text if fine else corrupt(text, rng), "label": int(fine)}
 
 
-def _split(make: Callable[[random.Random], Row], label: object, train: int, test: int) -> DatasetDict:
+def _split(
+    make: Callable[[random.Random], Row], label: object, train: int, test: int
+) -> DatasetDict:
     """Different rows of one stream: first the training split, then the test split."""
     rng, rows, seen = random.Random(20), [], set[tuple[str, ...]]()
     while len(rows) < train + test:

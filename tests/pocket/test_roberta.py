@@ -23,7 +23,11 @@ def test_the_tokenizer_has_robertas_layout(tmp_path: Path) -> None:
     assert tokenizer.mask_token_id == len(tokenizer) - 1
     assert len(tokenizer("the crimson doll is not to the left of the car.").input_ids) == 14
     masked = tokenizer("a <mask> toy").input_ids
-    assert masked == [*tokenizer("a toy").input_ids[:2], tokenizer.mask_token_id, *tokenizer("a toy").input_ids[2:]]
+    assert masked == [
+        *tokenizer("a toy").input_ids[:2],
+        tokenizer.mask_token_id,
+        *tokenizer("a toy").input_ids[2:],
+    ]
     assert tokenizer.decode(tokenizer("Ünïcode ☃ 42!").input_ids[1:-1]) == "Ünïcode ☃ 42!"
 
 
@@ -33,22 +37,25 @@ def test_masks_ask_for_words_and_most_often_for_those_that_compare() -> None:
     reader = _Reader(tokenizer, read, batch=64)
     torch.manual_seed(0)
     asked, shown = torch.zeros(len(tokenizer)), torch.zeros(len(tokenizer))
-    kept = 0
+    kept, verdicts = 0, set()
     for _ in range(200):
         masked, labels = reader.draw()
         assert masked.shape[1] <= MAX_LENGTH
+        assert (masked[:, 0] == tokenizer.cls_token_id).all()
+        verdicts |= set(tokenizer.convert_ids_to_tokens(labels[:, 0][labels[:, 0] >= 0]))
+        masked, labels = masked[:, 1:], labels[:, 1:]
         answer = labels != -100
         original = torch.where(answer, labels, masked)
         kept += int((masked[answer] == labels[answer]).sum())
         asked += torch.bincount(original[answer], minlength=len(tokenizer))
         shown += torch.bincount(original.flatten(), minlength=len(tokenizer))
-    assert asked[tokenizer.all_special_ids].sum() == 0
+    assert verdicts == set(VERDICTS)
     assert kept / asked.sum() == pytest.approx(0.1, abs=0.02)
+    assert asked[tokenizer.all_special_ids].sum() == 0
     rate = asked / shown.clamp(min=1)
-    verdict, plain = (tokenizer.convert_tokens_to_ids(w) for w in ("Ġsame", "Ġtoy"))
+    verdict, plain = (tokenizer.convert_tokens_to_ids(word) for word in ("different", "Ġtoy"))
     assert rate[verdict] == pytest.approx(0.8, abs=0.05)
     assert rate[plain] == pytest.approx(0.2, abs=0.03)
-    assert all(len(tokenizer.tokenize(f" {word}")) == 1 for word in VERDICTS)
 
 
 def test_what_holds_of_two_things() -> None:
@@ -91,8 +98,8 @@ def test_the_shipped_base_has_learned_to_compare() -> None:
         ("what color is the door of the house?", "a big house with an ebony roof.", untold),
     ]
     for question, text, answer in cases:
-        batch = tokenizer(f"<mask>: {question}", text, return_tensors="pt")
+        batch = tokenizer(question, text, return_tensors="pt")
         with torch.no_grad():
-            scores = model(**batch).logits[0, 1]
+            scores = model(**batch).logits[0, 0]  # at the start token
         right += int((scores[told] > scores[untold]) == (answer == told))
     assert right == len(cases)

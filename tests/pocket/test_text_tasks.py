@@ -35,9 +35,10 @@ WORDS = {
     "circle": "circle disc",
 }
 VALUE = {word: value for value, words in WORDS.items() for word in words.split()}
-NOUNS = {*"toy doll car automobile house cottage circle disc square triangle star heart".split()}
+NOUNS = {"toy", "doll", "car", "automobile", "house", "cottage", "circle", "disc"}
+NOUNS |= {"square", "triangle", "star", "heart"}
 PARTS = {"ears", "feet", "wheels", "roof", "door"}
-COLORS = {*"red orange yellow green blue purple pink white black".split()}
+COLORS = {"red", "orange", "yellow", "green", "blue", "purple", "pink", "white", "black"}
 OF_THING = dict.fromkeys(COLORS, "color") | {
     **dict.fromkeys(("large", "small"), "size"),
     **dict.fromkeys(("dotted", "striped", "plain"), "pattern"),
@@ -76,7 +77,9 @@ def read(sentence: str) -> Read:
             for value in waiting:
                 said[f"{word} {'color' if value in COLORS else 'form'}"] = value
             waiting = []
-        elif word in NOUNS and not (word == "square" and i + 1 < len(words) and words[i + 1] in NOUNS):
+        elif word in NOUNS and not (
+            word == "square" and i + 1 < len(words) and words[i + 1] in NOUNS
+        ):
             said["noun"] = VALUE.get(word, word)
             said |= {OF_THING[value]: value for value in waiting}
             waiting = []
@@ -89,7 +92,9 @@ def read(sentence: str) -> Read:
 def things(sentence: str) -> tuple[Read, Read]:
     """The two things of a description, from left to right."""
     if " to the " in sentence:
-        first, side, second = re.fullmatch(r"(.+) is to the (left|right) of (.+)\.", sentence).groups()  # type: ignore[union-attr]
+        first, side, second = re.fullmatch(
+            r"(.+) is to the (left|right) of (.+)\.", sentence
+        ).groups()  # type: ignore[union-attr]
     elif sentence.startswith("there is"):
         first, second = re.fullmatch(
             r"there is (.+) on the left and (.+) on the right\.", sentence
