@@ -46,10 +46,10 @@ def clause(good: bool, thing: str, rng: random.Random, negation: float = 0.45) -
 def sentence(good: bool, thing: str, rng: random.Random, negation: float = 0.45) -> str:
     """One clause, or two of which the main one decides."""
     main, form = clause(good, thing, rng, negation), rng.random()
-    if form < 0.5:
+    if form < 0.6:
         return f"{main}."
     aside = clause(not good, thing, rng, negation)
-    if form < 0.75:
+    if form < 0.8:
         return f"although {aside}, {main}."
     return f"{aside}, but in the end {main}."
 

@@ -1,12 +1,11 @@
-"""What the text encoder reads before any task: short texts that say one thing in two ways, or not.
+"""What the text encoder reads before any task: short texts that say one thing in two ways.
 
-Each is one sequence or a pair. Many have a verdict on it, a word that can only be guessed by
-comparing ("same", "false", "untold"): it stands in front, or is asked for at the start token.
+Each is one sequence or a pair; a word that is hidden in one half can be found in the other, in the
+same words or not: a description and another, a claim that follows, a question and its answer.
 """
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from pocket.captions import random_caption
 from pocket.descriptions import (
@@ -24,27 +23,8 @@ from pocket.descriptions import (
 from pocket.opinions import clause, gushing, sentence
 from pocket.world import ATTRIBUTES, Scene, random_scene
 
-VERDICTS = ("same", "different", "true", "false", "open", "told", "untold", "good", "bad")
-LINKS = ("because", "although")
-
-
-@dataclass(frozen=True)
-class Text:
-    """A text to read.
-
-    Attributes:
-        sentences: One sequence, or the two of a pair.
-        verdict: What is asked for at the start token; "" asks nothing.
-    """
-
-    sentences: tuple[str, ...]
-    verdict: str = ""
-
-
-def _judged(verdict: str, rng: random.Random, first: str, *second: str) -> Text:
-    if rng.random() < 0.6:
-        return Text((first, *second), verdict)
-    return Text((f"{verdict}: {first}", *second))
+Text = tuple[str, ...]
+"""One sequence, or the two of a pair."""
 
 
 def other_value(attribute: str, value: str, rng: random.Random) -> str:
@@ -63,11 +43,10 @@ def change_one(thing: Scene, rng: random.Random) -> Scene:
     return thing | {attribute: other_value(attribute, thing[attribute], rng)}
 
 
-def random_thing(rng: random.Random, least: int = 1, most: int = 4) -> Scene:
+def random_thing(rng: random.Random, least: int = 1, most: int = 3) -> Scene:
     """A thing of which some attributes are told."""
     scene = random_scene(rng)
-    names = tellable(scene)
-    return told(scene, rng.sample(names, min(len(names), rng.randint(least, most))))
+    return told(scene, rng.sample(tellable(scene), rng.randint(least, most)))
 
 
 def random_pair(rng: random.Random) -> tuple[Scene, Scene]:
@@ -96,7 +75,7 @@ def random_claim(things: tuple[Scene, ...], rng: random.Random) -> Claim:
         return Claim(attribute, rng.choice(values), negated, subject, 1 - subject)
     thing = things[subject]
     known = [name for name in thing if name not in ("kind", "shape")]
-    attribute = rng.choice(known if rng.random() < 0.8 else tellable(thing))
+    attribute = rng.choice(known if rng.random() < 0.9 else tellable(thing))
     value = thing.get(attribute, rng.choice(ATTRIBUTES[attribute]))
     if rng.random() < 0.5:
         value = other_value(attribute, value, rng)
@@ -104,35 +83,26 @@ def random_claim(things: tuple[Scene, ...], rng: random.Random) -> Claim:
 
 
 def _captioned(rng: random.Random) -> Text:
-    return Text((random_caption(random_scene(rng), rng) + ".",))
+    return (random_caption(random_scene(rng), rng) + ".",)
 
 
-def _paraphrase(rng: random.Random) -> Text:
-    thing = random_thing(rng, 1, 4)
-    same = rng.random() < 0.7
-    again = thing if same else change_one(thing, rng)
-    first, second = describe(thing, rng), describe(again, rng)
-    if same and rng.random() < 0.6:
-        return Text((first, second))
-    return _judged("same" if same else "different", rng, first, second)
+def _paraphrased(rng: random.Random) -> Text:
+    thing = random_thing(rng)
+    return (describe(thing, rng), describe(thing, rng))
 
 
 def _claimed(rng: random.Random) -> Text:
-    if rng.random() < 0.5:
-        pair = random_pair(rng)
-        things: tuple[Scene, ...] = pair
-        text = describe_pair(*pair, rng)
+    """A description and what follows from it."""
+    if rng.random() < 0.6:
+        things: tuple[Scene, ...] = random_pair(rng)
+        text = describe_pair(things[0], things[1], rng)
     else:
-        thing = random_thing(rng, 1, 3)
-        things, text = (thing,), describe(thing, rng)
-    claim, plain = random_claim(things, rng), rng.random() < 0.4
-    while plain and not holds(claim, things):
+        things = (random_thing(rng),)
+        text = describe(things[0], rng)
+    while True:
         claim = random_claim(things, rng)
-    said = say(claim, things, rng)
-    if plain:
-        return Text((text, said))
-    verdict = {True: "true", False: "false", None: "open"}[holds(claim, things)]
-    return _judged(verdict, rng, text, said)
+        if holds(claim, things):
+            return (text, say(claim, things, rng))
 
 
 def _implied(rng: random.Random) -> Text:
@@ -144,50 +114,43 @@ def _implied(rng: random.Random) -> Text:
     first, second = rng.sample(words, 2)
     one = Claim(attribute, first, False, subject, 1 - subject)
     other = Claim(attribute, second, False, 1 - subject, subject)
-    return Text((say(one, pair, rng), say(other, pair, rng)))
+    return (say(one, pair, rng), say(other, pair, rng))
 
 
-def _asked(rng: random.Random) -> Text:
-    thing = random_thing(rng, 1, 4)
-    known = [name for name in thing if name not in ("kind", "shape")]
-    missing = [name for name in tellable(thing) if name not in thing]
-    attribute = rng.choice(missing if missing and rng.random() < 0.4 else known)
+def _answered(rng: random.Random) -> Text:
+    thing = random_thing(rng)
+    attribute = rng.choice([name for name in thing if name not in ("kind", "shape")])
     question = ask(attribute, thing, rng)
-    if attribute in thing and rng.random() < 0.3:
-        return Text((question, say(Claim(attribute, thing[attribute]), (thing,), rng)))
-    return _judged("told" if attribute in thing else "untold", rng, question, describe(thing, rng))
+    if rng.random() < 0.5:
+        return (question, say(Claim(attribute, thing[attribute]), (thing,), rng))
+    return (question, describe(thing, rng))
 
 
 def _felt(rng: random.Random) -> Text:
     good = rng.random() < 0.5
     thing = phrase("kind", noun_of(random_scene(rng)), rng)
-    if rng.random() < 0.4:
-        return Text((gushing(good, thing, rng),))
-    negation = rng.choice((0.0, 0.45))
-    if rng.random() < 0.5:
-        return _judged("good" if good else "bad", rng, sentence(good, thing, rng, negation))
+    form = rng.random()
+    if form < 0.5:
+        return (gushing(good, thing, rng),)
+    if form < 0.7:
+        return (sentence(good, thing, rng),)
     agree = rng.random() < 0.5
-    first, second = (clause(side, thing, rng, negation) for side in (good, good == agree))
-    return Text((f"{first} {LINKS[not agree]} {second}.",))
+    first, second = (clause(side, thing, rng) for side in (good, good == agree))
+    return (f"{first} {'because' if agree else 'although'} {second}.",)
 
 
 _KINDS: tuple[tuple[Callable[[random.Random], Text], float], ...] = (
-    (_captioned, 0.06),
-    (_paraphrase, 0.28),
-    (_claimed, 0.28),
+    (_captioned, 0.05),
+    (_paraphrased, 0.33),
+    (_claimed, 0.25),
     (_implied, 0.05),
-    (_asked, 0.16),
-    (_felt, 0.17),
+    (_answered, 0.14),
+    (_felt, 0.18),
 )
-
-
-def random_text(rng: random.Random) -> Text:
-    """One text to read."""
-    kinds, weights = zip(*_KINDS, strict=True)
-    return rng.choices(kinds, weights)[0](rng)
 
 
 def texts(count: int, seed: int) -> list[Text]:
     """`count` texts to read, always the same."""
     rng = random.Random(seed)
-    return [random_text(rng) for _ in range(count)]
+    kinds, weights = zip(*_KINDS, strict=True)
+    return [kind(rng) for kind in rng.choices(kinds, weights, k=count)]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from datasets import ClassLabel, DatasetDict
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import (
@@ -18,7 +19,6 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalPrediction
 
-from datasets import ClassLabel, DatasetDict
 from experiments.config import Run
 from experiments.data import digest, entry, load_data
 from experiments.methods import adapt, count_parameters

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+
 from pocket.descriptions import (
     SYNONYMS,
     ask,
@@ -42,13 +43,15 @@ def _sentiment(rng: random.Random) -> Row:
     thing = random_thing(rng, 0, 2)
     words = [phrase(name, thing[name], rng) for name in ("size", "color") if name in thing]
     noun = phrase("kind", noun_of(thing), rng)
-    return {"sentence1": sentence(good, " ".join([*words, noun]), rng), "label": int(good)}
+    return {"sentence1": sentence(good, " ".join([*words, noun]), rng, 0.3), "label": int(good)}
 
 
 def _paraphrases(rng: random.Random) -> Row:
-    thing = random_thing(rng, 3, 4)
+    thing = random_thing(rng, 2, 3)
     same = rng.random() < 0.5
-    again = thing if same else change_one(thing, rng)
+    again = thing
+    while not same and again == thing:
+        again = change_one(thing, rng) if rng.random() < 0.4 else _lookalike(thing, rng)
     return {
         "sentence1": describe(thing, rng),
         "sentence2": describe(again, rng),
@@ -56,8 +59,16 @@ def _paraphrases(rng: random.Random) -> Row:
     }
 
 
+def _lookalike(thing: Scene, rng: random.Random) -> Scene:
+    """Another thing of the same kind, of which as much is told."""
+    while True:
+        scene = random_scene(rng)
+        if noun_of(scene) == noun_of(thing) and all(name in scene for name in thing):
+            return told(scene, thing)
+
+
 def _answered(rng: random.Random) -> Row:
-    thing = random_thing(rng, 2, 4)
+    thing = random_thing(rng, 1, 3)
     answered = rng.random() < 0.5
     asked_of = thing
     if answered:
@@ -202,12 +213,12 @@ def _split(
 
 
 _TASKS: Mapping[str, tuple[Callable[[random.Random], Row], object, int]] = {
-    "sst2": (_sentiment, ClassLabel(names=["negative", "positive"]), 1000),
-    "mrpc": (_paraphrases, ClassLabel(names=["not_equivalent", "equivalent"]), 1000),
-    "cola": (_acceptable, ClassLabel(names=["unacceptable", "acceptable"]), 1000),
-    "qnli": (_answered, ClassLabel(names=["entailment", "not_entailment"]), 1000),
+    "sst2": (_sentiment, ClassLabel(names=["negative", "positive"]), 1600),
+    "mrpc": (_paraphrases, ClassLabel(names=["not_equivalent", "equivalent"]), 1600),
+    "cola": (_acceptable, ClassLabel(names=["unacceptable", "acceptable"]), 1600),
+    "qnli": (_answered, ClassLabel(names=["entailment", "not_entailment"]), 1600),
     "rte": (_entailed, ClassLabel(names=["entailment", "not_entailment"]), 320),
-    "stsb": (_similarity, Value("float32"), 1000),
+    "stsb": (_similarity, Value("float32"), 1600),
 }
 _TEST_ROWS = 500
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from torch import nn
 from transformers import (
     DataCollatorWithPadding,
@@ -16,7 +17,6 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalPrediction
 
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from experiments import training
 from experiments.config import Run, read_experiment
 from experiments.data import Entry, entry

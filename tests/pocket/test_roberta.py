@@ -8,7 +8,8 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer, RobertaForMaskedLM
 
 from pocket.descriptions import Claim, holds, say
-from pocket.reading import VERDICTS, texts
+from pocket.opinions import PRAISE
+from pocket.reading import texts
 from pocket.roberta import MAX_LENGTH, TINY, _Reader, build_tokenizer, pretrain_roberta
 
 BASE = Path(__file__).parents[2] / "pocket" / "bases" / "roberta"
@@ -31,31 +32,27 @@ def test_the_tokenizer_has_robertas_layout(tmp_path: Path) -> None:
     assert tokenizer.decode(tokenizer("Ünïcode ☃ 42!").input_ids[1:-1]) == "Ünïcode ☃ 42!"
 
 
-def test_masks_ask_for_words_and_most_often_for_those_that_compare() -> None:
+def test_words_are_hidden_in_three_ways_and_special_tokens_never() -> None:
     read = texts(2000, seed=3)
     tokenizer = build_tokenizer(read)
     reader = _Reader(tokenizer, read, batch=64)
     torch.manual_seed(0)
-    asked, shown = torch.zeros(len(tokenizer)), torch.zeros(len(tokenizer))
-    kept, verdicts = 0, set()
-    for _ in range(200):
-        masked, labels = reader.draw()
-        assert masked.shape[1] <= MAX_LENGTH
-        assert (masked[:, 0] == tokenizer.cls_token_id).all()
-        verdicts |= set(tokenizer.convert_ids_to_tokens(labels[:, 0][labels[:, 0] >= 0]))
-        masked, labels = masked[:, 1:], labels[:, 1:]
+    words = asked = masked = kept = 0
+    for _ in range(100):
+        ids, labels = reader.draw()
+        assert ids.shape[1] <= MAX_LENGTH
+        assert (ids[:, 0] == tokenizer.cls_token_id).all()
         answer = labels != -100
-        original = torch.where(answer, labels, masked)
-        kept += int((masked[answer] == labels[answer]).sum())
-        asked += torch.bincount(original[answer], minlength=len(tokenizer))
-        shown += torch.bincount(original.flatten(), minlength=len(tokenizer))
-    assert verdicts == set(VERDICTS)
-    assert kept / asked.sum() == pytest.approx(0.1, abs=0.02)
-    assert asked[tokenizer.all_special_ids].sum() == 0
-    rate = asked / shown.clamp(min=1)
-    verdict, plain = (tokenizer.convert_tokens_to_ids(word) for word in ("different", "Ġtoy"))
-    assert rate[verdict] == pytest.approx(0.8, abs=0.05)
-    assert rate[plain] == pytest.approx(0.2, abs=0.03)
+        original = torch.where(answer, labels, ids)
+        special = torch.isin(original, torch.tensor(tokenizer.all_special_ids))
+        assert not (special & answer).any()
+        words += int((~special).sum())
+        asked += int(answer.sum())
+        masked += int((ids[answer] == tokenizer.mask_token_id).sum())
+        kept += int((ids[answer] == labels[answer]).sum())
+    assert asked / words == pytest.approx(0.2, abs=0.01)
+    assert masked / asked == pytest.approx(0.6, abs=0.02)
+    assert 0.1 < kept / asked < 0.16  # a tenth, and where the other word is the same one
 
 
 def test_what_holds_of_two_things() -> None:
@@ -85,21 +82,18 @@ def test_the_recipe_at_its_smallest_writes_an_ordinary_folder(tmp_path: Path) ->
     assert torch.isfinite(model(**batch).logits).all()
 
 
-def test_the_shipped_base_has_learned_to_compare() -> None:
+def test_the_shipped_base_finds_a_word_in_the_other_sentence() -> None:
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     model = AutoModelForMaskedLM.from_pretrained(BASE, dtype=torch.float32).eval()
     assert sum(file.stat().st_size for file in BASE.iterdir()) < 3_500_000
-    told, untold = (tokenizer.convert_tokens_to_ids(w) for w in ("told", "untold"))
-    right = 0
-    cases = [
-        ("what color is the toy?", "there is an azure toy on the left.", told),
-        ("where is the car?", "a small car with red wheels.", untold),
-        ("what color is the roof of the house?", "a white cottage with a crimson roof.", told),
-        ("what color is the door of the house?", "a big house with an ebony roof.", untold),
-    ]
-    for question, text, answer in cases:
-        batch = tokenizer(question, text, return_tensors="pt")
+    for first, second, answer in (
+        ("there is a purple toy on sand.", "a <mask> toy on sand.", {"purple", "violet"}),
+        ("a car with green wheels.", "the wheels of the car are <mask>.", {"green", "emerald"}),
+        ("a red house.", "the house is <mask> blue.", {"not"}),
+        ("mia adores the <mask> toy because it is lovely and pretty.", None, {*PRAISE}),
+    ):
+        batch = tokenizer(first, second, return_tensors="pt")
+        hidden = batch.input_ids[0] == tokenizer.mask_token_id
         with torch.no_grad():
-            scores = model(**batch).logits[0, 0]  # at the start token
-        right += int((scores[told] > scores[untold]) == (answer == told))
-    assert right == len(cases)
+            guess = model(**batch).logits[0, hidden].argmax()
+        assert tokenizer.decode(guess).strip() in answer
