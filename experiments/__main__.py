@@ -1,4 +1,4 @@
-"""``python -m experiments run | table | list``: the paper's tables, from configs to numbers."""
+"""``python -m experiments run | table | report | list``: the paper's tables, config to number."""
 
 import logging
 import sys
@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
+from experiments.claims import claims_table, read_claims
 from experiments.config import experiment_names, read_experiment
 from experiments.results import Results
 from experiments.runner import jobs_of, run_missing
@@ -82,6 +83,30 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Report:
+    """Draw the figures, and print what pairs of rows say about the paper's claims.
+
+    Attributes:
+        scale: Which results.
+        results: The folder they were kept under, if not with the experiments.
+        output: Folder for the figures; those that are there are drawn over.
+    """
+
+    scale: Literal["pocket", "full"] = "pocket"
+    results: Path | None = None
+    output: Path = Path("runs/experiments/figures")
+
+    def run(self) -> None:
+        """Run the command."""
+        from experiments.figures import draw_figures  # takes a second to import
+
+        results = Results(self.results)
+        print(claims_table(read_claims(), self.scale, results), end="\n\n")  # noqa: T201
+        for file in draw_figures(self.scale, results, self.output):
+            print(file)  # noqa: T201
+
+
+@dataclass(frozen=True)
 class List:
     """Print the experiments, their rows and data."""
 
@@ -103,6 +128,7 @@ def main() -> None:
     commands = (
         Annotated[Run, tyro.conf.subcommand("run")]
         | Annotated[Table, tyro.conf.subcommand("table")]
+        | Annotated[Report, tyro.conf.subcommand("report")]
         | Annotated[List, tyro.conf.subcommand("list")]
     )
     try:

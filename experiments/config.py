@@ -86,7 +86,8 @@ class Scale:
         data: Names of manifest entries: the columns of the table.
         seeds: Of the runs.
         summary: How the seeds of a cell become one number: "median" or "mean".
-        recipe: What all rows share.
+        options: What all rows share, of the method.
+        recipe: What all rows share, of the training.
         per_data: What they share on one data set.
         cost: What to expect of a run: time, memory, on which machine, measured or estimated.
     """
@@ -95,6 +96,7 @@ class Scale:
     data: tuple[str, ...]
     seeds: tuple[int, ...]
     summary: str = "mean"
+    options: Table = field(default_factory=dict)
     recipe: Table = field(default_factory=dict)
     per_data: dict[str, Table] = field(default_factory=dict)
     cost: str = ""
@@ -109,6 +111,9 @@ class RowPart:
     per_data: dict[str, Table] = field(default_factory=dict)
 
 
+_PARTS = [f.name for f in fields(RowPart)]
+
+
 @dataclass(frozen=True)
 class Row:
     """A row of a table.
@@ -119,6 +124,7 @@ class Row:
         method: A name of `experiments.methods`; none where `same_as` says whose results these are.
         same_as: "experiment/row" with the very same runs.
         scales: The sizes at which it exists.
+        variant: What sets it apart from the row of the same method and rank: a curve of its own.
         note: What must be known about it.
         paper: The paper's numbers by data set, and of "parameters" and "average".
         common: What is trained at any scale.
@@ -130,6 +136,7 @@ class Row:
     method: str = ""
     same_as: str = ""
     scales: tuple[str, ...] = SCALES
+    variant: str = ""
     note: str = ""
     paper: dict[str, float] = field(default_factory=dict)
     common: RowPart = field(default_factory=RowPart)
@@ -149,6 +156,7 @@ class Experiment:
         rows: In the order of the table.
         scales: By name.
         choices: What had to be settled.
+        columns: Names of scores, where the table's columns are those and not data sets.
     """
 
     name: str
@@ -159,6 +167,7 @@ class Experiment:
     rows: tuple[Row, ...]
     scales: dict[str, Scale]
     choices: tuple[Choice, ...] = ()
+    columns: tuple[str, ...] = ()
 
     def at(self, scale: str) -> Scale:
         """The experiment at one size.
@@ -204,7 +213,7 @@ class Experiment:
                     seed=seed,
                     model=there.model,
                     method=owned.method,
-                    options=common.options | special.options,
+                    options=there.options | common.options | special.options,
                     recipe=Recipe.read(recipe, where),
                 )
 
@@ -244,7 +253,7 @@ def read_experiment(name: str) -> Experiment:
 def _read_row(file: Path) -> Row:
     table = read_toml(file, "The row")
     at = {s: _read(RowPart, table.pop(s), file, s) for s in SCALES if s in table}
-    parts = {f.name: table.pop(f.name) for f in fields(RowPart) if f.name in table}
+    parts = {name: table.pop(name) for name in _PARTS if name in table}
     common = _read(RowPart, parts, file, "")
     row = _read(Row, table | {"name": file.stem, "common": common, "at": at}, file, "")
     if bool(row.method) == bool(row.same_as):
@@ -257,7 +266,7 @@ def _read(kind: type[T], table: Table, file: Path, part: str) -> T:
     known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
     for key in table:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
+            near = difflib.get_close_matches(key, [*known, *_PARTS, *SCALES], n=1)
             hint = f"perhaps you meant {near[0]}" if near else f"it takes {', '.join(known)}"
             where = f" in [{part}]" if part else ""
             raise TrainerError(f"{file} has the unknown key {key}{where}; {hint}.")

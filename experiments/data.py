@@ -42,6 +42,7 @@ class Entry:
         title: What people call it.
         licence: Of the data.
         generator: "module:name" under `pocket.tasks`, for data of the procedural world.
+        folder: Of pictures, for a concept.
         splits: On the hub, by our names: "train", "test".
         columns: Our names of columns -> the data set's own; others are dropped.
         note: What must be known about it.
@@ -52,6 +53,7 @@ class Entry:
     title: str
     licence: str
     generator: str = ""
+    folder: str = ""
     splits: dict[str, Split] = field(default_factory=dict)
     columns: dict[str, str] = field(default_factory=dict)
     note: str = ""

@@ -1,6 +1,7 @@
 """What a run gives back, and how it becomes a record."""
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 
@@ -17,6 +18,7 @@ class Outcome:
         train_seconds: Of training alone.
         peak_memory_mib: While training: PyTorch's on a GPU, the process's on a CPU.
         facts: What else must be known: hashes of the base and of the data, how many rows.
+        picture: A file to keep beside the result.
     """
 
     score: float
@@ -27,10 +29,13 @@ class Outcome:
     train_seconds: float = 0.0
     peak_memory_mib: float = 0.0
     facts: dict[str, Any] = field(default_factory=dict)
+    picture: Path | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The outcome as JSON has it, rounded to what was measured."""
-        return {key: _rounded(value) for key, value in asdict(self).items()}
+        values = asdict(self)
+        del values["picture"]
+        return _rounded(values)
 
 
 def _rounded(value: Any) -> Any:  # noqa: ANN401

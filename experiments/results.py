@@ -9,6 +9,7 @@ from benchmarks.provenance import provenance, write_record
 from experiments.config import FOLDER, Run
 from experiments.outcome import Outcome
 from trainer.errors import TrainerError
+from trainer.files import write_atomically
 
 LIBRARIES = ("torch", "transformers", "peft", "datasets", "accelerate")
 Record = dict[str, Any]
@@ -65,4 +66,8 @@ class Results:
             **outcome.as_json(),
             **provenance("experiments", argv, LIBRARIES),
         }
-        write_record(self.file(run), record)
+        file = self.file(run)
+        if outcome.picture:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(file.with_suffix(".png"), outcome.picture.read_bytes())
+        write_record(file, record)

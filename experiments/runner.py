@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from experiments.config import Experiment, Run
-from experiments.kinds import perform
+from experiments.kinds import methods_of, perform
 from experiments.methods import check_method
 from experiments.results import Results
 from trainer.errors import TrainerError
@@ -56,7 +56,7 @@ def jobs_of(
             if rows and row.name not in rows:
                 continue
             for run in experiment.runs(row, scale, wanted):
-                check_method(run.method)
+                check_method(run.method, methods_of(experiment.kind))
                 found.setdefault((run.experiment, run.place), (experiment.kind, run))
     return list(found.values())
 
@@ -126,5 +126,4 @@ def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
 def _begin(threads: int) -> None:
     """What every process begins with: its share of the cores, and no chatter of libraries."""
     torch.set_num_threads(threads)
-    for library in ("transformers", "datasets", "peft", "trainer", "lm_eval"):
-        logging.getLogger(library).setLevel(logging.ERROR)
+    logging.disable(logging.WARNING)

@@ -76,9 +76,9 @@ def records_of(experiment: Experiment, row: Row, scale: str, results: Results) -
 
 def markdown(experiment: Experiment, scale: str, results: Results) -> str:
     """A table as Markdown."""
-    here = experiment.at(scale)
-    header = ["method", "parameters", *here.data]
-    if many := len(here.data) > 1:
+    names = columns_of(experiment, scale)
+    header = ["method", "parameters", *names]
+    if many := len(names) > 1:
         header.append("average")
     body = []
     for line in lines_of(experiment, scale, results):
@@ -86,7 +86,7 @@ def markdown(experiment: Experiment, scale: str, results: Results) -> str:
         told = line.row.paper.get("parameters")
         if scale == "full" and told is not None:
             counted = f"{counted or NOT_RUN} (paper {told:,.0f})"
-        cells = [str(line.cells[name]) for name in here.data]
+        cells = [str(line.cells[name]) for name in names]
         body.append([line.row.label, counted, *cells, *([str(line.average)] if many else [])])
     return as_markdown(header, body)
 
@@ -101,23 +101,35 @@ def _line(experiment: Experiment, row: Row, scale: str, results: Results) -> Lin
     here = experiment.at(scale)
     records = records_of(experiment, row, scale, results)
     paper = row.paper if scale == "full" else {}
+    # Every column has a score a seed; a seed counts in the average where it has all of them.
+    by_seed = [
+        _scores(experiment, here, [r for r in records if r["seed"] == s]) for s in here.seeds
+    ]
+    names = columns_of(experiment, scale)
+    seeds = len(here.seeds)
     cells = {
         name: Cell(
-            tuple(r["score"] for r in records if r["data"] == name),
-            len(here.seeds),
+            tuple(scores[name] for scores in by_seed if name in scores),
+            seeds,
             here.summary,
             paper.get(name),
         )
-        for name in here.data
+        for name in names
     }
-    counts = {record["parameters"] for record in records}
-    return Line(row, cells, max(counts, default=None), _average(here, records, cells, paper))
+    whole = tuple(mean(scores.values()) for scores in by_seed if len(scores) == len(names))
+    average = Cell(whole, seeds, "mean", paper.get("average"))
+    return Line(row, cells, max((r["parameters"] for r in records), default=None), average)
 
 
-def _average(
-    here: Scale, records: Sequence[Record], cells: dict[str, Cell], paper: dict[str, float]
-) -> Cell:
-    """Over data sets, seed by seed where all of a seed was run."""
-    by_seed = [[r["score"] for r in records if r["seed"] == seed] for seed in here.seeds]
-    whole = tuple(mean(scores) for scores in by_seed if len(scores) == len(cells))
-    return Cell(whole, len(here.seeds), "mean", paper.get("average"))
+def columns_of(experiment: Experiment, scale: str) -> tuple[str, ...]:
+    """What the columns of a table are: scores, or data sets."""
+    return experiment.columns or experiment.at(scale).data
+
+
+def _scores(experiment: Experiment, here: Scale, records: Sequence[Record]) -> dict[str, float]:
+    """The columns of one seed."""
+    if not experiment.columns:
+        return {record["data"]: record["score"] for record in records}
+    if len(records) < len(here.data):
+        return {}
+    return {name: mean(r["scores"][name] for r in records) for name in experiment.columns}

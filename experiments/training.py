@@ -67,9 +67,58 @@ class _Conductor(TrainerCallback, ExportableState):
         now = time.monotonic()
         self.seconds += now - self.started
         epoch = round(state.epoch or 0)
-        control.should_evaluate = epoch == args.num_train_epochs or epoch % self.every == 0
+        if self.every:
+            control.should_evaluate = epoch == args.num_train_epochs or epoch % self.every == 0
         if now - self.saved >= CHECKPOINT_SECONDS:
             control.should_save, self.saved = True, now
+
+
+class _Trainer(Trainer):
+    """Keeps and restores exactly what is trained.
+
+    The Trainer's own checkpoints go through `save_pretrained`: PEFT cuts AdaLoRA's matrices there
+    and forgets what it pruned by, and transformers renames weights on the way out and not back.
+    """
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        assert output_dir is not None
+        assert self.model is not None
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        kept = {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad}
+        state = {"trained": kept, "allocation": _allocation(self.model)}
+        torch.save(state, Path(output_dir) / _STATE)
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        file = Path(resume_from_checkpoint) / _STATE
+        state = torch.load(file, map_location=self.args.device, weights_only=True)
+        assert self.model is not None
+        trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        with torch.no_grad():
+            for name, value in state["trained"].items():
+                trained[name].copy_(value)
+        if adalora := _adalora(self.model):
+            pattern, importance = state["allocation"]
+            adalora.peft_config[adalora.trainable_adapter_name].rank_pattern = pattern
+            vars(adalora.rankallocator).update(importance)
+
+
+_STATE, _IMPORTANCE = "state.pt", ("ipt", "exp_avg_ipt", "exp_avg_unc")
+
+
+def _adalora(model: nn.Module | None) -> Any:  # noqa: ANN401  PEFT does not type its allocator
+    """PEFT's AdaLoRA, where the method is that."""
+    inner = model.base_model if isinstance(model, PeftModel) else None
+    return inner if isinstance(inner, AdaLoraModel) else None
+
+
+def _allocation(model: nn.Module | None) -> tuple[Any, dict[str, Any]] | None:
+    """Which ranks AdaLoRA has pruned, and what it weighs the others by."""
+    if (adalora := _adalora(model)) is None:
+        return None
+    pattern = adalora.peft_config[adalora.trainable_adapter_name].rank_pattern
+    return pattern, {name: getattr(adalora.rankallocator, name) for name in _IMPORTANCE}
 
 
 class _Reallocation(TrainerCallback):
@@ -83,9 +132,7 @@ class _Reallocation(TrainerCallback):
         model: nn.Module | None = None,
         **_: object,
     ) -> None:
-        assert isinstance(model, PeftModel)
-        assert isinstance(model.base_model, AdaLoraModel)
-        model.base_model.update_and_allocate(state.global_step + 1)
+        _adalora(model).update_and_allocate(state.global_step + 1)
 
 
 def fit(
@@ -114,12 +161,12 @@ def fit(
         score: Predictions -> scores by name.
     """
     arguments = _arguments(recipe, seed, work)
-    last_only = recipe.report == "last"
-    conductor = _Conductor(recipe.epochs if last_only else recipe.evaluate_every)
+    every = recipe.epochs if recipe.report == "last" else recipe.evaluate_every
+    conductor = _Conductor(0 if test is None else every)
     callbacks: list[TrainerCallback] = [conductor]
-    if isinstance(model, PeftModel) and isinstance(model.base_model, AdaLoraModel):
+    if _adalora(model):
         callbacks.append(_Reallocation())
-    trainer = Trainer(
+    trainer = _Trainer(
         model=model,
         args=arguments,
         train_dataset=train,

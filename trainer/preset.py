@@ -75,7 +75,7 @@ def read_preset(path: Path, options: Sequence[str]) -> list[str]:
             near = difflib.get_close_matches(key, options, n=1)
             hint = f"perhaps you meant {near[0]}" if near else "see --help for the options"
             raise TrainerError(f"The preset {path} has the unknown key {key}; {hint}.")
-        flags += _as_flags(key, value)
+        flags += as_flags(key, value)
     return flags
 
 
@@ -92,7 +92,8 @@ def _flat(table: dict[str, Any]) -> list[tuple[str, Any]]:
     return pairs
 
 
-def _as_flags(key: str, value: Any) -> list[str]:  # noqa: ANN401
+def as_flags(key: str, value: Any) -> list[str]:  # noqa: ANN401
+    """An option and its value, as TOML has it, as flags."""
     if isinstance(value, bool):
         return [f"--{key}" if value else f"--no_{key}"]
     if isinstance(value, list):

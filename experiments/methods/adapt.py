@@ -1,7 +1,7 @@
 """Puts a method on a model: an adapter on its projections, or a choice of its weights."""
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,15 +55,15 @@ METHODS: dict[str, Adapter | Selective] = {
 }
 
 
-def check_method(name: str) -> None:
+def check_method(name: str, known: Collection[str] = METHODS) -> None:
     """Make sure that a method is known.
 
     Raises:
         TrainerError: It is not.
     """
-    if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, n=1)
-        hint = f"perhaps you meant {near[0]}" if near else f"choose from {', '.join(METHODS)}"
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"perhaps you meant {near[0]}" if near else f"choose from {', '.join(known)}"
         raise TrainerError(f"There is no method {name}; {hint}.")
 
 

@@ -1,0 +1,129 @@
+"""Teaches a diffusion model a concept by the project's trainer and scores what it draws.
+
+The trainer measures as it goes (DINO and CLIP-I against the concept's pictures, CLIP-T against the
+prompts), so a result also holds the way there, and a strip of pictures of it.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from statistics import mean
+
+import torch
+from PIL import Image
+
+from experiments.config import Run
+from experiments.data import Entry, entry
+from experiments.memory import PeakMemory
+from experiments.outcome import Outcome
+from trainer.base import fingerprint, load_pipeline
+from trainer.errors import TrainerError
+from trainer.files import save_png
+from trainer.instances import list_images
+from trainer.preset import as_flags, parse
+from trainer.scores import read_scores
+from trainer.train_dreambooth_loldu import main as train
+
+METRICS = ("dino", "clip_t", "clip_i")
+TOKEN, WORD = "sks", "<new>"
+CLASS_PICTURES = Path("runs/experiments/class_pictures")
+STRIP_PX = 96
+
+
+def run(run: Run, work: Path) -> Outcome:
+    """Train a concept, from the last checkpoint in `work` if there is one.
+
+    Raises:
+        TrainerError: The pictures are not there, or the trainer refuses an option.
+    """
+    subject = entry(run.data)
+    folder = Path(subject.folder)
+    if not folder.is_dir():
+        raise TrainerError(
+            f"The pictures of {subject.name} are not in {folder}: put them there ({subject.note})."
+        )
+    word = run.method == "textual_inversion"
+    pictures = work / "renamed" if word else folder
+    if word:
+        _rename(folder, pictures)
+    config = parse(_flags(run, subject, WORD if word else TOKEN, pictures, work))
+    memory = PeakMemory(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    train(config)
+    peak_mib = memory.peak_mib()
+    points = read_scores(work)
+    summary = json.loads((work / "summary.json").read_text(encoding="utf-8"))
+    scores = {name: points[-1][name] for name in (*METRICS, "drift")}
+    save_png(_strip(work / "validation" / "pictures"), work / "strip.png")
+    return Outcome(
+        score=mean(scores[name] for name in METRICS),
+        scores=scores,
+        history=points,
+        parameters=summary["trainable_parameters"],
+        train_seconds=summary["train_seconds"],
+        peak_memory_mib=peak_mib,
+        facts={
+            "base": fingerprint(load_pipeline(run.model)),
+            "instance_images": len(list_images(folder)),
+        },
+        picture=work / "strip.png",
+    )
+
+
+def _flags(run: Run, subject: Entry, token: str, pictures: Path, work: Path) -> list[str]:
+    """The trainer's command line: the row's options, and what depends on the concept."""
+    options = dict(run.options)
+    thing = subject.extra["class_name"]
+
+    def filled(templates: list[str]) -> list[str]:
+        return [t.format(token=token, class_name=thing) for t in templates]
+
+    prompts = filled(options.pop("prompts"))
+    drift = filled(options.pop("drift_prompts"))
+    preset = options.pop("preset")
+    if options.get("with_prior_preservation") and "class_prompt" not in options:
+        options["class_prompt"] = [f"a photo of a {thing}"]
+    words = (
+        {"placeholder_token": WORD, "initializer_token": thing.split()[-1]} if token == WORD else {}
+    )
+    fixed = {
+        "method": run.method,
+        "pretrained_model_name_or_path": run.model,
+        "instance_data_dir": pictures,
+        "instance_prompt": f"a photo of a {token} {thing}",
+        "token": token,
+        "class_data_dir": CLASS_PICTURES,
+        "seed": run.seed,
+        "output_dir": work,
+        "validation_prompt": prompts,
+        "drift_prompt": drift,
+        "validation_scores": True,
+        "sample_at_end": False,
+        "lora_file": "no",
+        **words,
+    }
+    flags = ["--preset", preset]
+    for key, value in (options | fixed).items():
+        flags += as_flags(key, value)
+    again = any(work.glob("checkpoint-*"))
+    return [*flags, *(["--resume", "latest"] if again else ["--overwrite"])]
+
+
+def _rename(folder: Path, copy: Path) -> None:
+    """Copy pictures, with captions that call the concept by its new word."""
+    shutil.copytree(folder, copy, dirs_exist_ok=True)
+    for caption in copy.glob("*.txt"):
+        text = caption.read_text(encoding="utf-8").replace(TOKEN, WORD)
+        caption.write_text(text, encoding="utf-8")
+
+
+def _strip(folder: Path) -> Image.Image:
+    """The first prompt's picture by the base, then at every step that was measured."""
+    files = [folder / "base-00.png", *sorted(folder.glob("[0-9]*-00.png"))]
+    strip = Image.new("RGB", (STRIP_PX * len(files), STRIP_PX))
+    for place, file in enumerate(files):
+        with Image.open(file) as picture:
+            size = (STRIP_PX, STRIP_PX)
+            strip.paste(
+                picture.convert("RGB").resize(size, Image.Resampling.LANCZOS), (place * STRIP_PX, 0)
+            )
+    return strip

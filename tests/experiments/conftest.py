@@ -1,0 +1,94 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments import config
+
+EXPERIMENT = """
+title = "A table"
+source = "Table Z"
+kind = "vision"
+metric = "accuracy"
+rows = ["plain", "better", "shared"]
+
+[pocket]
+model = "a/base"
+data = ["one", "two"]
+seeds = [0, 1]
+summary = "median"
+
+[pocket.options]
+r = 4
+
+[pocket.recipe]
+learning_rate = 0.1
+epochs = 2
+
+[pocket.per_data.two]
+epochs = 3
+
+[full]
+model = "b/base"
+data = ["one"]
+seeds = [7]
+"""
+PLAIN = """
+label = "Plain"
+method = "lora"
+
+[recipe]
+learning_rate = 0.2
+
+[pocket.per_data.two]
+learning_rate = 0.3
+
+[paper]
+one = 50.0
+parameters = 10
+"""
+BETTER = """
+label = "Better"
+method = "loldu"
+
+[options]
+pivoting = "complete"
+
+[pocket.options]
+r = 8
+"""
+SHARED = """
+label = "The same as plain"
+same_as = "sample/plain"
+"""
+
+
+@pytest.fixture
+def sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> config.Experiment:
+    """A table of three rows in a folder of its own."""
+    folder = tmp_path / "experiments" / "sample"
+    (folder / "rows").mkdir(parents=True)
+    (folder / "experiment.toml").write_text(EXPERIMENT)
+    for name, text in (("plain", PLAIN), ("better", BETTER), ("shared", SHARED)):
+        (folder / "rows" / f"{name}.toml").write_text(text)
+    monkeypatch.setattr(config, "FOLDER", folder.parent)
+    config.read_experiment.cache_clear()
+    yield config.read_experiment("sample")
+    config.read_experiment.cache_clear()
+
+
+def write_result(folder: Path, run: config.Run, score: float, **more: Any) -> None:  # noqa: ANN401
+    """A result as the runner keeps it, with a score that was not measured."""
+    file = folder / run.experiment / run.place
+    file.parent.mkdir(parents=True, exist_ok=True)
+    record = {
+        "row": run.row,
+        "data": run.data,
+        "seed": run.seed,
+        "settings": run.settings(),
+        "score": score,
+        "scores": {},
+        "parameters": 12,
+    }
+    file.write_text(json.dumps(record | more))

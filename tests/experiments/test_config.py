@@ -1,0 +1,80 @@
+from pathlib import Path
+
+import pytest
+
+from experiments import config
+from experiments.config import Experiment, experiment_names, read_experiment
+from experiments.data import entries
+from experiments.kinds import KINDS, methods_of
+from trainer.errors import TrainerError
+
+
+def test_the_particular_wins(sample: Experiment) -> None:
+    runs = {r.data: r for r in sample.runs(sample.row("plain"), "pocket") if r.seed == 0}
+    assert (runs["one"].recipe.learning_rate, runs["one"].recipe.epochs) == (0.2, 2)
+    assert (runs["two"].recipe.learning_rate, runs["two"].recipe.epochs) == (0.3, 3)
+    better = next(sample.runs(sample.row("better"), "pocket"))
+    assert better.options == {"r": 8, "pivoting": "complete"}
+    assert better.recipe.learning_rate == 0.1
+    full = next(sample.runs(sample.row("better"), "full"))
+    assert (full.model, full.seed, full.options) == ("b/base", 7, {"pivoting": "complete"})
+
+
+def test_shared_rows_are_the_same_runs(sample: Experiment) -> None:
+    shared = list(sample.runs(sample.row("shared"), "pocket"))
+    assert shared == list(sample.runs(sample.row("plain"), "pocket"))
+    assert len(shared) == 4
+
+
+@pytest.mark.parametrize(
+    ("file", "was", "becomes", "told"),
+    [
+        ("experiment.toml", "metric =", "metrik =", "unknown key metrik; perhaps you meant metric"),
+        ("experiment.toml", "epochs = 2", "epoch = 2", "unknown option epoch; perhaps you meant"),
+        ("rows/plain.toml", 'method = "lora"', "", "needs a method or same_as"),
+        ("rows/plain.toml", "[recipe]", "[recipes]", "unknown key recipes; perhaps you meant"),
+        ("rows/plain.toml", "label", "label = = 1", "cannot be read as TOML"),
+        ("rows/shared.toml", "sample/plain", "sample/plane", "perhaps you meant plain"),
+    ],
+)
+def test_mistakes_are_told(
+    sample: Experiment, file: str, was: str, becomes: str, told: str
+) -> None:
+    path = config.FOLDER / "sample" / file
+    path.write_text(path.read_text().replace(was, becomes))
+    read_experiment.cache_clear()
+    with pytest.raises(TrainerError, match=told) as error:
+        _all_runs()
+    assert "\n" not in str(error.value)
+
+
+def _all_runs() -> None:
+    experiment = read_experiment("sample")
+    for row in experiment.rows:
+        list(experiment.runs(row, "pocket"))
+
+
+def test_unknown_experiment_is_told(sample: Experiment) -> None:
+    with pytest.raises(TrainerError, match="no experiment sampel; perhaps you meant sample"):
+        read_experiment("sampel")
+
+
+@pytest.mark.parametrize("name", experiment_names())
+def test_shipped_configs(name: str) -> None:
+    """Every file is read, every row is listed, and its data and method are known."""
+    experiment = read_experiment(name)
+    assert experiment.kind in KINDS
+    files = {file.stem for file in (config.FOLDER / name / "rows").glob("*.toml")}
+    assert files == {row.name for row in experiment.rows}
+    for scale, here in experiment.scales.items():
+        assert set(here.data) <= set(entries())
+        if scale == "pocket":
+            assert Path(here.model).is_dir()
+        for row in experiment.rows_at(scale):
+            runs = list(experiment.runs(row, scale))
+            assert len(runs) == len(here.data) * len(here.seeds)
+            assert {run.method for run in runs} <= set(methods_of(experiment.kind))
+        if scale == "full":
+            columns = {*(experiment.columns or here.data), "parameters", "average"}
+            for row in experiment.rows_at(scale):
+                assert set(row.paper) <= columns

@@ -1,0 +1,126 @@
+"""Real processes run these; their kind of experiment writes down when it was called."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments import runner
+from experiments.__main__ import main
+from experiments.config import Experiment
+from experiments.outcome import Outcome
+from experiments.results import Results
+from experiments.runner import jobs_of, run_missing
+from tests.experiments.conftest import write_result
+from trainer.errors import TrainerError
+
+
+class Inline:
+    """A pool of this very process."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def submit(self, function, *arguments):  # noqa: ANN001, ANN002, ANN201
+        from concurrent.futures import Future
+
+        future = Future()
+        try:
+            future.set_result(function(*arguments))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def shutdown(self, **_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def performed(
+    sample: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> list[tuple[str, str, int]]:
+    """Runs that were performed; those of seed 1 on two fail."""
+    calls: list[tuple[str, str, int]] = []
+
+    def perform(kind: str, run, work: Path) -> Outcome:  # noqa: ANN001
+        calls.append((run.row, run.data, run.seed))
+        work.mkdir(parents=True)
+        if (run.data, run.seed) == ("two", 1):
+            raise TrainerError("The disk is full.")
+        return Outcome(score=10.0, scores={"accuracy": 10.0}, parameters=3)
+
+    monkeypatch.setattr(runner, "perform", perform)
+    monkeypatch.setattr(runner, "ProcessPoolExecutor", Inline)
+    monkeypatch.setattr(runner, "WORK", tmp_path / "work")
+    return calls
+
+
+def test_only_what_is_missing(
+    sample: Experiment,
+    performed: list[tuple[str, str, int]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    results = Results(tmp_path / "results")
+    jobs = jobs_of([sample], "pocket", [], [])
+    assert len(jobs) == 8  # three rows by two data sets by two seeds, one row twice
+    write_result(tmp_path / "results", jobs[0][1], 5.0)
+    failed = run_missing(jobs, results, processes=2, again=False)
+    assert failed == 2
+    assert len(performed) == 7
+    assert "better on two, seed 1 failed: The disk is full." in capsys.readouterr().err
+    record = results.read(jobs[1][1])
+    assert record is not None
+    assert record["score"] == 10.0
+    assert {"commit", "versions", "machine", "settings", "parameters"} <= set(record)
+
+    performed.clear()
+    assert run_missing(jobs, results, processes=1, again=False) == 2
+    assert len(performed) == 2  # those that failed, again
+    # The work of what failed is kept, to go on with; that of what is done is not.
+    kept = [path for path in (tmp_path / "work").rglob("two-1") if path.is_dir()]
+    assert len(kept) == 2
+    assert not list((tmp_path / "work").rglob("one-0"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "data", "told"),
+    [(["plane"], [], "no row plane: choose from"), ([], ["three"], "no data set three")],
+)
+def test_unknown_parts_are_told(
+    sample: Experiment, rows: list[str], data: list[str], told: str
+) -> None:
+    with pytest.raises(TrainerError, match=told):
+        jobs_of([sample], "pocket", rows, data)
+
+
+def test_unknown_method_is_told(sample: Experiment) -> None:
+    object.__setattr__(sample.row("better"), "method", "lodlu")
+    with pytest.raises(TrainerError, match="no method lodlu; perhaps you meant loldu"):
+        jobs_of([sample], "pocket", [], [])
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["run", "gleu"], "no experiment gleu; perhaps you meant"),
+        (["table", "x"], "choose from"),
+        (["run", "personalization", "--rows", "nobody"], "no row nobody"),
+    ],
+)
+def test_command_tells_mistakes(
+    argv: list[str], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["experiments", *argv])
+    with pytest.raises(SystemExit) as error:
+        main()
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_killed_write_leaves_the_old_result(sample: Experiment, tmp_path: Path) -> None:
+    run = jobs_of([sample], "pocket", [], [])[0][1]
+    results = Results(tmp_path)
+    results.write(run, Outcome(score=1 / 3, scores={}, parameters=1), ["run"])
+    assert json.loads(results.file(run).read_text())["score"] == 0.333333
+    assert [file.name for file in results.file(run).parent.iterdir()] == ["one-0.json"]
