@@ -4,7 +4,6 @@ Each is drawn twice: for the tables, and with other pictures ("-tuning") for cho
 by. No picture is in two splits or two drawings.
 """
 
-import itertools
 import random
 from collections.abc import Callable
 from functools import cache, partial
@@ -13,35 +12,27 @@ from PIL import Image, ImageFilter, ImageOps
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features
 from datasets import Image as ImageColumn
-from pocket.render import CANVAS_PX, SIZE_PX, draw_background, draw_thing, render
-from pocket.tasks.creatures import random_creature, render_creature
-from pocket.world import ATTRIBUTES, COLORS, Scene, color_behind, contrast, random_scene
+from pocket.render import SIZE_PX, render
+from pocket.tasks.car_models import CarModel, random_car_model, render_car
+from pocket.tasks.creatures import Creature, random_creature, render_creature
+from pocket.world import ATTRIBUTES, Scene, random_scene
 
 Draw = Callable[[int, random.Random], Image.Image]
 """A picture of a class."""
 
-_SHAPES = ATTRIBUTES["shape"]
 _LOOKS: dict[str, Scene] = {
-    **{
-        f"{body} toy with {ears} ears": {"kind": "toy", "body": body, "ears": ears}
-        for body in ATTRIBUTES["body"]
-        for ears in ATTRIBUTES["ears"]
-    },
+    "toy": {"kind": "toy"},
     "car": {"kind": "car"},
     "house": {"kind": "house"},
-    **{shape: {"kind": "shape", "shape": shape} for shape in _SHAPES},
+    **{shape: {"kind": "shape", "shape": shape} for shape in ATTRIBUTES["shape"]},
 }
-_PAIRS = tuple(itertools.permutations(_SHAPES, 2))
-_CREATURES = 20
+_INDIVIDUALS, _MAKES = 40, 20
 
 
 def _thing(label: int, rng: random.Random) -> Image.Image:
     """Anything of the world that looks as the label says, as pre-training saw it."""
     look = list(_LOOKS.values())[label]
-    while True:
-        scene = random_scene(rng)
-        if scene["kind"] == look["kind"]:
-            return render(scene | look, rng)
+    return render(_of_kind(look["kind"], rng) | look, rng)
 
 
 def _sketch(label: int, rng: random.Random) -> Image.Image:
@@ -51,32 +42,32 @@ def _sketch(label: int, rng: random.Random) -> Image.Image:
     return ImageOps.invert(lines).resize((SIZE_PX, SIZE_PX)).convert("RGB")
 
 
-def _pair(label: int, rng: random.Random) -> Image.Image:
-    """Two shapes side by side: the label tells which is where."""
-    background = rng.choice(ATTRIBUTES["background"])
-    canvas = draw_background(background, rng)
-    behind = color_behind(background)
-    for shape, at in zip(_PAIRS[label], (0.28, 0.72), strict=True):
-        color = rng.choice([c for c in COLORS if contrast(c, behind) > 150])
-        accent = rng.choice([c for c in COLORS if contrast(c, color) > 150])
-        pattern = rng.choice(ATTRIBUTES["pattern"])
-        scene = {"kind": "shape", "shape": shape, "color": color}
-        scene |= {"pattern": pattern, "accent": accent}
-        x, y = at + rng.uniform(-0.05, 0.05), 0.5 + rng.uniform(-0.15, 0.15)
-        size = rng.uniform(0.13, 0.19)
-        draw_thing(canvas, scene, rng, x * CANVAS_PX, y * CANVAS_PX, size * CANVAS_PX)
-    return canvas.resize((SIZE_PX, SIZE_PX), Image.Resampling.LANCZOS)
+def _of_kind(kind: str, rng: random.Random) -> Scene:
+    while (scene := random_scene(rng))["kind"] != kind:
+        pass
+    return scene
 
 
 @cache
-def _creatures() -> list:
+def _creatures() -> list[Creature]:
     rng = random.Random(11)
-    return [random_creature(rng) for _ in range(_CREATURES)]
+    return [random_creature(rng) for _ in range(_INDIVIDUALS)]
 
 
 def _creature(label: int, rng: random.Random) -> Image.Image:
-    """One of twenty individuals of one species."""
+    """One of forty individuals of one species."""
     return render_creature(_creatures()[label], rng)
+
+
+@cache
+def _car_models() -> list[CarModel]:
+    rng = random.Random(12)
+    return [random_car_model(rng) for _ in range(_MAKES)]
+
+
+def _car(label: int, rng: random.Random) -> Image.Image:
+    """A car of one of twenty makes."""
+    return render_car(_car_models()[label], rng)
 
 
 @cache
@@ -97,8 +88,8 @@ def _drawn(
 _SETS: dict[str, tuple[Draw, tuple[str, ...], int, int]] = {
     "things": (_thing, tuple(_LOOKS), 320, 512),
     "sketches": (_sketch, tuple(_LOOKS), 320, 512),
-    "pairs": (_pair, tuple(f"{left}, {right}" for left, right in _PAIRS), 400, 500),
-    "creatures": (_creature, tuple(f"creature {i}" for i in range(_CREATURES)), 400, 500),
+    "creatures": (_creature, tuple(f"creature {i}" for i in range(_INDIVIDUALS)), 400, 520),
+    "cars": (_car, tuple(f"make {i}" for i in range(_MAKES)), 400, 500),
 }
 
 GENERATORS: dict[str, Callable[[], DatasetDict]] = {
