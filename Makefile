@@ -9,6 +9,7 @@ PYTHON ?= python3
 CONCEPT ?= dotted_rabbit
 CLASS ?= toy
 DEMO := runs/demo
+EXPERIMENTS ?= runs/experiments/results
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -16,9 +17,9 @@ STAMP := .venv/.installed
 PIP_PROGRESS := awk '/(Downloading|Using cached).*[0-9][0-9]\.[0-9] MB/ || /^Installing/ \
 	{ print substr($$0, 1, 100); fflush() }'
 
-.PHONY: help install demo test lint webui bench bench-gpu peft-suite quantized
+.PHONY: help install demo test lint webui experiments-pocket bench bench-gpu peft-suite quantized
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
 
 install: $(STAMP)  ## make .venv with everything the other targets need
 
@@ -28,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Installing PyTorch, diffusers and their company into .venv (some minutes, about 3 GB to download)"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off \
-		-c constraints.txt -e '.[eval,webui,dev]' | $(PIP_PROGRESS)
+		-c constraints.txt -e '.[eval,webui,experiments,dev]' | $(PIP_PROGRESS)
 	@touch $@
 
 demo: $(STAMP)  ## teach the embedded base a concept; writes runs/demo/report.png over the last demo's
@@ -49,6 +50,11 @@ test: lint  ## lint, then the tests that need no GPU, no network and no patience
 webui: $(STAMP)  ## open the studio: teach and draw in a browser
 	$(BIN)/python -m webui
 
+experiments-pocket: $(STAMP)  ## the paper's tables on the embedded bases (40 minutes); runs/experiments
+	$(BIN)/python -m experiments run --scale pocket --results $(EXPERIMENTS)
+	$(BIN)/python -m experiments report --scale pocket --results $(EXPERIMENTS) \
+		--output $(EXPERIMENTS)/figures
+
 bench: $(STAMP)  ## all benchmarks beside their peers (40 minutes); writes benchmarks/results/
 	$(BIN)/python -m benchmarks.factorize
 	$(BIN)/python -m benchmarks.routes
@@ -56,6 +62,7 @@ bench: $(STAMP)  ## all benchmarks beside their peers (40 minutes); writes bench
 	$(BIN)/python -m benchmarks.concepts
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.eval_throughput
+	$(BIN)/python -m benchmarks.full_scale --layers 2 --batch 4
 
 bench-gpu: $(STAMP)  ## the trainer beside diffusers' on a GPU (10 minutes); SCRIPT=train_dreambooth_lora.py
 	$(BIN)/python -m benchmarks.train_gpu --profile 10 $(if $(SCRIPT),--diffusers_script $(SCRIPT))

@@ -11,6 +11,7 @@ import tyro
 
 from experiments.claims import claims_table, read_claims
 from experiments.config import experiment_names, read_experiment
+from experiments.document import fill
 from experiments.results import Results
 from experiments.runner import jobs_of, run_missing
 from experiments.table import markdown
@@ -90,11 +91,13 @@ class Report:
         scale: Which results.
         results: The folder they were kept under, if not with the experiments.
         output: Folder for the figures; those that are there are drawn over.
+        document: Make the marked parts of this document anew, docs/reproduction.md.
     """
 
     scale: Literal["pocket", "full"] = "pocket"
     results: Path | None = None
     output: Path = Path("runs/experiments/figures")
+    document: Path | None = None
 
     def run(self) -> None:
         """Run the command."""
@@ -104,6 +107,8 @@ class Report:
         print(claims_table(read_claims(), self.scale, results), end="\n\n")  # noqa: T201
         for file in draw_figures(self.scale, results, self.output):
             print(file)  # noqa: T201
+        if self.document:
+            fill(self.document, results)
 
 
 @dataclass(frozen=True)

@@ -155,6 +155,7 @@ class Experiment:
         metric: What the numbers are.
         rows: In the order of the table.
         scales: By name.
+        about: What is trained and measured, and how.
         choices: What had to be settled.
         columns: Names of scores, where the table's columns are those and not data sets.
     """
@@ -166,6 +167,7 @@ class Experiment:
     metric: str
     rows: tuple[Row, ...]
     scales: dict[str, Scale]
+    about: str = ""
     choices: tuple[Choice, ...] = ()
     columns: tuple[str, ...] = ()
 

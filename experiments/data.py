@@ -13,9 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
+import datasets
 import pyarrow as pa
 
-import datasets
 from trainer.errors import TrainerError
 from trainer.files import read_toml
 
@@ -115,7 +115,7 @@ def digest(data: datasets.DatasetDict) -> str:
     for name in sorted(data):
         sha.update(str(name).encode())
         sink = pa.BufferOutputStream()
-        table: pa.Table = data[name].data.table
+        table: pa.Table = data[name].flatten_indices().data.table
         table = table.combine_chunks().replace_schema_metadata()
         with pa.ipc.new_stream(sink, table.schema) as stream:
             stream.write_table(table)

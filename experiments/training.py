@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from peft import AdaLoraModel, PeftModel
 from torch import nn
 from transformers import (
@@ -23,7 +24,6 @@ from transformers import (
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
 
-from datasets import Dataset
 from experiments.memory import PeakMemory
 from experiments.methods.count import in_head
 from experiments.recipe import Recipe

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from experiments.claims import Claim, claims_table, difference, verdict
-from experiments.config import Experiment
+from experiments.config import FOLDER, Experiment, experiment_names
+from experiments.document import filled
 from experiments.results import Results
 from experiments.table import lines_of, markdown
 from tests.experiments.conftest import write_result
@@ -79,3 +80,25 @@ def test_verdicts() -> None:
     assert worse is not None
     assert verdict(worse) == "worse"
     assert difference(one, []) is None
+
+
+def test_documents_are_filled_between_marks(sample: Experiment, tmp_path: Path) -> None:
+    run = next(sample.runs(sample.row("plain"), "full"))
+    write_result(tmp_path, run, 48.5)
+    text = "By hand.\n<!-- begin sample -->\nold\n<!-- end sample -->\nMore by hand.\n"
+    made = filled(text, Results(tmp_path))
+    assert made.startswith("By hand.\n<!-- begin sample -->\n")
+    assert made.endswith("<!-- end sample -->\nMore by hand.\n")
+    assert "old" not in made
+    assert "48.50 (paper 50.00, -1.50)" in made
+    assert "run sample --scale full" in made
+    assert filled(made, Results(tmp_path)) == made
+    with pytest.raises(TrainerError, match="marks simple: choose from"):
+        filled(text.replace("sample", "simple"), Results(tmp_path))
+
+
+def test_the_document_shows_the_results() -> None:
+    """What docs/reproduction.md says was measured is what the results say."""
+    text = (FOLDER.parent / "docs" / "reproduction.md").read_text(encoding="utf-8")
+    assert filled(text, Results()) == text
+    assert all(f"<!-- begin {name} -->" in text for name in experiment_names())

@@ -3,11 +3,11 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification
 from transformers.trainer_utils import EvalPrediction
 
-from datasets import Dataset
 from experiments import training
 from experiments.methods import adapt
 from experiments.recipe import Recipe

@@ -1,0 +1,75 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from experiments.config import Run, read_experiment
+from experiments.data import Entry
+from experiments.kinds import personalization
+from trainer.errors import TrainerError
+from trainer.preset import parse
+
+EXPERIMENT = read_experiment("personalization")
+SHORT = {
+    "max_train_steps": 2,
+    "validation_steps": 1,
+    "num_inference_steps": 1,
+    "num_class_images": 2,
+    "lr_warmup_steps": 0,
+    "prompts": ["a photo of a {token} {class_name} on grass"],
+    "drift_prompts": ["a photo of a {class_name}"],
+}
+
+
+def a_run(row: str, scale: str = "pocket", **options: object) -> Run:
+    run = next(EXPERIMENT.runs(EXPERIMENT.row(row), scale))
+    return replace(run, options={**run.options, **options})
+
+
+@pytest.mark.parametrize("scale", ["pocket", "full"])
+@pytest.mark.parametrize("row", EXPERIMENT.rows, ids=lambda row: row.name)
+def test_every_row_is_a_command_the_trainer_takes(row, scale: str, tmp_path: Path) -> None:  # noqa: ANN001
+    run = next(EXPERIMENT.runs(row, scale))
+    subject = Entry("a", "b", "c", extra={"class_name": "plush bunny"})
+    word = run.method == "textual_inversion"
+    token = "<new>" if word else "sks"
+    config = parse(personalization._flags(run, subject, token, tmp_path, tmp_path / "out"))
+    assert config.adapter.method == run.method
+    assert config.base.pretrained_model_name_or_path == run.model
+    assert config.instance.instance_prompt == f"a photo of a {token} plush bunny"
+    assert config.run.validation_prompt[0].count(f"{token} plush bunny") == 1
+    assert token not in "".join(config.scores.drift_prompt)
+    assert config.optimization.seed == run.seed
+    assert config.instance.placeholder_token == ("<new>" if word else None)
+
+
+def test_a_row_is_trained_and_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(personalization, "CLASS_PICTURES", tmp_path / "class")
+    outcome = personalization.run(a_run("loldu-r32", rank=1, **SHORT), tmp_path / "work")
+    assert [point["step"] for point in outcome.history] == [0, 1, 2]
+    last = outcome.history[-1]
+    assert outcome.score == pytest.approx((last["dino"] + last["clip_t"] + last["clip_i"]) / 3)
+    assert outcome.parameters == 2 * 56  # r + 1 in each attention projection
+    assert outcome.facts["instance_images"] == 5
+    assert outcome.picture is not None
+    with Image.open(outcome.picture) as strip:
+        assert strip.size == (3 * personalization.STRIP_PX, personalization.STRIP_PX)
+
+
+def test_a_word_is_taught_in_captions_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(personalization, "CLASS_PICTURES", tmp_path / "class")
+    outcome = personalization.run(a_run("textual_inversion", **SHORT), tmp_path / "work")
+    caption = (tmp_path / "work" / "renamed" / "01.txt").read_text()
+    assert "<new>" in caption
+    assert "sks" not in caption
+    assert "sks" in Path("datasets/concepts/striped_cat/01.txt").read_text()
+    assert outcome.parameters == 128  # the width of one word
+
+
+def test_missing_pictures_are_told(tmp_path: Path) -> None:
+    run = replace(a_run("loldu-r32", "full"), data="pet_cat1")
+    with pytest.raises(TrainerError, match=r"pet_cat1 are not in data/.*unpack CustomConcept101"):
+        personalization.run(run, tmp_path)
