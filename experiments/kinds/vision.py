@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import ClassLabel, Dataset
 from PIL import Image
 from sklearn.metrics import accuracy_score
 from torch import Tensor, nn
@@ -23,7 +24,6 @@ from torchvision.transforms import InterpolationMode, v2
 from transformers import AutoImageProcessor, ViTForImageClassification
 from transformers.trainer_utils import EvalPrediction
 
-from datasets import ClassLabel, Dataset
 from experiments.config import Run
 from experiments.data import digest, load_data
 from experiments.methods import adapt, count_parameters
@@ -69,7 +69,10 @@ def run(run: Run, work: Path) -> Outcome:
     if not isinstance(labels, ClassLabel):
         raise TrainerError(f"The column label of {run.data} does not hold classes: see its entry.")
     base = _load_base(run.model, len(labels.names), run.seed)
-    base_digest = _digest(base.vit)
+    of_base = {
+        "base": _digest(base.vit),
+        "base_parameters": sum(p.numel() for p in base.vit.parameters()),
+    }
     steps = total_steps(recipe, len(data["train"]))
     model = adapt(base, run.method, run.options, head=HEAD, seed=run.seed, total_steps=steps)
     splits = {
@@ -100,8 +103,7 @@ def run(run: Run, work: Path) -> Outcome:
         train_seconds=fitted.train_seconds,
         peak_memory_mib=fitted.peak_memory_mib,
         facts={
-            "base": base_digest,
-            "base_parameters": sum(p.numel() for p in base.vit.parameters()),
+            **of_base,
             "data": _data_digest(run.data),
             "classes": len(labels.names),
             "rows": {name: len(pictures) for name, pictures in splits.items()},

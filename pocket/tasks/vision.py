@@ -8,10 +8,10 @@ import random
 from collections.abc import Callable
 from functools import cache, partial
 
-from PIL import Image, ImageFilter, ImageOps
-
 from datasets import ClassLabel, Dataset, DatasetDict, Features
 from datasets import Image as ImageColumn
+from PIL import Image, ImageFilter, ImageOps
+
 from pocket.render import SIZE_PX, render
 from pocket.tasks.car_models import CarModel, random_car_model, render_car
 from pocket.tasks.creatures import Creature, random_creature, render_creature
