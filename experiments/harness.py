@@ -1,0 +1,101 @@
+"""Evaluates a language model by lm-eval: the project's own task files, or those it comes with."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from trainer.errors import TrainerError
+
+FOLDER = Path(__file__).parent / "instruct" / "tasks"
+BENCHMARKS = ("mmlu", "drop", "humaneval", "bbh")
+STOCK = "stock"
+_ALLOWED = "HF_ALLOW_CODE_EVAL"
+
+
+@dataclass(frozen=True)
+class Stock:
+    """A task that lm-eval comes with: its name there, its number of examples, its metric."""
+
+    task: str
+    shots: int | None
+    metric: str
+
+
+_STOCK = {
+    "mmlu": Stock("mmlu", 5, "acc,none"),
+    "drop": Stock("drop", 3, "em,none"),
+    "humaneval": Stock("humaneval", None, "pass@1,create_test"),
+    "bbh": Stock("bbh_fewshot", None, "exact_match,none"),
+}
+
+
+def check_tasks(tasks: str) -> None:
+    """Make sure that these tasks can be run, before hours of training.
+
+    Raises:
+        TrainerError: There are none of this name, or they run code and nobody has allowed that.
+    """
+    own = sorted(folder.name for folder in FOLDER.iterdir() if (folder / "rows.py").exists())
+    if tasks not in (*own, STOCK):
+        raise TrainerError(f"There are no tasks {tasks}: choose from {', '.join((*own, STOCK))}.")
+    if _runs_code(tasks) and os.environ.get(_ALLOWED) != "1":
+        raise TrainerError(
+            f"HumanEval runs the code that the model writes: set {_ALLOWED}=1 to allow it, best in "
+            "a container."
+        )
+
+
+def _runs_code(tasks: str) -> bool:
+    file = FOLDER / tasks / "humaneval.yaml"
+    return tasks == STOCK or "unsafe_code: true" in file.read_text(encoding="utf-8")
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    benchmark: str,
+    *,
+    tasks: str,
+    data: str,
+    batch_size: int,
+    limit: int | None = None,
+) -> float:
+    """The score of a model on one of `BENCHMARKS`, in percent.
+
+    Args:
+        model: Any causal language model of transformers, under PEFT or not.
+        tokenizer: Its own.
+        benchmark: Which.
+        tasks: A folder of task files of the project, or "stock" for lm-eval's own.
+        data: The data set that was tuned on; the embedded world's evaluations belong to it.
+        batch_size: Prompts at a time.
+        limit: Only so many rows.
+    """
+    # lm-eval takes seconds to import.
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    own = tasks != STOCK
+    stock = _STOCK[benchmark]
+    name = f"{tasks}_{benchmark}" if own else stock.task
+    manager = TaskManager(
+        include_path=str(FOLDER / tasks) if own else None,
+        include_defaults=not own,
+        metadata={"data": data} if own else None,
+    )
+    found: Any = simple_evaluate(
+        HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),  # type: ignore[arg-type]
+        tasks=[name],
+        task_manager=manager,
+        num_fewshot=None if own else stock.shots,
+        limit=limit,
+        bootstrap_iters=0,
+        log_samples=False,
+        confirm_run_unsafe_code=_runs_code(tasks),
+    )
+    scores = found["results"][name]
+    return scores["score,none"] if own else 100 * scores[stock.metric]
