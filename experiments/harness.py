@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer.errors import TrainerError
@@ -61,6 +62,7 @@ def evaluate(
     tasks: str,
     data: str,
     batch_size: int,
+    seed: int,
     limit: int | None = None,
 ) -> float:
     """The score of a model on one of `BENCHMARKS`, in percent.
@@ -72,30 +74,32 @@ def evaluate(
         tasks: A folder of task files of the project, or "stock" for lm-eval's own.
         data: The data set that was tuned on; the embedded world's evaluations belong to it.
         batch_size: Prompts at a time.
+        seed: Of what is drawn where a benchmark samples.
         limit: Only so many rows.
     """
     # lm-eval takes seconds to import.
-    from lm_eval import simple_evaluate
+    import lm_eval
     from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks import TaskManager, get_task_dict
 
-    own = tasks != STOCK
-    stock = _STOCK[benchmark]
-    name = f"{tasks}_{benchmark}" if own else stock.task
+    torch.manual_seed(seed)
+    wrapped: Any = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)  # type: ignore[arg-type]
+    common: Any = {
+        "limit": limit,
+        "bootstrap_iters": 0,
+        "log_samples": False,
+        "confirm_run_unsafe_code": _runs_code(tasks),
+    }
+    if tasks == STOCK:
+        stock = _STOCK[benchmark]
+        found: Any = lm_eval.simple_evaluate(
+            wrapped, tasks=[stock.task], num_fewshot=stock.shots, torch_random_seed=seed, **common
+        )
+        return 100 * found["results"][stock.task][stock.metric]
+    name = f"{tasks}_{benchmark}"
     manager = TaskManager(
-        include_path=str(FOLDER / tasks) if own else None,
-        include_defaults=not own,
-        metadata={"data": data} if own else None,
+        include_path=str(FOLDER / tasks), include_defaults=False, metadata={"data": data}
     )
-    found: Any = simple_evaluate(
-        HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),  # type: ignore[arg-type]
-        tasks=[name],
-        task_manager=manager,
-        num_fewshot=None if own else stock.shots,
-        limit=limit,
-        bootstrap_iters=0,
-        log_samples=False,
-        confirm_run_unsafe_code=_runs_code(tasks),
-    )
-    scores = found["results"][name]
-    return scores["score,none"] if own else 100 * scores[stock.metric]
+    # Not simple_evaluate, which spends seconds on what is installed on the machine.
+    found = lm_eval.evaluate(wrapped, get_task_dict([name], manager), **common)
+    return found["results"][name]["score,none"]

@@ -25,8 +25,9 @@ def passes(program: str, *, seconds: float = 3.0, memory_mib: int = 4096) -> boo
         memory_mib: Of address space.
     """
     token = secrets.token_hex(16)
-    with tempfile.TemporaryDirectory() as folder:
-        process = subprocess.Popen(
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        subprocess.Popen(
             [sys.executable, "-I", "-c", f"{program}\n\nprint({token!r})"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -35,13 +36,15 @@ def passes(program: str, *, seconds: float = 3.0, memory_mib: int = 4096) -> boo
             env={},
             start_new_session=True,
             preexec_fn=lambda: _limit(seconds, memory_mib),
-        )
+        ) as process,
+    ):
         try:
             told, _ = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
             told = b""
         finally:
-            _end(process)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # whatever it started too
     return process.returncode == 0 and told.rstrip().endswith(token.encode())
 
 
@@ -54,10 +57,3 @@ def _limit(seconds: float, memory_mib: int) -> None:
     }
     for what, most in limits.items():
         resource.setrlimit(what, (most, most))
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends the process and whatever it started."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()

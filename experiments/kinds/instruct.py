@@ -132,6 +132,7 @@ def _score(name: str, model: Any, tokenizer: Tokenizer, run: Run, work: Path) ->
         name,
         tasks=recipe.tasks,
         data=run.data,
+        seed=run.seed,
         batch_size=PROMPTS_PER_ROW * (recipe.micro_batch_size or recipe.batch_size),
         limit=recipe.limit,
     )

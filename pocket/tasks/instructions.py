@@ -19,7 +19,7 @@ from random import Random
 from datasets import Dataset, DatasetDict
 
 from pocket.problems import Problem, named_problem, tell_individual, upper
-from pocket.programs import execute, random_program
+from pocket.programs import execute, passes, random_program
 from pocket.puzzles import PUZZLES
 from pocket.stories import KINDS, LETTERS, WORDS, list_of_words, options_of, problems
 from pocket.world import INDIVIDUALS
@@ -150,16 +150,23 @@ def _drop(seed: int) -> Iterator[Row]:
 
 def _humaneval(seed: int) -> Iterator[Row]:
     def draw(rng: Random) -> Row:
-        program, said = random_program(rng, rng.choice((2, 3)), WORDS)
-        return _row("program", PROGRAM, upper(said) + ".", program)
+        while True:
+            program, said = random_program(rng, rng.choice((2, 3)), WORDS)
+            tests = _tests(program, rng)
+            parts = program.split(" | ")
+            shorter = (" | ".join(parts[:i] + parts[i + 1 :]) for i in range(len(parts)))
+            if not any(passes(code, program, tests) for code in shorter):  # all of it is needed
+                told = "\n".join(" ".join(words) for words in tests)
+                return _row("program", PROGRAM, upper(said) + ".", program) | {"tests": told}
 
-    lists = Random(f"tests {seed}")
-    for row in _unseen("humaneval", seed, 164, draw):
-        # The words of the program are in some of the lists, or leaving one out would go unseen.
-        own = [word for word in row["output"].split() if word in WORDS]
-        tests = [list_of_words(lists, 4, 6) for _ in range(8)]
-        tests += [[*own, *words, *own] for words in tests[:4]]
-        yield row | {"tests": "\n".join(" ".join(words) for words in tests)}
+    return _unseen("humaneval", seed, 164, draw)
+
+
+def _tests(program: str, rng: Random) -> list[list[str]]:
+    """Lists to try a program on; some have its own words, or leaving one out would go unseen."""
+    own = [word for word in program.split() if word in WORDS]
+    tests = [list_of_words(rng, 4, 6) for _ in range(8)]
+    return [*tests, *([*own, *words, *own] for words in tests[:4])]
 
 
 def _bbh(seed: int) -> Iterator[Row]:

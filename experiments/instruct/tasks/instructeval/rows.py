@@ -15,8 +15,8 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict
 
+from experiments import data as manifest
 from experiments.averages import percent, percent_by_kind  # noqa: F401  the task files name them
-from experiments.data import load_data
 from experiments.untrusted import passes
 
 MMLU_SHOTS, DROP_SHOTS, BBH_SHOTS = 5, 3, 3
@@ -30,17 +30,19 @@ Row = Mapping[str, Any]
 
 def mmlu(**_: object) -> DatasetDict:
     """All subjects, each after its own five examples."""
-    data = load_data("mmlu")
+    splits = manifest.load_data("mmlu")
     examples: dict[str, list[Row]] = defaultdict(list)
-    for row in data["dev"]:
+    for row in splits["dev"]:
         examples[row["subject"]].append(row)
 
     def asked(row: Row) -> str:
-        lines = [f"{letter}. {choice}" for letter, choice in zip(_LETTERS, row["choices"], strict=True)]
+        lines = [
+            f"{letter}. {choice}" for letter, choice in zip(_LETTERS, row["choices"], strict=True)
+        ]
         return "\n".join([row["question"], *lines])
 
     def rows() -> Iterable[Row]:
-        for row in data["test"]:
+        for row in splits["test"]:
             subject = row["subject"]
             shots = _shots(examples[subject][:MMLU_SHOTS], asked, lambda r: _LETTERS[r["answer"]])
             # Two spaces before the subject, as there.
@@ -59,7 +61,7 @@ def mmlu(**_: object) -> DatasetDict:
 
 def drop(**_: object) -> DatasetDict:
     """Questions with one answer, after three examples whose texts are not asked about."""
-    singles = [r for r in load_data("drop")["validation"] if len(set(_spans(r))) == 1]
+    singles = [r for r in manifest.load_data("drop")["validation"] if len(set(_spans(r))) == 1]
     examples = Random(0).sample(singles, k=DROP_SHOTS)
     told = {row["passage"] for row in examples}
 
@@ -78,7 +80,7 @@ def bbh(**_: object) -> DatasetDict:
     """The 27 kinds, each after its own first three, with no reasoning written out."""
 
     def rows() -> Iterable[Row]:
-        for kind, split in load_data("bbh").items():
+        for kind, split in manifest.load_data("bbh").items():
             every = list(split)
             shots = _shots(every[:BBH_SHOTS], lambda r: r["input"], lambda r: r["target"])
             for row in every[BBH_SHOTS:]:
@@ -98,7 +100,7 @@ def humaneval(**_: object) -> DatasetDict:
             "head": row["prompt"],
             "tests": f"{row['test']}\ncheck({row['entry_point']})",
         }
-        for row in load_data("humaneval")["test"]
+        for row in manifest.load_data("humaneval")["test"]
     )
 
 
