@@ -92,7 +92,8 @@ def evaluate(
     }
     if tasks == STOCK:
         stock = _STOCK[benchmark]
-        found: Any = lm_eval.simple_evaluate(
+        simple_evaluate: Any = lm_eval.simple_evaluate  # whose decorator hides its arguments
+        found = simple_evaluate(
             wrapped, tasks=[stock.task], num_fewshot=stock.shots, torch_random_seed=seed, **common
         )
         return 100 * found["results"][stock.task][stock.metric]
@@ -101,5 +102,5 @@ def evaluate(
         include_path=str(FOLDER / tasks), include_defaults=False, metadata={"data": data}
     )
     # Not simple_evaluate, which spends seconds on what is installed on the machine.
-    found = lm_eval.evaluate(wrapped, get_task_dict([name], manager), **common)
-    return found["results"][name]["score,none"]
+    evaluated: Any = lm_eval.evaluate(wrapped, get_task_dict([name], manager), **common)
+    return evaluated["results"][name]["score,none"]

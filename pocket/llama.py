@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ ALPACA = (
     "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n{response}"
 )
 _BOS, _EOS, _PAD = "<s>", "</s>", "<pad>"
+_SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _log = logging.getLogger(__name__)
 
 
@@ -81,6 +83,7 @@ def build_tokenizer(read: list[str], vocabulary: int = 960) -> PreTrainedTokeniz
 
 def build_llama(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """128 wide, four layers, four heads."""
+    special: Any = {name: getattr(tokenizer, name) for name in _SPECIAL_IDS}
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -89,9 +92,7 @@ def build_llama(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         num_attention_heads=4,
         max_position_embeddings=MAX_LENGTH,
         rms_norm_eps=1e-5,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        **special,
     )
     return LlamaForCausalLM(config)
 
@@ -161,7 +162,8 @@ def pretrain_llama(output: Path, build: Path, recipe: Recipe) -> None:
     tokenizer = build_tokenizer([_plain(text)[0] for text in read[:20_000]] + _instructions())
     reader = _Reader(tokenizer, read)
     torch.manual_seed(0)
-    model = build_llama(tokenizer).to(device())
+    model = build_llama(tokenizer)
+    model.to(device())  # pyright: ignore[reportArgumentType]
 
     def losses_at(step: int) -> Losses:
         return _loss(model, reader, recipe.batch)

@@ -37,9 +37,10 @@ def run(run: Run, work: Path) -> Outcome:
     check_tasks(run.recipe.tasks)
     data = load_data(run.data)
     base, tokenizer = _load(run)
-    base_print = fingerprint(base.get_input_embeddings().weight)
+    embeddings = base.get_input_embeddings()
+    assert isinstance(embeddings, nn.Embedding)
     facts = {
-        "base": base_print.tolist(),
+        "base": fingerprint(embeddings.weight).tolist(),
         "data": digest(data),
         "rows": {name: len(split) for name, split in data.items()},
     }
@@ -77,7 +78,8 @@ def _load(run: Run) -> tuple[PreTrainedModel, Tokenizer]:
         ) from error
     if tokenizer.pad_token is None:  # LLaMA has none; its authors' choice for tuning
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    moved: Any = model  # pyright cannot follow the decorator of `to`
+    moved.to("cuda" if torch.cuda.is_available() else "cpu")
     return model, tokenizer
 
 
@@ -104,6 +106,7 @@ def _tuned(model: nn.Module, run: Run, rows: Dataset, tokenizer: Tokenizer, work
             for name, parameter in trained.items():
                 parameter.copy_(kept[name])
         return Fitted(**json.loads(record.read_text(encoding="utf-8")))
+    assert isinstance(tokenizer.pad_token_id, int)
     fitted = fit(
         model,
         run.recipe,

@@ -64,12 +64,12 @@ def cut_into_blocks(model: PeftModel) -> None:
             assert isinstance(first, BlockDiagonalLinear)
             with torch.no_grad():
                 nn.init.kaiming_uniform_(first.weight, a=math.sqrt(5))
-            second = layer.lora_B[name]
+            assert isinstance(layer.out_features, int)
             layer.lora_B[name] = BlockDiagonalLinear(
-                int(first.out_features),
-                int(layer.out_features),
+                first.out_features,
+                layer.out_features,
                 nblocks=first.nblocks,
                 init_zero=True,
                 dtype=first.weight.dtype,
-                device=second.weight.device,  # type: ignore[arg-type]
+                device=first.weight.device,
             )

@@ -30,7 +30,7 @@ Row = Mapping[str, Any]
 
 def mmlu(**_: object) -> DatasetDict:
     """All subjects, each after its own five examples."""
-    splits = manifest.load_data("mmlu")
+    splits = _load("mmlu")
     examples: dict[str, list[Row]] = defaultdict(list)
     for row in splits["dev"]:
         examples[row["subject"]].append(row)
@@ -61,7 +61,7 @@ def mmlu(**_: object) -> DatasetDict:
 
 def drop(**_: object) -> DatasetDict:
     """Questions with one answer, after three examples whose texts are not asked about."""
-    singles = [r for r in manifest.load_data("drop")["validation"] if len(set(_spans(r))) == 1]
+    singles = [r for r in _load("drop")["validation"] if len(set(_spans(r))) == 1]
     examples = Random(0).sample(singles, k=DROP_SHOTS)
     told = {row["passage"] for row in examples}
 
@@ -80,10 +80,9 @@ def bbh(**_: object) -> DatasetDict:
     """The 27 kinds, each after its own first three, with no reasoning written out."""
 
     def rows() -> Iterable[Row]:
-        for kind, split in manifest.load_data("bbh").items():
-            every = list(split)
-            shots = _shots(every[:BBH_SHOTS], lambda r: r["input"], lambda r: r["target"])
-            for row in every[BBH_SHOTS:]:
+        for kind, split in _load("bbh").items():
+            shots = _shots(split[:BBH_SHOTS], lambda r: r["input"], lambda r: r["target"])
+            for row in split[BBH_SHOTS:]:
                 prompt = f"{shots}{row['input']}\nAnswer:"
                 yield {"kind": kind, "prompt": prompt, "target": row["target"]}
 
@@ -100,7 +99,7 @@ def humaneval(**_: object) -> DatasetDict:
             "head": row["prompt"],
             "tests": f"{row['test']}\ncheck({row['entry_point']})",
         }
-        for row in manifest.load_data("humaneval")["test"]
+        for row in _load("humaneval")["test"]
     )
 
 
@@ -122,6 +121,11 @@ def completion(text: str) -> str:
         odd = (len(line) - len(line.lstrip(" "))) % 2
         lines.append(" " * odd + line)
     return "\n".join(lines).lstrip("\n").split("\n\n")[0]
+
+
+def _load(name: str) -> dict[str, list[Row]]:
+    splits: Any = manifest.load_data(name)
+    return {str(split): [dict(row) for row in rows] for split, rows in splits.items()}
 
 
 def _shots(rows: Iterable[Row], asked: Callable[[Row], str], answer: Callable[[Row], str]) -> str:

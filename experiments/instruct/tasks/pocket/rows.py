@@ -50,5 +50,6 @@ def runs_right(row: Row, answers: Sequence[str]) -> dict[str, tuple[str, float]]
 
 def _rows(data: str, name: str) -> DatasetDict:
     asked = load_data(data)[name]
-    prompts = [prompt(row["instruction"], row["input"]) for row in asked]
+    pairs = zip(asked["instruction"], asked["input"], strict=True)
+    prompts = [prompt(instruction, given) for instruction, given in pairs]
     return DatasetDict({"test": asked.add_column("prompt", prompts)})
