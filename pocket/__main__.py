@@ -1,4 +1,4 @@
-"""Builds what the project ships: ``python -m pocket pretrain | pretrain-vit | concepts``."""
+"""Builds what the project ships: ``python -m pocket pretrain | pretrain-vit | pretrain-roberta | pretrain-llama | concepts``."""
 
 import logging
 from dataclasses import dataclass, field
@@ -8,6 +8,8 @@ from typing import Annotated
 import tyro
 
 from pocket.concepts import render_concept
+from pocket.llama import Recipe as LlamaRecipe
+from pocket.llama import pretrain_llama
 from pocket.pretrain import Recipe, pretrain
 from pocket.vit import VitRecipe, pretrain_vit
 from pocket.world import CONCEPTS
@@ -55,6 +57,25 @@ class PretrainVit:
 
 
 @dataclass(frozen=True)
+class PretrainLlama:
+    """Train the small LLaMA on texts of the world; stop and start it as you like.
+
+    Attributes:
+        output: The transformers folder to write.
+        build: Work files: checkpoints, logs.
+        recipe: How much of everything.
+    """
+
+    output: Path = _HERE / "bases" / "llama"
+    build: Path = Path.home() / ".cache" / "loldu" / "llama"
+    recipe: tyro.conf.OmitArgPrefixes[LlamaRecipe] = field(default_factory=LlamaRecipe)
+
+    def run(self) -> None:
+        """Runs the command."""
+        pretrain_llama(self.output, self.build, self.recipe)
+
+
+@dataclass(frozen=True)
 class Concepts:
     """Render the concepts that training never saw: five pictures and up to six held-out ones each.
 
@@ -78,6 +99,7 @@ def main() -> None:
     commands = (
         Annotated[Pretrain, tyro.conf.subcommand("pretrain")]
         | Annotated[PretrainVit, tyro.conf.subcommand("pretrain-vit")]
+        | Annotated[PretrainLlama, tyro.conf.subcommand("pretrain-llama")]
         | Annotated[Concepts, tyro.conf.subcommand("concepts")]
     )
     tyro.cli(commands, prog="python -m pocket").run()  # type: ignore[arg-type]
