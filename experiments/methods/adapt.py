@@ -113,6 +113,8 @@ def adapt(
         given.setdefault("tfinal", total_steps // 2)
     if chosen.config is LoLDUConfig:
         given.setdefault("seed", seed)
+    if chosen.config is VeraConfig:  # whose frozen matrices have a seed of their own
+        given.setdefault("projection_prng_key", seed)
     if head:
         given["modules_to_save"] = list(head)
     try:

@@ -72,6 +72,20 @@ def test_what_is_trained(method: str) -> None:
     assert {p.dtype for p in trained} <= {torch.float32}
 
 
+@pytest.mark.parametrize("method", ["lora", "pissa", "vera", "melora", "loldu", "svfit"])
+def test_merged_at_the_start_is_the_base(method: str) -> None:
+    """PiSSA takes its factors out of the base weight: merging must put them back."""
+    state = vit().state_dict()
+    model = adapt(vit(), method, OPTIONS[method], head=["classifier"], seed=3)
+    if method == "pissa":
+        taken = model.get_submodule("base_model.model.vit.layers.0.attention.q_proj.base_layer")
+        assert not torch.allclose(taken.weight, state["vit.layers.0.attention.q_proj.weight"])
+    merged = model.merge_and_unload().state_dict()
+    assert merged.keys() == state.keys()
+    for name, weight in state.items():
+        torch.testing.assert_close(merged[name], weight, atol=1e-5, rtol=1e-5)
+
+
 def test_full_and_bias_counts() -> None:
     base = vit()
     biases = {n: p for n, p in base.named_parameters() if n.endswith("bias")}
@@ -92,7 +106,7 @@ def test_seeds_decide_what_is_random(method: str) -> None:
 
     same, again, other = drawn(0), drawn(0), drawn(1)
     assert all(torch.equal(a, b) for a, b in zip(same, again, strict=True))
-    if method == "lora":
+    if method in ("lora", "vera"):
         assert not all(torch.equal(a, b) for a, b in zip(same, other, strict=True))
 
 
