@@ -1,4 +1,4 @@
-"""Builds what the project ships: ``python -m pocket pretrain | pretrain-vit | concepts``."""
+"""Builds what the project ships: ``python -m pocket pretrain | pretrain-... | concepts``."""
 
 import logging
 from dataclasses import dataclass, field
@@ -8,7 +8,10 @@ from typing import Annotated
 import tyro
 
 from pocket.concepts import render_concept
+from pocket.llama import Recipe as LlamaRecipe
+from pocket.llama import pretrain_llama
 from pocket.pretrain import Recipe, pretrain
+from pocket.roberta import RobertaRecipe, pretrain_roberta
 from pocket.vit import VitRecipe, pretrain_vit
 from pocket.world import CONCEPTS
 
@@ -55,6 +58,44 @@ class PretrainVit:
 
 
 @dataclass(frozen=True)
+class PretrainLlama:
+    """Train the small LLaMA on texts of the world; stop and start it as you like.
+
+    Attributes:
+        output: The transformers folder to write.
+        build: Work files: checkpoints, logs.
+        recipe: How much of everything.
+    """
+
+    output: Path = _HERE / "bases" / "llama"
+    build: Path = _BUILD
+    recipe: tyro.conf.OmitArgPrefixes[LlamaRecipe] = field(default_factory=LlamaRecipe)
+
+    def run(self) -> None:
+        """Runs the command."""
+        pretrain_llama(self.output, self.build, self.recipe)
+
+
+@dataclass(frozen=True)
+class PretrainRoberta:
+    """Train the base of the text experiments by masking words; stop and start it as you like.
+
+    Attributes:
+        output: The folder to write, in transformers' format.
+        build: Work files: checkpoints, logs.
+        recipe: How much of everything; a quarter of an hour on one core.
+    """
+
+    output: Path = _HERE / "bases" / "roberta"
+    build: Path = _BUILD
+    recipe: tyro.conf.OmitArgPrefixes[RobertaRecipe] = field(default_factory=RobertaRecipe)
+
+    def run(self) -> None:
+        """Runs the command."""
+        pretrain_roberta(self.output, self.build, self.recipe)
+
+
+@dataclass(frozen=True)
 class Concepts:
     """Render the concepts that training never saw: five pictures and up to six held-out ones each.
 
@@ -78,6 +119,8 @@ def main() -> None:
     commands = (
         Annotated[Pretrain, tyro.conf.subcommand("pretrain")]
         | Annotated[PretrainVit, tyro.conf.subcommand("pretrain-vit")]
+        | Annotated[PretrainLlama, tyro.conf.subcommand("pretrain-llama")]
+        | Annotated[PretrainRoberta, tyro.conf.subcommand("pretrain-roberta")]
         | Annotated[Concepts, tyro.conf.subcommand("concepts")]
     )
     tyro.cli(commands, prog="python -m pocket").run()  # type: ignore[arg-type]

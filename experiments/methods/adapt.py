@@ -11,12 +11,14 @@ from peft import (
     FourierFTConfig,
     LoraConfig,
     PeftConfig,
+    PeftModel,
     VeraConfig,
     get_peft_model,
 )
 from torch import nn
 from transformers import PreTrainedModel
 
+from experiments.methods.melora import cut_into_blocks, melora_config
 from experiments.methods.selective import bias_only, everything, head_only, nothing
 from loldu import LoLDUConfig
 from loldu.targets import SPELLINGS, linear_names, what_was_meant
@@ -27,10 +29,11 @@ QUERY_AND_VALUE = ("q_proj", "v_proj")
 
 @dataclass(frozen=True)
 class Adapter:
-    """A method of PEFT: its configuration, and the options that make it this method."""
+    """A method of PEFT: its configuration, the options that make it this method, a last touch."""
 
     config: Callable[..., PeftConfig]
     options: Mapping[str, Any]
+    finish: Callable[[PeftModel], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ METHODS: dict[str, Adapter | Selective] = {
     "adalora": Adapter(AdaLoraConfig, {}),
     "vera": Adapter(VeraConfig, {}),
     "fourierft": Adapter(FourierFTConfig, {}),
+    "melora": Adapter(melora_config, {}, cut_into_blocks),
     "loldu": Adapter(LoLDUConfig, {}),
     "svfit": Adapter(LoLDUConfig, {"factorization": "svd"}),
 }
@@ -112,10 +116,12 @@ def adapt(
     if head:
         given["modules_to_save"] = list(head)
     try:
-        config = chosen.config(**given)
+        adapted = get_peft_model(model, chosen.config(**given))
+        if chosen.finish:
+            chosen.finish(adapted)
     except (TypeError, ValueError) as error:
         raise TrainerError(f"The options of {method} cannot be: {error}.") from error
-    return get_peft_model(model, config)
+    return adapted
 
 
 def resolve_targets(model: nn.Module, targets: Sequence[str]) -> list[str]:

@@ -1,0 +1,76 @@
+"""Rows of instruction data as Alpaca puts them to a model, and as token ids with labels.
+
+Source: Taori et al., "Stanford Alpaca: An Instruction-following LLaMA model", 2023.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further "
+    "context. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+)
+_WITHOUT_INPUT = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes "
+    "the request.\n\n### Instruction:\n{instruction}\n\n### Response:\n"
+)
+IGNORED = -100
+Encoded = dict[str, list[int]]
+
+
+def prompt(instruction: str, given: str = "") -> str:
+    """What a model is asked; its answer follows at once.
+
+    Args:
+        instruction: What to do.
+        given: What to do it with, if anything.
+    """
+    template = _WITH_INPUT if given else _WITHOUT_INPUT
+    return template.format(instruction=instruction, input=given)
+
+
+def encode(
+    row: Mapping[str, str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    train_on_inputs: bool,
+) -> Encoded:
+    """A row as ids and labels, with the mark of the end where that still fits.
+
+    Args:
+        row: `instruction`, `input` and `output`.
+        tokenizer: The base's.
+        max_length: Tokens that are kept.
+        train_on_inputs: Whether the prompt has labels too.
+    """
+    asked = tokenizer(prompt(row["instruction"], row["input"])).input_ids
+    answer = tokenizer(row["output"], add_special_tokens=False).input_ids
+    ids = [*asked, *answer, tokenizer.eos_token_id]
+    labels = ids if train_on_inputs else [IGNORED] * len(asked) + ids[len(asked) :]
+    return {"input_ids": ids[:max_length], "labels": labels[:max_length]}
+
+
+def collator(padding_id: int) -> Callable[[Sequence[Encoded]], dict[str, Any]]:
+    """Rows of different lengths -> a batch, padded on the right."""
+
+    def collate(rows: Sequence[Encoded]) -> dict[str, Any]:
+        length = max(len(row["input_ids"]) for row in rows)
+
+        def padded(name: str, filler: int) -> Tensor:
+            values = [[*row[name], *[filler] * (length - len(row[name]))] for row in rows]
+            return torch.tensor(values)
+
+        real = [[1] * len(r["input_ids"]) + [0] * (length - len(r["input_ids"])) for r in rows]
+        return {
+            "input_ids": padded("input_ids", padding_id),
+            "attention_mask": torch.tensor(real),
+            "labels": padded("labels", IGNORED),
+        }
+
+    return collate

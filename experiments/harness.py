@@ -1,0 +1,106 @@
+"""Evaluates a language model by lm-eval: the project's own task files, or those it comes with."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from trainer.errors import TrainerError
+
+FOLDER = Path(__file__).parent / "instruct" / "tasks"
+BENCHMARKS = ("mmlu", "drop", "humaneval", "bbh")
+STOCK = "stock"
+_ALLOWED = "HF_ALLOW_CODE_EVAL"
+
+
+@dataclass(frozen=True)
+class Stock:
+    """A task that lm-eval comes with: its name there, its number of examples, its metric."""
+
+    task: str
+    shots: int | None
+    metric: str
+
+
+_STOCK = {
+    "mmlu": Stock("mmlu", 5, "acc,none"),
+    "drop": Stock("drop", 3, "em,none"),
+    "humaneval": Stock("humaneval", None, "pass@1,create_test"),
+    "bbh": Stock("bbh_fewshot", None, "exact_match,none"),
+}
+
+
+def check_tasks(tasks: str) -> None:
+    """Make sure that these tasks can be run, before hours of training.
+
+    Raises:
+        TrainerError: There are none of this name, or they run code and nobody has allowed that.
+    """
+    own = sorted(folder.name for folder in FOLDER.iterdir() if (folder / "rows.py").exists())
+    if tasks not in (*own, STOCK):
+        raise TrainerError(f"There are no tasks {tasks}: choose from {', '.join((*own, STOCK))}.")
+    if _runs_code(tasks) and os.environ.get(_ALLOWED) != "1":
+        raise TrainerError(
+            f"HumanEval runs the code that the model writes: set {_ALLOWED}=1 to allow it, best in "
+            "a container."
+        )
+
+
+def _runs_code(tasks: str) -> bool:
+    file = FOLDER / tasks / "humaneval.yaml"
+    return tasks == STOCK or "unsafe_code: true" in file.read_text(encoding="utf-8")
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    benchmark: str,
+    *,
+    tasks: str,
+    data: str,
+    batch_size: int,
+    seed: int,
+    limit: int | None = None,
+) -> float:
+    """The score of a model on one of `BENCHMARKS`, in percent.
+
+    Args:
+        model: Any causal language model of transformers, under PEFT or not.
+        tokenizer: Its own.
+        benchmark: Which.
+        tasks: A folder of task files of the project, or "stock" for lm-eval's own.
+        data: The data set that was tuned on; the embedded world's evaluations belong to it.
+        batch_size: Prompts at a time.
+        seed: Of what is drawn where a benchmark samples.
+        limit: Only so many rows.
+    """
+    # lm-eval takes seconds to import.
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager, get_task_dict
+
+    torch.manual_seed(seed)
+    wrapped: Any = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)  # type: ignore[arg-type]
+    common: Any = {
+        "limit": limit,
+        "bootstrap_iters": 0,
+        "log_samples": False,
+        "confirm_run_unsafe_code": _runs_code(tasks),
+    }
+    if tasks == STOCK:
+        stock = _STOCK[benchmark]
+        simple_evaluate: Any = lm_eval.simple_evaluate  # whose decorator hides its arguments
+        found = simple_evaluate(
+            wrapped, tasks=[stock.task], num_fewshot=stock.shots, torch_random_seed=seed, **common
+        )
+        return 100 * found["results"][stock.task][stock.metric]
+    name = f"{tasks}_{benchmark}"
+    manager = TaskManager(
+        include_path=str(FOLDER / tasks), include_defaults=False, metadata={"data": data}
+    )
+    # Not simple_evaluate, which spends seconds on what is installed on the machine.
+    evaluated: Any = lm_eval.evaluate(wrapped, get_task_dict([name], manager), **common)
+    return evaluated["results"][name]["score,none"]

@@ -1,0 +1,140 @@
+"""INSTRUCTEVAL's protocol: which rows are asked, after which examples, and what counts as right.
+
+Every row carries its whole prompt, as which examples stand before a question depends on its
+subject. An answer is right when it begins with the wanted one. Its own code drops examples, the
+last first, where a prompt is longer than 2048 tokens; here lm-eval cuts such a prompt at its start.
+
+Source: Chia et al., "INSTRUCTEVAL: Towards Holistic Evaluation of Instruction-Tuned Large Language
+Models", 2023, and its released code (github.com/declare-lab/instruct-eval).
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from random import Random
+from typing import Any
+
+from datasets import Dataset, DatasetDict
+
+from experiments import data as manifest
+from experiments.averages import percent, percent_by_kind  # noqa: F401  the task files name them
+from experiments.untrusted import passes
+
+MMLU_SHOTS, DROP_SHOTS, BBH_SHOTS = 5, 3, 3
+_LETTERS = "ABCD"
+_CODE = (
+    "Please complete the following Python code without providing any additional tasks such as "
+    "testing or explanations\n"
+)
+Row = Mapping[str, Any]
+
+
+def mmlu(**_: object) -> DatasetDict:
+    """All subjects, each after its own five examples."""
+    splits = _load("mmlu")
+    examples: dict[str, list[Row]] = defaultdict(list)
+    for row in splits["dev"]:
+        examples[row["subject"]].append(row)
+
+    def asked(row: Row) -> str:
+        lines = [
+            f"{letter}. {choice}" for letter, choice in zip(_LETTERS, row["choices"], strict=True)
+        ]
+        return "\n".join([row["question"], *lines])
+
+    def rows() -> Iterable[Row]:
+        for row in splits["test"]:
+            subject = row["subject"]
+            shots = _shots(examples[subject][:MMLU_SHOTS], asked, lambda r: _LETTERS[r["answer"]])
+            # Two spaces before the subject, as there.
+            opening = (
+                "The following are multiple choice questions (with answers) about  "
+                f"{subject.replace('_', ' ')}.\n\n"
+            )
+            yield {
+                "kind": subject,
+                "prompt": f"{opening}{shots}{asked(row)}\nAnswer:",
+                "target": _LETTERS[row["answer"]],
+            }
+
+    return _test(rows())
+
+
+def drop(**_: object) -> DatasetDict:
+    """Questions with one answer, after three examples whose texts are not asked about."""
+    singles = [r for r in _load("drop")["validation"] if len(set(_spans(r))) == 1]
+    examples = Random(0).sample(singles, k=DROP_SHOTS)
+    told = {row["passage"] for row in examples}
+
+    def asked(row: Row) -> str:
+        return f"{row['passage'].strip()} {row['question'].strip()}"
+
+    shots = _shots(examples, asked, lambda row: _spans(row)[0])
+    return _test(
+        {"kind": "drop", "prompt": f"{shots}{asked(row)}\nAnswer:", "target": _spans(row)[0]}
+        for row in singles
+        if row["passage"] not in told
+    )
+
+
+def bbh(**_: object) -> DatasetDict:
+    """The 27 kinds, each after its own first three, with no reasoning written out."""
+
+    def rows() -> Iterable[Row]:
+        for kind, split in _load("bbh").items():
+            shots = _shots(split[:BBH_SHOTS], lambda r: r["input"], lambda r: r["target"])
+            for row in split[BBH_SHOTS:]:
+                prompt = f"{shots}{row['input']}\nAnswer:"
+                yield {"kind": kind, "prompt": prompt, "target": row["target"]}
+
+    return _test(rows())
+
+
+def humaneval(**_: object) -> DatasetDict:
+    """Functions to complete, with the tests that they must pass."""
+    return _test(
+        {
+            "kind": "humaneval",
+            "prompt": _CODE + row["prompt"],
+            "target": row["canonical_solution"],
+            "head": row["prompt"],
+            "tests": f"{row['test']}\ncheck({row['entry_point']})",
+        }
+        for row in _load("humaneval")["test"]
+    )
+
+
+def begins_right(row: Row, answers: Sequence[str]) -> dict[str, tuple[str, float]]:
+    """Whether the answer begins with the wanted one."""
+    return {"score": (row["kind"], float(answers[0].strip().startswith(row["target"])))}
+
+
+def runs_right(row: Row, answers: Sequence[str]) -> dict[str, tuple[str, float]]:
+    """Whether the completed function passes its tests, in a process with limits."""
+    program = f"{row['head']}{completion(answers[0])}\n{row['tests']}"
+    return {"score": (row["kind"], float(passes(program)))}
+
+
+def completion(text: str) -> str:
+    """The first function of what was written, its indents filled up to even numbers of spaces."""
+    lines = []
+    for line in text.split("\n"):
+        odd = (len(line) - len(line.lstrip(" "))) % 2
+        lines.append(" " * odd + line)
+    return "\n".join(lines).lstrip("\n").split("\n\n")[0]
+
+
+def _load(name: str) -> dict[str, list[Row]]:
+    splits: Any = manifest.load_data(name)
+    return {str(split): [dict(row) for row in rows] for split, rows in splits.items()}
+
+
+def _shots(rows: Iterable[Row], asked: Callable[[Row], str], answer: Callable[[Row], str]) -> str:
+    return "".join(f"{asked(row)}\nAnswer: {answer(row)}\n\n" for row in rows)
+
+
+def _spans(row: Row) -> list[str]:
+    return [span.strip() for span in row["answers_spans"]["spans"]]
+
+
+def _test(rows: Iterable[Row]) -> DatasetDict:
+    return DatasetDict({"test": Dataset.from_list([dict(row) for row in rows])})

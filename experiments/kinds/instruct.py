@@ -1,0 +1,148 @@
+"""Tunes a language model on instructions and evaluates it on four benchmarks by lm-eval."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from experiments.alpaca import collator, encode
+from experiments.config import Run
+from experiments.data import digest, load_data
+from experiments.harness import BENCHMARKS, check_tasks, evaluate
+from experiments.methods import adapt, count_parameters
+from experiments.outcome import Outcome
+from experiments.training import Fitted, fit, total_steps
+from loldu.fingerprint import fingerprint
+from trainer.errors import TrainerError
+from trainer.files import write_atomically
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PROMPTS_PER_ROW = 2
+"""Generating needs no gradients: so many times a training batch's rows go through at once."""
+
+
+def run(run: Run, work: Path) -> Outcome:
+    """Tune and evaluate, from where an earlier run in `work` was stopped.
+
+    Raises:
+        TrainerError: The base or the data cannot be had, or the tasks may not be run.
+    """
+    check_tasks(run.recipe.tasks)
+    data = load_data(run.data)
+    base, tokenizer = _load(run)
+    embeddings = base.get_input_embeddings()
+    assert isinstance(embeddings, nn.Embedding)
+    facts = {
+        "base": fingerprint(embeddings.weight).tolist(),
+        "data": digest(data),
+        "rows": {name: len(split) for name, split in data.items()},
+    }
+    rows = _encoded(run, data["train"], tokenizer)
+    model = adapt(
+        base,
+        run.method,
+        run.options,
+        seed=run.seed,
+        total_steps=total_steps(run.recipe, len(rows)),
+    )
+    fitted = _tuned(model, run, rows, tokenizer, work)
+    model.eval()
+    scores = {name: _score(name, model, tokenizer, run, work) for name in BENCHMARKS}
+    return Outcome(
+        score=mean(scores.values()),
+        scores=scores,
+        history=fitted.history,
+        parameters=count_parameters(model)[0],
+        train_seconds=fitted.train_seconds,
+        peak_memory_mib=fitted.peak_memory_mib,
+        facts=facts,
+    )
+
+
+def _load(run: Run) -> tuple[PreTrainedModel, Tokenizer]:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(run.model)
+        model = AutoModelForCausalLM.from_pretrained(run.model, dtype=DTYPES[run.recipe.precision])
+    except (OSError, ValueError) as error:
+        raise TrainerError(
+            f"The base {run.model} cannot be fetched and is not in the cache; LLaMA needs its "
+            f"licence accepted on the Hugging Face hub, and `hf auth login` "
+            f"({str(error).splitlines()[0]})."
+        ) from error
+    if tokenizer.pad_token is None:  # LLaMA has none; its authors' choice for tuning
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    moved: Any = model  # pyright cannot follow the decorator of `to`
+    moved.to("cuda" if torch.cuda.is_available() else "cpu")
+    return model, tokenizer
+
+
+def _encoded(run: Run, rows: Dataset, tokenizer: Tokenizer) -> Dataset:
+    recipe = run.recipe
+    return rows.map(
+        lambda row: encode(
+            row, tokenizer, max_length=recipe.max_length, train_on_inputs=recipe.train_on_inputs
+        ),
+        remove_columns=rows.column_names,
+        load_from_cache_file=False,
+    )
+
+
+def _tuned(model: nn.Module, run: Run, rows: Dataset, tokenizer: Tokenizer, work: Path) -> Fitted:
+    """Train, or take up what an earlier run has trained: evaluating may take longer."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not trained:
+        return Fitted([], 0.0, 0.0)
+    weights, record = work / "trained.pt", work / "trained.json"
+    if record.exists():
+        kept = torch.load(weights, map_location="cpu", weights_only=True)
+        with torch.no_grad():
+            for name, parameter in trained.items():
+                parameter.copy_(kept[name])
+        return Fitted(**json.loads(record.read_text(encoding="utf-8")))
+    assert isinstance(tokenizer.pad_token_id, int)
+    fitted = fit(
+        model,
+        run.recipe,
+        rows,
+        None,
+        head=(),
+        seed=run.seed,
+        work=work,
+        collate=collator(tokenizer.pad_token_id),
+    )
+    work.mkdir(parents=True, exist_ok=True)
+    torch.save({name: parameter.detach() for name, parameter in trained.items()}, weights)
+    _write(record, asdict(fitted))
+    return fitted
+
+
+def _score(name: str, model: Any, tokenizer: Tokenizer, run: Run, work: Path) -> float:  # noqa: ANN401
+    """A benchmark's score, kept for a run that goes on."""
+    file = work / f"{name}.json"
+    if file.exists():
+        return json.loads(file.read_text(encoding="utf-8"))["score"]
+    recipe = run.recipe
+    score = evaluate(
+        model,
+        tokenizer,
+        name,
+        tasks=recipe.tasks,
+        data=run.data,
+        seed=run.seed,
+        batch_size=PROMPTS_PER_ROW * (recipe.micro_batch_size or recipe.batch_size),
+        limit=recipe.limit,
+    )
+    work.mkdir(parents=True, exist_ok=True)
+    _write(file, {"score": score})
+    return score
+
+
+def _write(file: Path, values: dict[str, Any]) -> None:
+    write_atomically(file, json.dumps(values).encode())

@@ -1,0 +1,178 @@
+"""A small LLaMA, trained as a language model on the texts of `pocket.stories`.
+
+The words that can be worked out count more than the others, which tell what chance has put into a
+scene: without that, this few steps teach a model of this size to write but hardly to read.
+
+Source: Touvron et al., "Llama 2: Open Foundation and Fine-Tuned Chat Models", 2023.
+"""
+
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Int
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from pocket.fitting import Losses, device, fit
+from pocket.stories import KINDS, MARKS, problems, texts
+
+MAX_LENGTH = 128
+_ANSWER_WEIGHT = 8.0
+ALPACA = (
+    "Below is an instruction that describes a task, paired with an input that provides further "
+    "context. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n{response}"
+)
+_BOS, _EOS, _PAD = "<s>", "</s>", "<pad>"
+_SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How much of everything.
+
+    Attributes:
+        texts: Texts to read, each several times.
+        steps: Optimizer steps.
+        batch: Stretches of 128 tokens a step.
+        learning_rate: Its peak.
+    """
+
+    texts: int = 300_000
+    steps: int = 6_000
+    batch: int = 16
+    learning_rate: float = 3e-3
+
+
+TINY = Recipe(texts=400, steps=4, batch=4)
+
+
+def build_tokenizer(read: list[str], vocabulary: int = 960) -> PreTrainedTokenizerFast:
+    """Byte-level BPE, as LLaMA 3 has it; a text begins with `<s>`."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[_BOS, _EOS, _PAD],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(read, trainer)
+    bpe.post_processor = processors.TemplateProcessing(
+        single=f"{_BOS} $A", special_tokens=[(_BOS, bpe.token_to_id(_BOS))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token=_BOS,
+        eos_token=_EOS,
+        pad_token=_PAD,
+        model_max_length=MAX_LENGTH,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build_llama(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """128 wide, four layers, four heads."""
+    special: Any = {name: getattr(tokenizer, name) for name in _SPECIAL_IDS}
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=MAX_LENGTH,
+        rms_norm_eps=1e-5,
+        **special,
+    )
+    return LlamaForCausalLM(config)
+
+
+def _instructions() -> list[str]:
+    """The wording of instructions, so that their words are tokens; the model reads none of them."""
+    rng = Random(1)
+    tasks = [problems(rng, kind=kind)[0].task for kind in KINDS for _ in range(100)]
+    return [ALPACA.format(instruction=task, input="", response="") for task in tasks]
+
+
+class _Reader:
+    """All texts as one stream of token ids, each between its marks of beginning and end."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, read: list[str]) -> None:
+        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        stream, answers = [], []
+        for text in read:
+            plain, spans = _plain(text)
+            encoded = tokenizer(plain, add_special_tokens=False, return_offsets_mapping=True)
+            stream += [bos, *encoded.input_ids, eos]
+            of_answers = (
+                any(first < end and start < last for start, end in spans)
+                for first, last in encoded.offset_mapping
+            )
+            answers += [False, *of_answers, False]
+        self.stream, self.answers = np.array(stream, np.int16), np.array(answers)
+
+    def draw(self, batch: int) -> tuple[Int[Tensor, "b t"], Bool[Tensor, "b t"]]:
+        """Stretches of the stream, from anywhere, and which of their tokens are of answers."""
+        firsts = torch.randint(len(self.stream) - MAX_LENGTH, (batch, 1))
+        places = (firsts + torch.arange(MAX_LENGTH)).numpy()
+        ids = torch.from_numpy(self.stream[places].astype(np.int64))
+        return ids, torch.from_numpy(self.answers[places])
+
+
+def _plain(text: str) -> tuple[str, list[tuple[int, int]]]:
+    """A text without its marks, and the spans that they enclosed."""
+    parts = re.split("[" + re.escape(MARKS) + "]", text)
+    ends = np.cumsum([len(part) for part in parts]).tolist()
+    return "".join(parts), list(zip(ends[0:-1:2], ends[1::2], strict=True))
+
+
+def _loss(model: LlamaForCausalLM, reader: _Reader, batch: int) -> Losses:
+    ids, answers = (x.to(device()) for x in reader.draw(batch))
+    logits = model(input_ids=ids).logits[:, :-1].flatten(0, 1)
+    wanted, asked = ids[:, 1:].flatten(), answers[:, 1:].flatten()
+    each = F.cross_entropy(logits, wanted, reduction="none")
+    weights = 1 + (_ANSWER_WEIGHT - 1) * asked
+    right = (logits.argmax(-1) == wanted)[asked].float()
+    return {
+        "loss": (weights * each).sum() / weights.sum(),
+        "plain": each.detach().mean(),
+        "answers": right.mean(),
+    }
+
+
+def pretrain_llama(output: Path, build: Path, recipe: Recipe) -> None:
+    """Trains the decoder and writes `output`, an ordinary transformers folder in half precision.
+
+    Args:
+        output: Folder for config, weights and tokenizer.
+        build: Folder for checkpoints and the log; a stopped run goes on from there.
+        recipe: How much of everything.
+    """
+    read = texts(recipe.texts, seed=0)
+    tokenizer = build_tokenizer([_plain(text)[0] for text in read[:20_000]] + _instructions())
+    reader = _Reader(tokenizer, read)
+    torch.manual_seed(0)
+    model = build_llama(tokenizer)
+    model.to(device())  # pyright: ignore[reportArgumentType]
+
+    def losses_at(step: int) -> Losses:
+        return _loss(model, reader, recipe.batch)
+
+    model.train()
+    groups: list[dict[str, object]] = [
+        {"params": list(model.parameters()), "lr": recipe.learning_rate}
+    ]
+    fit("llama", model, groups, losses_at, build=build, steps=recipe.steps, warmup_steps=300)
+    model.half().save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    _log.info("Wrote %s.", output)
