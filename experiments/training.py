@@ -32,6 +32,10 @@ CHECKPOINT_SECONDS = 60.0
 """A training that is killed loses at most this, and the epoch it was in."""
 
 
+Rows = Dataset | torch.utils.data.Dataset[Any]
+"""What is trained on: rows of a table, or made as they are asked for."""
+
+
 @dataclass(frozen=True)
 class Fitted:
     """What came of a training: evaluations by epoch, seconds of training, peak memory."""
@@ -138,8 +142,8 @@ class _Reallocation(TrainerCallback):
 def fit(
     model: nn.Module,
     recipe: Recipe,
-    train: Dataset,
-    test: Dataset | None,
+    train: Rows,
+    test: Rows | None,
     *,
     head: Sequence[str],
     seed: int,

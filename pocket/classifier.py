@@ -95,8 +95,8 @@ def overall_agreement(read: Sequence[Scene], wanted: Sequence[Scene]) -> float:
     return sum(hits) / len(hits)
 
 
-def _targets(scenes: Sequence[Scene]) -> dict[str, Tensor]:
-    """Class indices; -100 where the kind of object has no such attribute."""
+def attribute_targets(scenes: Sequence[Scene]) -> dict[str, Tensor]:
+    """Class indices of every attribute; -100 where the kind of object has no such attribute."""
     return {
         name: torch.tensor([values.index(s[name]) if name in s else -100 for s in scenes])
         for name, values in ATTRIBUTES.items()
@@ -121,7 +121,7 @@ def pretrain_classifier(
         batch: Pictures a step.
     """
     classifier = AttributeClassifier().to(device())
-    targets = _targets(train.scenes)
+    targets = attribute_targets(train.scenes)
     fifth = batch // 5
 
     def losses_at(step: int) -> Losses:

@@ -20,6 +20,7 @@ from transformers import ViTConfig, ViTModel
 from pocket.corpus import Corpus
 from pocket.fitting import Losses, device, fit, half_precision
 from pocket.render import SIZE_PX
+from pocket.views import random_view, recolored
 
 WIDTH = 128
 _PROTOTYPES = 1024
@@ -57,18 +58,8 @@ class _Branch(nn.Module):
 
 
 def _view(x: Float[Tensor, "b 3 h w"], size_px: int, low: float, high: float) -> Tensor:
-    """One random crop a picture, flipped half of the time, slightly recoloured."""
-    b = len(x)
-    scale = torch.sqrt(low + (high - low) * torch.rand(b, device=x.device))
-    flip = torch.where(torch.rand(b, device=x.device) < 0.5, 1.0, -1.0)
-    shift = (2 * torch.rand(b, 2, device=x.device) - 1) * (1 - scale)[:, None]
-    theta = torch.zeros(b, 2, 3, device=x.device)
-    theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = scale * flip, scale, shift
-    grid = F.affine_grid(theta, [b, 3, size_px, size_px], align_corners=False)
-    crop = F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
-    gain = 1 + 0.15 * (2 * torch.rand(b, 3, 1, 1, device=x.device) - 1)
-    offset = 0.1 * (2 * torch.rand(b, 1, 1, 1, device=x.device) - 1)
-    return crop * gain + offset
+    """One random crop a picture, slightly recoloured."""
+    return recolored(random_view(x, size_px, low, high))
 
 
 class _Dino(nn.Module):

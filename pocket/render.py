@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from pocket.world import COLORS, Scene
 
 SIZE_PX = 64
-_R = 3 * SIZE_PX  # the canvas
+CANVAS_PX = 3 * SIZE_PX
 _Rgb = tuple[int, int, int]
 _GROUND: dict[str, tuple[_Rgb, _Rgb, float]] = {  # ground, sky, amplitude of the ground's grain
     "meadow": ((70, 150, 50), (160, 210, 245), 30),
@@ -28,14 +28,21 @@ _GLASS, _INK = (200, 230, 245), (20, 10, 10)
 
 def render(scene: Scene, rng: random.Random) -> Image.Image:
     """The scene as a 64 x 64 RGB picture."""
-    canvas = _background(scene["background"], rng)
-    scale = {"medium": 0.27, "large": 0.35}[scene["size"]] * rng.uniform(0.94, 1.06) * _R
-    shift = {"center": 0.0, "left": -0.14, "right": 0.14}[scene["position"]] * _R
-    x = _R / 2 + shift + rng.gauss(0, 0.015 * _R)
-    y = _R / 2 + rng.gauss(0, 0.015 * _R)
-    draw = {"toy": _toy, "car": _car, "house": _house, "shape": _shape}[scene["kind"]]
-    draw(canvas, scene, rng, x, y, scale)
+    canvas = draw_background(scene["background"], rng)
+    scale = {"medium": 0.27, "large": 0.35}[scene["size"]] * rng.uniform(0.94, 1.06) * CANVAS_PX
+    shift = {"center": 0.0, "left": -0.14, "right": 0.14}[scene["position"]] * CANVAS_PX
+    x = CANVAS_PX / 2 + shift + rng.gauss(0, 0.015 * CANVAS_PX)
+    y = CANVAS_PX / 2 + rng.gauss(0, 0.015 * CANVAS_PX)
+    draw_thing(canvas, scene, rng, x, y, scale)
     return canvas.resize((SIZE_PX, SIZE_PX), Image.Resampling.LANCZOS)
+
+
+def draw_thing(
+    canvas: Image.Image, scene: Scene, rng: random.Random, x: float, y: float, r: float
+) -> None:
+    """Draws what a scene shows around (x, y) of a canvas, about 2 r wide."""
+    draw = {"toy": _toy, "car": _car, "house": _house, "shape": _shape}[scene["kind"]]
+    draw(canvas, scene, rng, x, y, r)
 
 
 def _jittered(color: _Rgb, rng: random.Random, spread: float = 6) -> _Rgb:
@@ -45,47 +52,56 @@ def _jittered(color: _Rgb, rng: random.Random, spread: float = 6) -> _Rgb:
 
 @cache
 def _grid() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    y, x = np.mgrid[0.0:_R, 0.0:_R]
+    y, x = np.mgrid[0.0:CANVAS_PX, 0.0:CANVAS_PX]
     return y, x
 
 
 @cache
 def _grain(index: int) -> NDArray[np.float64]:
-    coarse = np.random.default_rng(index).random((_R // 3, _R // 3))
+    coarse = np.random.default_rng(index).random((CANVAS_PX // 3, CANVAS_PX // 3))
     return np.kron(coarse, np.ones((3, 3))).astype(np.float64)
 
 
-def _background(name: str, rng: random.Random) -> Image.Image:
+def draw_background(name: str, rng: random.Random) -> Image.Image:
+    """A canvas with nothing on it but its background, three times too large."""
     if name in COLORS:
-        return Image.new("RGB", (_R, _R), _jittered(COLORS[name], rng))
+        return Image.new("RGB", (CANVAS_PX, CANVAS_PX), _jittered(COLORS[name], rng))
     y, x = _grid()
     if name == "bricks":
-        row, column = y // (_R // 8), x + rng.randrange(_R // 4)
-        column = column + (row % 2) * (_R // 8)
-        mortar = (y % (_R // 8) < 4) | (column % (_R // 4) < 4)
+        row, column = y // (CANVAS_PX // 8), x + rng.randrange(CANVAS_PX // 4)
+        column = column + (row % 2) * (CANVAS_PX // 8)
+        mortar = (y % (CANVAS_PX // 8) < 4) | (column % (CANVAS_PX // 4) < 4)
         pixels = np.where(mortar[..., None], (205, 195, 185), (165, 75, 55)).astype(float)
     elif name == "night":
-        pixels = np.array((15, 20, 60)) + (y / _R)[..., None] * np.array((15, 10, 40))
+        pixels = np.array((15, 20, 60)) + (y / CANVAS_PX)[..., None] * np.array((15, 10, 40))
     else:
         ground, sky, amplitude = _GROUND[name]
-        below = (y > rng.uniform(0.42, 0.58) * _R)[..., None]
+        below = (y > rng.uniform(0.42, 0.58) * CANVAS_PX)[..., None]
         texture = amplitude * (_grain(rng.randrange(32)) - 0.5)
         if name == "sea":
             phase = rng.uniform(0, 2 * math.pi)
-            texture = 12 * np.sin(16 * math.pi * y / _R + 1.9 * np.sin(12 * x / _R + phase))
+            texture = 12 * np.sin(
+                16 * math.pi * y / CANVAS_PX + 1.9 * np.sin(12 * x / CANVAS_PX + phase)
+            )
         pixels = np.where(below, np.array(ground) + texture[..., None], np.array(sky))
     canvas = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
     if name == "night":
         draw = ImageDraw.Draw(canvas)
         for _ in range(12):
-            _disc(draw, rng.uniform(0, _R), rng.uniform(0, _R), rng.uniform(2, 4), (255, 250, 210))
+            _disc(
+                draw,
+                rng.uniform(0, CANVAS_PX),
+                rng.uniform(0, CANVAS_PX),
+                rng.uniform(2, 4),
+                (255, 250, 210),
+            )
     return canvas
 
 
 def _surface(scene: Scene, rng: random.Random, period: float) -> Image.Image:
     """The object's paint, a whole canvas of it: plain, striped or dotted."""
     base = _jittered(COLORS[scene["color"]], rng)
-    paint = Image.new("RGB", (_R, _R), base)
+    paint = Image.new("RGB", (CANVAS_PX, CANVAS_PX), base)
     if scene.get("pattern", "plain") == "plain":
         return paint
     y, x = _grid()
@@ -101,7 +117,7 @@ def _surface(scene: Scene, rng: random.Random, period: float) -> Image.Image:
 
 
 def _mask() -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    mask = Image.new("L", (_R, _R), 0)
+    mask = Image.new("L", (CANVAS_PX, CANVAS_PX), 0)
     return mask, ImageDraw.Draw(mask)
 
 

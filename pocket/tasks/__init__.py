@@ -1,1 +1,1 @@
-"""Tasks to fine-tune the pocket bases on, made from the same world."""
+"""Tasks to transfer to, from the world that the bases were pre-trained on."""

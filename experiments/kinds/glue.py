@@ -1,0 +1,135 @@
+"""Sentence classification and similarity: an encoder with a head, on one GLUE task at a time."""
+
+# Metrics and features are typed by their libraries in part only.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import ClassLabel, DatasetDict
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+)
+from transformers.trainer_utils import EvalPrediction
+
+from experiments.config import Run
+from experiments.data import digest, entry, load_data
+from experiments.methods import adapt, count_parameters
+from experiments.outcome import Outcome
+from experiments.training import fit, total_steps
+from trainer.errors import TrainerError
+
+HEAD = ("classifier",)
+"""Trained in full by every method, as in Hu et al., "LoRA", and not counted."""
+
+
+def run(run: Run, work: Path) -> Outcome:
+    """Train and evaluate one task.
+
+    Raises:
+        TrainerError: The data, the method or the base cannot be.
+    """
+    metric = _metric(run.data)
+    rows = load_data(run.data)
+    encoded = _encoded(run.data, run.model, run.recipe.max_length)
+    labels = rows["train"].features["label"]
+    num_labels = labels.num_classes if isinstance(labels, ClassLabel) else 1
+    torch.manual_seed(run.seed)  # of the head
+    base = AutoModelForSequenceClassification.from_pretrained(
+        run.model, num_labels=num_labels, dtype=torch.float32
+    )
+    steps = total_steps(run.recipe, len(encoded["train"]))
+    model = adapt(base, run.method, run.options, head=HEAD, seed=run.seed, total_steps=steps)
+    fitted = fit(
+        model,
+        run.recipe,
+        encoded["train"],
+        encoded["test"],
+        head=HEAD,
+        seed=run.seed,
+        work=work,
+        collate=DataCollatorWithPadding(AutoTokenizer.from_pretrained(run.model)),
+        score=partial(_scores, metric),
+    )
+    best = max(fitted.history, key=lambda point: point[metric])
+    reported = best if run.recipe.report == "best" else fitted.history[-1]
+    parameters, head_parameters = count_parameters(model, HEAD)
+    return Outcome(
+        score=reported[metric],
+        scores={name: value for name, value in reported.items() if name != "epoch"},
+        history=fitted.history,
+        parameters=parameters,
+        head_parameters=head_parameters,
+        train_seconds=fitted.train_seconds,
+        peak_memory_mib=fitted.peak_memory_mib,
+        facts={"data": digest(rows), "rows": {name: len(part) for name, part in rows.items()}},
+    )
+
+
+def _metric(data: str) -> str:
+    metric = str(entry(data).extra.get("metric"))
+    if metric not in METRICS:
+        raise TrainerError(
+            f"The entry {data} of datasets/ needs a metric, one of {', '.join(METRICS)}, to be a "
+            f"task of sentences, not {metric}."
+        )
+    return metric
+
+
+@cache
+def _encoded(data: str, model: str, max_length: int) -> DatasetDict:
+    """The rows of a task as token ids; test rows by length, so that batches need little padding."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    rows = load_data(data)
+
+    def encode(batch: dict[str, list[str]]) -> Mapping[str, object]:
+        pair = [batch[name] for name in ("sentence1", "sentence2") if name in batch]
+        return tokenizer(*pair, truncation=True, max_length=max_length)
+
+    texts = [name for name in rows["train"].column_names if name != "label"]
+    encoded = rows.map(encode, batched=True, remove_columns=texts)
+    lengths = np.array([len(ids) for ids in encoded["test"]["input_ids"]])
+    encoded["test"] = encoded["test"].select(np.argsort(lengths, kind="stable"))
+    return encoded
+
+
+def _scores(metric: str, outcome: EvalPrediction) -> dict[str, float]:
+    """All scores of a task, in percent, `metric` among them."""
+    logits, labels = np.asarray(outcome.predictions), np.asarray(outcome.label_ids)
+    scores = METRICS[metric](logits[:, 0] if logits.shape[1] == 1 else logits.argmax(1), labels)
+    return {name: 100.0 * float(value) for name, value in scores.items()}
+
+
+def _classified(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    scores = {"accuracy": accuracy_score(labels, predicted)}
+    if labels.max() < 2:
+        scores["f1"] = f1_score(labels, predicted, zero_division=0)
+    return scores
+
+
+def _correlated(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Correlations with the true scores; 0 for a constant, which correlates with nothing."""
+    if np.ptp(predicted) == 0:
+        return {"pearson": 0.0, "spearman": 0.0}
+    return {
+        "pearson": pearsonr(predicted, labels).statistic,
+        "spearman": spearmanr(predicted, labels).statistic,
+    }
+
+
+METRICS: Mapping[str, Callable[[np.ndarray, np.ndarray], dict[str, float]]] = {
+    "accuracy": _classified,
+    "matthews": lambda predicted, labels: {
+        "matthews": matthews_corrcoef(labels, predicted),
+        "accuracy": accuracy_score(labels, predicted),
+    },
+    "pearson": _correlated,
+}
+"""Metric of a manifest entry -> what is measured, from predictions and labels."""

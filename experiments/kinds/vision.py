@@ -1,0 +1,186 @@
+"""Fine-tunes a vision transformer on a set of labelled pictures and counts how many it gets right.
+
+Rows have the columns `image` and `label`. In training every picture is cropped at random (Szegedy
+et al., "Going Deeper with Convolutions", 2015) and mirrored, as the recipe says; for the test it is
+resized to what the model takes.
+"""
+
+# torchvision and Hugging Face datasets are typed in part only.
+# pyright: reportArgumentType=false, reportCallIssue=false
+
+import hashlib
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import ClassLabel, Dataset
+from PIL import Image
+from sklearn.metrics import accuracy_score
+from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode, v2
+from transformers import AutoImageProcessor, ViTForImageClassification
+from transformers.trainer_utils import EvalPrediction
+
+from experiments.config import Run
+from experiments.data import digest, load_data
+from experiments.methods import adapt, count_parameters
+from experiments.outcome import Outcome
+from experiments.recipe import Recipe
+from experiments.training import fit, total_steps
+from trainer.errors import TrainerError
+
+HEAD = ("classifier",)
+KEPT_PICTURES_BYTES = 2**30
+"""Sets no larger than this are decoded once and kept; of others each picture when it is needed."""
+
+
+class Pictures(torch.utils.data.Dataset[dict[str, Any]]):
+    """Rows as transformed pictures, still in bytes, and their labels."""
+
+    def __init__(
+        self, rows: Dataset, decoded: list[Tensor] | None, transform: v2.Transform
+    ) -> None:
+        """What is decoded already is not decoded again."""
+        self._rows, self._decoded, self._transform = rows, decoded, transform
+        self._labels: list[int] = rows["label"][:]
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One picture (3, size, size), uint8, and its label."""
+        kept = self._decoded
+        picture = kept[index] if kept is not None else _decode(self._rows[index]["image"])
+        return {"picture": self._transform(picture), "label": self._labels[index]}
+
+
+def run(run: Run, work: Path) -> Outcome:
+    """Fine-tune on the train split, from the last checkpoint in `work` if there is one, and test.
+
+    Raises:
+        TrainerError: The base or the data cannot be had, or an option cannot be.
+    """
+    data, recipe = load_data(run.data), run.recipe
+    labels = data["train"].features["label"]
+    if not isinstance(labels, ClassLabel):
+        raise TrainerError(f"The column label of {run.data} does not hold classes: see its entry.")
+    base = _load_base(run.model, len(labels.names), run.seed)
+    of_base = {
+        "base": _digest(base.vit),
+        "base_parameters": sum(p.numel() for p in base.vit.parameters()),
+    }
+    steps = total_steps(recipe, len(data["train"]))
+    model = adapt(base, run.method, run.options, head=HEAD, seed=run.seed, total_steps=steps)
+    splits = {
+        name: Pictures(rows, _decode_all(run.data, name), transform(recipe, training=training))
+        for name, rows, training in (
+            ("train", data["train"], True),
+            ("test", data["test"], False),
+        )
+    }
+    fitted = fit(
+        model,
+        recipe,
+        splits["train"],
+        splits["test"],
+        head=HEAD,
+        seed=run.seed,
+        work=work,
+        collate=_collator(run.model),
+        score=_accuracy,
+    )
+    parameters, head_parameters = count_parameters(model, HEAD)
+    return Outcome(
+        score=fitted.best("accuracy", recipe.report),
+        scores=fitted.history[-1],
+        history=fitted.history,
+        parameters=parameters,
+        head_parameters=head_parameters,
+        train_seconds=fitted.train_seconds,
+        peak_memory_mib=fitted.peak_memory_mib,
+        facts={
+            **of_base,
+            "data": _data_digest(run.data),
+            "classes": len(labels.names),
+            "rows": {name: len(pictures) for name, pictures in splits.items()},
+        },
+    )
+
+
+def transform(recipe: Recipe, *, training: bool) -> v2.Transform:
+    """What a picture goes through before the model, still in bytes."""
+    size = (recipe.image_size_px, recipe.image_size_px)
+    bilinear = InterpolationMode.BILINEAR
+    steps: list[nn.Module] = [v2.Resize(size, bilinear, antialias=True)]
+    if training and recipe.crop_scale_min < 1:
+        scale = (recipe.crop_scale_min, 1.0)
+        steps = [v2.RandomResizedCrop(size, scale, interpolation=bilinear, antialias=True)]
+    if training and recipe.flip:
+        steps.append(v2.RandomHorizontalFlip())
+    return v2.Compose(steps)
+
+
+def _load_base(name: str, num_labels: int, seed: int) -> ViTForImageClassification:
+    """The base with a new head, the same for every method of a seed."""
+    torch.manual_seed(seed)
+    try:
+        return ViTForImageClassification.from_pretrained(name, num_labels=num_labels)
+    except OSError as error:
+        raise TrainerError(
+            f"The model {name} is neither a folder here nor in the cache of the Hugging Face hub: "
+            "connect to the network and run again."
+        ) from error
+
+
+def _collator(model: str) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
+    """Makes rows a batch, normalized as the model's processor says."""
+    processor = AutoImageProcessor.from_pretrained(model)
+    mean, std = (
+        255 * torch.tensor(values).view(3, 1, 1)
+        for values in (processor.image_mean, processor.image_std)
+    )
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        pictures = torch.stack([row["picture"] for row in rows]).to(torch.float32)
+        return {
+            "pixel_values": (pictures - mean) / std,
+            "labels": torch.tensor([row["label"] for row in rows]),
+        }
+
+    return collate
+
+
+def _accuracy(predicted: EvalPrediction) -> Mapping[str, float]:
+    told = np.asarray(predicted.predictions).argmax(-1)
+    return {"accuracy": 100.0 * float(accuracy_score(predicted.label_ids, told))}
+
+
+def _decode(picture: Image.Image) -> Tensor:
+    return v2.functional.pil_to_tensor(picture.convert("RGB"))
+
+
+@cache
+def _decode_all(data: str, split: str) -> list[Tensor] | None:
+    """All pictures of a split, once a process; None where they would take too much memory."""
+    rows = load_data(data)[split]
+    width, height = rows[0]["image"].size
+    if 3 * width * height * len(rows) > KEPT_PICTURES_BYTES:
+        return None
+    return [_decode(picture) for picture in rows["image"]]
+
+
+@cache
+def _data_digest(data: str) -> str:
+    return digest(load_data(data))
+
+
+def _digest(model: nn.Module) -> str:
+    """The first digits of a SHA-256 over all weights."""
+    sha = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        sha.update(name.encode() + weight.detach().float().cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()[:16]

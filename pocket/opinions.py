@@ -1,0 +1,66 @@
+"""Sentences that praise or blame a thing, under up to three negations."""
+
+import random
+
+PRAISE = ("charming", "lovely", "delightful", "splendid", "pleasant", "wonderful", "pretty")
+BLAME = ("dull", "ugly", "dreadful", "boring", "awful", "horrid", "gloomy")
+LIKING = ("like", "adore", "enjoy", "admire", "treasure")
+DISLIKING = ("dislike", "hate", "despise", "detest", "scorn")
+_DEGREES = ("", "", "very ", "truly ", "quite ", "really ")
+_NEGATIONS = ("not ", "never ", "hardly ", "by no means ", "anything but ", "far from ")
+_PEOPLE = ("mia", "tom", "anna", "ben", "every child", "my aunt", "the painter")
+_DENIALS = ("it is not true that ", "it is wrong to say that ", "no one believes that ")
+
+
+def _praises(good: bool, thing: str, negated: bool, rng: random.Random) -> str:
+    """Says the thing is good or bad by an adjective."""
+    adjective = rng.choice(PRAISE if good != negated else BLAME)
+    return f"the {thing} is {rng.choice(_NEGATIONS if negated else _DEGREES)}{adjective}"
+
+
+def _likes(good: bool, thing: str, negated: bool, rng: random.Random) -> str:
+    """Says the same by what somebody feels."""
+    verb = rng.choice(LIKING if good != negated else DISLIKING)
+    if not negated:
+        return f"{rng.choice(_PEOPLE)} {verb}s the {thing}"
+    if rng.random() < 0.4:
+        return f"nobody {verb}s the {thing}"
+    return f"{rng.choice(_PEOPLE)} does not {verb} the {thing}"
+
+
+def clause(good: bool, thing: str, rng: random.Random, negation: float = 0.45) -> str:
+    """A clause, without its full stop, that praises (or blames) the thing, all in all.
+
+    Args:
+        good: What the clause comes to.
+        thing: What it is about.
+        rng: Source of chance.
+        negation: How often there is one; half as often the whole is denied once more.
+    """
+    denied = rng.random() < negation / 2
+    negated = rng.random() < negation
+    said = rng.choice((_praises, _likes))(good != denied, thing, negated, rng)
+    return rng.choice(_DENIALS) + said if denied else said
+
+
+def sentence(good: bool, thing: str, rng: random.Random, negation: float = 0.45) -> str:
+    """One clause, or two of which the main one decides."""
+    main, form = clause(good, thing, rng, negation), rng.random()
+    if form < 0.5:
+        return f"{main}."
+    aside = clause(not good, thing, rng, negation)
+    if form < 0.75:
+        return f"although {aside}, {main}."
+    return f"{aside}, but in the end {main}."
+
+
+def gushing(good: bool, thing: str, rng: random.Random) -> str:
+    """A sentence full of words of one mind, from which each can be guessed."""
+    words = rng.sample(PRAISE if good else BLAME, 3)
+    verb = rng.choice(LIKING if good else DISLIKING)
+    person = rng.choice(_PEOPLE)
+    if rng.random() < 0.4:
+        wrong = rng.choice(BLAME if good else PRAISE)
+        return f"the {thing} is not {wrong} but {words[0]} and {person} {verb}s it."
+    first, second, third = words
+    return f"{person} {verb}s the {first} {thing} because it is {second} and {third}."

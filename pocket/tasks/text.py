@@ -1,0 +1,225 @@
+"""Six tasks on sentences of the pocket world, each after the GLUE task of the same name.
+
+Labels follow from the scenes that the sentences were made from; there is no noise. Label numbers
+are GLUE's: 1 is positive, a paraphrase, acceptable; 0 is entailed. Training and test rows share no
+row and no pair of sentences.
+"""
+
+import functools
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+
+from pocket.descriptions import (
+    SYNONYMS,
+    ask,
+    describe,
+    describe_pair,
+    holds,
+    noun_of,
+    phrase,
+    say,
+    tellable,
+    told,
+)
+from pocket.opinions import sentence
+from pocket.reading import change_one, other_value, random_claim, random_pair, random_thing
+from pocket.world import Scene, random_scene
+
+Row = dict[str, Any]
+
+_NOUNS = {word for noun in ("toy", "car", "house", "circle") for word in SYNONYMS[noun]}
+_NOUNS |= {"square", "triangle", "star", "heart"}
+_PARTS = {"ears", "feet", "wheels", "roof", "door"}
+_ADJECTIVES = {word for words in SYNONYMS.values() for word in words} - _NOUNS
+# What two captions have in common counts so much toward the five points of their similarity.
+SIMILARITY = {"kind": 2.0, "color": 1.0, "background": 1.0, "size": 0.5, "position": 0.5}
+
+
+def _sentiment(rng: random.Random) -> Row:
+    good = rng.random() < 0.5
+    thing = random_thing(rng, 0, 2)
+    words = [phrase(name, thing[name], rng) for name in ("size", "color") if name in thing]
+    noun = phrase("kind", noun_of(thing), rng)
+    return {"sentence1": sentence(good, " ".join([*words, noun]), rng), "label": int(good)}
+
+
+def _paraphrases(rng: random.Random) -> Row:
+    thing = random_thing(rng, 3, 4)
+    same = rng.random() < 0.5
+    again = thing if same else change_one(thing, rng)
+    return {
+        "sentence1": describe(thing, rng),
+        "sentence2": describe(again, rng),
+        "label": int(same),
+    }
+
+
+def _answered(rng: random.Random) -> Row:
+    thing = random_thing(rng, 2, 4)
+    answered = rng.random() < 0.5
+    asked_of = thing
+    if answered:
+        attribute = rng.choice([name for name in thing if name not in ("kind", "shape")])
+    else:
+        missing = [name for name in tellable(thing) if name not in thing]
+        if not missing or rng.random() < 0.3:  # asked of another thing altogether
+            asked_of = random_thing(rng, 2, 2)
+            while noun_of(asked_of) == noun_of(thing):
+                asked_of = random_thing(rng, 2, 2)
+            shared = [name for name in tellable(asked_of) if name in thing]
+            missing = shared or tellable(asked_of)
+        attribute = rng.choice(missing)
+    return {
+        "sentence1": ask(attribute, asked_of, rng),
+        "sentence2": describe(thing, rng),
+        "label": int(not answered),
+    }
+
+
+def _entailed(rng: random.Random) -> Row:
+    wanted = rng.random() < 0.5
+    things = random_pair(rng)
+    while True:
+        claim = random_claim(things, rng)
+        if (holds(claim, things) is True) == wanted:
+            break
+    return {
+        "sentence1": describe_pair(*things, rng),
+        "sentence2": say(claim, things, rng),
+        "label": int(not wanted),
+    }
+
+
+def _similarity(rng: random.Random) -> Row:
+    scene = random_scene(rng)
+    first = told(scene, SIMILARITY)
+    second = dict(first)
+    for name in rng.sample(list(SIMILARITY), rng.randint(0, len(SIMILARITY))):
+        if name == "kind":
+            other = random_scene(rng)
+            while noun_of(other) == noun_of(first):
+                other = random_scene(rng)
+            second = told(second | {"kind": other["kind"]}, SIMILARITY)
+            second.pop("shape", None)
+            second |= {"shape": other["shape"]} if "shape" in other else {}
+        else:
+            second[name] = other_value(name, second[name], rng)
+    return {
+        "sentence1": describe(first, rng),
+        "sentence2": describe(second, rng),
+        "label": similarity(first, second),
+    }
+
+
+def similarity(first: Scene, second: Scene) -> float:
+    """Points from 0 to 5 for what two things have in common."""
+    same = {name: first[name] == second[name] for name in SIMILARITY if name != "kind"}
+    same["kind"] = noun_of(first) == noun_of(second)
+    return sum(points for name, points in SIMILARITY.items() if same[name])
+
+
+def _statement(rng: random.Random) -> str:
+    if rng.random() < 0.4:
+        return describe(random_thing(rng, 1, 3), rng)
+    things = random_pair(rng)
+    if rng.random() < 0.4:
+        return describe_pair(*things, rng)
+    return say(random_claim(things, rng), things, rng)
+
+
+_SLIPS: Mapping[tuple[str, ...], tuple[str, ...]] = {
+    ("is",): ("are",),
+    ("are",): ("is",),
+    ("has",): ("have",),
+    ("have",): ("has",),
+    ("than",): ("as",),
+    ("as",): ("than",),
+    ("larger",): ("large",),
+    ("smaller",): ("small",),
+    ("is", "not"): ("not", "is"),
+    ("does", "not", "have"): ("does", "have", "not"),
+    ("to", "the"): ("the", "to"),
+    ("on", "the"): ("the", "on"),
+    ("a",): ("an",),
+    ("an",): ("a",),
+}
+
+
+def _corruptions(words: list[str]) -> list[list[str]]:
+    """Every way to spoil the sentence by a small slip; each uses words of the language only."""
+    found: list[list[str]] = []
+    for i, word in enumerate(words):
+        following, after = (*words[i + 1 : i + 3], "", "")[:2]
+        without = words[:i] + words[i + 1 :]
+        found += [
+            [*words[:i], *slip, *words[i + len(right) :]]
+            for right, slip in _SLIPS.items()
+            if tuple(words[i : i + len(right)]) == right
+        ]
+        if word in ("a", "an") or (word == "the" and following in _NOUNS):
+            found.append(without)
+        # "square" is a noun, and what a toy may be: "a red square toy" is fine in any order.
+        noun_follows = following in _NOUNS | _PARTS and after not in _NOUNS
+        if word in _ADJECTIVES and noun_follows:
+            found.append([*words[:i], following, word, *words[i + 2 :]])
+        if word in _NOUNS and words[i - 1] in _ADJECTIVES and following not in _NOUNS:
+            found.append(without)
+    return found
+
+
+def corrupt(text: str, rng: random.Random) -> str:
+    """The sentence with one slip."""
+    spoilt = _corruptions(text.replace(".", " .").split())
+    return " ".join(rng.choice(spoilt)).replace(" .", ".")
+
+
+def _acceptable(rng: random.Random) -> Row:
+    text, fine = _statement(rng), rng.random() < 0.5
+    return {"sentence1": text if fine else corrupt(text, rng), "label": int(fine)}
+
+
+def _split(
+    make: Callable[[random.Random], Row], label: object, train: int, test: int
+) -> DatasetDict:
+    """Different rows of one stream: first the training split, then the test split."""
+    rng, rows, seen = random.Random(20), [], set[tuple[str, ...]]()
+    while len(rows) < train + test:
+        row = make(rng)
+        key = tuple(sorted(value for name, value in row.items() if name != "label"))
+        if key not in seen:
+            seen.add(key)
+            rows.append(row)
+    columns = [name for name in rows[0] if name != "label"]
+    features = Features({name: Value("string") for name in columns} | {"label": label})
+    return DatasetDict(
+        {
+            "train": Dataset.from_list(rows[:train], features=features),
+            "test": Dataset.from_list(rows[train:], features=features),
+        }
+    )
+
+
+_TASKS: Mapping[str, tuple[Callable[[random.Random], Row], object, int]] = {
+    "sst2": (_sentiment, ClassLabel(names=["negative", "positive"]), 1000),
+    "mrpc": (_paraphrases, ClassLabel(names=["not_equivalent", "equivalent"]), 1000),
+    "cola": (_acceptable, ClassLabel(names=["unacceptable", "acceptable"]), 1000),
+    "qnli": (_answered, ClassLabel(names=["entailment", "not_entailment"]), 1000),
+    "rte": (_entailed, ClassLabel(names=["entailment", "not_entailment"]), 320),
+    "stsb": (_similarity, Value("float32"), 1000),
+}
+_TEST_ROWS = 500
+
+
+@functools.cache
+def _task(name: str) -> DatasetDict:
+    make, label, train = _TASKS[name]
+    return _split(make, label, train, _TEST_ROWS)
+
+
+GENERATORS: dict[str, Callable[[], DatasetDict]] = {
+    name: functools.partial(_task, name) for name in _TASKS
+}
+"""Task -> its splits `train` and `test`, always the same rows."""

@@ -1,0 +1,100 @@
+"""Image sets to transfer to: easy and fine-grained, at home and in a foreign style.
+
+Each is drawn twice: for the tables, and with other pictures ("-tuning") for choosing learning rates
+by. No picture is in two splits or two drawings.
+"""
+
+import random
+from collections.abc import Callable
+from functools import cache, partial
+
+from datasets import ClassLabel, Dataset, DatasetDict, Features
+from datasets import Image as ImageColumn
+from PIL import Image, ImageFilter, ImageOps
+
+from pocket.render import SIZE_PX, render
+from pocket.tasks.car_models import CarModel, random_car_model, render_car
+from pocket.tasks.creatures import Creature, random_creature, render_creature
+from pocket.world import ATTRIBUTES, Scene, random_scene
+
+Draw = Callable[[int, random.Random], Image.Image]
+"""A picture of a class."""
+
+_LOOKS: dict[str, Scene] = {
+    "toy": {"kind": "toy"},
+    "car": {"kind": "car"},
+    "house": {"kind": "house"},
+    **{shape: {"kind": "shape", "shape": shape} for shape in ATTRIBUTES["shape"]},
+}
+_INDIVIDUALS, _MAKES = 40, 20
+
+
+def _thing(label: int, rng: random.Random) -> Image.Image:
+    """Anything of the world that looks as the label says, as pre-training saw it."""
+    look = list(_LOOKS.values())[label]
+    return render(_of_kind(look["kind"], rng) | look, rng)
+
+
+def _sketch(label: int, rng: random.Random) -> Image.Image:
+    """The outlines of a thing, in pencil."""
+    grey = ImageOps.grayscale(_thing(label, rng))
+    lines = ImageOps.autocontrast(grey.filter(ImageFilter.FIND_EDGES).crop((1, 1, 63, 63)))
+    return ImageOps.invert(lines).resize((SIZE_PX, SIZE_PX)).convert("RGB")
+
+
+def _of_kind(kind: str, rng: random.Random) -> Scene:
+    while (scene := random_scene(rng))["kind"] != kind:
+        pass
+    return scene
+
+
+@cache
+def _creatures() -> list[Creature]:
+    rng = random.Random(11)
+    return [random_creature(rng) for _ in range(_INDIVIDUALS)]
+
+
+def _creature(label: int, rng: random.Random) -> Image.Image:
+    """One of forty individuals of one species."""
+    return render_creature(_creatures()[label], rng)
+
+
+@cache
+def _car_models() -> list[CarModel]:
+    rng = random.Random(12)
+    return [random_car_model(rng) for _ in range(_MAKES)]
+
+
+def _car(label: int, rng: random.Random) -> Image.Image:
+    """A car of one of twenty makes."""
+    return render_car(_car_models()[label], rng)
+
+
+@cache
+def _drawn(
+    name: str, draw: Draw, classes: tuple[str, ...], train: int, test: int, drawing: int
+) -> DatasetDict:
+    features = Features({"image": ImageColumn(), "label": ClassLabel(names=list(classes))})
+    splits = {}
+    for split, rows in (("train", train), ("test", test)):
+        rng = random.Random(f"{name} {split} {drawing}")
+        labels = [row % len(classes) for row in range(rows)]
+        rng.shuffle(labels)
+        pictures = [draw(label, rng) for label in labels]
+        splits[split] = Dataset.from_dict({"image": pictures, "label": labels}, features)
+    return DatasetDict(splits)
+
+
+_SETS: dict[str, tuple[Draw, tuple[str, ...], int, int]] = {
+    "things": (_thing, tuple(_LOOKS), 320, 512),
+    "sketches": (_sketch, tuple(_LOOKS), 320, 512),
+    "creatures": (_creature, tuple(f"creature {i}" for i in range(_INDIVIDUALS)), 400, 520),
+    "cars": (_car, tuple(f"make {i}" for i in range(_MAKES)), 400, 500),
+}
+
+GENERATORS: dict[str, Callable[[], DatasetDict]] = {
+    name + suffix: partial(_drawn, name, *given, drawing)
+    for name, given in _SETS.items()
+    for drawing, suffix in enumerate(("", "-tuning"))
+}
+"""By name, what draws a set: columns `image` and `label`, splits "train" and "test"."""

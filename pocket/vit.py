@@ -1,0 +1,160 @@
+"""A small vision transformer trained with labels: one head an attribute of the world.
+
+What ViT-B/16 on ImageNet-21k is to the paper's image experiments, in miniature: many labels, random
+crops and flips, and nothing of the heads kept.
+
+Source: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021.
+"""
+
+import json
+import logging
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import ViTConfig, ViTImageProcessor, ViTModel
+
+from pocket.classifier import attribute_targets
+from pocket.corpus import Corpus, make_corpus
+from pocket.fitting import Losses, device, fit, half_precision
+from pocket.render import SIZE_PX
+from pocket.views import random_view
+from pocket.world import ATTRIBUTES
+
+logger = logging.getLogger(__name__)
+
+WIDTH = 128
+LABELS = {name: values for name, values in ATTRIBUTES.items() if name not in ("size", "position")}
+"""Attributes with a head; a crop and a flip change how large a thing is and where."""
+
+
+@dataclass(frozen=True)
+class VitRecipe:
+    """How much of everything; the defaults made the shipped weights.
+
+    Attributes:
+        pictures: Rendered for training; those of `pretrain`'s default are used if they are there.
+        held_out: Rendered for judging.
+        steps: Optimizer steps.
+        batch: Pictures a step.
+        learning_rate: Its peak.
+        crop_scale_min: Least share of a picture that a crop shows.
+    """
+
+    pictures: int = 50_000
+    held_out: int = 1_000
+    steps: int = 5_000
+    batch: int = 64
+    learning_rate: float = 1e-3
+    crop_scale_min: float = 0.4
+
+
+TINY_VIT = VitRecipe(pictures=60, held_out=20, steps=2, batch=4)
+"""Everything at its smallest: seconds, for tests."""
+
+
+def build_labelled_vit() -> ViTModel:
+    """128 wide, four layers, 16 x 16 patches: 17 tokens, 0.9 million parameters."""
+    config = ViTConfig(
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=SIZE_PX,
+        patch_size=16,
+    )
+    return ViTModel(config, add_pooling_layer=False)
+
+
+class _Labelled(nn.Module):
+    """The transformer and its heads, on the CLS token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vit = build_labelled_vit()
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(WIDTH, len(values)) for name, values in LABELS.items()}
+        )
+
+    def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> dict[str, Float[Tensor, "b values"]]:
+        with half_precision():
+            features = self.vit(pixel_values=pixels).last_hidden_state[:, 0]
+            return {name: head(features).float() for name, head in self.heads.items()}
+
+
+def pretrain_vit(output: Path, build: Path, recipe: VitRecipe) -> None:
+    """Render the world, train on its labels and write the ViT with its processor to `output`.
+
+    Args:
+        output: The folder, in transformers' format.
+        build: Folder for work files.
+        recipe: How much of everything.
+    """
+    build = build / f"world-{recipe.pictures}-{recipe.held_out}"
+    train = make_corpus(build, "train", recipe.pictures, seed=0)
+    held_out = make_corpus(build, "held_out", recipe.held_out, seed=1_000_000)
+    torch.manual_seed(0)
+    model = _Labelled().to(device())
+    targets = {name: attribute_targets(train.scenes)[name] for name in LABELS}
+
+    def losses_at(step: int) -> Losses:
+        rows = torch.randint(len(train), (recipe.batch,))
+        pictures = train.pixels(rows).to(device())
+        logits = model(random_view(pictures, SIZE_PX, recipe.crop_scale_min, 1.0))
+        total = pictures.new_zeros(())
+        for name, values in logits.items():
+            target = targets[name][rows].to(values.device)
+            total = total + F.cross_entropy(values, target, ignore_index=-100, reduction="sum")
+        return {"loss": total / recipe.batch}
+
+    def judged(step: int) -> dict[str, object]:
+        accuracies = _accuracies(model, held_out)
+        return {"accuracy": sum(accuracies.values()) / len(accuracies)}
+
+    fit(
+        "vit",
+        model,
+        [{"params": list(model.parameters()), "lr": recipe.learning_rate}],
+        losses_at,
+        build=build,
+        steps=recipe.steps,
+        warmup_steps=max(1, recipe.steps // 20),
+        betas=(0.9, 0.999),
+        weight_decay=0.05,
+        on_checkpoint=judged,
+    )
+    accuracies = _accuracies(model, held_out)
+    _publish(output, model.vit, {"recipe": asdict(recipe), "held_out_accuracy": accuracies})
+
+
+@torch.no_grad()
+def _accuracies(model: _Labelled, corpus: Corpus) -> dict[str, float]:
+    """By attribute, the share of pictures that have it and whose value is told rightly."""
+    model.eval()
+    batches = [corpus.pixels(slice(i, i + 100)) for i in range(0, len(corpus), 100)]
+    logits = [model(batch.to(device())) for batch in batches]
+    model.train()
+    targets = attribute_targets(corpus.scenes)
+    accuracies = {}
+    for name in LABELS:
+        told = torch.cat([part[name] for part in logits]).argmax(1).cpu()
+        there = targets[name] >= 0
+        accuracies[name] = (told == targets[name])[there].float().mean().item()
+    return accuracies
+
+
+def _publish(output: Path, vit: ViTModel, record: dict[str, object]) -> None:
+    """Writes half-precision weights that load in single precision, the processor and the record."""
+    shutil.rmtree(output, ignore_errors=True)
+    vit.half().save_pretrained(output)
+    config = output / "config.json"
+    config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
+    half = [0.5, 0.5, 0.5]
+    size = {"height": SIZE_PX, "width": SIZE_PX}
+    ViTImageProcessor(size=size, image_mean=half, image_std=half).save_pretrained(output)
+    (output / "pretraining.json").write_text(json.dumps(record, indent=2) + "\n")
+    logger.info("wrote %s", output)
