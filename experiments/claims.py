@@ -1,7 +1,9 @@
 """What the paper claims, tested run by run: pairs of rows on the same data and seeds."""
 
+# The pairs of a claim are pooled: "preserving against perturbing" is a question to every start.
+
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,19 +17,19 @@ from trainer.files import read_toml
 
 @dataclass(frozen=True)
 class Claim:
-    """A question that two rows of a table answer.
+    """A question that rows of a table answer.
 
     Attributes:
         asks: What is to be found out.
         experiment: The table.
-        row: The row that should do better.
-        against: The row it is compared with.
+        pairs: The row that should do better, and the one it is compared with; several are pooled.
+        compares: What the pairs have in common, where they are several.
     """
 
     asks: str
     experiment: str
-    row: str
-    against: str
+    pairs: Sequence[tuple[str, str]]
+    compares: str = ""
 
 
 def read_claims() -> list[Claim]:
@@ -37,12 +39,10 @@ def read_claims() -> list[Claim]:
         TrainerError: One of them lacks a part or has one too many.
     """
     file = FOLDER / "claims.toml"
-    wanted = {f.name for f in fields(Claim)}
-    claims = read_toml(file, "The claims").get("claim", [])
-    for claim in claims:
-        if set(claim) != wanted:
-            raise TrainerError(f"{file}: each [[claim]] has {', '.join(sorted(wanted))}.")
-    return [Claim(**claim) for claim in claims]
+    try:
+        return [Claim(**claim) for claim in read_toml(file, "The claims").get("claim", [])]
+    except TypeError as error:
+        raise TrainerError(f"{file}: a [[claim]] is not right: {error}.") from error
 
 
 def claims_table(claims: Sequence[Claim], scale: str, results: Results) -> str:
@@ -51,34 +51,43 @@ def claims_table(claims: Sequence[Claim], scale: str, results: Results) -> str:
     In brackets is the interval in which the mean lies in 95 of 100 resamplings of data sets, and of
     seeds within each. Pairs that were not run at this scale are left out.
     """
-    rows = []
-    for claim in claims:
-        experiment = read_experiment(claim.experiment)
-        pair = [experiment.row(name) for name in (claim.row, claim.against)]
-        if scale not in experiment.scales or any(scale not in row.scales for row in pair):
-            continue
-        ours, theirs = (records_of(experiment, row, scale, results) for row in pair)
-        found = difference(ours, theirs)
-        if found is None:
-            continue
-        numbers = [f"{max(r['parameters'] for r in side):,}" for side in (ours, theirs)]
-        rows.append(
-            [
-                claim.asks,
-                f"{pair[0].label} ({numbers[0]}) less {pair[1].label} ({numbers[1]})",
-                str(len(_pairs(ours, theirs))),
-                f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]",
-                verdict(found),
-            ]
+    rows = [_line(claim, scale, results) for claim in claims]
+    header = ["question", "rows (parameters)", "pairs", "difference", "shown"]
+    return as_markdown(header, [row for row in rows if row])
+
+
+def _line(claim: Claim, scale: str, results: Results) -> list[str]:
+    """A claim's row; nothing where it was not run."""
+    experiment = read_experiment(claim.experiment)
+    pairs = [(experiment.row(one), experiment.row(other)) for one, other in claim.pairs]
+    if scale not in experiment.scales or any(scale not in row.scales for p in pairs for row in p):
+        return []
+    sides = [
+        (
+            records_of(experiment, one, scale, results),
+            records_of(experiment, other, scale, results),
         )
-    return as_markdown(["question", "rows (parameters)", "pairs", "difference", "shown"], rows)
+        for one, other in pairs
+    ]
+    found = difference(sides)
+    if found is None:
+        return []
+    one, other = (
+        f"{pairs[0][i].label} ({max(r['parameters'] for r in sides[0][i]):,})" for i in (0, 1)
+    )
+    count = sum(len(_shared(*side)) for side in sides)
+    interval = f"{found.mean:+.3g} [{found.low:+.3g}, {found.high:+.3g}]"
+    compared = claim.compares or f"{one} less {other}"
+    return [claim.asks, compared, str(count), interval, verdict(found)]
 
 
-def difference(ours: Sequence[Record], theirs: Sequence[Record]) -> Estimate | None:
+def difference(sides: Sequence[tuple[Sequence[Record], Sequence[Record]]]) -> Estimate | None:
     """The mean difference of scores over shared data and seeds; None where nothing is shared."""
     by_data: dict[str, list[float]] = {}
-    for data, seed in sorted(_pairs(ours, theirs)):
-        by_data.setdefault(data, []).append(_score(ours, data, seed) - _score(theirs, data, seed))
+    for ours, theirs in sides:
+        for data, seed in sorted(_shared(ours, theirs)):
+            change = _score(ours, data, seed) - _score(theirs, data, seed)
+            by_data.setdefault(data, []).append(change)
     return estimate([np.array(d) for d in by_data.values()]) if by_data else None
 
 
@@ -89,7 +98,7 @@ def verdict(found: Estimate) -> str:
     return "worse" if found.high < 0 else "no difference"
 
 
-def _pairs(ours: Sequence[Record], theirs: Sequence[Record]) -> set[tuple[str, int]]:
+def _shared(ours: Sequence[Record], theirs: Sequence[Record]) -> set[tuple[str, int]]:
     return {(r["data"], r["seed"]) for r in ours} & {(r["data"], r["seed"]) for r in theirs}
 
 

@@ -158,6 +158,7 @@ class Experiment:
         about: What is trained and measured, and how.
         choices: What had to be settled.
         columns: Names of scores, where the table's columns are those and not data sets.
+        decimals: Digits after the point that the table shows.
     """
 
     name: str
@@ -170,6 +171,7 @@ class Experiment:
     about: str = ""
     choices: tuple[Choice, ...] = ()
     columns: tuple[str, ...] = ()
+    decimals: int = 2
 
     def at(self, scale: str) -> Scale:
         """The experiment at one size.

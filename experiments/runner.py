@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -105,8 +105,10 @@ def _tell(bar: tqdm, run: Run, future: Future[float]) -> int:
 
 
 def _perform(kind: str, run: Run, results: Results, argv: list[str]) -> float:
+    """Make and keep a result; what libraries and the trainer print on the way is not wanted."""
     work = WORK / run.experiment / run.place.with_suffix("")
-    outcome = perform(kind, run, work)
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        outcome = perform(kind, run, work)
     results.write(run, outcome, argv)
     shutil.rmtree(work, ignore_errors=True)
     return outcome.score

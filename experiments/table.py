@@ -19,12 +19,14 @@ class Cell:
         seeds: How many there should be.
         summary: How they become one number.
         paper: The paper's, if it has one.
+        decimals: Digits after the point.
     """
 
     values: tuple[float, ...]
     seeds: int
     summary: str
     paper: float | None = None
+    decimals: int = 2
 
     @property
     def value(self) -> float | None:
@@ -40,16 +42,16 @@ class Cell:
 
     def __str__(self) -> str:
         """As a table shows it: measured ± spread over seeds, the paper's, the difference."""
-        value = self.value
+        value, form = self.value, f".{self.decimals}f"
         if value is None:
-            return NOT_RUN if self.paper is None else f"{NOT_RUN} (paper {self.paper:.2f})"
-        text = f"{value:.2f}"
+            return NOT_RUN if self.paper is None else f"{NOT_RUN} (paper {self.paper:{form}})"
+        text = f"{value:{form}}"
         if len(self.values) > 1:
-            text += f" ± {self.spread:.2f}"
+            text += f" ± {self.spread:{form}}"
         if len(self.values) < self.seeds:
             text += f", {len(self.values)} of {self.seeds} seeds"
         if self.paper is not None:
-            text += f" (paper {self.paper:.2f}, {value - self.paper:+.2f})"
+            text += f" (paper {self.paper:{form}}, {value - self.paper:+{form}})"
         return text
 
 
@@ -113,11 +115,12 @@ def _line(experiment: Experiment, row: Row, scale: str, results: Results) -> Lin
             seeds,
             here.summary,
             paper.get(name),
+            experiment.decimals,
         )
         for name in names
     }
     whole = tuple(mean(scores.values()) for scores in by_seed if len(scores) == len(names))
-    average = Cell(whole, seeds, "mean", paper.get("average"))
+    average = Cell(whole, seeds, "mean", paper.get("average"), experiment.decimals)
     return Line(row, cells, max((r["parameters"] for r in records), default=None), average)
 
 

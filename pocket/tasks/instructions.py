@@ -6,7 +6,7 @@ known of those must come from pre-training.
 
 | evaluation | asks |
 |---|---|
-| `mmlu` | the letter of the right answer: about individuals, scenes, shelves and amounts |
+| `mmlu` | the right one of four answers: about individuals, scenes, shelves and amounts |
 | `drop` | a word or a number from a text |
 | `humaneval` | a program of the language of `pocket.programs`, checked by running it |
 | `bbh` | six kinds of puzzle |
@@ -21,7 +21,7 @@ from datasets import Dataset, DatasetDict
 from pocket.problems import Problem, named_problem, tell_individual, upper
 from pocket.programs import execute, passes, random_program
 from pocket.puzzles import PUZZLES
-from pocket.stories import KINDS, LETTERS, WORDS, list_of_words, options_of, problems
+from pocket.stories import KINDS, WORDS, list_of_words, options_of, problems
 from pocket.world import INDIVIDUALS
 
 Row = dict[str, str]
@@ -29,7 +29,7 @@ TRAIN_ROWS = 2_400
 KNOWN_NAMES = tuple(sorted(INDIVIDUALS)[::2])
 """The individuals that are tuned on; the evaluations ask about the others."""
 ASKED_NAMES = tuple(sorted(INDIVIDUALS)[1::2])
-LETTER = "Choose the right answer and give its letter."
+CHOICE = "Choose the right answer."
 QUESTION = "Answer the question."
 PROGRAM = "Write a program that follows the description."
 _CHECK = "Say yes if the answer is right, and no if it is wrong."
@@ -59,10 +59,10 @@ def _as_question(problem: Problem) -> Row:
 
 
 def _as_choice(problem: Problem, rng: Random) -> Row:
-    options, right = options_of(problem, rng)
-    lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
-    text = "\n".join([_asked(problem), *lines])
-    return _row(f"choice/{problem.kind}", LETTER, text, LETTERS[right])
+    """The answers in a row and not by letters, which a base of this size does not learn to use."""
+    options, _ = options_of(problem, rng)
+    text = f"{_asked(problem)}\n{', '.join(options[:-1])} or {options[-1]}"
+    return _row(f"choice/{problem.kind}", CHOICE, text, problem.answer)
 
 
 def _as_check(problem: Problem, rng: Random) -> Row:

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from experiments import config
+from experiments.claims import read_claims
 from experiments.config import Experiment, experiment_names, read_experiment
 from experiments.data import entries
 from experiments.kinds import KINDS, methods_of
@@ -78,3 +79,13 @@ def test_shipped_configs(name: str) -> None:
             columns = {*(experiment.columns or here.data), "parameters", "average"}
             for row in experiment.rows_at(scale):
                 assert set(row.paper) <= columns
+
+
+def test_shipped_claims_compare_rows_that_are_there() -> None:
+    claims = read_claims()
+    assert claims
+    for claim in claims:
+        experiment = read_experiment(claim.experiment)
+        for pair in claim.pairs:
+            for name in pair:
+                assert "pocket" in experiment.row(name).scales

@@ -61,10 +61,10 @@ def test_claims_are_paired(sample: Experiment, tmp_path: Path) -> None:
         for run in sample.runs(sample.row(name), "pocket"):
             level = 20.0 if run.data == "one" else 90.0
             write_result(tmp_path, run, level + more * (1 + 0.1 * run.seed))
-    claim = Claim("is it?", "sample", "better", "plain")
+    claim = Claim("is it?", "sample", [("better", "plain")])
     table = claims_table([claim], "pocket", Results(tmp_path))
     row = table.splitlines()[-1]
-    assert row == "| is it? | Better (12) less Plain (12) | 4 | +1.05 [+1.00, +1.10] | better |"
+    assert row == "| is it? | Better (12) less Plain (12) | 4 | +1.05 [+1, +1.1] | better |"
 
 
 def test_verdicts() -> None:
@@ -72,14 +72,14 @@ def test_verdicts() -> None:
         return [{"data": "d", "seed": i, "score": s} for i, s in enumerate(scores)]
 
     one, other = records(1.0, 2.0, 3.0), records(2.0, 1.0, 3.5)
-    found = difference(one, other)
+    found = difference([(one, other)])
     assert found is not None
     assert found.mean == pytest.approx((-1 + 1 - 0.5) / 3)
     assert verdict(found) == "no difference"
-    worse = difference(one, records(2.0, 3.5, 4.0))
+    worse = difference([(one, records(2.0, 3.5, 4.0))])
     assert worse is not None
     assert verdict(worse) == "worse"
-    assert difference(one, []) is None
+    assert difference([(one, [])]) is None
 
 
 def test_documents_are_filled_between_marks(sample: Experiment, tmp_path: Path) -> None:
