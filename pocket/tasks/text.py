@@ -24,7 +24,7 @@ from pocket.descriptions import (
     tellable,
     told,
 )
-from pocket.opinions import sentence
+from pocket.opinions import clause
 from pocket.reading import change_one, other_value, random_claim, random_pair, random_thing
 from pocket.world import Scene, random_scene
 
@@ -43,15 +43,16 @@ def _sentiment(rng: random.Random) -> Row:
     thing = random_thing(rng, 0, 2)
     words = [phrase(name, thing[name], rng) for name in ("size", "color") if name in thing]
     noun = phrase("kind", noun_of(thing), rng)
-    return {"sentence1": sentence(good, " ".join([*words, noun]), rng, 0.3), "label": int(good)}
+    text = clause(good, " ".join([*words, noun]), rng, negation=0.3)
+    return {"sentence1": f"{text}.", "label": int(good)}
 
 
 def _paraphrases(rng: random.Random) -> Row:
     thing = random_thing(rng, 2, 3)
     same = rng.random() < 0.5
     again = thing
-    while not same and again == thing:
-        again = change_one(thing, rng) if rng.random() < 0.4 else _lookalike(thing, rng)
+    while not same and sum(again[name] != thing[name] for name in thing) < 2:
+        again = change_one(again, rng)
     return {
         "sentence1": describe(thing, rng),
         "sentence2": describe(again, rng),
@@ -91,13 +92,13 @@ def _answered(rng: random.Random) -> Row:
 
 def _entailed(rng: random.Random) -> Row:
     wanted = rng.random() < 0.5
-    things = random_pair(rng)
+    things = (random_thing(rng, 2, 3),)
     while True:
         claim = random_claim(things, rng)
-        if (holds(claim, things) is True) == wanted:
+        if (holds(claim, things) is True) == wanted and not claim.negated:
             break
     return {
-        "sentence1": describe_pair(*things, rng),
+        "sentence1": describe(things[0], rng),
         "sentence2": say(claim, things, rng),
         "label": int(not wanted),
     }
@@ -217,7 +218,7 @@ _TASKS: Mapping[str, tuple[Callable[[random.Random], Row], object, int]] = {
     "mrpc": (_paraphrases, ClassLabel(names=["not_equivalent", "equivalent"]), 1600),
     "cola": (_acceptable, ClassLabel(names=["unacceptable", "acceptable"]), 1600),
     "qnli": (_answered, ClassLabel(names=["entailment", "not_entailment"]), 1600),
-    "rte": (_entailed, ClassLabel(names=["entailment", "not_entailment"]), 320),
+    "rte": (_entailed, ClassLabel(names=["entailment", "not_entailment"]), 1200),
     "stsb": (_similarity, Value("float32"), 1600),
 }
 _TEST_ROWS = 500
