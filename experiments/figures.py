@@ -36,7 +36,7 @@ STYLES = {
     "bitfit": ("#7a7f87", "X"),
     "ft": ("#1b1f27", "*"),
 }
-FULL, NOTHING = "ft", ("lp", "none")
+NOTHING = ("lp", "none")
 
 
 def draw_figures(scale: str, results: Results, folder: Path) -> list[Path]:
@@ -74,7 +74,7 @@ def _parameters(names: Sequence[str]) -> Callable[[str, Results], Figure | None]
         figure, axes = _panels(len(columns))
         for axis, column in zip(axes, columns, strict=True):
             _draw_parameters(axis, column, lines, experiments[0])
-        axes[0].legend(fontsize=8, loc="lower right")
+        axes[0].legend(fontsize=8, loc="best")
         return figure
 
     return draw
@@ -92,7 +92,8 @@ def _draw_parameters(
         by_method.setdefault(method, {})[line.parameters] = cell
     for method, cells in by_method.items():
         if method in NOTHING:
-            axis.axhline(_value(next(iter(cells.values()))), color="#b0b4bb", ls=":", lw=1.2)
+            level = _value(next(iter(cells.values())))
+            axis.axhline(level, color="#b0b4bb", ls=":", lw=1.2, label=f"{method} (dotted)")
             continue
         color, mark = STYLES.get(method, ("#667085", "."))
         counts = sorted(cells)
@@ -149,7 +150,7 @@ def _ranks(scale: str, results: Results) -> Figure | None:
         axis.set_xscale("log", base=2)
         axis.set_xlabel("rank (dotted: a third of full rank)")
         axis.set_title(column, fontsize=10)
-    axes[0].legend(fontsize=8, loc="lower right")
+    axes[0].legend(fontsize=8, loc="best")
     return figure
 
 
@@ -189,7 +190,7 @@ def _progression(scale: str, results: Results) -> Figure | None:
 
 
 def _panels(count: int) -> tuple[Figure, list[Axes]]:
-    across = min(count, 3)
+    across = 2 if count == 4 else min(count, 3)
     down = -(-count // across)
     figure, axes = plt.subplots(
         down, across, figsize=(4.4 * across, 3.3 * down), squeeze=False, layout="constrained"
