@@ -92,13 +92,13 @@ def _answered(rng: random.Random) -> Row:
 
 def _entailed(rng: random.Random) -> Row:
     wanted = rng.random() < 0.5
-    things = (random_thing(rng, 2, 3),)
+    things = random_pair(rng)
     while True:
         claim = random_claim(things, rng)
-        if (holds(claim, things) is True) == wanted and not claim.negated:
+        if (holds(claim, things) is True) == wanted:
             break
     return {
-        "sentence1": describe(things[0], rng),
+        "sentence1": describe_pair(*things, rng),
         "sentence2": say(claim, things, rng),
         "label": int(not wanted),
     }

@@ -8,7 +8,6 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer, RobertaForMaskedLM
 
 from pocket.descriptions import Claim, holds, say
-from pocket.opinions import PRAISE
 from pocket.reading import texts
 from pocket.roberta import MAX_LENGTH, TINY, _Reader, build_tokenizer, pretrain_roberta
 
@@ -82,15 +81,15 @@ def test_the_recipe_at_its_smallest_writes_an_ordinary_folder(tmp_path: Path) ->
     assert torch.isfinite(model(**batch).logits).all()
 
 
-def test_the_shipped_base_finds_a_word_in_the_other_sentence() -> None:
+def test_the_shipped_base_knows_its_language() -> None:
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     model = AutoModelForMaskedLM.from_pretrained(BASE, dtype=torch.float32).eval()
     assert sum(file.stat().st_size for file in BASE.iterdir()) < 3_500_000
     for first, second, answer in (
-        ("there is a purple toy on sand.", "a <mask> toy on sand.", {"purple", "violet"}),
+        ("a red toy with blue <mask>.", None, {"ears", "feet"}),
+        ("what <mask> is the toy?", "the toy is red.", {"color"}),
         ("a car with green wheels.", "the wheels of the car are <mask>.", {"green", "emerald"}),
         ("a red house.", "the house is <mask> blue.", {"not"}),
-        ("mia adores the <mask> toy because it is lovely and pretty.", None, {*PRAISE}),
     ):
         batch = tokenizer(first, second, return_tensors="pt")
         hidden = batch.input_ids[0] == tokenizer.mask_token_id
