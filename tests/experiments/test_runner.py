@@ -1,6 +1,11 @@
 """Real processes run these; their kind of experiment writes down when it was called."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -124,3 +129,34 @@ def test_a_killed_write_leaves_the_old_result(sample: Experiment, tmp_path: Path
     results.write(run, Outcome(score=1 / 3, scores={}, parameters=1), ["run"])
     assert json.loads(results.file(run).read_text())["score"] == 0.333333
     assert [file.name for file in results.file(run).parent.iterdir()] == ["one-0.json"]
+
+
+def test_workers_end_with_a_killed_command(tmp_path: Path) -> None:
+    """A command that is killed outright leaves no training behind."""
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        parent.kill()
+    for _ in range(300):
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    os.kill(worker, signal.SIGKILL)
+    pytest.fail("The worker goes on without its parent.")
+
+
+PARENT = """
+import os
+import time
+
+from experiments import runner
+
+if __name__ == "__main__":
+    with runner._pool(1) as pool:
+        print(pool.submit(os.getpid).result(), flush=True)
+        pool.submit(time.sleep, 600).result()
+"""
