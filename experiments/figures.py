@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from PIL import Image
 
 from experiments.config import Experiment, read_experiment
@@ -109,6 +110,7 @@ def _draw_parameters(
             elinewidth=0.8,
         )
     axis.set_xscale("log")
+    axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_xlabel("trained parameters, without the head")
     axis.set_title(column, fontsize=10)
 
