@@ -15,29 +15,16 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import ViTConfig, ViTModel
+from transformers import ViTModel
 
 from pocket.corpus import Corpus
 from pocket.fitting import Losses, device, fit, half_precision
 from pocket.render import SIZE_PX
 from pocket.views import random_view, recolored
+from pocket.vit import WIDTH, build_vit
 
-WIDTH = 128
 _PROTOTYPES = 1024
 _LOCAL_PX = 32
-
-
-def build_vit() -> ViTModel:
-    """128 wide, four layers, 8 x 8 patches; its CLS token is the feature."""
-    config = ViTConfig(
-        hidden_size=WIDTH,
-        intermediate_size=4 * WIDTH,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        image_size=SIZE_PX,
-        patch_size=8,
-    )
-    return ViTModel(config, add_pooling_layer=False)
 
 
 class _Branch(nn.Module):
@@ -45,7 +32,7 @@ class _Branch(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.vit = build_vit()
+        self.vit = build_vit(patch_size=8)
         self.head = nn.Sequential(nn.Linear(WIDTH, 256), nn.GELU(), nn.Linear(256, 64))
         self.prototypes = nn.Parameter(torch.randn(_PROTOTYPES, 64))
 

@@ -57,15 +57,15 @@ TINY_VIT = VitRecipe(pictures=60, held_out=20, steps=2, batch=4)
 """Everything at its smallest: seconds, for tests."""
 
 
-def build_labelled_vit() -> ViTModel:
-    """128 wide, four layers, 16 x 16 patches: 17 tokens, 0.9 million parameters."""
+def build_vit(patch_size: int = 16) -> ViTModel:
+    """128 wide, four layers; with 16 x 16 patches 17 tokens and 0.9 million parameters."""
     config = ViTConfig(
         hidden_size=WIDTH,
         intermediate_size=4 * WIDTH,
         num_hidden_layers=4,
         num_attention_heads=4,
         image_size=SIZE_PX,
-        patch_size=16,
+        patch_size=patch_size,
     )
     return ViTModel(config, add_pooling_layer=False)
 
@@ -75,7 +75,7 @@ class _Labelled(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.vit = build_labelled_vit()
+        self.vit = build_vit()
         self.heads = nn.ModuleDict(
             {name: nn.Linear(WIDTH, len(values)) for name, values in LABELS.items()}
         )

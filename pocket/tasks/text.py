@@ -60,14 +60,6 @@ def _paraphrases(rng: random.Random) -> Row:
     }
 
 
-def _lookalike(thing: Scene, rng: random.Random) -> Scene:
-    """Another thing of the same kind, of which as much is told."""
-    while True:
-        scene = random_scene(rng)
-        if noun_of(scene) == noun_of(thing) and all(name in scene for name in thing):
-            return told(scene, thing)
-
-
 def _answered(rng: random.Random) -> Row:
     thing = random_thing(rng, 1, 3)
     answered = rng.random() < 0.5
