@@ -44,10 +44,11 @@ class Fitted:
     train_seconds: float
     peak_memory_mib: float
 
-    def best(self, metric: str, report: str) -> float:
-        """The score to report: the last, or the best of all evaluations."""
-        values = [point[metric] for point in self.history]
-        return max(values) if report == "best" else values[-1]
+    def reported(self, metric: str, report: str) -> dict[str, float]:
+        """The evaluation to report: the last, or the best of all by `metric`."""
+        if report == "best":
+            return max(self.history, key=lambda point: point[metric])
+        return self.history[-1]
 
 
 class _Conductor(TrainerCallback, ExportableState):

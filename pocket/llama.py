@@ -1,4 +1,4 @@
-"""A small LLaMA, trained as a language model on the texts of `pocket.stories`.
+"""A small LLaMA, trained as a language model on the texts of `pocket.texts.stories`.
 
 The words that can be worked out count more than the others, which tell what chance has put into a
 scene: without that, this few steps teach a model of this size to write but hardly to read.
@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pocket.fitting import Losses, device, fit
-from pocket.stories import KINDS, MARKS, problems, texts
+from pocket.texts.stories import KINDS, MARKS, problems, texts
 
 MAX_LENGTH = 128
 _ANSWER_WEIGHT = 8.0

@@ -58,12 +58,11 @@ def run(run: Run, work: Path) -> Outcome:
         collate=DataCollatorWithPadding(AutoTokenizer.from_pretrained(run.model)),
         score=partial(_scores, metric),
     )
-    best = max(fitted.history, key=lambda point: point[metric])
-    reported = best if run.recipe.report == "best" else fitted.history[-1]
+    reported = fitted.reported(metric, run.recipe.report)
     parameters, head_parameters = count_parameters(model, HEAD)
     return Outcome(
         score=reported[metric],
-        scores={name: value for name, value in reported.items() if name != "epoch"},
+        scores=reported,
         history=fitted.history,
         parameters=parameters,
         head_parameters=head_parameters,

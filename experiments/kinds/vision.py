@@ -93,10 +93,11 @@ def run(run: Run, work: Path) -> Outcome:
         collate=_collator(run.model),
         score=_accuracy,
     )
+    reported = fitted.reported("accuracy", recipe.report)
     parameters, head_parameters = count_parameters(model, HEAD)
     return Outcome(
-        score=fitted.best("accuracy", recipe.report),
-        scores=fitted.history[-1],
+        score=reported["accuracy"],
+        scores=reported,
         history=fitted.history,
         parameters=parameters,
         head_parameters=head_parameters,

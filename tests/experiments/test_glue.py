@@ -23,8 +23,8 @@ from experiments.data import Entry, entry
 from experiments.kinds import glue
 from experiments.methods import adapt, count_parameters
 from experiments.recipe import Recipe
-from pocket.reading import texts
 from pocket.roberta import build_tokenizer
+from pocket.texts.reading import texts
 from trainer.errors import TrainerError
 
 HEAD = ("classifier",)

@@ -7,10 +7,10 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from experiments import data
-from experiments.alpaca import prompt
 from experiments.config import read_experiment
 from experiments.data import entry
-from experiments.harness import BENCHMARKS, FOLDER, check_tasks, evaluate
+from experiments.kinds.instruct.alpaca import prompt
+from experiments.kinds.instruct.harness import BENCHMARKS, FOLDER, check_tasks, evaluate
 from pocket.tasks.instructions import evaluation
 from trainer.errors import TrainerError
 
@@ -218,7 +218,7 @@ def test_every_benchmark_has_its_files_and_a_column() -> None:
 def test_the_stock_tasks_exist() -> None:
     from lm_eval.tasks import TaskManager
 
-    from experiments.harness import _STOCK
+    from experiments.kinds.instruct.harness import _STOCK
 
     known = TaskManager()
     assert {stock.task for stock in _STOCK.values()} <= {

@@ -16,9 +16,9 @@ from transformers import (
 )
 
 from experiments import training
-from experiments.alpaca import IGNORED, collator, encode, prompt
 from experiments.config import Run
 from experiments.kinds import instruct, perform
+from experiments.kinds.instruct.alpaca import IGNORED, collator, encode, prompt
 from experiments.recipe import Recipe
 from pocket.llama import build_tokenizer
 from trainer.errors import TrainerError

@@ -58,7 +58,7 @@ def test_it_learns(method: str, tmp_path: Path) -> None:
     fitted = train(model, RECIPE, tmp_path)
     assert [point["epoch"] for point in fitted.history] == [1, 2, 3, 4, 5, 6]
     assert fitted.history[-1]["loss"] < fitted.history[0]["loss"]
-    assert fitted.best("accuracy", "best") > 60
+    assert fitted.reported("accuracy", "best")["accuracy"] > 60
     assert fitted.train_seconds > 0
     assert fitted.peak_memory_mib > 0
     assert not list(tmp_path.iterdir())  # no checkpoint of a run that took no minute
@@ -72,8 +72,8 @@ def test_last_is_evaluated_once(tmp_path: Path) -> None:
 
 def test_best_and_last() -> None:
     fitted = Fitted([{"accuracy": 3.0}, {"accuracy": 5.0}, {"accuracy": 4.0}], 1.0, 1.0)
-    assert fitted.best("accuracy", "best") == 5.0
-    assert fitted.best("accuracy", "last") == 4.0
+    assert fitted.reported("accuracy", "best")["accuracy"] == 5.0
+    assert fitted.reported("accuracy", "last")["accuracy"] == 4.0
 
 
 @pytest.mark.parametrize("method", ["loldu", "ft", "adalora"])

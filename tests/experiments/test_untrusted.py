@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.untrusted import passes
+from experiments.kinds.instruct.untrusted import passes
 
 
 def test_a_program_passes_when_it_comes_to_its_end() -> None:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import pytest
 
-from pocket.programs import COMMANDS, ProgramError, execute, passes
 from pocket.tasks.instructions import (
     ASKED_NAMES,
     EVALUATIONS,
@@ -18,6 +17,7 @@ from pocket.tasks.instructions import (
     evaluation,
     instructions,
 )
+from pocket.texts.programs import COMMANDS, ProgramError, execute, passes
 from pocket.world import INDIVIDUALS
 
 COUNT = [

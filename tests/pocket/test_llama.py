@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from experiments.alpaca import prompt
+from experiments.kinds.instruct.alpaca import prompt
 from pocket.llama import ALPACA, TINY, _instructions, _plain, build_tokenizer, pretrain_llama
-from pocket.stories import texts
 from pocket.tasks.instructions import KNOWN_NAMES, instructions
+from pocket.texts.stories import texts
 
 BASE = Path("pocket/bases/llama")
 

@@ -16,8 +16,8 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 
 from experiments import data as manifest
-from experiments.averages import percent, percent_by_kind  # noqa: F401  the task files name them
-from experiments.untrusted import passes
+from experiments.kinds.instruct.averages import percent, percent_by_kind  # noqa: F401  the task files name them
+from experiments.kinds.instruct.untrusted import passes
 
 MMLU_SHOTS, DROP_SHOTS, BBH_SHOTS = 5, 3, 3
 _LETTERS = "ABCD"

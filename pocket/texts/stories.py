@@ -9,7 +9,7 @@ from collections.abc import Callable
 from random import Random
 
 from pocket.captions import random_caption
-from pocket.problems import (
+from pocket.texts.problems import (
     NOUNS,
     PROBLEMS,
     Problem,
@@ -17,8 +17,8 @@ from pocket.problems import (
     tell_individual,
     upper,
 )
-from pocket.programs import execute, random_program
-from pocket.puzzles import PUZZLES
+from pocket.texts.programs import execute, random_program
+from pocket.texts.puzzles import PUZZLES
 from pocket.world import COLORS, INDIVIDUALS, random_scene
 
 MARKS = "{}"

@@ -1,14 +1,16 @@
 """What the text encoder reads before any task: short texts that say one thing in two ways.
 
 Each is one sequence or a pair; a word that is hidden in one half can be found in the other, in the
-same words or not: a description and another, a claim that follows, a question and its answer.
+same words or not: a description and another, a claim that follows, a question and its answer. Some
+pairs begin with a verdict on whether the second half follows from the first: what natural language
+inference teaches an encoder before it is tuned to smaller tasks.
 """
 
 import random
 from collections.abc import Callable
 
 from pocket.captions import random_caption
-from pocket.descriptions import (
+from pocket.texts.descriptions import (
     Claim,
     ask,
     describe,
@@ -20,11 +22,13 @@ from pocket.descriptions import (
     tellable,
     told,
 )
-from pocket.opinions import clause, gushing, sentence
+from pocket.texts.opinions import clause, gushing, sentence
 from pocket.world import ATTRIBUTES, Scene, random_scene
 
 Text = tuple[str, ...]
 """One sequence, or the two of a pair."""
+
+VERDICTS = ("true", "false")
 
 
 def other_value(attribute: str, value: str, rng: random.Random) -> str:
@@ -64,10 +68,10 @@ def random_pair(rng: random.Random) -> tuple[Scene, Scene]:
     return told(left, names), told(right, names)
 
 
-def random_claim(things: tuple[Scene, ...], rng: random.Random) -> Claim:
+def random_claim(things: tuple[Scene, ...], rng: random.Random, negation: float = 0.15) -> Claim:
     """A claim that may be true, false or open of one thing or two."""
     subject = rng.randrange(len(things))
-    negated = rng.random() < 0.4
+    negated = rng.random() < negation
     if len(things) == 2 and rng.random() < 0.6:
         attribute, values = rng.choice(
             (("beside", ("left", "right")), ("than", ("larger", "smaller")), ("same", ("color",)))
@@ -91,18 +95,48 @@ def _paraphrased(rng: random.Random) -> Text:
     return (describe(thing, rng), describe(thing, rng))
 
 
+def _described(rng: random.Random, pairs: float) -> tuple[str, tuple[Scene, ...]]:
+    """A description of one thing, or of two, and the things."""
+    if rng.random() < pairs:
+        left, right = random_pair(rng)
+        return describe_pair(left, right, rng), (left, right)
+    thing = random_thing(rng)
+    return describe(thing, rng), (thing,)
+
+
+def claim_about(
+    things: tuple[Scene, ...], true: bool, rng: random.Random, negation: float = 0.15
+) -> str:
+    """A sentence that holds of the things; or one that does not, or is left open."""
+    while True:
+        claim = random_claim(things, rng, negation)
+        if (holds(claim, things) is True) == true:
+            return say(claim, things, rng)
+
+
 def _claimed(rng: random.Random) -> Text:
     """A description and what follows from it."""
-    if rng.random() < 0.6:
-        things: tuple[Scene, ...] = random_pair(rng)
-        text = describe_pair(things[0], things[1], rng)
+    text, things = _described(rng, pairs=0.6)
+    return (text, claim_about(things, True, rng))
+
+
+def _judged(rng: random.Random) -> Text:
+    """A verdict, and the pair that it is on: claims, paraphrases, opinions.
+
+    Nothing is denied: with negations a verdict seems a matter of chance, until both are understood.
+    """
+    true, about = rng.random() < 0.5, rng.random()
+    if about < 0.5:
+        first, things = _described(rng, pairs=0.4)
+        second = claim_about(things, true, rng, negation=0)
+    elif about < 0.8:
+        thing = random_thing(rng)
+        first = describe(thing, rng)
+        second = describe(thing if true else change_one(thing, rng), rng)
     else:
-        things = (random_thing(rng),)
-        text = describe(things[0], rng)
-    while True:
-        claim = random_claim(things, rng)
-        if holds(claim, things):
-            return (text, say(claim, things, rng))
+        noun, good = phrase("kind", noun_of(random_scene(rng)), rng), rng.random() < 0.5
+        first, second = (clause(side, noun, rng, negation=0) + "." for side in (good, good == true))
+    return (f"{VERDICTS[not true]}: {first}", second)
 
 
 def _implied(rng: random.Random) -> Text:
@@ -141,11 +175,12 @@ def _felt(rng: random.Random) -> Text:
 
 _KINDS: tuple[tuple[Callable[[random.Random], Text], float], ...] = (
     (_captioned, 0.05),
-    (_paraphrased, 0.33),
-    (_claimed, 0.25),
+    (_paraphrased, 0.18),
+    (_claimed, 0.15),
     (_implied, 0.05),
-    (_answered, 0.14),
-    (_felt, 0.18),
+    (_answered, 0.1),
+    (_felt, 0.09),
+    (_judged, 0.38),
 )
 
 

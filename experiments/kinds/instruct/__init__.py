@@ -12,10 +12,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from experiments.alpaca import collator, encode
 from experiments.config import Run
 from experiments.data import digest, load_data
-from experiments.harness import BENCHMARKS, check_tasks, evaluate
+from experiments.kinds.instruct.alpaca import collator, encode
+from experiments.kinds.instruct.harness import BENCHMARKS, check_tasks, evaluate
 from experiments.methods import adapt, count_parameters
 from experiments.outcome import Outcome
 from experiments.training import Fitted, fit, total_steps

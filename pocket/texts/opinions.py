@@ -28,7 +28,7 @@ def _likes(good: bool, thing: str, negated: bool, rng: random.Random) -> str:
     return f"{rng.choice(_PEOPLE)} does not {verb} the {thing}"
 
 
-def clause(good: bool, thing: str, rng: random.Random, negation: float = 0.45) -> str:
+def clause(good: bool, thing: str, rng: random.Random, negation: float = 0.2) -> str:
     """A clause, without its full stop, that praises (or blames) the thing, all in all.
 
     Args:
@@ -43,7 +43,7 @@ def clause(good: bool, thing: str, rng: random.Random, negation: float = 0.45) -
     return rng.choice(_DENIALS) + said if denied else said
 
 
-def sentence(good: bool, thing: str, rng: random.Random, negation: float = 0.45) -> str:
+def sentence(good: bool, thing: str, rng: random.Random, negation: float = 0.2) -> str:
     """One clause, or two of which the main one decides."""
     main, form = clause(good, thing, rng, negation), rng.random()
     if form < 0.6:

@@ -3,7 +3,7 @@
 from itertools import pairwise
 from random import Random
 
-from pocket.problems import COLOR_NAMES, NOUNS, NUMBERS, Ask, Problem, article, joined
+from pocket.texts.problems import COLOR_NAMES, NOUNS, NUMBERS, Ask, Problem, article, joined
 
 
 def ordering(about: Random, rng: Random) -> Problem:

@@ -1,0 +1,1 @@
+"""What the two language models read, and what their tasks are made of: the world in sentences."""
