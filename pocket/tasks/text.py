@@ -12,20 +12,26 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from pocket.descriptions import (
+from pocket.texts.descriptions import (
     SYNONYMS,
     ask,
     describe,
     describe_pair,
-    holds,
     noun_of,
     phrase,
     say,
     tellable,
     told,
 )
-from pocket.opinions import clause
-from pocket.reading import change_one, other_value, random_claim, random_pair, random_thing
+from pocket.texts.opinions import clause
+from pocket.texts.reading import (
+    change_one,
+    claim_about,
+    other_value,
+    random_claim,
+    random_pair,
+    random_thing,
+)
 from pocket.world import Scene, random_scene
 
 Row = dict[str, Any]
@@ -34,6 +40,7 @@ _NOUNS = {word for noun in ("toy", "car", "house", "circle") for word in SYNONYM
 _NOUNS |= {"square", "triangle", "star", "heart"}
 _PARTS = {"ears", "feet", "wheels", "roof", "door"}
 _ADJECTIVES = {word for words in SYNONYMS.values() for word in words} - _NOUNS
+_TRAIN_ROWS, _TEST_ROWS = 1000, 400
 # What two captions have in common counts so much toward the five points of their similarity.
 SIMILARITY = {"kind": 2.0, "color": 1.0, "background": 1.0, "size": 0.5, "position": 0.5}
 
@@ -43,21 +50,23 @@ def _sentiment(rng: random.Random) -> Row:
     thing = random_thing(rng, 0, 2)
     words = [phrase(name, thing[name], rng) for name in ("size", "color") if name in thing]
     noun = phrase("kind", noun_of(thing), rng)
-    text = clause(good, " ".join([*words, noun]), rng, negation=0.3)
+    text = clause(good, " ".join([*words, noun]), rng)
     return {"sentence1": f"{text}.", "label": int(good)}
 
 
 def _paraphrases(rng: random.Random) -> Row:
-    thing = random_thing(rng, 2, 3)
+    """Of one thing or of two; what differs is a value, or who stands where."""
     same = rng.random() < 0.5
-    again = thing
-    while not same and sum(again[name] != thing[name] for name in thing) < 2:
-        again = change_one(again, rng)
-    return {
-        "sentence1": describe(thing, rng),
-        "sentence2": describe(again, rng),
-        "label": int(same),
-    }
+    if rng.random() < 0.3:
+        thing = random_thing(rng, 2, 4)
+        again = thing if same else change_one(thing, rng)
+        first, second = describe(thing, rng), describe(again, rng)
+    else:
+        left, right = random_pair(rng)
+        others = ((right, left), (change_one(left, rng), right), (left, change_one(right, rng)))
+        first = describe_pair(left, right, rng)
+        second = describe_pair(*((left, right) if same else rng.choice(others)), rng)
+    return {"sentence1": first, "sentence2": second, "label": int(same)}
 
 
 def _answered(rng: random.Random) -> Row:
@@ -85,13 +94,9 @@ def _answered(rng: random.Random) -> Row:
 def _entailed(rng: random.Random) -> Row:
     wanted = rng.random() < 0.5
     things = random_pair(rng)
-    while True:
-        claim = random_claim(things, rng)
-        if (holds(claim, things) is True) == wanted:
-            break
     return {
         "sentence1": describe_pair(*things, rng),
-        "sentence2": say(claim, things, rng),
+        "sentence2": claim_about(things, wanted, rng),
         "label": int(not wanted),
     }
 
@@ -184,12 +189,10 @@ def _acceptable(rng: random.Random) -> Row:
     return {"sentence1": text if fine else corrupt(text, rng), "label": int(fine)}
 
 
-def _split(
-    make: Callable[[random.Random], Row], label: object, train: int, test: int
-) -> DatasetDict:
+def _split(make: Callable[[random.Random], Row], label: object) -> DatasetDict:
     """Different rows of one stream: first the training split, then the test split."""
     rng, rows, seen = random.Random(20), [], set[tuple[str, ...]]()
-    while len(rows) < train + test:
+    while len(rows) < _TRAIN_ROWS + _TEST_ROWS:
         row = make(rng)
         key = tuple(sorted(value for name, value in row.items() if name != "label"))
         if key not in seen:
@@ -199,27 +202,25 @@ def _split(
     features = Features({name: Value("string") for name in columns} | {"label": label})
     return DatasetDict(
         {
-            "train": Dataset.from_list(rows[:train], features=features),
-            "test": Dataset.from_list(rows[train:], features=features),
+            "train": Dataset.from_list(rows[:_TRAIN_ROWS], features=features),
+            "test": Dataset.from_list(rows[_TRAIN_ROWS:], features=features),
         }
     )
 
 
-_TASKS: Mapping[str, tuple[Callable[[random.Random], Row], object, int]] = {
-    "sst2": (_sentiment, ClassLabel(names=["negative", "positive"]), 1600),
-    "mrpc": (_paraphrases, ClassLabel(names=["not_equivalent", "equivalent"]), 1600),
-    "cola": (_acceptable, ClassLabel(names=["unacceptable", "acceptable"]), 1600),
-    "qnli": (_answered, ClassLabel(names=["entailment", "not_entailment"]), 1600),
-    "rte": (_entailed, ClassLabel(names=["entailment", "not_entailment"]), 1200),
-    "stsb": (_similarity, Value("float32"), 1600),
+_TASKS: Mapping[str, tuple[Callable[[random.Random], Row], object]] = {
+    "sst2": (_sentiment, ClassLabel(names=["negative", "positive"])),
+    "mrpc": (_paraphrases, ClassLabel(names=["not_equivalent", "equivalent"])),
+    "cola": (_acceptable, ClassLabel(names=["unacceptable", "acceptable"])),
+    "qnli": (_answered, ClassLabel(names=["entailment", "not_entailment"])),
+    "rte": (_entailed, ClassLabel(names=["entailment", "not_entailment"])),
+    "stsb": (_similarity, Value("float32")),
 }
-_TEST_ROWS = 500
 
 
 @functools.cache
 def _task(name: str) -> DatasetDict:
-    make, label, train = _TASKS[name]
-    return _split(make, label, train, _TEST_ROWS)
+    return _split(*_TASKS[name])
 
 
 GENERATORS: dict[str, Callable[[], DatasetDict]] = {

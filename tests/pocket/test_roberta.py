@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer, RobertaForMaskedLM
 
-from pocket.descriptions import Claim, holds, say
-from pocket.reading import texts
 from pocket.roberta import MAX_LENGTH, TINY, _Reader, build_tokenizer, pretrain_roberta
+from pocket.texts.descriptions import Claim, holds, say
+from pocket.texts.reading import texts
 
 BASE = Path(__file__).parents[2] / "pocket" / "bases" / "roberta"
 
@@ -36,7 +36,7 @@ def test_words_are_hidden_in_three_ways_and_special_tokens_never() -> None:
     tokenizer = build_tokenizer(read)
     reader = _Reader(tokenizer, read, batch=64)
     torch.manual_seed(0)
-    words = asked = masked = kept = 0
+    asked = masked = kept = pairs = one_half = verdicts = judged = 0
     for _ in range(100):
         ids, labels = reader.draw()
         assert ids.shape[1] <= MAX_LENGTH
@@ -45,13 +45,23 @@ def test_words_are_hidden_in_three_ways_and_special_tokens_never() -> None:
         original = torch.where(answer, labels, ids)
         special = torch.isin(original, torch.tensor(tokenizer.all_special_ids))
         assert not (special & answer).any()
-        words += int((~special).sum())
         asked += int(answer.sum())
         masked += int((ids[answer] == tokenizer.mask_token_id).sum())
         kept += int((ids[answer] == labels[answer]).sum())
-    assert asked / words == pytest.approx(0.2, abs=0.01)
-    assert masked / asked == pytest.approx(0.6, abs=0.02)
+        verdict = torch.isin(original[:, 1], reader.verdicts)
+        told = answer[:, 1] & verdict
+        assert (answer[told].sum(1) == 1).all()  # a verdict is asked alone
+        judged, verdicts = judged + int(verdict.sum()), verdicts + int(told.sum())
+        second = (original == tokenizer.sep_token_id).cumsum(1) > 0
+        both = (answer & second).any(1) & (answer & ~second).any(1)
+        is_pair = ((original == tokenizer.sep_token_id).sum(1) > 1) & answer.any(1) & ~told
+        pairs, one_half = pairs + int(is_pair.sum()), one_half + int((is_pair & ~both).sum())
+    assert masked / asked == pytest.approx(0.8, abs=0.02)
     assert 0.1 < kept / asked < 0.16  # a tenth, and where the other word is the same one
+    assert (
+        0.7 < one_half / pairs < 0.85
+    )  # seven tenths, and where chance hid words of one half only
+    assert verdicts / judged == pytest.approx(0.63, abs=0.03)
 
 
 def test_what_holds_of_two_things() -> None:
@@ -90,6 +100,9 @@ def test_the_shipped_base_knows_its_language() -> None:
         ("what <mask> is the toy?", "the toy is red.", {"color"}),
         ("a car with green wheels.", "the wheels of the car are <mask>.", {"green", "emerald"}),
         ("a red house.", "the house is <mask> blue.", {"not"}),
+        ("<mask>: a red toy in the snow.", "the toy is crimson.", {"true"}),
+        ("<mask>: a red toy in the snow.", "the toy is azure.", {"false"}),
+        ("<mask>: anna adores the car.", "the car is lovely.", {"true"}),
     ):
         batch = tokenizer(first, second, return_tensors="pt")
         hidden = batch.input_ids[0] == tokenizer.mask_token_id

@@ -59,6 +59,11 @@ PLACES = {
         "",
     ),
 }
+OF_TWO = (
+    r".+ is to the (left|right) of .+",
+    r"there is .+ on the left and .+ on the right\.",
+    r"on the right there is .+ and on the left .+",
+)
 ADJECTIVE = "|".join(w for w in VALUE if w not in NOUNS)
 NOUN, PART = "|".join(NOUNS), "|".join(PARTS)
 
@@ -141,12 +146,10 @@ def claimed(claim: str, left: Read, right: Read) -> bool | None:
 def test_splits_are_balanced_disjoint_and_always_the_same(task: str) -> None:
     data = GENERATORS[task]()
     rows = {split: [tuple(r.values())[:-1] for r in part] for split, part in data.items()}
-    assert len(rows["test"]) == 500
-    assert 300 <= len(rows["train"]) <= 2000
+    assert {split: len(part) for split, part in rows.items()} == {"train": 1000, "test": 400}
     every = [tuple(sorted(row)) for part in rows.values() for row in part]
     assert len(set(every)) == len(every)
-    make, label, train = text._TASKS[task]
-    again = text._split(make, label, train, 500)
+    again = text._split(*text._TASKS[task])
     assert all(again[split].to_dict() == data[split].to_dict() for split in rows)
     if task != "stsb":
         for part in data.values():
@@ -154,10 +157,16 @@ def test_splits_are_balanced_disjoint_and_always_the_same(task: str) -> None:
 
 
 def test_paraphrases_say_the_same() -> None:
+    seen = set()
     for row in GENERATORS["mrpc"]()["test"]:
-        first, second = read(row["sentence1"]), read(row["sentence2"])
+        first, second = (
+            things(text) if any(re.fullmatch(form, text) for form in OF_TWO) else (read(text),)
+            for text in (row["sentence1"], row["sentence2"])
+        )
+        seen.add(len(first))
+        assert [t.keys() for t in first] == [t.keys() for t in second] or len(first) == 2, row
         assert (first == second) == bool(row["label"]), row
-        assert first.keys() == second.keys(), row
+    assert seen == {1, 2}
 
 
 def test_similarity_counts_what_is_in_common() -> None:
