@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import StableDiffusionPipeline
 from jaxtyping import Float
+from PIL.Image import Image
 from torch import Tensor, nn
 
 from trainer.checkpoint import Inputs, Progress, save_checkpoint
@@ -27,6 +28,7 @@ from trainer.memory import MemoryLadder
 from trainer.metadata import Training, describe
 from trainer.methods import Trained, save_result
 from trainer.records import MetricsLog
+from trainer.scorer import Wanted
 from trainer.scores import LiveScores, scores_at
 from trainer.tracking import Trackers
 from trainer.validation import Validation
@@ -179,15 +181,17 @@ def validate(run: Run, step: int, asked: Request, clock: Clock) -> None:
         with clock.stopped(), as_saved(run), uncompiled():
             drawn = validation.draw(step)
             if due and (scores := run.scores.get(name)):
-                measure(run, name, scores, step)
+                measure(run, name, scores, step, validation.drawn)
         if drawn is not None:
             run.trackers.show(name, drawn, step)
 
 
-def measure(run: Run, name: str, scores: LiveScores, step: int) -> None:
-    """Score a concept as it is now, and keep it if it was never better."""
+def measure(
+    run: Run, name: str, scores: LiveScores, step: int, drawn: Mapping[Wanted, Image]
+) -> None:
+    """Score a concept as it is now, `drawn` in part already, and keep it if it was never better."""
     with run.trained.only(name):
-        measured = scores.measure(run.pipeline, step, run.accelerator.device)
+        measured = scores.measure(run.pipeline, step, run.accelerator.device, drawn)
     run.trackers.log(name, measured, step)
 
     scores.keep_best(step, measured, partial(save_concept, run, name, Progress(step), measured))

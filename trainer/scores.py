@@ -62,7 +62,7 @@ class LiveScores:
 
     def see_base(self, pipeline: StableDiffusionPipeline) -> None:
         """Draw what the base makes of other prompts, while it is still as it came."""
-        self._base = self._draw(pipeline, self._plan.others)
+        self._base = self._draw(pipeline, self._plan.others, {})
 
     def resume(self, step: int) -> None:
         """Forget what was written of later steps; they are taken again."""
@@ -72,12 +72,16 @@ class LiveScores:
             whole.rename(self._folder / BEST)  # killed between two renames
 
     def measure(
-        self, pipeline: StableDiffusionPipeline, step: int, device: torch.device
+        self,
+        pipeline: StableDiffusionPipeline,
+        step: int,
+        device: torch.device,
+        drawn: Mapping[Wanted, Image.Image],
     ) -> dict[str, float]:
-        """Draw, score, and write the line and the curves of a step."""
+        """Draw what is not `drawn` already, score, and write the line and the curves of a step."""
         with on_device(pipeline, device):
-            concept = self._draw(pipeline, self._plan.asked)
-            others = self._draw(pipeline, self._plan.others)
+            concept = self._draw(pipeline, self._plan.asked, drawn)
+            others = self._draw(pipeline, self._plan.others, drawn)
         pictures = Pictures(self._true, concept, self._plan.prompts, others, self._base)
         scores = {name: round(value, 6) for name, value in self._scorer.score(pictures).items()}
         lines = [*read_scores(self._folder), {"step": step, **scores}]
@@ -109,18 +113,24 @@ class LiveScores:
         logger.info("The best so far by %s: kept in %s", by, self._folder / BEST)
 
     def _draw(
-        self, pipeline: StableDiffusionPipeline, wanted: Sequence[Wanted]
+        self,
+        pipeline: StableDiffusionPipeline,
+        wanted: Sequence[Wanted],
+        drawn: Mapping[Wanted, Image.Image],
     ) -> list[Image.Image]:
         run = self._config.run
-        return sample_images(
+        lacking = [pair for pair in wanted if pair not in drawn]
+        images = sample_images(
             pipeline,
-            [prompt for prompt, _ in wanted],
-            [seed for _, seed in wanted],
+            [prompt for prompt, _ in lacking],
+            [seed for _, seed in lacking],
             num_inference_steps=run.num_inference_steps,
             guidance_scale=run.guidance_scale,
             resolution=self._config.instance.resolution,
             progress=False,
         )
+        found = {**drawn, **dict(zip(lacking, images, strict=True))}
+        return [found[pair] for pair in wanted]
 
 
 def live_scores(

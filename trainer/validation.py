@@ -15,6 +15,7 @@ from trainer.files import save_png
 from trainer.lettering import font, wrapped
 from trainer.methods import Trained
 from trainer.sampling import sample_images
+from trainer.scorer import Wanted
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,8 @@ class Validation:
         self._num_inference_steps = run.num_inference_steps
         self._guidance_scale = run.guidance_scale
         self._folder = run.output_dir / VALIDATION
+        self.drawn: dict[Wanted, Image.Image] = {}
+        """What the last sheet shows of the adapter, for the scores; not of step 0."""
 
     def draw(self, step: int) -> Image.Image | None:
         """Draw, save and give the sheet of a step; of step 0 it has the base's row alone.
@@ -75,7 +78,11 @@ class Validation:
                 rows.append((BASE, base))
             if step > 0:
                 with self._trained.only(self._concept):
-                    rows.append((f"step {step}", self._draw(f"{step:06d}")))
+                    images = self._draw(f"{step:06d}")
+                rows.append((f"step {step}", images))
+                self.drawn = dict(
+                    zip(zip(self._prompts, self._seeds, strict=True), images, strict=True)
+                )
         drawn = sheet(rows, self._prompts, _cell_px(self._resolution))
         path = self._folder / f"{step:06d}.png"
         save_png(drawn, path)

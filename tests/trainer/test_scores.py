@@ -18,6 +18,7 @@ from trainer.__main__ import run
 from trainer.config import Config
 from trainer.errors import TrainerError
 from trainer.preset import parse
+from trainer.sampling import sample_images
 from trainer.scorer import Pictures, make_plan
 from trainer.scores import curves, read_scores
 from trainer.train_dreambooth_loldu import main
@@ -90,6 +91,27 @@ def test_scoring_leaves_chance_alone_and_the_device_free(
     assert moves == ["the device", "the device", "cpu", "cpu"]
     assert scores["dino"] == pytest.approx(1)
     assert 1e-6 < scores["drift"] < 2
+
+
+def test_pictures_of_the_sheet_are_not_drawn_again(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer, drawn = FakeScorer(0.1, 0.2, 0.3), []
+
+    def counted(pipeline, prompts, seeds, **options):  # noqa: ANN001, ANN003, ANN202
+        drawn.extend(zip(prompts, seeds, strict=True))
+        return sample_images(pipeline, prompts, seeds, **options)
+
+    monkeypatch.setattr("trainer.scores.sample_images", counted)
+    main(make_config(*SCORED, "--max_train_steps", "2"), scorer)
+    others = [pair for pair in drawn if pair[0] == "a car"]
+    # The base's, then step 0 in full, and of steps 1 and 2 what the sheet does not show.
+    assert len(drawn) == 2 + 4 + 2 + 2
+    assert len(others) == 2 + 2 + 1 + 1
+    pictures = tmp_path / "run" / "validation" / "pictures"
+    for shown, name in zip(scorer.shown[1:], ("000001-00.png", "000002-00.png"), strict=True):
+        with Image.open(pictures / name) as file:
+            assert shown.concept[0].tobytes() == file.convert("RGB").tobytes()
 
 
 def test_the_best_is_what_it_was_at_that_step(make_config: MakeConfig, tmp_path: Path) -> None:
