@@ -5,7 +5,6 @@ and data it is made; ``experiments/<name>/rows/<row>.toml`` says what one row of
 is looked up from the general to the particular: experiment, its data set, row, the row's data set.
 """
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from experiments.recipe import Recipe
-from trainer.errors import TrainerError
+from trainer.errors import TrainerError, hint
 from trainer.files import read_toml
 
 FOLDER = Path(__file__).parent
@@ -126,7 +125,8 @@ class Row:
         scales: The sizes at which it exists.
         variant: What sets it apart from the row of the same method and rank: a curve of its own.
         note: What must be known about it.
-        paper: The paper's numbers by data set, and of "parameters" and "average".
+        paper: The paper's numbers by data set, and of "parameters", "share" and
+            "average".
         common: What is trained at any scale.
         at: What is different at a scale.
     """
@@ -159,6 +159,7 @@ class Experiment:
         choices: What had to be settled.
         columns: Names of scores, where the table's columns are those and not data sets.
         decimals: Digits after the point that the table shows.
+        shares: Whether it shows parameters in percent of the base's, too.
     """
 
     name: str
@@ -172,6 +173,7 @@ class Experiment:
     choices: tuple[Choice, ...] = ()
     columns: tuple[str, ...] = ()
     decimals: int = 2
+    shares: bool = False
 
     def at(self, scale: str) -> Scale:
         """The experiment at one size.
@@ -251,7 +253,26 @@ def read_experiment(name: str) -> Experiment:
     choices = tuple(_read(Choice, c, file, "choices") for c in table.pop("choices", []))
     rows = tuple(_read_row(folder / "rows" / f"{n}.toml") for n in names)
     rest = {"name": name, "rows": rows, "scales": scales, "choices": choices}
-    return _read(Experiment, table | rest, file, "")
+    experiment = _read(Experiment, table | rest, file, "")
+    _check_names(experiment, file)
+    return experiment
+
+
+def _check_names(experiment: Experiment, file: Path) -> None:
+    """Make sure that what is said of a data set or a scale is said of one that there is."""
+    for scale, here in experiment.scales.items():
+        _known(here.summary, dict.fromkeys(("mean", "median")), f"{file} in [{scale}]", "summary")
+        data = dict.fromkeys(here.data)
+        for name in here.per_data:
+            _known(name, data, f"{file} in [{scale}.per_data]", "data set")
+        for row in experiment.rows:
+            where = f"{file.parent / 'rows' / row.name}.toml"
+            for name in row.at.get(scale, RowPart()).per_data:
+                _known(name, data, f"{where} in [{scale}.per_data]", "data set")
+    for row in experiment.rows:
+        for scale in row.scales:
+            where = f"{file.parent / 'rows' / row.name}.toml"
+            _known(scale, dict.fromkeys(SCALES), where, "scale")
 
 
 def _read_row(file: Path) -> Row:
@@ -270,10 +291,9 @@ def _read(kind: type[T], table: Table, file: Path, part: str) -> T:
     known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
     for key in table:
         if key not in known:
-            near = difflib.get_close_matches(key, [*known, *_PARTS, *SCALES], n=1)
-            hint = f"perhaps you meant {near[0]}" if near else f"it takes {', '.join(known)}"
+            perhaps = hint(key, [*known, *_PARTS, *SCALES], f"it takes {', '.join(known)}")
             where = f" in [{part}]" if part else ""
-            raise TrainerError(f"{file} has the unknown key {key}{where}; {hint}.")
+            raise TrainerError(f"{file} has the unknown key {key}{where}; {perhaps}.")
     try:
         return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in table.items()})
     except TypeError as error:
@@ -283,6 +303,5 @@ def _read(kind: type[T], table: Table, file: Path, part: str) -> T:
 def _known(name: str, choices: Mapping[str, T], whose: str, what: str = "row") -> T:
     if name in choices:
         return choices[name]
-    near = difflib.get_close_matches(name, choices, n=1)
-    hint = f"perhaps you meant {near[0]}" if near else f"choose from {', '.join(choices)}"
-    raise TrainerError(f"{whose} has no {what} {name}; {hint}.")
+    perhaps = hint(name, choices)
+    raise TrainerError(f"{whose} has no {what} {name}; {perhaps}.")

@@ -4,7 +4,6 @@ A manifest entry is a TOML table: where the rows come from (the hub, or the proc
 `pocket`), which splits, what the columns are called, under which licence.
 """
 
-import difflib
 import hashlib
 import importlib
 from collections.abc import Callable, Mapping
@@ -16,7 +15,7 @@ from typing import Any, cast
 import datasets
 import pyarrow as pa
 
-from trainer.errors import TrainerError
+from trainer.errors import TrainerError, hint
 from trainer.files import read_toml
 
 MANIFESTS = Path(__file__).parent.parent / "datasets"
@@ -84,9 +83,8 @@ def entry(name: str) -> Entry:
     """
     known = entries()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"perhaps you meant {near[0]}" if near else f"choose from {', '.join(known)}"
-        raise TrainerError(f"No manifest in datasets/ has an entry {name}; {hint}.")
+        perhaps = hint(name, known)
+        raise TrainerError(f"No manifest in datasets/ has an entry {name}; {perhaps}.")
     return known[name]
 
 

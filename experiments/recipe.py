@@ -1,13 +1,30 @@
 """How a run is trained: one flat set of options for every kind of experiment."""
 
-import difflib
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self, get_args
 
-from trainer.errors import TrainerError
+from transformers import SchedulerType
+
+from trainer.errors import TrainerError, hint
 
 Report = Literal["last", "best"]
 Precision = Literal["fp32", "bf16", "fp16"]
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "report": get_args(Report),
+    "precision": get_args(Precision),
+    "lr_scheduler": tuple(kind.value for kind in SchedulerType),
+}
+_TEXTS = (*_CHOICES, "tasks")
+_COUNTS = (
+    "batch_size",
+    "micro_batch_size",
+    "epochs",
+    "evaluate_every",
+    "max_length",
+    "image_size_px",
+    "limit",
+)
+"""Of which nothing would be left at 0."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +50,8 @@ class Recipe:
         crop_scale_min: Least share of a picture's area that a random crop shows; 1 crops nothing.
         flip: Mirror half of the pictures.
         train_on_inputs: Whether the loss counts the tokens of the instruction too.
-        tasks: The evaluations of an instruction-tuned model: "instructeval" or lm-eval's "stock".
+        tasks: The evaluations of an instruction-tuned model: a folder of experiments/instruct/tasks
+            ("instructeval", "pocket"), or "stock", lm-eval's own.
         limit: Rows of each evaluation; all where there is none.
     """
 
@@ -68,17 +86,21 @@ class Recipe:
         known = {f.name for f in fields(cls)}
         for key in values:
             if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                hint = f"perhaps you meant {near[0]}" if near else "see experiments/recipe.py"
-                raise TrainerError(f"{where} has the unknown option {key}; {hint}.")
+                perhaps = hint(key, known, "see experiments/recipe.py")
+                raise TrainerError(f"{where} has the unknown option {key}; {perhaps}.")
         recipe = cls(**values)
-        for key, choices in (("report", get_args(Report)), ("precision", get_args(Precision))):
+        for key, choices in _CHOICES.items():
             if getattr(recipe, key) not in choices:
                 raise TrainerError(
                     f"{where}: {key} must be one of {', '.join(choices)}, not {values[key]!r}."
                 )
-        micro = recipe.micro_batch_size
-        if recipe.batch_size < 1 or (micro is not None and recipe.batch_size % micro):
+        for key, value in values.items():
+            least = 1 if key in _COUNTS else 0
+            if key not in _TEXTS and not (isinstance(value, int | float) and value >= least):
+                raise TrainerError(
+                    f"{where}: {key} must be a number from {least} on, not {value!r}."
+                )
+        if recipe.batch_size % (recipe.micro_batch_size or 1):
             raise TrainerError(
                 f"{where}: batch_size {recipe.batch_size} must be a multiple of micro_batch_size."
             )

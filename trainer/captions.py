@@ -1,6 +1,5 @@
 """What is said about a picture: `name.txt` beside it, or its line of `metadata.jsonl`."""
 
-import difflib
 import json
 import unicodedata
 from collections.abc import Iterable
@@ -8,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from trainer.errors import Mistakes, TrainerError
+from trainer.errors import Mistakes, TrainerError, hint
 
 METADATA = "metadata.jsonl"
 _EXAMPLE = '{"file_name": "a.png", "text": "a photo of sks dog"}'
@@ -78,9 +77,10 @@ def _parse(text: str, where: str, known: dict[str, str]) -> tuple[str, Line]:
         raise TrainerError(f"{where} has no file_name; it should look like {_EXAMPLE}.")
     name = same_name(str(PurePosixPath(row["file_name"])))
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"perhaps you meant {near[0]}" if near else "correct the name or remove the line"
-        raise TrainerError(f"{where} is about {name}, but the folder has no such picture; {hint}.")
+        perhaps = hint(name, known, "correct the name or remove the line")
+        raise TrainerError(
+            f"{where} is about {name}, but the folder has no such picture; {perhaps}."
+        )
     if not {"text", "repeats"} & row.keys():
         raise TrainerError(f"{where} has no text; it should look like {_EXAMPLE}.")
     caption, repeats = row.get("text"), row.get("repeats", 1)

@@ -1,6 +1,5 @@
 """The options of every concept of a run: one, or those of a TOML file with a table each."""
 
-import difflib
 import re
 from dataclasses import fields, replace
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from trainer.checks import check
 from trainer.config import Config
-from trainer.errors import TrainerError
+from trainer.errors import TrainerError, hint
 from trainer.files import read_toml
 
 SINGLE = "default"
@@ -62,9 +61,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _value(path: Path, concept: str, key: str, value: object) -> Any:  # noqa: ANN401
     if key not in _KEYS:
-        near = difflib.get_close_matches(key, _KEYS, n=1)
-        hint = f"perhaps you meant {near[0]}" if near else f"a concept has {', '.join(_KEYS)}"
-        raise TrainerError(f"{path}: [{concept}] has the unknown key {key}; {hint}.")
+        perhaps = hint(key, _KEYS, f"a concept has {', '.join(_KEYS)}")
+        raise TrainerError(f"{path}: [{concept}] has the unknown key {key}; {perhaps}.")
     if key in _LISTS:
         texts = [value] if isinstance(value, str) else value
         if isinstance(texts, list) and all(isinstance(text, str) for text in texts):

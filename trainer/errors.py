@@ -1,11 +1,26 @@
 """How a run ends before its time: mistakes, told one by one or together, and being asked to."""
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
 class TrainerError(Exception):
     """A mistake in flags, files or environment, told in one sentence without a traceback."""
+
+
+def hint(name: str, known: Iterable[str], otherwise: str | None = None) -> str:
+    """What an unknown name could have meant.
+
+    Args:
+        name: as it was written.
+        known: the names there are.
+        otherwise: what to say where none is near; to choose from the known ones, unless given.
+    """
+    names = list(known)
+    if near := difflib.get_close_matches(name, names, n=1):
+        return f"perhaps you meant {near[0]}"
+    return otherwise or f"choose from {', '.join(names)}"
 
 
 class Mistakes:

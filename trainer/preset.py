@@ -1,6 +1,5 @@
 """From the command line to a Config: TOML presets become flags placed before the person's own."""
 
-import difflib
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -10,7 +9,7 @@ import tyro
 
 from trainer.checks import check, check_fit
 from trainer.config import Config, option_names
-from trainer.errors import TrainerError
+from trainer.errors import TrainerError, hint
 from trainer.files import read_toml
 
 PRESETS = Path(__file__).parent / "presets"
@@ -72,9 +71,8 @@ def read_preset(path: Path, options: Sequence[str]) -> list[str]:
     flags: list[str] = []
     for key, value in _flat(read_toml(path, "The preset")):
         if key not in options:
-            near = difflib.get_close_matches(key, options, n=1)
-            hint = f"perhaps you meant {near[0]}" if near else "see --help for the options"
-            raise TrainerError(f"The preset {path} has the unknown key {key}; {hint}.")
+            perhaps = hint(key, options, "see --help for the options")
+            raise TrainerError(f"The preset {path} has the unknown key {key}; {perhaps}.")
         flags += as_flags(key, value)
     return flags
 

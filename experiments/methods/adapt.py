@@ -1,6 +1,5 @@
 """Puts a method on a model: an adapter on its projections, or a choice of its weights."""
 
-import difflib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +21,7 @@ from experiments.methods.melora import cut_into_blocks, melora_config
 from experiments.methods.selective import bias_only, everything, head_only, nothing
 from loldu import LoLDUConfig
 from loldu.targets import SPELLINGS, linear_names, what_was_meant
-from trainer.errors import TrainerError
+from trainer.errors import TrainerError, hint
 
 QUERY_AND_VALUE = ("q_proj", "v_proj")
 
@@ -66,9 +65,8 @@ def check_method(name: str, known: Collection[str] = METHODS) -> None:
         TrainerError: It is not.
     """
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"perhaps you meant {near[0]}" if near else f"choose from {', '.join(known)}"
-        raise TrainerError(f"There is no method {name}; {hint}.")
+        perhaps = hint(name, known)
+        raise TrainerError(f"There is no method {name}; {perhaps}.")
 
 
 def adapt(
@@ -103,12 +101,12 @@ def adapt(
         if options:
             raise TrainerError(f"The method {method} takes no options, not {', '.join(options)}.")
         chosen.trains(model, head)
-        return model
+        return _in_fp32(model)
     given = {"target_modules": QUERY_AND_VALUE, **chosen.options, **options}
     given["target_modules"] = resolve_targets(model, given["target_modules"])
     if chosen.config is AdaLoraConfig:
         given |= {"total_step": total_steps}
-        # Shares of the training, as PEFT asks for steps: a tenth to warm up, half to prune in.
+        # PEFT asks for steps: ranks are cut from a tenth of the training on until its half.
         given.setdefault("tinit", total_steps // 10)
         given.setdefault("tfinal", total_steps // 2)
     if chosen.config is LoLDUConfig:
@@ -123,7 +121,15 @@ def adapt(
             chosen.finish(adapted)
     except (TypeError, ValueError) as error:
         raise TrainerError(f"The options of {method} cannot be: {error}.") from error
-    return adapted
+    return _in_fp32(adapted)
+
+
+def _in_fp32(model: nn.Module) -> nn.Module:
+    """What is trained, in fp32: steps of a rate such as 1e-3 get lost in half precision."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return model
 
 
 def resolve_targets(model: nn.Module, targets: Sequence[str]) -> list[str]:
@@ -131,17 +137,25 @@ def resolve_targets(model: nn.Module, targets: Sequence[str]) -> list[str]:
 
     Libraries rename projections at times; transformers 5 calls ViT's `query` `q_proj`.
 
+    Args:
+        model: Where they are looked for.
+        targets: Names of linear layers, or ends of them, such as `output.dense`.
+
     Raises:
         TrainerError: A name is that of no linear layer, in any spelling.
     """
-    names = linear_names(model)
+    layers = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
+
+    def present(target: str) -> bool:
+        return any(name == target or name.endswith(f".{target}") for name in layers)
+
     found = []
     for target in targets:
-        spellings = {s for spelling in SPELLINGS if target in spelling for s in spelling}
-        matches = sorted({target, *spellings} & names) if target not in names else [target]
+        spellings = sorted(s for spelling in SPELLINGS if target in spelling for s in spelling)
+        matches = [target] if present(target) else [s for s in spellings if present(s)]
         if not matches:
             kind = type(model).__name__
-            meant = what_was_meant([target], names)
+            meant = what_was_meant([target], linear_names(model))
             raise TrainerError(f"No layer of {kind} is called {target}. {meant}")
         found += matches
     return found

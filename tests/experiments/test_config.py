@@ -36,6 +36,35 @@ def test_shared_rows_are_the_same_runs(sample: Experiment) -> None:
         ("rows/plain.toml", "[recipe]", "[recipes]", "unknown key recipes; perhaps you meant"),
         ("rows/plain.toml", "label", "label = = 1", "cannot be read as TOML"),
         ("rows/shared.toml", "sample/plain", "sample/plane", "perhaps you meant plain"),
+        (
+            "experiment.toml",
+            '"median"',
+            '"meadian"',
+            "no summary meadian; perhaps you meant median",
+        ),
+        (
+            "experiment.toml",
+            "per_data.two",
+            "per_data.tow",
+            "no data set tow; perhaps you meant two",
+        ),
+        (
+            "rows/plain.toml",
+            "per_data.two",
+            "per_data.tow",
+            "no data set tow; perhaps you meant two",
+        ),
+        ("rows/plain.toml", "label", 'scales = ["pockit"]\nlabel', "no scale pockit; perhaps you"),
+        ("experiment.toml", "epochs = 2", "epochs = 0", "epochs must be a number from 1 on, not 0"),
+        ("experiment.toml", "= 0.1", '= "1e-3"', "learning_rate must be a number from 0 on"),
+        ("experiment.toml", "epochs = 2", 'lr_scheduler = "cosin"', "lr_scheduler must be one of"),
+        (
+            "experiment.toml",
+            "epochs = 2",
+            "micro_batch_size = 0",
+            "micro_batch_size must be a number",
+        ),
+        ("experiment.toml", "epochs = 2", "micro_batch_size = 5", "a multiple of micro_batch_size"),
     ],
 )
 def test_mistakes_are_told(
@@ -76,9 +105,31 @@ def test_shipped_configs(name: str) -> None:
             assert len(runs) == len(here.data) * len(here.seeds)
             assert {run.method for run in runs} <= set(methods_of(experiment.kind))
         if scale == "full":
-            columns = {*(experiment.columns or here.data), "parameters", "average"}
+            columns = {*(experiment.columns or here.data), "parameters", "share", "average"}
             for row in experiment.rows_at(scale):
                 assert set(row.paper) <= columns
+
+
+@pytest.mark.parametrize(
+    ("name", "ours", "other"),
+    [
+        ("glue", "loldu", "svfit"),
+        ("glue_large", "loldu", "svfit"),
+        ("instruct", "loldu", "svfit"),
+        ("vision", "loldu-full", "svfit-full"),
+        ("vision", "loldu-twelfth", "svfit-twelfth"),
+        ("personalization", "loldu-r32", "svfit-r32"),
+    ],
+)
+def test_svfit_is_loldu_with_other_factors(name: str, ours: str, other: str) -> None:
+    experiment = read_experiment(name)
+    pairs = zip(
+        experiment.runs(experiment.row(ours), "full"),
+        experiment.runs(experiment.row(other), "full"),
+        strict=True,
+    )
+    for one, two in pairs:
+        assert two.settings() == {**one.settings(), "method": "svfit"}
 
 
 def test_shipped_claims_compare_rows_that_are_there() -> None:

@@ -121,6 +121,14 @@ def test_projections_are_found_under_either_name(targets: tuple[str, str]) -> No
         assert set(resolve_targets(model, targets)) == expected
 
 
+def test_layers_of_one_name_are_told_apart_by_what_they_are_in() -> None:
+    model = RobertaForSequenceClassification(RobertaConfig(**SMALL))
+    adapted = adapt(model, "loldu", {"target_modules": ["attention.output.dense"], "r": 2}, seed=0)
+    trained = [name for name, p in adapted.named_parameters() if p.requires_grad]
+    assert trained
+    assert all(".attention.output.dense." in name for name in trained)
+
+
 @pytest.mark.parametrize(
     ("method", "options", "told"),
     [
