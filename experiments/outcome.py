@@ -13,6 +13,7 @@ class Outcome:
         score: The number of the paper's table, in its unit.
         scores: Every number that was measured, by name.
         history: Scores on the way: epoch or step, and what was measured there.
+        losses: The mean training loss of each epoch.
         parameters: Trained, without the head.
         head_parameters: Trained in the head.
         train_seconds: Of training alone.
@@ -26,6 +27,7 @@ class Outcome:
     parameters: int
     head_parameters: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
     train_seconds: float = 0.0
     peak_memory_mib: float = 0.0
     facts: dict[str, Any] = field(default_factory=dict)

@@ -3,6 +3,8 @@
 # The Trainer's arguments are typed more narrowly than what it takes.
 # pyright: reportArgumentType=false
 
+import json
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
 
@@ -38,9 +41,17 @@ Rows = Dataset | torch.utils.data.Dataset[Any]
 
 @dataclass(frozen=True)
 class Fitted:
-    """What came of a training: evaluations by epoch, seconds of training, peak memory."""
+    """What came of a training.
+
+    Attributes:
+        history: Evaluations, by epoch.
+        losses: The mean loss of each epoch.
+        train_seconds: Of training alone.
+        peak_memory_mib: While training.
+    """
 
     history: list[dict[str, float]]
+    losses: list[float]
     train_seconds: float
     peak_memory_mib: float
 
@@ -108,6 +119,25 @@ class _Trainer(Trainer):
             adalora.peft_config[adalora.trainable_adapter_name].rank_pattern = pattern
             vars(adalora.rankallocator).update(importance)
 
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:  # noqa: ANN401  a loss, or a loss and outputs
+        """The model's loss; in training AdaLoRA's regularizer too, which PeftModel leaves out."""
+        found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        adalora = _adalora(self.model)
+        if adalora is None or return_outputs:
+            return found
+        weight = adalora.peft_config[adalora.trainable_adapter_name].orth_reg_weight
+        return found + weight * _orthogonality(adalora)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """None: an estimate that nobody reads, for which every step goes through all modules."""
+        return 0
+
 
 _STATE, _IMPORTANCE = "state.pt", ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
@@ -124,6 +154,19 @@ def _allocation(model: nn.Module | None) -> tuple[Any, dict[str, Any]] | None:
         return None
     pattern = adalora.peft_config[adalora.trainable_adapter_name].rank_pattern
     return pattern, {name: getattr(adalora.rankallocator, name) for name in _IMPORTANCE}
+
+
+def _orthogonality(adalora: nn.Module) -> torch.Tensor:
+    """How far AdaLoRA's factors are from orthogonal: the mean of all ‖Pᵀ P - I‖_F and ‖Q Qᵀ - I‖_F.
+
+    Source: Zhang et al., "AdaLoRA: Adaptive Budget Allocation", 2023, Eq. (4).
+    """
+    norms = []
+    for name, factor in adalora.named_parameters():
+        if "lora_A" in name or "lora_B" in name:
+            gram = factor @ factor.T if "lora_A" in name else factor.T @ factor
+            norms.append(torch.linalg.matrix_norm(gram - torch.eye(len(gram)).to(gram)))
+    return torch.stack(norms).mean()
 
 
 class _Reallocation(TrainerCallback):
@@ -182,9 +225,11 @@ def fit(
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)  # a run has one line, which its runner prints
+    # A batch's loss is the mean of its micro batches'. The Trainer thinks that every model weighs
+    # them by the batch's labels, and would add them up: RoBERTa's losses do not.
+    trainer.model_accepts_loss_kwargs = False
     memory = PeakMemory(arguments.device)
-    last = get_last_checkpoint(str(work)) if work.is_dir() else None
-    trainer.train(resume_from_checkpoint=last)
+    trainer.train(resume_from_checkpoint=_last_checkpoint(work))
     peak_mib = memory.peak_mib()
     conductors = [c for c in trainer.callback_handler.callbacks if isinstance(c, _Conductor)]
     history = [
@@ -192,7 +237,22 @@ def fit(
         for entry in trainer.state.log_history
         if "eval_loss" in entry
     ]
-    return Fitted(history, conductors[0].seconds, peak_mib)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return Fitted(history, losses, conductors[0].seconds, peak_mib)
+
+
+def _last_checkpoint(work: Path) -> str | None:
+    """The last checkpoint that is whole; later ones, which a kill cut short, go.
+
+    The Trainer writes its own state last.
+    """
+    while work.is_dir() and (last := get_last_checkpoint(str(work))):
+        try:
+            json.loads((Path(last) / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+            return last
+        except (OSError, ValueError):
+            shutil.rmtree(last)
+    return None
 
 
 def total_steps(recipe: Recipe, rows: int) -> int:
@@ -221,7 +281,7 @@ def _arguments(recipe: Recipe, seed: int, work: Path) -> TrainingArguments:
         save_strategy="no",
         save_total_limit=1,
         restore_callback_states_from_checkpoint=True,
-        logging_strategy="no",
+        logging_strategy="epoch",
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,
