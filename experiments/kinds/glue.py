@@ -19,6 +19,7 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalPrediction
 
+from experiments.base import facts_of, fetching
 from experiments.config import Run
 from experiments.data import digest, entry, load_data
 from experiments.methods import adapt, count_parameters
@@ -41,10 +42,16 @@ def run(run: Run, work: Path) -> Outcome:
     encoded = _encoded(run.data, run.model, run.recipe.max_length)
     labels = rows["train"].features["label"]
     num_labels = labels.num_classes if isinstance(labels, ClassLabel) else 1
-    torch.manual_seed(run.seed)  # of the head
-    base = AutoModelForSequenceClassification.from_pretrained(
-        run.model, num_labels=num_labels, dtype=torch.float32
-    )
+    torch.manual_seed(run.seed)  # of the new head, the same for every method
+    with fetching(run.model):
+        base = AutoModelForSequenceClassification.from_pretrained(
+            run.model, num_labels=num_labels, dtype=torch.float32
+        )
+    facts = {
+        **facts_of(base),
+        "data": digest(rows),
+        "rows": {name: len(part) for name, part in rows.items()},
+    }
     steps = total_steps(run.recipe, len(encoded["train"]))
     model = adapt(base, run.method, run.options, head=HEAD, seed=run.seed, total_steps=steps)
     fitted = fit(
@@ -64,11 +71,12 @@ def run(run: Run, work: Path) -> Outcome:
         score=reported[metric],
         scores=reported,
         history=fitted.history,
+        losses=fitted.losses,
         parameters=parameters,
         head_parameters=head_parameters,
         train_seconds=fitted.train_seconds,
         peak_memory_mib=fitted.peak_memory_mib,
-        facts={"data": digest(rows), "rows": {name: len(part) for name, part in rows.items()}},
+        facts=facts,
     )
 
 
@@ -85,7 +93,8 @@ def _metric(data: str) -> str:
 @cache
 def _encoded(data: str, model: str, max_length: int) -> DatasetDict:
     """The rows of a task as token ids; test rows by length, so that batches need little padding."""
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    with fetching(model):
+        tokenizer = AutoTokenizer.from_pretrained(model)
     rows = load_data(data)
 
     def encode(batch: dict[str, list[str]]) -> Mapping[str, object]:
@@ -114,8 +123,8 @@ def _classified(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def _correlated(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Correlations with the true scores; 0 for a constant, which correlates with nothing."""
-    if np.ptp(predicted) == 0:
+    """Correlations with the true scores; 0 for a constant or no numbers, which tell nothing."""
+    if not np.isfinite(predicted).all() or np.ptp(predicted) == 0:
         return {"pearson": 0.0, "spearman": 0.0}
     return {
         "pearson": pearsonr(predicted, labels).statistic,

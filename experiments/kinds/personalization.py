@@ -1,24 +1,27 @@
 """Teaches a diffusion model a concept by the project's trainer and scores what it draws.
 
 The trainer measures as it goes (DINO and CLIP-I against the concept's pictures, CLIP-T against the
-prompts), so a result also holds the way there, and a strip of pictures of it.
+prompts), so a result also holds the way there, and a strip of pictures of it: the concept's own,
+then what is drawn for the first prompt at every step that was measured.
 """
 
 import json
-import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from experiments.config import Run
 from experiments.data import Entry, entry
 from experiments.memory import PeakMemory
 from experiments.outcome import Outcome
+from experiments.renaming import copy_renamed
 from trainer.base import fingerprint, load_pipeline
 from trainer.errors import TrainerError
 from trainer.files import save_png
+from trainer.images import load_image
 from trainer.instances import list_images
 from trainer.preset import as_flags, parse
 from trainer.scores import read_scores
@@ -45,7 +48,7 @@ def run(run: Run, work: Path) -> Outcome:
     word = run.method == "textual_inversion"
     pictures = work / "renamed" if word else folder
     if word:
-        _rename(folder, pictures)
+        copy_renamed(folder, pictures, TOKEN, WORD)
     config = parse(_flags(run, subject, WORD if word else TOKEN, pictures, work))
     memory = PeakMemory(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     train(config)
@@ -53,7 +56,10 @@ def run(run: Run, work: Path) -> Outcome:
     points = read_scores(work)
     summary = json.loads((work / "summary.json").read_text(encoding="utf-8"))
     scores = {name: points[-1][name] for name in (*METRICS, "drift")}
-    save_png(_strip(work / "validation" / "pictures"), work / "strip.png")
+    images = list_images(folder)
+    drawn = work / "validation" / "pictures"
+    steps = [drawn / "base-00.png", *sorted(drawn.glob("[0-9]*-00.png"))]
+    save_png(_strip([images[0], *steps]), work / "strip.png")
     return Outcome(
         score=mean(scores[name] for name in METRICS),
         scores=scores,
@@ -63,7 +69,7 @@ def run(run: Run, work: Path) -> Outcome:
         peak_memory_mib=peak_mib,
         facts={
             "base": fingerprint(load_pipeline(run.model)),
-            "instance_images": len(list_images(folder)),
+            "instance_images": len(images),
         },
         picture=work / "strip.png",
     )
@@ -73,6 +79,7 @@ def _flags(run: Run, subject: Entry, token: str, pictures: Path, work: Path) -> 
     """The trainer's command line: the row's options, and what depends on the concept."""
     options = dict(run.options)
     thing = subject.extra["class_name"]
+    start = subject.extra.get("initializer", thing.split()[-1])  # which must be one token
 
     def filled(templates: list[str]) -> list[str]:
         return [t.format(token=token, class_name=thing) for t in templates]
@@ -82,9 +89,7 @@ def _flags(run: Run, subject: Entry, token: str, pictures: Path, work: Path) -> 
     preset = options.pop("preset")
     if options.get("with_prior_preservation") and "class_prompt" not in options:
         options["class_prompt"] = [f"a photo of a {thing}"]
-    words = (
-        {"placeholder_token": WORD, "initializer_token": thing.split()[-1]} if token == WORD else {}
-    )
+    words = {"placeholder_token": WORD, "initializer_token": start} if token == WORD else {}
     fixed = {
         "method": run.method,
         "pretrained_model_name_or_path": run.model,
@@ -108,22 +113,10 @@ def _flags(run: Run, subject: Entry, token: str, pictures: Path, work: Path) -> 
     return [*flags, *(["--resume", "latest"] if again else ["--overwrite"])]
 
 
-def _rename(folder: Path, copy: Path) -> None:
-    """Copy pictures, with captions that call the concept by its new word."""
-    shutil.copytree(folder, copy, dirs_exist_ok=True)
-    for caption in copy.glob("*.txt"):
-        text = caption.read_text(encoding="utf-8").replace(TOKEN, WORD)
-        caption.write_text(text, encoding="utf-8")
-
-
-def _strip(folder: Path) -> Image.Image:
-    """The first prompt's picture by the base, then at every step that was measured."""
-    files = [folder / "base-00.png", *sorted(folder.glob("[0-9]*-00.png"))]
+def _strip(files: Sequence[Path]) -> Image.Image:
+    """Pictures side by side, each cut to a square."""
     strip = Image.new("RGB", (STRIP_PX * len(files), STRIP_PX))
     for place, file in enumerate(files):
-        with Image.open(file) as picture:
-            size = (STRIP_PX, STRIP_PX)
-            strip.paste(
-                picture.convert("RGB").resize(size, Image.Resampling.LANCZOS), (place * STRIP_PX, 0)
-            )
+        square = ImageOps.fit(load_image(file), (STRIP_PX, STRIP_PX), Image.Resampling.LANCZOS)
+        strip.paste(square, (place * STRIP_PX, 0))
     return strip

@@ -8,7 +8,6 @@ resized to what the model takes.
 # torchvision and Hugging Face datasets are typed in part only.
 # pyright: reportArgumentType=false, reportCallIssue=false
 
-import hashlib
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -24,6 +23,7 @@ from torchvision.transforms import InterpolationMode, v2
 from transformers import AutoImageProcessor, ViTForImageClassification
 from transformers.trainer_utils import EvalPrediction
 
+from experiments.base import facts_of, fetching
 from experiments.config import Run
 from experiments.data import digest, load_data
 from experiments.methods import adapt, count_parameters
@@ -65,13 +65,24 @@ def run(run: Run, work: Path) -> Outcome:
         TrainerError: The base or the data cannot be had, or an option cannot be.
     """
     data, recipe = load_data(run.data), run.recipe
-    labels = data["train"].features["label"]
+    labels, tested = (data[split].features["label"] for split in ("train", "test"))
     if not isinstance(labels, ClassLabel):
         raise TrainerError(f"The column label of {run.data} does not hold classes: see its entry.")
-    base = _load_base(run.model, len(labels.names), run.seed)
-    of_base = {
-        "base": _digest(base.vit),
-        "base_parameters": sum(p.numel() for p in base.vit.parameters()),
+    if labels != tested:
+        raise TrainerError(
+            f"The classes of {run.data} are others, or in another order, in its train and test "
+            "splits: see its entry."
+        )
+    torch.manual_seed(run.seed)  # of the new head, the same for every method
+    with fetching(run.model):
+        base = ViTForImageClassification.from_pretrained(
+            run.model, num_labels=len(labels.names), dtype=torch.float32
+        )
+    facts = {
+        **facts_of(base),
+        "data": _data_digest(run.data),
+        "classes": len(labels.names),
+        "rows": {name: len(rows) for name, rows in data.items()},
     }
     steps = total_steps(recipe, len(data["train"]))
     model = adapt(base, run.method, run.options, head=HEAD, seed=run.seed, total_steps=steps)
@@ -99,16 +110,12 @@ def run(run: Run, work: Path) -> Outcome:
         score=reported["accuracy"],
         scores=reported,
         history=fitted.history,
+        losses=fitted.losses,
         parameters=parameters,
         head_parameters=head_parameters,
         train_seconds=fitted.train_seconds,
         peak_memory_mib=fitted.peak_memory_mib,
-        facts={
-            **of_base,
-            "data": _data_digest(run.data),
-            "classes": len(labels.names),
-            "rows": {name: len(pictures) for name, pictures in splits.items()},
-        },
+        facts=facts,
     )
 
 
@@ -125,21 +132,10 @@ def transform(recipe: Recipe, *, training: bool) -> v2.Transform:
     return v2.Compose(steps)
 
 
-def _load_base(name: str, num_labels: int, seed: int) -> ViTForImageClassification:
-    """The base with a new head, the same for every method of a seed."""
-    torch.manual_seed(seed)
-    try:
-        return ViTForImageClassification.from_pretrained(name, num_labels=num_labels)
-    except OSError as error:
-        raise TrainerError(
-            f"The model {name} is neither a folder here nor in the cache of the Hugging Face hub: "
-            "connect to the network and run again."
-        ) from error
-
-
 def _collator(model: str) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
     """Makes rows a batch, normalized as the model's processor says."""
-    processor = AutoImageProcessor.from_pretrained(model)
+    with fetching(model):
+        processor = AutoImageProcessor.from_pretrained(model)
     mean, std = (
         255 * torch.tensor(values).view(3, 1, 1)
         for values in (processor.image_mean, processor.image_std)
@@ -177,11 +173,3 @@ def _decode_all(data: str, split: str) -> list[Tensor] | None:
 @cache
 def _data_digest(data: str) -> str:
     return digest(load_data(data))
-
-
-def _digest(model: nn.Module) -> str:
-    """The first digits of a SHA-256 over all weights."""
-    sha = hashlib.sha256()
-    for name, weight in sorted(model.state_dict().items()):
-        sha.update(name.encode() + weight.detach().float().cpu().contiguous().numpy().tobytes())
-    return sha.hexdigest()[:16]

@@ -14,12 +14,13 @@ from pathlib import Path
 import torch
 import tyro
 
+from benchmarks.provenance import write_record
 from experiments.pocket_concepts.judge import LOOKS, Drawn, Judge
 from experiments.pocket_concepts.report import by_concept, by_method, comparison
 from loldu import load_concept
 from pocket.world import CONCEPTS
 from trainer.base import fingerprint, load_pipeline
-from trainer.files import save_png, write_atomically
+from trainer.files import save_png
 from trainer.preset import parse
 from trainer.train_dreambooth_loldu import main as train
 
@@ -78,7 +79,7 @@ def run_one(options: Options, seed: int, judge: Judge) -> dict[str, object]:
         else:
             pipeline.load_lora_weights(str(work), weight_name="pytorch_lora_weights.safetensors")
         judge.draw(pipeline).save(pictures)
-        _write(stamp, made_with)
+        write_record(stamp, made_with)
     summary = json.loads((work / "summary.json").read_text())
     return {
         "concept": judge.name,
@@ -122,19 +123,14 @@ def main(options: Options) -> None:
         judge = Judge(concept)
         base_file = options.results / "base" / f"{concept}.json"
         if not base_file.exists():
-            _write(base_file, measure_base(judge))
+            write_record(base_file, measure_base(judge))
         for seed in options.seeds:
             file = options.results / options.name / f"{concept}-{seed}.json"
             if not file.exists():
-                _write(file, run_one(options, seed, judge))
+                write_record(file, run_one(options, seed, judge))
             elif (was := json.loads(file.read_text())["flags"]) != shlex.split(options.flags):
                 sys.exit(f"{file} was made with {shlex.join(was)}; choose another --name.")
     print(by_method(options.results), by_concept(options.results), sep="\n\n")  # noqa: T201
-
-
-def _write(file: Path, record: dict[str, object]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from statistics import mean, stdev
 from PIL import Image
 
 from experiments.pocket_concepts.judge import SEEDS_EACH, Drawn, pictures_of
+from experiments.table import as_markdown
 from pocket.judge import sheet
 from trainer.instances import list_images
 
@@ -29,7 +30,7 @@ def by_method(results: Path) -> str:
             values = [r["scores"][column] for r in runs]
             row.append(f"{mean(values):.3f} ± {stdev(values) if len(values) > 1 else 0:.3f}")
         rows.append(row)
-    return _markdown(header, rows)
+    return as_markdown(header, rows)
 
 
 def by_concept(results: Path) -> str:
@@ -43,7 +44,7 @@ def by_concept(results: Path) -> str:
             closed = [f"{mean(_closed(r, base, k) for r in own):.2f}" for k in _LIKENESS if own]
             row.append(" / ".join(closed))
         rows.append(row)
-    return _markdown(["gap closed", *methods], rows)
+    return as_markdown(["gap closed", *methods], rows)
 
 
 def comparison(results: Path, work: Path) -> Image.Image:
@@ -75,8 +76,3 @@ def _closed(run: dict, base: dict[str, Record], metric: str) -> float:
     of_base = base[run["concept"]]
     start, goal = of_base["scores"][metric], of_base["real"][metric]
     return (run["scores"][metric] - start) / (goal - start)
-
-
-def _markdown(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -21,6 +21,7 @@ from experiments.pocket_concepts.judge import TUNING, Judge
 from experiments.pocket_curves.report import differences, picture, table
 from experiments.pocket_curves.scorer import METRICS, CurveScorer
 from experiments.pocket_curves.variants import VARIANTS, WORD
+from experiments.renaming import copy_renamed
 from pocket.world import CONCEPTS
 from trainer.base import fingerprint, load_pipeline
 from trainer.files import save_png
@@ -70,7 +71,7 @@ def run_one(name: str, flags: list[str], seed: int, judge: Judge) -> dict[str, A
     token = WORD if word else "sks"
     folder = work.with_name(f"{work.name}-pictures") if word else judge.folder
     if word:
-        _rename(judge.folder, folder, token)
+        copy_renamed(judge.folder, folder, "sks", token)
     argv = [
         "--preset",
         "pocket",
@@ -146,14 +147,6 @@ def _measure(results: Path, variant: str, more: str, seed: int, judge: Judge) ->
         write_record(file, run_one(name, flags, seed, judge))
     elif (was := json.loads(file.read_text())["flags"]) != flags:
         sys.exit(f"{file} was made with {shlex.join(was)}; remove it, or name the variant anew.")
-
-
-def _rename(pictures: Path, copy: Path, word: str) -> None:
-    """Copy pictures, with captions that call the concept by another word."""
-    shutil.copytree(pictures, copy, dirs_exist_ok=True)
-    for caption in copy.glob("*.txt"):
-        text = caption.read_text(encoding="utf-8").replace("sks", word)
-        caption.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from PIL import Image
 from eval.bootstrap import estimate
 from experiments.pocket_curves.scorer import METRICS
 from experiments.pocket_curves.variants import VARIANTS
+from experiments.table import as_markdown
 from trainer.chart import Line, Panel, draw_chart
 
 TITLES = {
@@ -31,8 +32,7 @@ Runs = dict[str, list[dict[str, Any]]]
 
 def table(results: Path) -> str:
     """Markdown: a row a way of training after its last step; mean ± standard deviation of runs."""
-    rows = [["method", "parameters", "runs", "step", *METRICS]]
-    rows.append(["---"] * len(rows[0]))
+    rows = []
     for name, runs in _read(results).items():
         last = [run["points"][-1] for run in runs]
         steps = sorted({point["step"] for point in last})
@@ -41,7 +41,7 @@ def table(results: Path) -> str:
             values = [point[metric] for point in last]
             row.append(f"{mean(values):.3f} ± {_spread(values):.3f}")
         rows.append(row)
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return as_markdown(["method", "parameters", "runs", "step", *METRICS], rows)
 
 
 def differences(results: Path, first: str) -> str:
@@ -56,7 +56,7 @@ def differences(results: Path, first: str) -> str:
     }
     if first not in ends:
         return ""
-    rows = [[f"less {first}", "runs", *METRICS], ["---"] * (len(METRICS) + 2)]
+    rows = []
     for name, own in ends.items():
         shared = sorted(own.keys() & ends[first].keys())
         if name == first or not shared:
@@ -70,7 +70,7 @@ def differences(results: Path, first: str) -> str:
             value = estimate([np.array(changes) for changes in by_concept.values()])
             row.append(f"{value.mean:+.3f} [{value.low:+.3f}, {value.high:+.3f}]")
         rows.append(row)
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return as_markdown([f"less {first}", "runs", *METRICS], rows)
 
 
 def picture(results: Path) -> Image.Image:

@@ -113,6 +113,7 @@ def test_a_run_learns(method: str, metric: str, base: str, data: Data, tmp_path:
     if method == "loldu":
         assert outcome.parameters == 4 * (16 + 1)  # q and v of two layers
     assert outcome.facts["rows"] == {"train": 32, "test": 12}
+    assert len(outcome.losses) == 30
 
 
 def test_the_seed_decides_and_repeats(base: str, data: Data, tmp_path: Path) -> None:
@@ -173,6 +174,8 @@ def test_scores_are_those_of_the_definitions() -> None:
     assert found["pearson"] == pytest.approx(100 * np.corrcoef(guess, score)[0, 1])
     constant = glue._scores("pearson", EvalPrediction(np.ones((50, 1)), score))
     assert constant == {"pearson": 0.0, "spearman": 0.0}
+    diverged = glue._scores("pearson", EvalPrediction(np.full((50, 1), np.nan), score))
+    assert diverged == constant
 
 
 def test_three_classes_have_no_f1() -> None:
@@ -184,6 +187,12 @@ def test_three_classes_have_no_f1() -> None:
 def test_data_without_a_metric_is_told(data: Data, base: str, tmp_path: Path) -> None:
     with pytest.raises(TrainerError, match="needs a metric, one of accuracy, matthews, pearson"):
         glue.run(a_run(base, "no metric"), tmp_path)
+
+
+def test_a_base_that_is_not_there_is_told(data: Data, tmp_path: Path) -> None:
+    with pytest.raises(TrainerError, match=r"The model \./no/such is neither a folder") as error:
+        glue.run(a_run("./no/such", "accuracy"), tmp_path)
+    assert "\n" not in str(error.value)
 
 
 def test_test_rows_lie_by_length(base: str, data: Data) -> None:

@@ -106,6 +106,42 @@ class Scripted:
         return Model()
 
 
+@pytest.mark.parametrize("name", ["mmlu", "drop"])
+def test_a_model_answers_the_same_alone_and_in_a_batch(name: str) -> None:
+    """lm-eval as it is, and the embedded base: padding on the left, answers cut at their line."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = "pocket/bases/llama"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    told: list[list[str]] = []
+    generate = model.generate
+
+    def kept(*args: Any, **options: Any) -> Any:  # noqa: ANN401
+        made = generate(*args, **options)
+        start = options["input_ids"].shape[1] if "input_ids" in options else args[0].shape[1]
+        told[-1] += tokenizer.batch_decode(made[:, start:], skip_special_tokens=True)
+        return made
+
+    model.generate = kept
+    for batch_size in (1, 4):
+        told.append([])
+        evaluate(
+            model,
+            tokenizer,
+            name,
+            tasks="pocket",
+            data="pocket-instructions",
+            batch_size=batch_size,
+            seed=0,
+            limit=8,
+        )
+    alone, batched = ([text.split("\n")[0].strip() for text in texts] for texts in told)
+    assert sorted(alone) == sorted(batched)
+    assert any(alone)
+
+
 def _ask(monkeypatch: pytest.MonkeyPatch, tasks: str, name: str, answers: Sequence[str]) -> Any:  # noqa: ANN401
     from lm_eval.models import huggingface
 

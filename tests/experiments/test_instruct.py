@@ -192,5 +192,5 @@ def test_mistakes_are_told(base: Path, asked: Asked, tmp_path: Path) -> None:
     run = _run(base)
     with pytest.raises(TrainerError, match="no tasks stok"):
         perform("instruct", replace(run, recipe=replace(run.recipe, tasks="stok")), tmp_path)
-    with pytest.raises(TrainerError, match="The base /nowhere cannot be fetched"):
+    with pytest.raises(TrainerError, match="The model /nowhere is neither a folder here"):
         perform("instruct", replace(run, model="/nowhere"), tmp_path)

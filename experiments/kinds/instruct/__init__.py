@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from experiments.base import facts_of, fetching
 from experiments.config import Run
 from experiments.data import digest, load_data
 from experiments.kinds.instruct.alpaca import collator, encode
@@ -19,8 +20,6 @@ from experiments.kinds.instruct.harness import BENCHMARKS, check_tasks, evaluate
 from experiments.methods import adapt, count_parameters
 from experiments.outcome import Outcome
 from experiments.training import Fitted, fit, total_steps
-from loldu.fingerprint import fingerprint
-from trainer.errors import TrainerError
 from trainer.files import write_atomically
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -37,10 +36,8 @@ def run(run: Run, work: Path) -> Outcome:
     check_tasks(run.recipe.tasks)
     data = load_data(run.data)
     base, tokenizer = _load(run)
-    embeddings = base.get_input_embeddings()
-    assert isinstance(embeddings, nn.Embedding)
     facts = {
-        "base": fingerprint(embeddings.weight).tolist(),
+        **facts_of(base),
         "data": digest(data),
         "rows": {name: len(split) for name, split in data.items()},
     }
@@ -59,6 +56,7 @@ def run(run: Run, work: Path) -> Outcome:
         score=mean(scores.values()),
         scores=scores,
         history=fitted.history,
+        losses=fitted.losses,
         parameters=count_parameters(model)[0],
         train_seconds=fitted.train_seconds,
         peak_memory_mib=fitted.peak_memory_mib,
@@ -67,15 +65,9 @@ def run(run: Run, work: Path) -> Outcome:
 
 
 def _load(run: Run) -> tuple[PreTrainedModel, Tokenizer]:
-    try:
+    with fetching(run.model):
         tokenizer = AutoTokenizer.from_pretrained(run.model)
         model = AutoModelForCausalLM.from_pretrained(run.model, dtype=DTYPES[run.recipe.precision])
-    except (OSError, ValueError) as error:
-        raise TrainerError(
-            f"The base {run.model} cannot be fetched and is not in the cache; LLaMA needs its "
-            f"licence accepted on the Hugging Face hub, and `hf auth login` "
-            f"({str(error).splitlines()[0]})."
-        ) from error
     if tokenizer.pad_token is None:  # LLaMA has none; its authors' choice for tuning
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     moved: Any = model  # pyright cannot follow the decorator of `to`
@@ -98,7 +90,7 @@ def _tuned(model: nn.Module, run: Run, rows: Dataset, tokenizer: Tokenizer, work
     """Train, or take up what an earlier run has trained: evaluating may take longer."""
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trained:
-        return Fitted([], 0.0, 0.0)
+        return Fitted([], [], 0.0, 0.0)
     weights, record = work / "trained.pt", work / "trained.json"
     if record.exists():
         kept = torch.load(weights, map_location="cpu", weights_only=True)

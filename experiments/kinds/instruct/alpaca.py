@@ -49,10 +49,11 @@ def encode(
         max_length: Tokens that are kept.
         train_on_inputs: Whether the prompt has labels too.
     """
-    asked = tokenizer(prompt(row["instruction"], row["input"])).input_ids
-    answer = tokenizer(row["output"], add_special_tokens=False).input_ids
-    ids = [*asked, *answer, tokenizer.eos_token_id]
-    labels = ids if train_on_inputs else [IGNORED] * len(asked) + ids[len(asked) :]
+    asked = prompt(row["instruction"], row["input"])
+    # In one piece: by itself, an answer would begin with a space to tokenizers such as LLaMA's.
+    ids = [*tokenizer(asked + row["output"]).input_ids, tokenizer.eos_token_id]
+    hidden = 0 if train_on_inputs else len(tokenizer(asked).input_ids)
+    labels = [IGNORED] * hidden + ids[hidden:]
     return {"input_ids": ids[:max_length], "labels": labels[:max_length]}
 
 

@@ -27,10 +27,11 @@ def passes(program: str, *, seconds: float = 3.0, memory_mib: int = 4096) -> boo
     token = secrets.token_hex(16)
     with (
         tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryFile() as output,  # where its size has a limit, as in a pipe it has not
         subprocess.Popen(
             [sys.executable, "-I", "-c", f"{program}\n\nprint({token!r})"],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=output,
             stderr=subprocess.DEVNULL,
             cwd=folder,
             env={},
@@ -39,13 +40,14 @@ def passes(program: str, *, seconds: float = 3.0, memory_mib: int = 4096) -> boo
         ) as process,
     ):
         try:
-            told, _ = process.communicate(timeout=seconds)
+            process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
-            told = b""
+            return False
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # whatever it started too
-    return process.returncode == 0 and told.rstrip().endswith(token.encode())
+        output.seek(0)
+        return process.returncode == 0 and output.read().rstrip().endswith(token.encode())
 
 
 def _limit(seconds: float, memory_mib: int) -> None:

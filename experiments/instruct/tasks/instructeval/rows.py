@@ -1,8 +1,8 @@
 """INSTRUCTEVAL's protocol: which rows are asked, after which examples, and what counts as right.
 
 Every row carries its whole prompt, as which examples stand before a question depends on its
-subject. An answer is right when it begins with the wanted one. Its own code drops examples, the
-last first, where a prompt is longer than 2048 tokens; here lm-eval cuts such a prompt at its start.
+subject. An answer is right when it begins with the wanted one. Its own code drops examples where a
+prompt is longer than 2,048 tokens; here all are kept, as LLaMA 2 reads 4,096.
 
 Source: Chia et al., "INSTRUCTEVAL: Towards Holistic Evaluation of Instruction-Tuned Large Language
 Models", 2023, and its released code (github.com/declare-lab/instruct-eval).

@@ -1,0 +1,40 @@
+"""The digest of a base, and what is told where there is none."""
+
+import pytest
+import torch
+from transformers import RobertaConfig, RobertaForMaskedLM, RobertaForSequenceClassification
+
+from experiments.base import facts_of, fetching
+from trainer.errors import TrainerError
+
+SMALL = RobertaConfig(
+    vocab_size=20,
+    hidden_size=8,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=8,
+    max_position_embeddings=8,
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_digest_is_of_the_base_and_not_of_its_head(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = RobertaForSequenceClassification(SMALL).to(dtype)
+    facts = facts_of(model)
+    assert facts["base_parameters"] == sum(p.numel() for p in model.roberta.parameters())
+    with torch.no_grad():
+        model.classifier.dense.weight.add_(1)
+    assert facts_of(model) == facts
+    with torch.no_grad():
+        model.roberta.embeddings.word_embeddings.weight[3, 3] += 0.5
+    assert facts_of(model)["base"] != facts["base"]
+
+
+def test_one_sentence_for_what_cannot_be_had() -> None:
+    with (
+        pytest.raises(TrainerError, match=r"The model \./nowhere is neither") as error,
+        fetching("./nowhere"),
+    ):
+        RobertaForMaskedLM.from_pretrained("./nowhere")
+    assert "\n" not in str(error.value)
