@@ -49,6 +49,8 @@ class Run:
         Raises:
             SystemExit: With 1, if a run failed.
         """
+        if self.processes is not None and self.processes < 1:
+            raise TrainerError(f"--processes must be 1 or more, not {self.processes}.")
         experiments = [read_experiment(name) for name in self.names or experiment_names()]
         experiments = [e for e in experiments if self.scale in e.scales]
         jobs = jobs_of(experiments, self.scale, self.rows, self.data)

@@ -1,5 +1,7 @@
 """Makes the results that are missing, several at a time, each in a process that keeps its bases."""
 
+import hashlib
+import json
 import logging
 import os
 import shutil
@@ -72,23 +74,48 @@ def run_missing(jobs: Sequence[Job], results: Results, *, processes: int, again:
     missing = [job for job in jobs if again or results.read(job[1]) is None]
     if not missing:
         return 0
-    failed = 0
-    bar = tqdm(total=len(missing), desc="runs", smoothing=0.05, disable=None)
-    with _pool(min(processes, len(missing))) as pool:
-        futures: dict[Future[float], Run] = {
-            pool.submit(_perform, kind, run, results, sys.argv[1:]): run for kind, run in missing
-        }
+    failed, queue = 0, missing
+    with tqdm(total=len(missing), desc="runs", smoothing=0.05, disable=None) as bar:
         try:
-            for future in as_completed(futures):
-                run = futures[future]
-                failed += _tell(bar, run, future)
+            while queue:
+                more, queue = _run_queue(queue, results, processes, again=again, bar=bar)
+                failed += more
         except KeyboardInterrupt:
-            pool.shutdown(cancel_futures=True)
             raise TrainerError(
                 "Stopped: what was finished is kept, and the same command goes on."
             ) from None
-    bar.close()
     return failed
+
+
+def _run_queue(
+    queue: Sequence[Job], results: Results, processes: int, *, again: bool, bar: tqdm
+) -> tuple[int, list[Job]]:
+    """Work through a queue until its end, or until one of the processes is killed from outside.
+
+    Returns:
+        How many failed, those that went on in the killed pool among them; what is left to do.
+    """
+    processes = min(processes, len(queue))
+    failed, left = 0, list(queue)
+    with _pool(processes) as pool:
+        futures: dict[Future[float], Job] = {
+            pool.submit(_perform, kind, run, results, sys.argv[1:], again): (kind, run)
+            for kind, run in queue
+        }
+        for future in as_completed(futures):
+            if isinstance(future.exception(), BrokenProcessPool):
+                break
+            left.remove(futures[future])
+            failed += _tell(bar, futures[future][1], future)
+        else:
+            return failed, []
+    # Jobs are begun in the order of the queue: the first that are left were going on.
+    for _, run in left[:processes]:
+        bar.update()
+        bar.write(
+            f"{run.name} failed: a process was killed, for want of memory perhaps", file=sys.stderr
+        )
+    return failed + len(left[:processes]), left[processes:]
 
 
 def _tell(bar: tqdm, run: Run, future: Future[float]) -> int:
@@ -99,21 +126,37 @@ def _tell(bar: tqdm, run: Run, future: Future[float]) -> int:
         return 0
     except TrainerError as error:
         bar.write(f"{run.name} failed: {error}", file=sys.stderr)
-    except BrokenProcessPool:
-        bar.write(f"{run.name} failed: its process was killed, of memory perhaps", file=sys.stderr)
     except Exception as error:  # a run must not take the others with it
-        bar.write(f"{run.name} failed:\n{''.join(traceback.format_exception(error))}")
+        trace = "".join(traceback.format_exception(error))
+        bar.write(f"{run.name} failed:\n{trace}", file=sys.stderr)
     return 1
 
 
-def _perform(kind: str, run: Run, results: Results, argv: list[str]) -> float:
-    """Make and keep a result; what libraries and the trainer print on the way is not wanted."""
-    work = WORK / run.experiment / run.place.with_suffix("")
+def _perform(kind: str, run: Run, results: Results, argv: list[str], again: bool = False) -> float:
+    """Make and keep a result; what libraries and the trainer print on the way is not wanted.
+
+    Args:
+        kind: Of the experiment.
+        run: What to make.
+        results: Where it is kept.
+        argv: The command.
+        again: Whether to begin anew instead of going on from what an earlier run has left.
+    """
+    work = _work_of(run, results)
+    if again:
+        shutil.rmtree(work, ignore_errors=True)
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         outcome = perform(kind, run, work)
     results.write(run, outcome, argv)
     shutil.rmtree(work, ignore_errors=True)
     return outcome.score
+
+
+def _work_of(run: Run, results: Results) -> Path:
+    """Where a run leaves what it can go on from: a folder for these settings and these results."""
+    what = json.dumps([run.settings(), str(results.file(run).resolve())], sort_keys=True)
+    digest = hashlib.sha256(what.encode()).hexdigest()[:8]
+    return WORK / run.experiment / run.place.with_name(f"{run.place.stem}-{digest}")
 
 
 @contextmanager

@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from experiments import runner
 from experiments.__main__ import main
-from experiments.config import Experiment
+from experiments.config import FOLDER, Experiment
 from experiments.outcome import Outcome
 from experiments.results import Results
 from experiments.runner import jobs_of, run_missing
@@ -83,9 +84,77 @@ def test_only_what_is_missing(
     assert run_missing(jobs, results, processes=1, again=False) == 2
     assert len(performed) == 2  # those that failed, again
     # The work of what failed is kept, to go on with; that of what is done is not.
-    kept = [path for path in (tmp_path / "work").rglob("two-1") if path.is_dir()]
-    assert len(kept) == 2
-    assert not list((tmp_path / "work").rglob("one-0"))
+    assert len(list((tmp_path / "work").rglob("two-1-*"))) == 2
+    assert not list((tmp_path / "work").rglob("one-0-*"))
+
+
+def test_other_settings_do_not_go_on_from_a_checkpoint(
+    sample: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[list[str]] = []
+
+    def perform(kind: str, run, work: Path) -> Outcome:  # noqa: ANN001
+        work.mkdir(parents=True, exist_ok=True)
+        found.append([file.name for file in work.iterdir()])
+        (work / "checkpoint").touch()
+        raise TrainerError("Killed.")
+
+    monkeypatch.setattr(runner, "perform", perform)
+    monkeypatch.setattr(runner, "WORK", tmp_path)
+    run = jobs_of([sample], "pocket", [], [])[0][1]
+    other = replace(run, recipe=replace(run.recipe, learning_rate=9.0))
+    here, there = Results(tmp_path / "results"), Results(tmp_path / "others")
+    for one, results in ((run, here), (run, here), (other, here), (run, there), (run, here)):
+        with pytest.raises(TrainerError, match="Killed"):
+            runner._perform("vision", one, results, [])
+    assert found == [[], ["checkpoint"], [], [], ["checkpoint"]]
+    with pytest.raises(TrainerError, match="Killed"):
+        runner._perform("vision", run, here, [], again=True)
+    assert found[-1] == []
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from experiments import runner
+from experiments.config import read_experiment
+from experiments.outcome import Outcome
+from experiments.results import Results
+from experiments.runner import jobs_of, run_missing
+
+def perform(kind, run, work):
+    if (run.row, run.data, run.seed) == ("lp", "pocket-cars", 0) and not Path("spared").exists():
+        os.kill(os.getpid(), 9)
+    return Outcome(score=1.0, scores={}, parameters=1)
+
+runner.perform = perform
+if __name__ == "__main__":
+    jobs = jobs_of([read_experiment("vision")], "pocket", ["lp"], [])
+    print(run_missing(jobs, Results(Path("results")), processes=1, again=False))
+"""
+
+
+def test_a_killed_process_does_not_take_the_queue_with_it(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(KILLED)
+
+    def run() -> subprocess.CompletedProcess[str]:
+        path = os.pathsep.join([str(tmp_path), str(FOLDER.parent)])
+        return subprocess.run(
+            [sys.executable, "script.py"],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+
+    first = run()
+    assert first.stdout.split() == ["1"]
+    assert "vision: lp on pocket-cars, seed 0 failed: a process was killed" in first.stderr
+    assert len(list((tmp_path / "results").rglob("*.json"))) == 11  # of 4 data sets and 3 seeds
+    (tmp_path / "spared").touch()
+    assert run().stdout.split() == ["0"]
+    assert len(list((tmp_path / "results").rglob("*.json"))) == 12
 
 
 @pytest.mark.parametrize(
@@ -111,6 +180,7 @@ def test_unknown_method_is_told(sample: Experiment) -> None:
         (["run", "gleu"], "no experiment gleu; perhaps you meant"),
         (["table", "x"], "choose from"),
         (["run", "personalization", "--rows", "nobody"], "no row nobody"),
+        (["run", "--processes", "0"], "--processes must be 1 or more, not 0"),
     ],
 )
 def test_command_tells_mistakes(
@@ -123,12 +193,18 @@ def test_command_tells_mistakes(
     assert "\n" not in str(error.value)
 
 
-def test_a_killed_write_leaves_the_old_result(sample: Experiment, tmp_path: Path) -> None:
+def test_a_killed_write_leaves_the_old_result(
+    sample: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = jobs_of([sample], "pocket", [], [])[0][1]
     results = Results(tmp_path)
     results.write(run, Outcome(score=1 / 3, scores={}, parameters=1), ["run"])
     assert json.loads(results.file(run).read_text())["score"] == 0.333333
     assert [file.name for file in results.file(run).parent.iterdir()] == ["one-0.json"]
+    monkeypatch.setattr(Path, "replace", lambda *_: pytest.fail("Killed."))
+    with pytest.raises(pytest.fail.Exception, match="Killed"):
+        results.write(run, Outcome(score=9.0, scores={}, parameters=1), ["run"])
+    assert json.loads(results.file(run).read_text())["score"] == 0.333333
 
 
 def test_workers_end_with_a_killed_command(tmp_path: Path) -> None:
