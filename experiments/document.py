@@ -78,9 +78,13 @@ def section(experiment: Experiment, results: Results) -> str:
                 for c in experiment.choices
             )
         )
-    notes = [f"- {row.label}: {row.note}." for row in experiment.rows if row.note]
-    if notes:
-        parts.append("Of rows:\n\n" + "\n".join(notes))
+    noted: dict[str, list[str]] = {}
+    for row in experiment.rows:
+        if row.note:
+            noted.setdefault(row.note.removesuffix("."), []).append(row.label)
+    if noted:
+        lines = [f"- {'; '.join(labels)}: {note}." for note, labels in noted.items()]
+        parts.append("Of rows:\n\n" + "\n".join(lines))
     return "\n\n".join(parts)
 
 

@@ -1,6 +1,6 @@
 """A table of the paper with what was measured: the paper's number, ours and the difference."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, median, stdev
 
@@ -8,61 +8,69 @@ from experiments.config import Experiment, Row, Scale
 from experiments.results import Record, Results
 
 NOT_RUN = "not run"
+NOTHING_RUN = "Not run; the numbers are the paper's."
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One row on one data set.
+    """One number of a table.
 
     Attributes:
-        values: The measured scores, one a seed that was run.
+        value: The measured scores as one number; None where nothing was run.
+        values: The scores, one a seed that was run.
         seeds: How many there should be.
-        summary: How they become one number.
-        paper: The paper's, if it has one.
+        paper: The paper's number, if it has one.
         decimals: Digits after the point.
     """
 
+    value: float | None
     values: tuple[float, ...]
     seeds: int
-    summary: str
     paper: float | None = None
     decimals: int = 2
-
-    @property
-    def value(self) -> float | None:
-        """The seeds' scores as one number; None where nothing was run."""
-        if not self.values:
-            return None
-        return median(self.values) if self.summary == "median" else mean(self.values)
 
     @property
     def spread(self) -> float:
         """Standard deviation over seeds."""
         return stdev(self.values) if len(self.values) > 1 else 0.0
 
+    @property
+    def told(self) -> str:
+        """The paper's number."""
+        return "" if self.paper is None else f"{self.paper:.{self.decimals}f}"
+
     def __str__(self) -> str:
         """As a table shows it: measured ± spread over seeds, the paper's, the difference."""
-        value, form = self.value, f".{self.decimals}f"
-        if value is None:
-            return NOT_RUN if self.paper is None else f"{NOT_RUN} (paper {self.paper:{form}})"
-        text = f"{value:{form}}"
+        if self.value is None:
+            return f"{NOT_RUN} (paper {self.told})" if self.told else NOT_RUN
+        form = f".{self.decimals}f"
+        text = f"{self.value:{form}}"
         if len(self.values) > 1:
             text += f" ± {self.spread:{form}}"
         if len(self.values) < self.seeds:
             text += f", {len(self.values)} of {self.seeds} seeds"
         if self.paper is not None:
-            text += f" (paper {self.paper:{form}}, {value - self.paper:+{form}})"
+            text += f" (paper {self.told}, {self.value - self.paper:+{form}})"
         return text
 
 
 @dataclass(frozen=True)
 class Line:
-    """One row of a table: its cells by data set and its number of parameters."""
+    """One row of a table.
+
+    Attributes:
+        row: What was trained.
+        cells: By column.
+        average: Of the columns.
+        parameters: That were trained, without the head; None where nothing was run.
+        share: Those in percent of the base's, where the results tell how many it has.
+    """
 
     row: Row
     cells: dict[str, Cell]
-    parameters: int | None
     average: Cell
+    parameters: int | None
+    share: float | None = None
 
 
 def lines_of(experiment: Experiment, scale: str, results: Results) -> list[Line]:
@@ -77,20 +85,32 @@ def records_of(experiment: Experiment, row: Row, scale: str, results: Results) -
 
 
 def markdown(experiment: Experiment, scale: str, results: Results) -> str:
-    """A table as Markdown."""
+    """A table as Markdown; one of which nothing was run has the paper's numbers alone."""
     names = columns_of(experiment, scale)
-    header = ["method", "parameters", *names]
-    if many := len(names) > 1:
+    lines = lines_of(experiment, scale, results)
+    nothing = all(line.parameters is None for line in lines)
+    header = ["method", "parameters", *(["share, %"] if experiment.shares else []), *names]
+    if len(names) > 1:
         header.append("average")
     body = []
-    for line in lines_of(experiment, scale, results):
-        counted = "" if line.parameters is None else f"{line.parameters:,}"
-        told = line.row.paper.get("parameters")
-        if scale == "full" and told is not None:
-            counted = f"{counted or NOT_RUN} (paper {told:,.0f})"
-        cells = [str(line.cells[name]) for name in names]
-        body.append([line.row.label, counted, *cells, *([str(line.average)] if many else [])])
-    return as_markdown(header, body)
+    for line in lines:
+        paper = line.row.paper if scale == "full" else {}
+        counts = [_counted(line.parameters, paper.get("parameters"), ",.0f", nothing)]
+        if experiment.shares:
+            counts.append(_counted(line.share, paper.get("share"), ".3g", nothing))
+        cells = [line.cells[name] for name in names] + ([line.average] if len(names) > 1 else [])
+        body.append(
+            [line.row.label, *counts, *(cell.told if nothing else str(cell) for cell in cells)]
+        )
+    told = f"{NOTHING_RUN}\n\n" if nothing else ""
+    return told + as_markdown(header, body)
+
+
+def _counted(value: float | None, paper: float | None, form: str, nothing: bool) -> str:
+    """A count as a table shows it, the paper's beside it."""
+    if nothing or paper is None:
+        return "" if (shown := paper if nothing else value) is None else f"{shown:{form}}"
+    return f"{NOT_RUN if value is None else f'{value:{form}}'} (paper {paper:{form}})"
 
 
 def as_markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -104,25 +124,24 @@ def _line(experiment: Experiment, row: Row, scale: str, results: Results) -> Lin
     here = experiment.at(scale)
     records = records_of(experiment, row, scale, results)
     paper = row.paper if scale == "full" else {}
-    # Every column has a score a seed; a seed counts in the average where it has all of them.
+    summary = median if here.summary == "median" else mean
     by_seed = [
         _scores(experiment, here, [r for r in records if r["seed"] == s]) for s in here.seeds
     ]
+
+    def cell(name: str, seeds: Sequence[Mapping[str, float]], columns: Sequence[str]) -> Cell:
+        """The mean of columns, each over its seeds."""
+        value = mean(summary([s[c] for s in seeds]) for c in columns) if seeds else None
+        values = tuple(mean(s[c] for c in columns) for s in seeds)
+        return Cell(value, values, len(here.seeds), paper.get(name), experiment.decimals)
+
     names = columns_of(experiment, scale)
-    seeds = len(here.seeds)
-    cells = {
-        name: Cell(
-            tuple(scores[name] for scores in by_seed if name in scores),
-            seeds,
-            here.summary,
-            paper.get(name),
-            experiment.decimals,
-        )
-        for name in names
-    }
-    whole = tuple(mean(scores.values()) for scores in by_seed if len(scores) == len(names))
-    average = Cell(whole, seeds, "mean", paper.get("average"), experiment.decimals)
-    return Line(row, cells, max((r["parameters"] for r in records), default=None), average)
+    cells = {name: cell(name, [s for s in by_seed if name in s], [name]) for name in names}
+    average = cell("average", [s for s in by_seed if len(s) == len(names)], names)
+    parameters = max((r["parameters"] for r in records), default=None)
+    of_base = max((r.get("facts", {}).get("base_parameters", 0) for r in records), default=0)
+    share = 100 * parameters / of_base if parameters is not None and of_base else None
+    return Line(row, cells, average, parameters, share)
 
 
 def columns_of(experiment: Experiment, scale: str) -> tuple[str, ...]:

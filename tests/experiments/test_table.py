@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from experiments.claims import Claim, claims_table, difference, verdict
@@ -28,10 +29,37 @@ def test_cells(sample: Experiment, tmp_path: Path) -> None:
 
 def test_paper_beside_measured(sample: Experiment, tmp_path: Path) -> None:
     run = next(sample.runs(sample.row("plain"), "full"))
-    assert "not run (paper 50.00)" in markdown(sample, "full", Results(tmp_path))
+    table = markdown(sample, "full", Results(tmp_path))
+    assert table.startswith("Not run; the numbers are the paper's.\n\n| method |")
+    assert "| Plain | 10 | 50.00 |" in table
+    better = next(sample.runs(sample.row("better"), "full"))
+    write_result(tmp_path, better, 48.5)
+    assert "| Plain | not run (paper 10) | not run (paper 50.00) |" in markdown(
+        sample, "full", Results(tmp_path)
+    )
     write_result(tmp_path, run, 48.5)
     table = markdown(sample, "full", Results(tmp_path))
     assert "| Plain | 12 (paper 10) | 48.50 (paper 50.00, -1.50) |" in table
+
+
+def test_an_average_is_of_what_the_columns_show(sample: Experiment, tmp_path: Path) -> None:
+    object.__setattr__(sample.at("pocket"), "seeds", (0, 1, 2))
+    scores = {"one": (10.0, 20.0, 90.0), "two": (80.0, 10.0, 30.0)}
+    for run in sample.runs(sample.row("plain"), "pocket"):
+        write_result(tmp_path, run, scores[run.data][run.seed])
+    line = lines_of(sample, "pocket", Results(tmp_path))[0]
+    assert [cell.value for cell in line.cells.values()] == [20.0, 30.0]  # medians
+    assert line.average.value == 25.0  # where the median of the seeds' averages is 45
+    assert line.average.values == (45.0, 15.0, 60.0)
+
+
+def test_shares_of_the_base(sample: Experiment, tmp_path: Path) -> None:
+    object.__setattr__(sample, "shares", True)
+    run = next(sample.runs(sample.row("plain"), "pocket"))
+    write_result(tmp_path, run, 1.0, facts={"base_parameters": 2400})
+    table = markdown(sample, "pocket", Results(tmp_path))
+    assert "| method | parameters | share, % |" in table
+    assert "| Plain | 12 | 0.5 |" in table
 
 
 def test_columns_may_be_scores(sample: Experiment, tmp_path: Path) -> None:
@@ -64,7 +92,7 @@ def test_claims_are_paired(sample: Experiment, tmp_path: Path) -> None:
     claim = Claim("is it?", "sample", [("better", "plain")])
     table = claims_table([claim], "pocket", Results(tmp_path))
     row = table.splitlines()[-1]
-    assert row == "| is it? | Better (12) less Plain (12) | 4 | +1.05 [+1, +1.1] | better |"
+    assert row == "| is it? | Better (12) less Plain (12) | 2 x 2 | +1.05 [+0.898, +1.2] | better |"
 
 
 def test_verdicts() -> None:
@@ -75,11 +103,49 @@ def test_verdicts() -> None:
     found = difference([(one, other)])
     assert found is not None
     assert found.mean == pytest.approx((-1 + 1 - 0.5) / 3)
-    assert verdict(found) == "no difference"
+    assert verdict(found) == "not told apart"
     worse = difference([(one, records(2.0, 3.5, 4.0))])
     assert worse is not None
     assert verdict(worse) == "worse"
     assert difference([(one, [])]) is None
+    once = difference([(records(5.0), records(1.0))])
+    assert once is not None
+    assert verdict(once) == "not told apart"  # one run says nothing of chance
+
+
+def test_an_interval_of_one_data_set_is_student_s() -> None:
+    from scipy.stats import ttest_1samp
+
+    ours, theirs = (5.0, 3.0, 4.5, 6.0), (4.0, 3.5, 3.0, 4.0)
+    sides = [
+        [{"data": "d", "seed": i, "score": s} for i, s in enumerate(scores)]
+        for scores in (ours, theirs)
+    ]
+    found = difference([(sides[0], sides[1])])
+    assert found is not None
+    low, high = ttest_1samp(np.subtract(ours, theirs), 0).confidence_interval()
+    assert (found.low, found.high) == pytest.approx((low, high))
+    # The same pair told twice is no more evidence.
+    assert difference([(sides[0], sides[1])] * 2) == found
+
+
+def test_no_difference_is_seldom_called_one() -> None:
+    rng = np.random.default_rng(0)
+    for data, seeds in ((1, 3), (2, 2), (4, 3)):
+        verdicts = []
+        for _ in range(400):
+            one, other = (
+                [
+                    {"data": f"{d}", "seed": s, "score": 10.0 * d + rng.normal()}
+                    for d in range(data)
+                    for s in range(seeds)
+                ]
+                for _ in range(2)
+            )
+            found = difference([(one, other)])
+            assert found is not None
+            verdicts.append(verdict(found))
+        assert verdicts.count("not told apart") / 400 == pytest.approx(0.95, abs=0.03)
 
 
 def test_documents_are_filled_between_marks(sample: Experiment, tmp_path: Path) -> None:
