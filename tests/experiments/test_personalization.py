@@ -54,7 +54,7 @@ def test_a_row_is_trained_and_scored(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert outcome.facts["instance_images"] == 5
     assert outcome.picture is not None
     with Image.open(outcome.picture) as strip:
-        assert strip.size == (3 * personalization.STRIP_PX, personalization.STRIP_PX)
+        assert strip.size == (4 * personalization.STRIP_PX, personalization.STRIP_PX)
 
 
 def test_a_word_is_taught_in_captions_of_its_own(
