@@ -62,10 +62,11 @@ bench: $(STAMP)  ## all benchmarks beside their peers (40 minutes); writes bench
 	$(BIN)/python -m benchmarks.concepts
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.eval_throughput
-	$(BIN)/python -m benchmarks.full_scale --layers 2 --batch 4
+	$(BIN)/python -m benchmarks.full_scale --layers 2 --repetitions 5
 
-bench-gpu: $(STAMP)  ## the trainer beside diffusers' on a GPU (10 minutes); SCRIPT=train_dreambooth_lora.py
+bench-gpu: $(STAMP)  ## trainer and experiments beside peers on a GPU (15 minutes); SCRIPT=train_dreambooth_lora.py
 	$(BIN)/python -m benchmarks.train_gpu --profile 10 $(if $(SCRIPT),--diffusers_script $(SCRIPT))
+	$(BIN)/python -m benchmarks.full_scale --device cuda --output benchmarks/results/full_scale_gpu.json
 
 peft-suite: $(STAMP)  ## run PEFT's own tests with LoLDU in their tables (some 5 minutes)
 	$(BIN)/python -m tests.peft_suite

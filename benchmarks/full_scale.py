@@ -73,6 +73,7 @@ class Shape:
         batch: Rows a step in the paper's recipe.
         inputs: Makes a batch.
         dtype: Of the weights on a GPU.
+        mixed: Whether a GPU computes in bf16 all the same, as the experiments' recipe says.
         rank: LoLDU's in the paper.
         lora_rank: LoRA's.
     """
@@ -83,6 +84,7 @@ class Shape:
     batch: int
     inputs: Callable[[int], dict[str, Tensor]]
     dtype: torch.dtype
+    mixed: bool
     rank: int
     lora_rank: int
 
@@ -123,10 +125,11 @@ SHAPES: dict[Name, Shape] = {
         32,
         partial(_tokens, 128, 50265, False),
         torch.float32,
+        False,
         768,
         8,
     ),
-    "vision": Shape("ViT-B/16, 224 pixels", _vit, 12, 128, _pictures, torch.bfloat16, 768, 16),
+    "vision": Shape("ViT-B/16, 224 pixels", _vit, 12, 128, _pictures, torch.float32, True, 768, 16),
     "instruct": Shape(
         "LLaMA2-7B, 256 tokens",
         _llama,
@@ -134,6 +137,7 @@ SHAPES: dict[Name, Shape] = {
         1,
         partial(_tokens, 256, 32000, True),
         torch.bfloat16,
+        True,
         1024,
         64,
     ),
@@ -186,13 +190,15 @@ def measure(name: Name, options: Options) -> dict[str, Any]:
     if options.pissa:
         pissa = LoraConfig(r=shape.rank, init_lora_weights="pissa", target_modules=targets)
         creation["pissa"] = round(make(model, pissa, options.device).seconds, 4)
-    steps = {method: _step(model, of.layers, batch) for method, of in made.items()}
+    mixed = torch.autocast("cuda", torch.bfloat16, enabled=on_gpu and shape.mixed)
+    steps = {method: _step(model, of.layers, batch, mixed) for method, of in made.items()}
     peaks = {method: mib(peak_bytes(options.device, step)) for method, step in steps.items()}
     calls = {m: partial(seconds_of, step, options.device) for m, step in steps.items()}
     seconds = in_turns(calls, options.repetitions)
     return {
         "what": shape.what,
         "dtype": str(dtype).removeprefix("torch."),
+        "mixed": on_gpu and shape.mixed,
         "layers": options.layers or shape.layers,
         "batch": options.batch or shape.batch,
         "rank": {"loldu": shape.rank, "lora": shape.lora_rank, "pissa": shape.rank},
@@ -205,7 +211,10 @@ def measure(name: Name, options: Options) -> dict[str, Any]:
 
 
 def _step(
-    model: PreTrainedModel, layers: Mapping[str, nn.Module], batch: dict[str, Tensor]
+    model: PreTrainedModel,
+    layers: Mapping[str, nn.Module],
+    batch: dict[str, Tensor],
+    mixed: torch.autocast,
 ) -> Callable[[], None]:
     """A step of AdamW with an adapter in its place."""
     trained = [p for layer in layers.values() for p in layer.parameters() if p.requires_grad]
@@ -214,7 +223,9 @@ def _step(
     def step() -> None:
         install(model, layers)
         model.train()
-        model(**batch).loss.backward()
+        with mixed:
+            loss = model(**batch).loss
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -31,6 +31,7 @@ def provenance(module: str, arguments: Sequence[str], libraries: Sequence[str]) 
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "system": platform.system(),
+            **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
         },
     }
 
