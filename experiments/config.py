@@ -269,10 +269,13 @@ def _check_names(experiment: Experiment, file: Path) -> None:
             where = f"{file.parent / 'rows' / row.name}.toml"
             for name in row.at.get(scale, RowPart()).per_data:
                 _known(name, data, f"{where} in [{scale}.per_data]", "data set")
+    every = dict.fromkeys(name for here in experiment.scales.values() for name in here.data)
     for row in experiment.rows:
+        where = f"{file.parent / 'rows' / row.name}.toml"
         for scale in row.scales:
-            where = f"{file.parent / 'rows' / row.name}.toml"
             _known(scale, dict.fromkeys(SCALES), where, "scale")
+        for name in row.common.per_data:
+            _known(name, every, f"{where} in [per_data]", "data set")
 
 
 def _read_row(file: Path) -> Row:

@@ -27,9 +27,10 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
 
-from experiments.memory import PeakMemory
+from experiments.memory import forget_peak_memory
 from experiments.methods.count import in_head
 from experiments.recipe import Recipe
+from trainer.records import peak_memory_mib
 
 CHECKPOINT_SECONDS = 60.0
 """A training that is killed loses at most this, and the epoch it was in."""
@@ -228,9 +229,9 @@ def fit(
     # A batch's loss is the mean of its micro batches'. The Trainer thinks that every model weighs
     # them by the batch's labels, and would add them up: RoBERTa's losses do not.
     trainer.model_accepts_loss_kwargs = False
-    memory = PeakMemory(arguments.device)
+    forget_peak_memory()
     trainer.train(resume_from_checkpoint=_last_checkpoint(work))
-    peak_mib = memory.peak_mib()
+    peak_mib = peak_memory_mib()
     conductors = [c for c in trainer.callback_handler.callbacks if isinstance(c, _Conductor)]
     history = [
         {key.removeprefix("eval_"): value for key, value in entry.items() if _is_score(key)}

@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
-import torch
 from PIL import Image, ImageOps
 
 from experiments.config import Run
 from experiments.data import Entry, entry
-from experiments.memory import PeakMemory
+from experiments.memory import forget_peak_memory
 from experiments.outcome import Outcome
 from experiments.renaming import copy_renamed
 from trainer.base import fingerprint, load_pipeline
@@ -24,6 +23,7 @@ from trainer.files import save_png
 from trainer.images import load_image
 from trainer.instances import list_images
 from trainer.preset import as_flags, parse
+from trainer.records import peak_memory_mib
 from trainer.scores import read_scores
 from trainer.train_dreambooth_loldu import main as train
 
@@ -50,9 +50,9 @@ def run(run: Run, work: Path) -> Outcome:
     if word:
         copy_renamed(folder, pictures, TOKEN, WORD)
     config = parse(_flags(run, subject, WORD if word else TOKEN, pictures, work))
-    memory = PeakMemory(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    forget_peak_memory()
     train(config)
-    peak_mib = memory.peak_mib()
+    peak_mib = peak_memory_mib()
     points = read_scores(work)
     summary = json.loads((work / "summary.json").read_text(encoding="utf-8"))
     scores = {name: points[-1][name] for name in (*METRICS, "drift")}

@@ -2,11 +2,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from peft import get_peft_model
 from PIL import Image
 
 from experiments.config import Run, read_experiment
 from experiments.data import Entry
 from experiments.kinds import personalization
+from loldu import LoLDUConfig
+from trainer.config import AdapterConfig
 from trainer.errors import TrainerError
 from trainer.preset import parse
 
@@ -42,6 +47,20 @@ def test_every_row_is_a_command_the_trainer_takes(row, scale: str, tmp_path: Pat
     assert token not in "".join(config.scores.drift_prompt)
     assert config.optimization.seed == run.seed
     assert config.instance.placeholder_token == ("<new>" if word else None)
+
+
+FULL_RANK = 5 * 8 * 320 + 5 * 8 * 640 + 6 * (6 * 1280 + 2 * 768)  # prompts are 768 wide
+
+
+@pytest.mark.parametrize(("rank", "parameters"), [(32, 128 * 33), (1280, FULL_RANK + 128)])
+def test_parameters_on_stable_diffusion_v1_5(rank: int, parameters: int) -> None:
+    """16 blocks of two attentions with four projections; full rank is a layer's shorter side."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
+        assert sum(p.numel() for p in unet.parameters()) == 859_520_964
+        targets = AdapterConfig().target_modules
+        model = get_peft_model(unet, LoLDUConfig(r=rank, target_modules=list(targets)))
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == parameters
 
 
 def test_a_row_is_trained_and_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from experiments.kinds.instruct.harness import BENCHMARKS, check_tasks, evaluate
 from experiments.methods import adapt, count_parameters
 from experiments.outcome import Outcome
 from experiments.training import Fitted, fit, total_steps
+from trainer.errors import TrainerError
 from trainer.files import write_atomically
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -70,6 +71,8 @@ def _load(run: Run) -> tuple[PreTrainedModel, Tokenizer]:
         model = AutoModelForCausalLM.from_pretrained(run.model, dtype=DTYPES[run.recipe.precision])
     if tokenizer.pad_token is None:  # LLaMA has none; its authors' choice for tuning
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    if tokenizer.pad_token is None or tokenizer.eos_token is None:
+        raise TrainerError(f"The tokenizer of {run.model} has no token for the end of a text.")
     moved: Any = model  # pyright cannot follow the decorator of `to`
     moved.to("cuda" if torch.cuda.is_available() else "cpu")
     return model, tokenizer
