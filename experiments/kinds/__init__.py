@@ -1,8 +1,11 @@
 """The kinds of experiment: each module trains and evaluates one `Run`: ``run(run, work)``."""
 
+import gc
 import importlib
 from collections.abc import Collection
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import get_args
 
 from experiments.config import Run
@@ -27,4 +30,16 @@ def perform(kind: str, run: Run, work: Path) -> Outcome:
     """
     if kind not in KINDS:
         raise TrainerError(f"There is no kind of experiment {kind}: it is {', '.join(KINDS)}.")
-    return importlib.import_module(f"experiments.kinds.{kind}").run(run, work)
+    return _imported(kind).run(run, work)
+
+
+@cache
+def _imported(kind: str) -> ModuleType:
+    """A kind's module, with all that it imports out of the garbage collector's sight.
+
+    The Trainer collects at every start, and would go through a million objects of libraries.
+    """
+    module = importlib.import_module(f"experiments.kinds.{kind}")
+    gc.collect()
+    gc.freeze()
+    return module
