@@ -183,9 +183,17 @@ def _convergence(scale: str, results: Results) -> Figure | None:
                 color, mark = STYLES[experiment.owner_of(row)[1].method]
                 epochs = range(1, len(curves[0]) + 1)
                 levels = [mean(at) for at in zip(*curves, strict=True)]
-                axis.plot(epochs, levels, label=row.label, color=color, marker=mark, ms=4, lw=1.4)
-        axis.set_yscale("log")
-        axis.yaxis.set_minor_formatter(NullFormatter())
+                axis.plot(
+                    epochs,
+                    levels,
+                    label=row.label,
+                    color=color,
+                    marker=mark,
+                    mfc="white" if row.variant else color,
+                    ls="--" if row.variant else "-",
+                    ms=4,
+                    lw=1.4,
+                )
         axis.set_xlabel("epoch")
         axis.set_title(name, fontsize=10)
     if not found:
