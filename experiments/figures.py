@@ -39,6 +39,7 @@ STYLES = {
     "ft": ("#1b1f27", "*"),
     "lp": ("#b0b4bb", "."),
 }
+PLAIN = ("#667085", ".")
 VARIANT_MARKS = ("o", "p", "^", "d")
 NOTHING = ("lp", "none")
 CONCEPT_COLORS = ("#1b1f27", "#8a8f98", "#b86a00", "#2b7cc4", "#a05fb4", "#0b3c8c")
@@ -105,7 +106,7 @@ def _draw_parameters(
             level = _value(next(iter(cells.values())))
             axis.axhline(level, color="#b0b4bb", ls=":", lw=1.2, label=f"{method} (dotted)")
             continue
-        color, mark = STYLES.get(method, ("#667085", "."))
+        color, mark = STYLES.get(method, PLAIN)
         if kind != method:
             mark = VARIANT_MARKS[variants.index(kind) % len(VARIANT_MARKS)]
         counts = sorted(cells)
@@ -180,7 +181,7 @@ def _convergence(scale: str, results: Results) -> Figure | None:
             curves = [r["losses"] for r in records if r["data"] == name and r.get("losses")]
             if curves:
                 found = True
-                color, mark = STYLES[experiment.owner_of(row)[1].method]
+                color, mark = STYLES.get(experiment.owner_of(row)[1].method, PLAIN)
                 epochs = range(1, len(curves[0]) + 1)
                 levels = [mean(at) for at in zip(*curves, strict=True)]
                 axis.plot(

@@ -95,11 +95,10 @@ class Recipe:
                     f"{where}: {key} must be one of {', '.join(choices)}, not {values[key]!r}."
                 )
         for key, value in values.items():
-            least = 1 if key in _COUNTS else 0
-            if key not in _TEXTS and not (isinstance(value, int | float) and value >= least):
-                raise TrainerError(
-                    f"{where}: {key} must be a number from {least} on, not {value!r}."
-                )
+            if key in _COUNTS and not (type(value) is int and value > 0):
+                raise TrainerError(f"{where}: {key} must be 1, 2, 3 or more, not {value!r}.")
+            if key not in _TEXTS and not (isinstance(value, int | float) and value >= 0):
+                raise TrainerError(f"{where}: {key} must be a number from 0 on, not {value!r}.")
         if recipe.batch_size % (recipe.micro_batch_size or 1):
             raise TrainerError(
                 f"{where}: batch_size {recipe.batch_size} must be a multiple of micro_batch_size."

@@ -81,9 +81,8 @@ def run_missing(jobs: Sequence[Job], results: Results, *, processes: int, again:
                 more, queue = _run_queue(queue, results, processes, again=again, bar=bar)
                 failed += more
         except KeyboardInterrupt:
-            raise TrainerError(
-                "Stopped: what was finished is kept, and the same command goes on."
-            ) from None
+            goes_on = "the same command begins again" if again else "the same command goes on"
+            raise TrainerError(f"Stopped: what was finished is kept, and {goes_on}.") from None
     return failed
 
 

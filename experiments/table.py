@@ -8,7 +8,6 @@ from experiments.config import Experiment, Row, Scale
 from experiments.results import Record, Results
 
 NOT_RUN = "not run"
-NOTHING_RUN = "Not run; the numbers are the paper's."
 
 
 @dataclass(frozen=True)
@@ -102,8 +101,11 @@ def markdown(experiment: Experiment, scale: str, results: Results) -> str:
         body.append(
             [line.row.label, *counts, *(cell.told if nothing else str(cell) for cell in cells)]
         )
-    told = f"{NOTHING_RUN}\n\n" if nothing else ""
-    return told + as_markdown(header, body)
+    if not nothing:
+        return as_markdown(header, body)
+    has_paper = scale == "full" and any(line.row.paper for line in lines)
+    told = "Not run; the numbers are the paper's." if has_paper else "Not run."
+    return f"{told}\n\n{as_markdown(header, body)}"
 
 
 def _counted(value: float | None, paper: float | None, form: str, nothing: bool) -> str:
