@@ -1,5 +1,6 @@
 """The kinds of experiment: each module trains and evaluates one `Run`: ``run(run, work)``."""
 
+import atexit
 import gc
 import importlib
 from collections.abc import Collection
@@ -42,4 +43,5 @@ def _imported(kind: str) -> ModuleType:
     module = importlib.import_module(f"experiments.kinds.{kind}")
     gc.collect()
     gc.freeze()
+    atexit.register(gc.unfreeze)  # or libraries tell of leaks
     return module
