@@ -50,7 +50,8 @@ class Results:
         if record["settings"] != json.loads(json.dumps(run.settings())):
             raise TrainerError(
                 f"The result {file} was made with other settings than its row has now: "
-                "make it again with `run --again`, or put the settings back."
+                f"make the row again with `run {run.experiment} --scale {run.scale} "
+                f"--rows {run.row} --again`, or put the settings back."
             )
         return record
 
