@@ -1,4 +1,4 @@
-"""Image sets to transfer to: fine-grained classes, and a foreign style.
+"""Image sets to transfer to: easy and fine-grained, at home and in a foreign style.
 
 Each is drawn twice: for the tables, and with other pictures ("-tuning") for choosing learning rates
 by. No picture is in two splits or two drawings.
@@ -86,6 +86,7 @@ def _drawn(
 
 
 _SETS: dict[str, tuple[Draw, tuple[str, ...], int, int]] = {
+    "things": (_thing, tuple(_LOOKS), 320, 512),
     "sketches": (_sketch, tuple(_LOOKS), 320, 512),
     "creatures": (_creature, tuple(f"creature {i}" for i in range(_INDIVIDUALS)), 400, 520),
     "cars": (_car, tuple(f"make {i}" for i in range(_MAKES)), 400, 500),
