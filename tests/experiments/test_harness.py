@@ -170,6 +170,15 @@ def test_mmlu_asks_after_five_examples_of_the_subject(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.usefixtures("stand_ins")
+@pytest.mark.parametrize("name", ["mmlu", "drop", "bbh"])
+def test_an_answer_may_begin_with_an_empty_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """INSTRUCTEVAL stops at a number of tokens and at no text."""
+    count = {"mmlu": 3, "drop": 1, "bbh": 4}[name]
+    _, script = _ask(monkeypatch, "instructeval", name, ["\n\nA"] * count)
+    assert all(not options["until"] for options in script.options)
+
+
+@pytest.mark.usefixtures("stand_ins")
 def test_drop_asks_of_other_texts_than_its_examples(monkeypatch: pytest.MonkeyPatch) -> None:
     # Of the five rows with one answer, Python takes the 4th, the 5th and the 1st with seed 0.
     _, script = _ask(monkeypatch, "instructeval", "drop", ["7"])

@@ -8,7 +8,7 @@ from peft import get_peft_model
 from PIL import Image
 
 from experiments.config import Run, read_experiment
-from experiments.data import Entry
+from experiments.data import Entry, entry
 from experiments.kinds import personalization
 from loldu import LoLDUConfig
 from trainer.config import AdapterConfig
@@ -86,6 +86,32 @@ def test_a_word_is_taught_in_captions_of_its_own(
     assert "sks" not in caption
     assert "sks" in Path("datasets/concepts/striped_cat/01.txt").read_text()
     assert outcome.parameters == 128  # the width of one word
+
+
+def test_the_full_scale_s_words_begin_from_one_token() -> None:
+    from open_clip.tokenizer import SimpleTokenizer  # whose vocabulary is CLIP's
+
+    tokenizer = SimpleTokenizer()
+    for name in EXPERIMENT.at("full").data:
+        flags = personalization._flags(
+            replace(a_run("textual_inversion", "full"), data=name),
+            entry(name),
+            "<new>",
+            Path(),
+            Path(),
+        )
+        word = flags[flags.index("--initializer_token") + 1]
+        assert len(tokenizer.encode(word)) == 1, word
+
+
+def test_every_direction_on_sd_v1_5_has_a_scale_of_one() -> None:
+    """The preset's alpha is for r = 32; the widest layer has 1,280 directions."""
+    config = parse(
+        personalization._flags(
+            a_run("loldu-full", "full"), entry("pet_cat1"), "sks", Path(), Path()
+        )
+    )
+    assert (config.adapter.rank, config.adapter.alpha) == ("full", 1280)
 
 
 def test_missing_pictures_are_told(tmp_path: Path) -> None:
