@@ -67,7 +67,8 @@ def test_the_loss_counts_answers_or_all(tokenizer: PreTrainedTokenizerBase) -> N
     asked = tokenizer(prompt(row["instruction"], row["input"])).input_ids
     answers = encode(row, tokenizer, max_length=128, train_on_inputs=False)
     every = encode(row, tokenizer, max_length=128, train_on_inputs=True)
-    assert answers["input_ids"] == every["input_ids"] == every["labels"]
+    assert answers["input_ids"] == every["input_ids"]
+    assert every["labels"] == [IGNORED, *every["input_ids"][1:]]
     assert answers["labels"][: len(asked)] == [IGNORED] * len(asked)
     assert tokenizer.decode(answers["labels"][len(asked) :]) == "red</s>"
     short = encode(row, tokenizer, max_length=len(asked) + 1, train_on_inputs=False)
@@ -75,13 +76,42 @@ def test_the_loss_counts_answers_or_all(tokenizer: PreTrainedTokenizerBase) -> N
     assert short["input_ids"][-1] != tokenizer.eos_token_id
 
 
-def test_a_batch_is_padded_on_the_right() -> None:
-    batch = collator(9)(
-        [{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}, {"input_ids": [4], "labels": [IGNORED]}]
-    )
-    assert batch["input_ids"].tolist() == [[1, 2, 3], [4, 9, 9]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert batch["labels"].tolist() == [[1, 2, 3], [IGNORED] * 3]
+def test_a_batch_is_padded_on_the_left_and_labelled_where_answers_are() -> None:
+    def row(*ids: int, asked: int) -> dict[str, list[int]]:
+        return {"input_ids": list(ids), "labels": [IGNORED] * asked + list(ids[asked:])}
+
+    collate = collator(9)
+    batch = collate([row(1, 2, 3, 4, asked=3), row(5, 6, asked=1)])
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 4], [9, 9, 5, 6]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [0, 0, 1, 1]]
+    assert batch["logits_to_keep"] == 2  # the last token is foretold from the one before
+    assert batch["labels"].tolist() == [[IGNORED, 4], [IGNORED, 6]]
+    every = collate([row(1, 2, 3, asked=1), row(4, 5, asked=1)])
+    assert (every["logits_to_keep"], every["labels"].shape) == (3, (2, 3))
+    cut_short = collate([row(1, 2, asked=2)])
+    assert (cut_short["logits_to_keep"], cut_short["labels"].tolist()) == (1, [[IGNORED]])
+
+
+@pytest.mark.parametrize("train_on_inputs", [False, True])
+def test_the_loss_of_a_batch_is_the_mean_over_the_labels_of_its_rows(
+    base: Path, tokenizer: PreTrainedTokenizerBase, train_on_inputs: bool
+) -> None:
+    rows = [
+        encode(row, tokenizer, max_length=128, train_on_inputs=train_on_inputs)
+        for row in (*ROWS[:2], {"instruction": "Say it twice.", "input": "", "output": "red red"})
+    ]
+    assert len({len(row["input_ids"]) for row in rows}) > 1
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    assert isinstance(tokenizer.pad_token_id, int)
+    with torch.no_grad():
+        found = model(**collator(tokenizer.pad_token_id)(rows)).loss
+        losses = []
+        for row in rows:
+            logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1]
+            labels = torch.tensor(row["labels"][1:])
+            losses.append(torch.nn.functional.cross_entropy(logits, labels, reduction="none"))
+    counted = torch.cat([loss[loss != 0] for loss in losses])
+    torch.testing.assert_close(found, counted.mean())
 
 
 class Asked:

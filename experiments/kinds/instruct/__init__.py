@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -36,19 +37,20 @@ def run(run: Run, work: Path) -> Outcome:
     """
     check_tasks(run.recipe.tasks)
     data = load_data(run.data)
-    base, tokenizer = _load(run)
+    tokenizer, base = _tokenizer(run.model), _base(run)
     facts = {
         **facts_of(base),
         "data": digest(data),
         "rows": {name: len(split) for name, split in data.items()},
     }
-    rows = _encoded(run, data["train"], tokenizer)
+    recipe = run.recipe
+    rows = _encoded(run.data, run.model, recipe.max_length, recipe.train_on_inputs)
     model = adapt(
         base,
         run.method,
         run.options,
         seed=run.seed,
-        total_steps=total_steps(run.recipe, len(rows)),
+        total_steps=total_steps(recipe, len(rows)),
     )
     fitted = _tuned(model, run, rows, tokenizer, work)
     model.eval()
@@ -65,25 +67,31 @@ def run(run: Run, work: Path) -> Outcome:
     )
 
 
-def _load(run: Run) -> tuple[PreTrainedModel, Tokenizer]:
+def _base(run: Run) -> PreTrainedModel:
     with fetching(run.model):
-        tokenizer = AutoTokenizer.from_pretrained(run.model)
         model = AutoModelForCausalLM.from_pretrained(run.model, dtype=DTYPES[run.recipe.precision])
+    moved: Any = model  # pyright cannot follow the decorator of `to`
+    moved.to("cuda" if torch.cuda.is_available() else "cpu")
+    return model
+
+
+@cache
+def _tokenizer(model: str) -> Tokenizer:
+    with fetching(model):
+        tokenizer = AutoTokenizer.from_pretrained(model)
     if tokenizer.pad_token is None:  # LLaMA has none; its authors' choice for tuning
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     if tokenizer.pad_token is None or tokenizer.eos_token is None:
-        raise TrainerError(f"The tokenizer of {run.model} has no token for the end of a text.")
-    moved: Any = model  # pyright cannot follow the decorator of `to`
-    moved.to("cuda" if torch.cuda.is_available() else "cpu")
-    return model, tokenizer
+        raise TrainerError(f"The tokenizer of {model} has no token for the end of a text.")
+    return tokenizer
 
 
-def _encoded(run: Run, rows: Dataset, tokenizer: Tokenizer) -> Dataset:
-    recipe = run.recipe
+@cache
+def _encoded(data: str, model: str, max_length: int, train_on_inputs: bool) -> Dataset:
+    """The rows to train on as token ids and labels, once a process."""
+    rows, tokenizer = load_data(data)["train"], _tokenizer(model)
     return rows.map(
-        lambda row: encode(
-            row, tokenizer, max_length=recipe.max_length, train_on_inputs=recipe.train_on_inputs
-        ),
+        lambda row: encode(row, tokenizer, max_length=max_length, train_on_inputs=train_on_inputs),
         remove_columns=rows.column_names,
         load_from_cache_file=False,
     )

@@ -52,26 +52,34 @@ def encode(
     asked = prompt(row["instruction"], row["input"])
     # In one piece: by itself, an answer would begin with a space to tokenizers such as LLaMA's.
     ids = [*tokenizer(asked + row["output"]).input_ids, tokenizer.eos_token_id]
-    hidden = 0 if train_on_inputs else len(tokenizer(asked).input_ids)
+    # The first has no label in any case: nothing comes before it but, in a batch, padding.
+    hidden = 1 if train_on_inputs else len(tokenizer(asked).input_ids)
     labels = [IGNORED] * hidden + ids[hidden:]
     return {"input_ids": ids[:max_length], "labels": labels[:max_length]}
 
 
 def collator(padding_id: int) -> Callable[[Sequence[Encoded]], dict[str, Any]]:
-    """Rows of different lengths -> a batch, padded on the right."""
+    """Rows of different lengths -> a batch, padded on the left.
+
+    All rows end together there, so that a model need give logits for the end alone: for the
+    `logits_to_keep` last places, from the one before the first label on. `labels` has as many.
+    """
 
     def collate(rows: Sequence[Encoded]) -> dict[str, Any]:
         length = max(len(row["input_ids"]) for row in rows)
 
-        def padded(name: str, filler: int) -> Tensor:
-            values = [[*row[name], *[filler] * (length - len(row[name]))] for row in rows]
-            return torch.tensor(values)
+        def padded(values: Sequence[list[int]], filler: int) -> Tensor:
+            return torch.tensor([[filler] * (length - len(own)) + own for own in values])
 
-        real = [[1] * len(r["input_ids"]) + [0] * (length - len(r["input_ids"])) for r in rows]
+        labels = padded([row["labels"] for row in rows], IGNORED)
+        counted = (labels != IGNORED).any(dim=0)
+        first = int(counted.int().argmax()) if counted.any() else length
+        kept = length - first + 1
         return {
-            "input_ids": padded("input_ids", padding_id),
-            "attention_mask": torch.tensor(real),
-            "labels": padded("labels", IGNORED),
+            "input_ids": padded([row["input_ids"] for row in rows], padding_id),
+            "attention_mask": padded([[1] * len(row["input_ids"]) for row in rows], 0),
+            "labels": labels[:, -kept:],
+            "logits_to_keep": kept,
         }
 
     return collate
