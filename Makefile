@@ -50,7 +50,7 @@ test: lint  ## lint, then the tests that need no GPU, no network and no patience
 webui: $(STAMP)  ## open the studio: teach and draw in a browser
 	$(BIN)/python -m webui
 
-experiments-pocket: $(STAMP)  ## the paper's tables on the embedded bases (38 minutes); runs/experiments
+experiments-pocket: $(STAMP)  ## the paper's tables on the embedded bases (37 minutes); runs/experiments
 	$(BIN)/python -m experiments run --scale pocket --results $(EXPERIMENTS)
 	$(BIN)/python -m experiments report --scale pocket --results $(EXPERIMENTS) \
 		--output $(EXPERIMENTS)/figures
