@@ -35,7 +35,8 @@ def run(run: Run, work: Path) -> Outcome:
     Raises:
         TrainerError: The base or the data cannot be had, or the tasks may not be run.
     """
-    check_tasks(run.recipe.tasks)
+    recipe = run.recipe
+    check_tasks(recipe.tasks)
     data = load_data(run.data)
     tokenizer, base = _tokenizer(run.model), _base(run)
     facts = {
@@ -43,7 +44,6 @@ def run(run: Run, work: Path) -> Outcome:
         "data": digest(data),
         "rows": {name: len(split) for name, split in data.items()},
     }
-    recipe = run.recipe
     rows = _encoded(run.data, run.model, recipe.max_length, recipe.train_on_inputs)
     model = adapt(
         base,
