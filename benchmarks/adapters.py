@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from benchmarks.factorize import full_lu
 from loldu import LoLDUConfig
-from loldu.layer import LoLDULayer
-from loldu.targets import DIFFUSERS_ATTENTION
+from loldu.adapter.layer import LoLDULayer
+from loldu.adapter.targets import DIFFUSERS_ATTENTION
 
 R = 32
 TARGETS = [*DIFFUSERS_ATTENTION]

@@ -24,11 +24,11 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks.device import named, seconds_of
-from benchmarks.provenance import provenance, write_record
 from benchmarks.spread import ratio, spread
 from loldu import LoLDUConfig, load_concept, mix, save_concept, set_concepts
-from loldu.layer import LoLDULayer
-from loldu.targets import DIFFUSERS_ATTENTION
+from loldu.adapter.layer import LoLDULayer
+from loldu.adapter.targets import DIFFUSERS_ATTENTION
+from loldu.provenance import provenance, write_record
 
 RESULTS = Path(__file__).parent / "results"
 

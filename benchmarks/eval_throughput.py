@@ -26,13 +26,13 @@ from torch import Tensor
 
 from benchmarks.device import named
 from benchmarks.memory import mib
-from benchmarks.provenance import provenance, write_record
 from benchmarks.spread import ratio, spread
-from eval.cache import FeatureCache
-from eval.extractors import ImageExtractor, OpenClipExtractor, TimmDino
-from eval.features import see
-from eval.metrics import image_similarity
-from eval.preprocess import published_dino
+from eval.encoders.cache import FeatureCache
+from eval.encoders.extractors import ImageExtractor, OpenClipExtractor, TimmDino
+from eval.encoders.features import see
+from eval.encoders.preprocess import published_dino
+from eval.metrics.functional import image_similarity
+from loldu.provenance import provenance, write_record
 
 RESULTS = Path(__file__).parent / "results"
 DINO, CLIP = "vit_small_patch16_224.dino", "ViT-B-32-quickgelu"

@@ -33,9 +33,9 @@ from benchmarks.adapters import (
 )
 from benchmarks.device import in_turns, named, seconds_of
 from benchmarks.memory import mib, peak_bytes
-from benchmarks.provenance import provenance, write_record
 from benchmarks.spread import ratio, spread
 from benchmarks.stable_diffusion import TEXT_TOKENS
+from loldu.provenance import provenance, write_record
 
 RESULTS = Path(__file__).parent / "results"
 

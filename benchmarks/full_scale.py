@@ -31,10 +31,10 @@ from transformers import (
 from benchmarks.adapters import install
 from benchmarks.device import in_turns, named, seconds_of
 from benchmarks.memory import mib, peak_bytes
-from benchmarks.provenance import provenance, write_record
 from benchmarks.spread import ratio, spread
 from experiments.methods.adapt import QUERY_AND_VALUE, resolve_targets
 from loldu import LoLDUConfig
+from loldu.provenance import provenance, write_record
 
 RESULTS = Path(__file__).parent / "results"
 Name = Literal["glue", "vision", "instruct"]

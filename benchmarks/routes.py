@@ -19,11 +19,16 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks.device import seconds_of
-from benchmarks.provenance import provenance, write_record
 from benchmarks.spread import ratio
 from loldu import ldu
-from loldu.functional import cheapest_route, dense_linear, factor_free_linear, factored_linear
-from loldu.shared_factors import SharedFactors, version_of
+from loldu.adapter.functional import (
+    cheapest_route,
+    dense_linear,
+    factor_free_linear,
+    factored_linear,
+)
+from loldu.adapter.shared_factors import SharedFactors, version_of
+from loldu.provenance import provenance, write_record
 
 RESULTS = Path(__file__).parent / "results"
 

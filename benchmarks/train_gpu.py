@@ -24,10 +24,10 @@ from rich.table import Table
 
 from benchmarks import kernels, train_step
 from benchmarks.device import named
-from benchmarks.provenance import provenance, write_record
 from benchmarks.spread import ratio, spread
 from benchmarks.stable_diffusion import SIZES, save_random_base, save_random_pictures
 from benchmarks.watched import Command, Watched, watch
+from loldu.provenance import provenance, write_record
 
 RESULTS = Path(__file__).parent / "results"
 DTYPES: dict[str, train_step.Dtype] = {

@@ -29,12 +29,12 @@ from benchmarks.adapters import held
 from benchmarks.device import in_turns, named, seconds_of
 from benchmarks.floor import floor_step, random_inputs, with_shared_weights
 from benchmarks.memory import mib, peak_bytes
-from benchmarks.provenance import provenance, write_record
 from benchmarks.spread import ratio, spread
 from benchmarks.stable_diffusion import TEXT_TOKENS, noise_scheduler
-from trainer.cache import Cache
-from trainer.checkpoint import Progress
-from trainer.config import (
+from loldu.errors import LoLDUError
+from loldu.provenance import provenance, write_record
+from trainer.methods.method import add_trainables
+from trainer.options.config import (
     AdapterConfig,
     Config,
     InstanceConfig,
@@ -42,15 +42,15 @@ from trainer.config import (
     OptimizationConfig,
     RunConfig,
 )
-from trainer.control import Control
-from trainer.ema import EMA
-from trainer.errors import TrainerError
-from trainer.fit import Run, fit
-from trainer.loop import Denoiser, DreamBooth, Objective
-from trainer.methods import add_trainables
-from trainer.optimizers import make_optimizer
-from trainer.tracking import Trackers
 from trainer.train_dreambooth_loldu import make_accelerator
+from trainer.training.cache import Cache
+from trainer.training.checkpoint import Progress
+from trainer.training.control import Control
+from trainer.training.ema import EMA
+from trainer.training.fit import Run, fit
+from trainer.training.objective import Denoiser, DreamBooth, Objective
+from trainer.training.optimizers import make_optimizer
+from trainer.training.tracking import Trackers
 
 RESULTS = Path(__file__).parent / "results"
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -132,7 +132,7 @@ def the_trainer(
     """Put together what the trainer's command does, with random latents in its caches.
 
     Raises:
-        TrainerError: when the device cannot do the dtype.
+        LoLDUError: when the device cannot do the dtype.
     """
     config = config_of(method, options)
     configs = {f"concept_{index}": config for index in range(concepts)}
@@ -314,7 +314,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.environ["ACCELERATE_USE_CPU"] = "1"  # also where there is a GPU
     try:
         variants = measure(options)
-    except TrainerError as error:
+    except LoLDUError as error:
         sys.exit(str(error))
     result = {
         **provenance(

@@ -11,15 +11,15 @@ import tyro
 from transformers.utils import logging as transformers_logging
 
 from eval import config as options
-from eval.adapter import evaluate_adapter
-from eval.calibrate import calibrate
-from eval.checks import check
-from eval.compare import compare
-from eval.images import evaluate_images
-from eval.suite import evaluate_suite
+from eval.commands.adapter import evaluate_adapter
+from eval.commands.calibrate import calibrate
+from eval.commands.checks import check
+from eval.commands.compare import compare
+from eval.commands.images import evaluate_images
+from eval.commands.suite import evaluate_suite
 from loldu import ConceptError
-from trainer.errors import TrainerError
-from trainer.preset import preset_flags
+from loldu.errors import LoLDUError
+from loldu.presets import preset_flags
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -49,7 +49,7 @@ def parse(argv: Sequence[str]) -> Any:  # noqa: ANN401
     """Return the config of a command line; a preset's flags come first, so the person's win.
 
     Raises:
-        TrainerError: For an unknown preset, an unknown key in it, or a value that cannot work.
+        LoLDUError: For an unknown preset, an unknown key in it, or a value that cannot work.
         SystemExit: From tyro, with status 2, for an unknown flag or a value of the wrong type.
     """
     arguments = list(argv)
@@ -86,7 +86,7 @@ def outcome(argv: Sequence[str]) -> tuple[int, str]:
     try:
         config = parse(argv)
         RUN[type(config)](config)
-    except (TrainerError, ConceptError) as error:
+    except (LoLDUError, ConceptError) as error:
         return 2, str(error)
     except KeyboardInterrupt:
         return 130, "Stopped; the same command goes on from here."

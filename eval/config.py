@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from eval.bootstrap import Aggregate
-from eval.cache import default_cache
-from eval.metrics import Pairs
+from eval.encoders.cache import default_cache
+from eval.metrics.bootstrap import Aggregate
+from eval.metrics.functional import Pairs
 
 CLIP = "open_clip:ViT-B-32-quickgelu/openai"
 DINO = "timm:vit_small_patch16_224.dino"

@@ -15,7 +15,7 @@ from experiments.document import fill
 from experiments.results import Results
 from experiments.runner import jobs_of, run_missing
 from experiments.table import markdown
-from trainer.errors import TrainerError
+from loldu.errors import LoLDUError
 
 Name = tyro.conf.Positional[tuple[str, ...]]
 
@@ -50,7 +50,7 @@ class Run:
             SystemExit: With 1, if a run failed.
         """
         if self.processes is not None and self.processes < 1:
-            raise TrainerError(f"--processes must be 1 or more, not {self.processes}.")
+            raise LoLDUError(f"--processes must be 1 or more, not {self.processes}.")
         experiments = [read_experiment(name) for name in self.names or experiment_names()]
         experiments = [e for e in experiments if self.scale in e.scales]
         jobs = jobs_of(experiments, self.scale, self.rows, self.data)
@@ -140,7 +140,7 @@ def main() -> None:
     )
     try:
         tyro.cli(commands, prog="python -m experiments").run()  # type: ignore[arg-type]
-    except TrainerError as error:
+    except LoLDUError as error:
         sys.exit(str(error))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from trainer.errors import TrainerError
+from loldu.errors import LoLDUError
 
 
 @contextmanager
@@ -17,13 +17,13 @@ def fetching(model: str) -> Iterator[None]:
     """Say in one sentence that a model, or its tokenizer, cannot be had.
 
     Raises:
-        TrainerError: It is not here, and the hub does not give it.
+        LoLDUError: It is not here, and the hub does not give it.
     """
     try:
         yield
     except (OSError, ValueError) as error:
         first_line = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
-        raise TrainerError(
+        raise LoLDUError(
             f"The model {model} is neither a folder here nor to be had from the Hugging Face hub: "
             "check its name and the network; a gated one, such as LLaMA, needs its licence "
             f"accepted there and `hf auth login` ({first_line})."

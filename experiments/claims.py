@@ -12,8 +12,8 @@ from scipy.stats import t as student
 from experiments.config import FOLDER, read_experiment
 from experiments.results import Record, Results
 from experiments.table import as_markdown, records_of
-from trainer.errors import TrainerError
-from trainer.files import read_toml
+from loldu.errors import LoLDUError
+from loldu.files import read_toml
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ def read_claims() -> list[Claim]:
     """The claims of ``experiments/claims.toml``.
 
     Raises:
-        TrainerError: One of them lacks a part or has one too many.
+        LoLDUError: One of them lacks a part or has one too many.
     """
     file = FOLDER / "claims.toml"
     try:
         return [Claim(**claim) for claim in read_toml(file, "The claims").get("claim", [])]
     except TypeError as error:
-        raise TrainerError(f"{file}: a [[claim]] is not right: {error}.") from error
+        raise LoLDUError(f"{file}: a [[claim]] is not right: {error}.") from error
 
 
 def claims_table(claims: Sequence[Claim], scale: str, results: Results) -> str:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from experiments.recipe import Recipe
-from trainer.errors import TrainerError, hint
-from trainer.files import read_toml
+from loldu.errors import LoLDUError, hint
+from loldu.files import read_toml
 
 FOLDER = Path(__file__).parent
 SCALES = ("pocket", "full")
@@ -179,10 +179,10 @@ class Experiment:
         """The experiment at one size.
 
         Raises:
-            TrainerError: It does not exist at this size.
+            LoLDUError: It does not exist at this size.
         """
         if scale not in self.scales:
-            raise TrainerError(
+            raise LoLDUError(
                 f"The experiment {self.name} has no scale {scale}: it has {', '.join(self.scales)}."
             )
         return self.scales[scale]
@@ -195,7 +195,7 @@ class Experiment:
         """A row by its name.
 
         Raises:
-            TrainerError: There is none.
+            LoLDUError: There is none.
         """
         return _known(name, {row.name: row for row in self.rows}, f"The experiment {self.name}")
 
@@ -242,7 +242,7 @@ def read_experiment(name: str) -> Experiment:
     """An experiment by its name.
 
     Raises:
-        TrainerError: There is none, or a file of it is wrong.
+        LoLDUError: There is none, or a file of it is wrong.
     """
     known = {n: FOLDER / n for n in experiment_names()}
     folder = _known(name, known, "The project", "experiment")
@@ -285,7 +285,7 @@ def _read_row(file: Path) -> Row:
     common = _read(RowPart, parts, file, "")
     row = _read(Row, table | {"name": file.stem, "common": common, "at": at}, file, "")
     if bool(row.method) == bool(row.same_as):
-        raise TrainerError(f"The row {file} needs a method or same_as, one of the two.")
+        raise LoLDUError(f"The row {file} needs a method or same_as, one of the two.")
     return row
 
 
@@ -296,15 +296,15 @@ def _read(kind: type[T], table: Table, file: Path, part: str) -> T:
         if key not in known:
             perhaps = hint(key, [*known, *_PARTS, *SCALES], f"it takes {', '.join(known)}")
             where = f" in [{part}]" if part else ""
-            raise TrainerError(f"{file} has the unknown key {key}{where}; {perhaps}.")
+            raise LoLDUError(f"{file} has the unknown key {key}{where}; {perhaps}.")
     try:
         return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in table.items()})
     except TypeError as error:
-        raise TrainerError(f"{file} is not complete: {error}.") from error
+        raise LoLDUError(f"{file} is not complete: {error}.") from error
 
 
 def _known(name: str, choices: Mapping[str, T], whose: str, what: str = "row") -> T:
     if name in choices:
         return choices[name]
     perhaps = hint(name, choices)
-    raise TrainerError(f"{whose} has no {what} {name}; {perhaps}.")
+    raise LoLDUError(f"{whose} has no {what} {name}; {perhaps}.")

@@ -15,8 +15,8 @@ from typing import Any, cast
 import datasets
 import pyarrow as pa
 
-from trainer.errors import TrainerError, hint
-from trainer.files import read_toml
+from loldu.errors import LoLDUError, hint
+from loldu.files import read_toml
 
 MANIFESTS = Path(__file__).parent.parent / "datasets"
 
@@ -64,13 +64,13 @@ def entries() -> dict[str, Entry]:
     """All entries of all manifests, by name.
 
     Raises:
-        TrainerError: A manifest is wrong.
+        LoLDUError: A manifest is wrong.
     """
     found: dict[str, Entry] = {}
     for file in sorted(MANIFESTS.glob("*.toml")):
         for name, table in read_toml(file, "The manifest").items():
             if name in found:
-                raise TrainerError(f"{file} has a second entry {name}: names are used once.")
+                raise LoLDUError(f"{file} has a second entry {name}: names are used once.")
             found[name] = _entry(name, table, file)
     return found
 
@@ -79,12 +79,12 @@ def entry(name: str) -> Entry:
     """An entry by its name.
 
     Raises:
-        TrainerError: There is none.
+        LoLDUError: There is none.
     """
     known = entries()
     if name not in known:
         perhaps = hint(name, known)
-        raise TrainerError(f"No manifest in datasets/ has an entry {name}; {perhaps}.")
+        raise LoLDUError(f"No manifest in datasets/ has an entry {name}; {perhaps}.")
     return known[name]
 
 
@@ -93,7 +93,7 @@ def load_data(name: str) -> datasets.DatasetDict:
     """The rows of an entry, once a process.
 
     Raises:
-        TrainerError: The entry is unknown, or its rows cannot be had or are not as it says.
+        LoLDUError: The entry is unknown, or its rows cannot be had or are not as it says.
     """
     found = entry(name)
     if found.generator:
@@ -130,17 +130,17 @@ def _from_hub(found: Entry, split: Split) -> datasets.Dataset:
             ),
         )
     except (OSError, ValueError) as error:
-        raise TrainerError(
+        raise LoLDUError(
             f"The data set {found.name} ({split.id} on the Hugging Face hub) cannot be fetched and "
             f"is not in the cache: connect to the network and run again ({_first_line(error)})."
         ) from error
     if split.rows is not None and len(rows) != split.rows:
-        raise TrainerError(
+        raise LoLDUError(
             f"The data set {found.name} ({split.id}) has {len(rows)} rows in its split "
             f"{split.split}, not {split.rows}: it is not the one the manifest describes."
         )
     if missing := sorted(set(found.columns.values()) - set(rows.column_names)):
-        raise TrainerError(
+        raise LoLDUError(
             f"The data set {found.name} ({split.id}) has no column {missing[0]}: it has "
             f"{', '.join(rows.column_names)}."
         )
@@ -161,4 +161,4 @@ def _entry(name: str, table: dict[str, Any], file: Path) -> Entry:
         made = {key: Split(**(shared | split)) for key, split in splits.items()}
         return Entry(name=name, splits=made, **table)
     except TypeError as error:
-        raise TrainerError(f"{file}: the entry {name} is not right: {error}.") from error
+        raise LoLDUError(f"{file}: the entry {name} is not right: {error}.") from error

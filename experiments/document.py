@@ -12,8 +12,8 @@ from experiments.claims import claims_table, read_claims
 from experiments.config import Experiment, experiment_names, read_experiment
 from experiments.results import Results
 from experiments.table import markdown
-from trainer.errors import TrainerError
-from trainer.files import write_atomically
+from loldu.errors import LoLDUError
+from loldu.files import write_atomically
 
 _PART = re.compile(r"(<!-- begin (\S+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
 
@@ -22,12 +22,12 @@ def fill(document: Path, results: Results) -> None:
     """Make every marked part of a document anew.
 
     Raises:
-        TrainerError: The document is not there, or marks what is no experiment.
+        LoLDUError: The document is not there, or marks what is no experiment.
     """
     try:
         text = document.read_text(encoding="utf-8")
     except OSError as error:
-        raise TrainerError(f"{document} cannot be read: {error.strerror}.") from error
+        raise LoLDUError(f"{document} cannot be read: {error.strerror}.") from error
     write_atomically(document, filled(text, results))
 
 
@@ -35,7 +35,7 @@ def filled(text: str, results: Results) -> str:
     """A document with its marked parts made anew.
 
     Raises:
-        TrainerError: It marks what is no experiment.
+        LoLDUError: It marks what is no experiment.
     """
     parts: dict[str, Callable[[], str]] = {
         "claims": lambda: claims_table(read_claims(), "pocket", results)
@@ -46,7 +46,7 @@ def filled(text: str, results: Results) -> str:
     def part(match: re.Match[str]) -> str:
         begin, name, end = match.groups()
         if name not in parts:
-            raise TrainerError(f"The document marks {name}: choose from {', '.join(parts)}.")
+            raise LoLDUError(f"The document marks {name}: choose from {', '.join(parts)}.")
         return f"{begin}\n{parts[name]()}\n\n{end}"
 
     return _PART.sub(part, text)

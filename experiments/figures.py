@@ -22,8 +22,8 @@ from PIL import Image
 from experiments.config import Experiment, read_experiment
 from experiments.results import Record, Results
 from experiments.table import Cell, Line, columns_of, lines_of, records_of
-from trainer.errors import TrainerError
-from trainer.files import write_atomically
+from loldu.errors import LoLDUError
+from loldu.files import write_atomically
 
 # Blue for our methods, others told apart by brightness and mark too.
 STYLES = {
@@ -49,7 +49,7 @@ def draw_figures(scale: str, results: Results, folder: Path) -> list[Path]:
     """Draw every figure that has results.
 
     Raises:
-        TrainerError: None has.
+        LoLDUError: None has.
     """
     folder.mkdir(parents=True, exist_ok=True)
     drawn = []
@@ -63,7 +63,7 @@ def draw_figures(scale: str, results: Results, folder: Path) -> list[Path]:
             write_atomically(file, buffer.getvalue())
             drawn.append(file)
     if not drawn:
-        raise TrainerError(f"There are no results at {scale} scale: make them with `run`.")
+        raise LoLDUError(f"There are no results at {scale} scale: make them with `run`.")
     return drawn
 
 

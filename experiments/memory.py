@@ -1,4 +1,4 @@
-"""Peak memory of one training among others in a process; `trainer.records` tells it."""
+"""Peak memory of one training among others in a process; `trainer.results.records` tells it."""
 
 import contextlib
 from pathlib import Path

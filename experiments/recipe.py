@@ -5,7 +5,7 @@ from typing import Any, Literal, Self, get_args
 
 from transformers import SchedulerType
 
-from trainer.errors import TrainerError, hint
+from loldu.errors import LoLDUError, hint
 
 Report = Literal["last", "best"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -81,26 +81,26 @@ class Recipe:
         """A recipe from the values that were given for it.
 
         Raises:
-            TrainerError: An option is unknown or has a value it cannot have.
+            LoLDUError: An option is unknown or has a value it cannot have.
         """
         known = {f.name for f in fields(cls)}
         for key in values:
             if key not in known:
                 perhaps = hint(key, known, "see experiments/recipe.py")
-                raise TrainerError(f"{where} has the unknown option {key}; {perhaps}.")
+                raise LoLDUError(f"{where} has the unknown option {key}; {perhaps}.")
         recipe = cls(**values)
         for key, choices in _CHOICES.items():
             if getattr(recipe, key) not in choices:
-                raise TrainerError(
+                raise LoLDUError(
                     f"{where}: {key} must be one of {', '.join(choices)}, not {values[key]!r}."
                 )
         for key, value in values.items():
             if key in _COUNTS and not (type(value) is int and value > 0):
-                raise TrainerError(f"{where}: {key} must be 1, 2, 3 or more, not {value!r}.")
+                raise LoLDUError(f"{where}: {key} must be 1, 2, 3 or more, not {value!r}.")
             if key not in _TEXTS and not (isinstance(value, int | float) and value >= 0):
-                raise TrainerError(f"{where}: {key} must be a number from 0 on, not {value!r}.")
+                raise LoLDUError(f"{where}: {key} must be a number from 0 on, not {value!r}.")
         if recipe.batch_size % (recipe.micro_batch_size or 1):
-            raise TrainerError(
+            raise LoLDUError(
                 f"{where}: batch_size {recipe.batch_size} must be a multiple of micro_batch_size."
             )
         return recipe

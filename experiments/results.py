@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.provenance import provenance, write_record
 from experiments.config import FOLDER, Run
 from experiments.outcome import Outcome
-from trainer.errors import TrainerError
-from trainer.files import write_atomically
+from loldu.errors import LoLDUError
+from loldu.files import write_atomically
+from loldu.provenance import provenance, write_record
 
 LIBRARIES = ("torch", "transformers", "peft", "datasets", "accelerate")
 Record = dict[str, Any]
@@ -38,7 +38,7 @@ class Results:
         """The result of a run, or None where it was not run.
 
         Raises:
-            TrainerError: The file cannot be read, or was made with other settings.
+            LoLDUError: The file cannot be read, or was made with other settings.
         """
         file = self.file(run)
         try:
@@ -46,9 +46,9 @@ class Results:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            raise TrainerError(f"The result {file} cannot be read ({error}): remove it.") from error
+            raise LoLDUError(f"The result {file} cannot be read ({error}): remove it.") from error
         if record["settings"] != json.loads(json.dumps(run.settings())):
-            raise TrainerError(
+            raise LoLDUError(
                 f"The result {file} was made with other settings than its row has now: "
                 f"make the row again with `run {run.experiment} --scale {run.scale} "
                 f"--rows {run.row} --again`, or put the settings back."

@@ -23,7 +23,7 @@ from experiments.config import Experiment, Run
 from experiments.kinds import methods_of, perform
 from experiments.methods import check_method
 from experiments.results import Results
-from trainer.errors import TrainerError
+from loldu.errors import LoLDUError
 
 WORK = Path("runs/experiments/work")
 Job = tuple[str, Run]
@@ -42,7 +42,7 @@ def jobs_of(
         data: Only these data sets; all where there are none.
 
     Raises:
-        TrainerError: A row or a data set belongs to none of the tables, or a method is unknown.
+        LoLDUError: A row or a data set belongs to none of the tables, or a method is unknown.
     """
     found: dict[tuple[str, Path], Job] = {}
     known_rows = {row.name for e in experiments for row in e.rows_at(scale)}
@@ -50,7 +50,7 @@ def jobs_of(
     for what, asked, known in (("row", rows, known_rows), ("data set", data, known_data)):
         if unknown := [name for name in asked if name not in known]:
             names = ", ".join(e.name for e in experiments)
-            raise TrainerError(
+            raise LoLDUError(
                 f"{names} at {scale} scale has no {what} {unknown[0]}: "
                 f"choose from {', '.join(sorted(known))}."
             )
@@ -82,7 +82,7 @@ def run_missing(jobs: Sequence[Job], results: Results, *, processes: int, again:
                 failed += more
         except KeyboardInterrupt:
             goes_on = "the same command begins again" if again else "the same command goes on"
-            raise TrainerError(f"Stopped: what was finished is kept, and {goes_on}.") from None
+            raise LoLDUError(f"Stopped: what was finished is kept, and {goes_on}.") from None
     return failed
 
 
@@ -123,7 +123,7 @@ def _tell(bar: tqdm, run: Run, future: Future[float]) -> int:
     try:
         bar.write(f"{run.name}: {future.result():.2f}", file=sys.stderr)
         return 0
-    except TrainerError as error:
+    except LoLDUError as error:
         bar.write(f"{run.name} failed: {error}", file=sys.stderr)
     except Exception as error:  # a run must not take the others with it
         trace = "".join(traceback.format_exception(error))

@@ -1,16 +1,17 @@
 """LoLDU: a concept is a diagonal between two fixed factors of the base weight."""
 
-from .concept import load_concept, save_concept, verify_concept
-from .concept_file import Concept, ConceptError, ConceptLayer, read_concept
-from .config import LoLDUConfig
-from .export import export_lora
-from .factorization import Factors, ldu, svd
-from .hotswap import hotswap_concept
-from .merged import save_merged
-from .model import LoLDUModel, project
-from .pipeline import mix, set_concepts, set_strength, unload_concept
-from .registration import register
-from .truncation import LayerCut, Truncation, truncate
+from loldu.adapter.config import LoLDUConfig
+from loldu.adapter.factorization import Factors, ldu, svd
+from loldu.adapter.model import LoLDUModel, project
+from loldu.adapter.registration import register
+from loldu.concept.export import export_lora
+from loldu.concept.format import Concept, ConceptLayer, read_concept
+from loldu.concept.hotswap import hotswap_concept
+from loldu.concept.in_use import mix, set_concepts, set_strength, unload_concept
+from loldu.concept.load import load_concept, save_concept, verify_concept
+from loldu.concept.merge import save_merged
+from loldu.concept.truncate import LayerCut, Truncation, truncate
+from loldu.errors import ConceptError
 
 __version__ = "0.1.0"
 

@@ -8,14 +8,15 @@ from typing import Annotated, Literal
 
 import tyro
 
-from .base import load_base, load_pipeline, quiet
-from .concept import concept_of, load_concept, verify_concept
-from .concept_file import ConceptError, read_concept, write_concept
-from .export import EXPORT_DTYPES, Layout, check_file, export_lora
-from .merged import check_folder, save_merged
-from .pipeline import set_strength
-from .report import report_concept, report_truncation
-from .truncation import check_size, truncate
+from loldu.base.parts import load_base, load_pipeline, quiet
+from loldu.concept.export import EXPORT_DTYPES, Layout, check_file, export_lora
+from loldu.concept.format import read_concept, write_concept
+from loldu.concept.in_use import set_strength
+from loldu.concept.load import concept_of, load_concept, verify_concept
+from loldu.concept.merge import check_folder, save_merged
+from loldu.concept.report import report_concept, report_truncation
+from loldu.concept.truncate import check_size, truncate
+from loldu.errors import ConceptError
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 

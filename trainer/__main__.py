@@ -4,8 +4,8 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from trainer.errors import Stopped, TrainerError
-from trainer.preset import parse
+from loldu.errors import LoLDUError, Stopped
+from trainer.options.preset import parse
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -22,20 +22,21 @@ def run(argv: Sequence[str] | None = None) -> int:
 def outcome(argv: Sequence[str]) -> tuple[int, str]:
     """Train; the exit status, and what is to be told of a run that did not reach its end."""
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("trainer").setLevel(logging.INFO)
+    for package in ("loldu", "trainer"):
+        logging.getLogger(package).setLevel(logging.INFO)
     try:
         config = parse(argv)
         if config.run.doctor_only:
-            from trainer.doctor import diagnose
+            from trainer.training.doctor import diagnose
 
             diagnose(config)
             return 0, ""
-        from trainer.memory import out_of_memory_in_one_sentence
         from trainer.train_dreambooth_loldu import main
+        from trainer.training.memory import out_of_memory_in_one_sentence
 
         with out_of_memory_in_one_sentence(config):
             main(config)
-    except TrainerError as error:
+    except LoLDUError as error:
         return 2, str(error)
     except OSError as error:  # a full disk, a folder that may not be written
         return 2, f"{error.filename or 'A file'}: {error.strerror or error}."

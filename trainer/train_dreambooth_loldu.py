@@ -20,30 +20,31 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from diffusers import StableDiffusionPipeline
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from loldu.base.open import fingerprint, load_pipeline
+from loldu.errors import LoLDUError
+from loldu.pictures.folder import CaptionedImage, digest
 from trainer.__main__ import run
-from trainer.base import fingerprint, load_pipeline
-from trainer.cache import Cache, build_cache, leave_device
-from trainer.checkpoint import Inputs, Progress, find_checkpoint, load_checkpoint
-from trainer.compilation import compile_unet
-from trainer.concepts import SINGLE, concept_configs
-from trainer.config import Config
-from trainer.control import Control
-from trainer.doctor import report
-from trainer.ema import EMA
-from trainer.errors import TrainerError
-from trainer.fit import Run, as_saved, fit
-from trainer.hub import open_repositories, push
-from trainer.instances import CaptionedImage, digest, find_all_instances
-from trainer.loop import Denoiser, DreamBooth, Objective
-from trainer.metadata import Training
-from trainer.methods import add_trainables, learn_words
-from trainer.optimizers import make_optimizer, optimizer_class
-from trainer.prior import class_images
-from trainer.records import open_output_dir, refuse_another_run
-from trainer.result import write_result
-from trainer.scorer import Scorer
-from trainer.scores import LiveScores, live_scores, scores_at
-from trainer.tracking import Trackers, check_trackers
+from trainer.methods.method import add_trainables, learn_words
+from trainer.options.concepts import SINGLE, concept_configs
+from trainer.options.config import Config
+from trainer.results.hub import open_repositories, push
+from trainer.results.metadata import Training
+from trainer.results.records import open_output_dir, refuse_another_run
+from trainer.results.write import write_result
+from trainer.training.cache import Cache, build_cache, leave_device
+from trainer.training.checkpoint import Inputs, Progress, find_checkpoint, load_checkpoint
+from trainer.training.compilation import compile_unet
+from trainer.training.control import Control
+from trainer.training.doctor import report
+from trainer.training.ema import EMA
+from trainer.training.fit import Run, as_saved, fit
+from trainer.training.instances import find_all_instances
+from trainer.training.objective import Denoiser, DreamBooth, Objective
+from trainer.training.optimizers import make_optimizer, optimizer_class
+from trainer.training.prior import class_images
+from trainer.training.scorer import Scorer
+from trainer.training.scores import LiveScores, live_scores, scores_at
+from trainer.training.tracking import Trackers, check_trackers
 
 logger = logging.getLogger("trainer")
 
@@ -61,7 +62,7 @@ def main(config: Config, scorer: Scorer | None = None) -> None:
         scorer: what measures the validation pictures, where they are scored; `eval` unless given.
 
     Raises:
-        TrainerError: for what the person can put right.
+        LoLDUError: for what the person can put right.
         Stopped: when it was asked to stop.
     """
     # ------------------------------------------------------------ what can fail fast, fails first
@@ -191,11 +192,11 @@ def make_accelerator(config: Config) -> Accelerator:
     """The device, the precision, and as many processes as `accelerate launch` started.
 
     Raises:
-        TrainerError: when the device cannot do the precision, or several processes not --on_oom.
+        LoLDUError: when the device cannot do the precision, or several processes not --on_oom.
     """
     precision = config.optimization.mixed_precision
     if precision == "fp16" and not torch.cuda.is_available():
-        raise TrainerError(
+        raise LoLDUError(
             "--mixed_precision fp16 needs a CUDA GPU and there is none; use --mixed_precision no."
         )
     # Frozen buffers are the same in every process: nothing to broadcast each step.
@@ -210,7 +211,7 @@ def make_accelerator(config: Config) -> Accelerator:
         ],
     )
     if config.performance.on_oom == "adapt" and accelerator.num_processes > 1:
-        raise TrainerError(
+        raise LoLDUError(
             "--on_oom adapt works in one process; with several, give --gradient_checkpointing and "
             "a smaller --train_batch_size yourself."
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import tyro
 
-from trainer.errors import TrainerError
+from loldu.errors import LoLDUError
 
 logger = logging.getLogger("webui")
 
@@ -53,7 +53,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     try:
         users = check(options)
         serve(options, users)
-    except TrainerError as error:
+    except LoLDUError as error:
         sys.stderr.write(f"{error}\n")
         return 2
     return 0
@@ -63,26 +63,26 @@ def check(options: Options) -> list[tuple[str, str]]:
     """The users, of options that can be served by.
 
     Raises:
-        TrainerError: they cannot.
+        LoLDUError: they cannot.
     """
     users = []
     for text in options.auth:
         user, _, password = text.partition(":")
         if not (user and password):
-            raise TrainerError("--auth takes USER:PASSWORD, neither of them empty.")
+            raise LoLDUError("--auth takes USER:PASSWORD, neither of them empty.")
         users.append((user, password))
     if len(dict(users)) < len(users):
-        raise TrainerError("--auth names a user twice: give each one password.")
+        raise LoLDUError("--auth names a user twice: give each one password.")
     if not users and options.share:
-        raise TrainerError("--share opens the page to everyone: also give --auth USER:PASSWORD.")
+        raise LoLDUError("--share opens the page to everyone: also give --auth USER:PASSWORD.")
     if not users and not _is_loopback(options.host):
-        raise TrainerError(
+        raise LoLDUError(
             f"--host {options.host} lets other machines in: also give --auth USER:PASSWORD."
         )
     try:
         socket.create_server((options.host, options.port)).close()
     except OSError as error:
-        raise TrainerError(
+        raise LoLDUError(
             f"--host {options.host} --port {options.port} cannot be listened on "
             f"({error.strerror}): give another."
         ) from error
@@ -93,13 +93,13 @@ def serve(options: Options, users: list[tuple[str, str]]) -> None:
     """Serve the page until interrupted; what trains then goes on.
 
     Raises:
-        TrainerError: the base, the studio's folder or a device cannot be used.
+        LoLDUError: the base, the studio's folder or a device cannot be used.
     """
     # Uploads and pictures on their way to a browser lie with the rest, not in a place of all users.
     cache = options.studio.absolute() / "cache"
     os.environ["GRADIO_TEMP_DIR"] = str(cache)
 
-    from trainer.base import check_source
+    from loldu.base.open import check_source
     from webui.app import create_demo
     from webui.backend import open_backend
     from webui.style import CSS, THEME

@@ -7,7 +7,7 @@ from pathlib import Path
 import gradio as gr
 import torch
 
-from trainer.errors import TrainerError
+from loldu.errors import LoLDUError
 from webui.drawing.album import Album
 from webui.drawing.studio import Studio
 from webui.engine.dispatcher import Dispatcher
@@ -55,11 +55,11 @@ class Backend:
         """A job of the one who asks.
 
         Raises:
-            TrainerError: there is none of that id, or it is somebody else's, which is not told.
+            LoLDUError: there is none of that id, or it is somebody else's, which is not told.
         """
         job = self.jobs.get(job_id or "")
         if job.owner != owner(request):
-            raise TrainerError("There is no such training; reload the page.")
+            raise LoLDUError("There is no such training; reload the page.")
         return job
 
 
@@ -76,7 +76,7 @@ def open_backend(
         devices: where to train; every GPU there is, or else the CPU, unless given.
 
     Raises:
-        TrainerError: a folder or a device cannot be used.
+        LoLDUError: a folder or a device cannot be used.
     """
     gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     jobs = Jobs(studio)

@@ -9,7 +9,7 @@ from sqlite3 import Error as DatabaseError
 import gradio as gr
 
 from loldu import ConceptError
-from trainer.errors import TrainerError
+from loldu.errors import LoLDUError
 
 CONCEPTS, PROGRESS, PLAY, LIBRARY, SCORE = "concepts", "progress", "play", "library", "score"
 
@@ -36,7 +36,7 @@ def told() -> Iterator[None]:
     """Tell a person's mistake on the page, which would render HTML."""
     try:
         yield
-    except (TrainerError, ConceptError) as error:
+    except (LoLDUError, ConceptError) as error:
         raise gr.Error(escape(str(error)), print_exception=False) from error
     except DatabaseError as error:
         raise gr.Error(f"The studio's database cannot be used ({escape(str(error))}).") from error

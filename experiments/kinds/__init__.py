@@ -12,8 +12,8 @@ from typing import get_args
 from experiments.config import Run
 from experiments.methods import METHODS
 from experiments.outcome import Outcome
-from trainer.config import Method
-from trainer.errors import TrainerError
+from loldu.errors import LoLDUError
+from trainer.options.config import Method
 
 KINDS = ("vision", "glue", "instruct", "personalization")
 
@@ -27,10 +27,10 @@ def perform(kind: str, run: Run, work: Path) -> Outcome:
     """Train and evaluate a run; what it leaves in `work` lets a killed one go on.
 
     Raises:
-        TrainerError: Something about the run cannot be.
+        LoLDUError: Something about the run cannot be.
     """
     if kind not in KINDS:
-        raise TrainerError(f"There is no kind of experiment {kind}: it is {', '.join(KINDS)}.")
+        raise LoLDUError(f"There is no kind of experiment {kind}: it is {', '.join(KINDS)}.")
     return _imported(kind).run(run, work)
 
 

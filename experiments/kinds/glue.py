@@ -25,7 +25,7 @@ from experiments.data import digest, entry, load_data
 from experiments.methods import adapt, count_parameters
 from experiments.outcome import Outcome
 from experiments.training import fit, total_steps
-from trainer.errors import TrainerError
+from loldu.errors import LoLDUError
 
 HEAD = ("classifier",)
 """Trained in full by every method, as in Hu et al., "LoRA", and not counted."""
@@ -35,7 +35,7 @@ def run(run: Run, work: Path) -> Outcome:
     """Train and evaluate one task.
 
     Raises:
-        TrainerError: The data, the method or the base cannot be.
+        LoLDUError: The data, the method or the base cannot be.
     """
     metric = _metric(run.data)
     rows = load_data(run.data)
@@ -83,7 +83,7 @@ def run(run: Run, work: Path) -> Outcome:
 def _metric(data: str) -> str:
     metric = str(entry(data).extra.get("metric"))
     if metric not in METRICS:
-        raise TrainerError(
+        raise LoLDUError(
             f"The entry {data} of datasets/ needs a metric, one of {', '.join(METRICS)}, to be a "
             f"task of sentences, not {metric}."
         )

@@ -17,15 +17,16 @@ from experiments.data import Entry, entry
 from experiments.memory import forget_peak_memory
 from experiments.outcome import Outcome
 from experiments.renaming import copy_renamed
-from trainer.base import fingerprint, load_pipeline
-from trainer.errors import TrainerError
-from trainer.files import save_png
-from trainer.images import load_image
-from trainer.instances import list_images
-from trainer.preset import as_flags, parse
-from trainer.records import peak_memory_mib
-from trainer.scores import read_scores
+from loldu.base.open import fingerprint, load_pipeline
+from loldu.errors import LoLDUError
+from loldu.files import save_png
+from loldu.pictures.folder import list_images
+from loldu.pictures.open import load_image
+from loldu.presets import as_flags
+from trainer.options.preset import parse
+from trainer.results.records import peak_memory_mib
 from trainer.train_dreambooth_loldu import main as train
+from trainer.training.scores import read_scores
 
 METRICS = ("dino", "clip_t", "clip_i")
 TOKEN, WORD = "sks", "<new>"
@@ -37,12 +38,12 @@ def run(run: Run, work: Path) -> Outcome:
     """Train a concept, from the last checkpoint in `work` if there is one.
 
     Raises:
-        TrainerError: The pictures are not there, or the trainer refuses an option.
+        LoLDUError: The pictures are not there, or the trainer refuses an option.
     """
     subject = entry(run.data)
     folder = Path(subject.folder)
     if not folder.is_dir():
-        raise TrainerError(
+        raise LoLDUError(
             f"The pictures of {subject.name} are not in {folder}: put them there ({subject.note})."
         )
     word = run.method == "textual_inversion"

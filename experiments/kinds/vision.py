@@ -30,7 +30,7 @@ from experiments.methods import adapt, count_parameters
 from experiments.outcome import Outcome
 from experiments.recipe import Recipe
 from experiments.training import fit, total_steps
-from trainer.errors import TrainerError
+from loldu.errors import LoLDUError
 
 HEAD = ("classifier",)
 KEPT_PICTURES_BYTES = 2**30
@@ -62,14 +62,14 @@ def run(run: Run, work: Path) -> Outcome:
     """Fine-tune on the train split, from the last checkpoint in `work` if there is one, and test.
 
     Raises:
-        TrainerError: The base or the data cannot be had, or an option cannot be.
+        LoLDUError: The base or the data cannot be had, or an option cannot be.
     """
     data, recipe = load_data(run.data), run.recipe
     labels, tested = (data[split].features["label"] for split in ("train", "test"))
     if not isinstance(labels, ClassLabel):
-        raise TrainerError(f"The column label of {run.data} does not hold classes: see its entry.")
+        raise LoLDUError(f"The column label of {run.data} does not hold classes: see its entry.")
     if labels != tested:
-        raise TrainerError(
+        raise LoLDUError(
             f"The classes of {run.data} are others, or in another order, in its train and test "
             "splits: see its entry."
         )

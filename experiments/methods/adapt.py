@@ -20,8 +20,8 @@ from transformers import PreTrainedModel
 from experiments.methods.melora import cut_into_blocks, melora_config
 from experiments.methods.selective import bias_only, everything, head_only, nothing
 from loldu import LoLDUConfig
-from loldu.targets import SPELLINGS, linear_names, what_was_meant
-from trainer.errors import TrainerError, hint
+from loldu.adapter.targets import SPELLINGS, linear_names, what_was_meant
+from loldu.errors import LoLDUError, hint
 
 QUERY_AND_VALUE = ("q_proj", "v_proj")
 
@@ -62,11 +62,11 @@ def check_method(name: str, known: Collection[str] = METHODS) -> None:
     """Make sure that a method is known.
 
     Raises:
-        TrainerError: It is not.
+        LoLDUError: It is not.
     """
     if name not in known:
         perhaps = hint(name, known)
-        raise TrainerError(f"There is no method {name}; {perhaps}.")
+        raise LoLDUError(f"There is no method {name}; {perhaps}.")
 
 
 def adapt(
@@ -92,14 +92,14 @@ def adapt(
         The model, or PEFT's model around it; what is trained is fp32 and requires gradients.
 
     Raises:
-        TrainerError: The method or an option is unknown, or no layer has the name of a target.
+        LoLDUError: The method or an option is unknown, or no layer has the name of a target.
     """
     check_method(method)
     chosen = METHODS[method]
     torch.manual_seed(seed)
     if isinstance(chosen, Selective):
         if options:
-            raise TrainerError(f"The method {method} takes no options, not {', '.join(options)}.")
+            raise LoLDUError(f"The method {method} takes no options, not {', '.join(options)}.")
         chosen.trains(model, head)
         return _in_fp32(model)
     given = {"target_modules": QUERY_AND_VALUE, **chosen.options, **options}
@@ -120,7 +120,7 @@ def adapt(
         if chosen.finish:
             chosen.finish(adapted)
     except (TypeError, ValueError) as error:
-        raise TrainerError(f"The options of {method} cannot be: {error}.") from error
+        raise LoLDUError(f"The options of {method} cannot be: {error}.") from error
     return _in_fp32(adapted)
 
 
@@ -142,7 +142,7 @@ def resolve_targets(model: nn.Module, targets: Sequence[str]) -> list[str]:
         targets: Names of linear layers, or ends of them, such as `output.dense`.
 
     Raises:
-        TrainerError: A name is that of no linear layer, in any spelling.
+        LoLDUError: A name is that of no linear layer, in any spelling.
     """
     layers = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
 
@@ -156,6 +156,6 @@ def resolve_targets(model: nn.Module, targets: Sequence[str]) -> list[str]:
         if not matches:
             kind = type(model).__name__
             meant = what_was_meant([target], linear_names(model))
-            raise TrainerError(f"No layer of {kind} is called {target}. {meant}")
+            raise LoLDUError(f"No layer of {kind} is called {target}. {meant}")
         found += matches
     return found

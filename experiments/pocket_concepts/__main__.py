@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 import tyro
 
-from benchmarks.provenance import write_record
 from experiments.pocket_concepts.judge import LOOKS, Drawn, Judge
 from experiments.pocket_concepts.report import by_concept, by_method, comparison
 from loldu import load_concept
+from loldu.base.open import fingerprint, load_pipeline
+from loldu.files import save_png
+from loldu.provenance import write_record
 from pocket.world import CONCEPTS
-from trainer.base import fingerprint, load_pipeline
-from trainer.files import save_png
-from trainer.preset import parse
+from trainer.options.preset import parse
 from trainer.train_dreambooth_loldu import main as train
 
 BASE = "pocket/base"

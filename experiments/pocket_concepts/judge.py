@@ -8,16 +8,16 @@ import numpy as np
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from eval.extractors import load_clip, load_dino
-from eval.metrics import clip_t, image_similarity
+from eval.encoders.extractors import load_clip, load_dino
+from eval.metrics.functional import clip_t, image_similarity
+from loldu.base.draw import sample_images
+from loldu.pictures.folder import list_images
 from pocket.captions import full_caption, setting_phrase
 from pocket.classifier import load_classifier, overall_agreement
 from pocket.concepts import render_concept
 from pocket.corpus import random_scenes
 from pocket.judge import to_pixels
 from pocket.world import CONCEPTS, Scene
-from trainer.instances import list_images
-from trainer.sampling import sample_images
 
 BACKGROUNDS = ("meadow", "sand", "snow", "sea", "bricks", "night", "pink", "yellow")
 SEEDS_EACH = 6

@@ -8,8 +8,8 @@ from PIL import Image
 
 from experiments.pocket_concepts.judge import SEEDS_EACH, Drawn, pictures_of
 from experiments.table import as_markdown
+from loldu.pictures.folder import list_images
 from pocket.judge import sheet
-from trainer.instances import list_images
 
 Record = dict[str, dict[str, float]]
 

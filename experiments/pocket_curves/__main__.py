@@ -16,18 +16,18 @@ from typing import Any
 
 import tyro
 
-from benchmarks.provenance import provenance, write_record
 from experiments.pocket_concepts.judge import TUNING, Judge
 from experiments.pocket_curves.report import differences, picture, table
 from experiments.pocket_curves.scorer import METRICS, CurveScorer
 from experiments.pocket_curves.variants import VARIANTS, WORD
 from experiments.renaming import copy_renamed
+from loldu.base.open import fingerprint, load_pipeline
+from loldu.files import save_png
+from loldu.provenance import provenance, write_record
 from pocket.world import CONCEPTS
-from trainer.base import fingerprint, load_pipeline
-from trainer.files import save_png
-from trainer.preset import parse
-from trainer.scores import read_scores
+from trainer.options.preset import parse
 from trainer.train_dreambooth_loldu import main as train
+from trainer.training.scores import read_scores
 
 FOLDER = Path(__file__).parent
 RESULTS, TUNING_RESULTS = FOLDER / "results", FOLDER / "tuning"

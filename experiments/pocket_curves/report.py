@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from eval.bootstrap import estimate
+from eval.metrics.bootstrap import estimate
 from experiments.pocket_curves.scorer import METRICS
 from experiments.pocket_curves.variants import VARIANTS
 from experiments.table import as_markdown
-from trainer.chart import Line, Panel, draw_chart
+from trainer.results.chart import Line, Panel, draw_chart
 
 TITLES = {
     "concept": "concept (more is better): attributes of the concept that are drawn",

@@ -1,11 +1,11 @@
 """What a point of a curve is measured by: the scores of every run, and the world's own judge."""
 
-from eval.metrics import clip_t, drift
+from eval.metrics.functional import clip_t, drift
+from eval.protocols.live import Pictures
 from experiments.pocket_concepts.judge import BACKGROUNDS, Judge
 from pocket.captions import full_caption, setting_phrase
 from pocket.classifier import overall_agreement
 from pocket.judge import to_pixels
-from trainer.scorer import Pictures
 
 OTHER_SCENES = 8
 LEAK_BACKGROUNDS = ("meadow", "snow", "night", "pink")

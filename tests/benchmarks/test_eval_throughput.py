@@ -5,10 +5,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import eval_throughput
-from eval.extractors import load_clip, load_dino
-from tests.eval.conftest import clip_folder as clip_folder
-from tests.eval.conftest import dino_folder as dino_folder
-from tests.trainer.conftest import tokenizer as tokenizer
+from eval.encoders.extractors import load_clip, load_dino
 
 
 def test_the_loop_and_ours_give_the_same_scores(

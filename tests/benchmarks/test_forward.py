@@ -8,8 +8,8 @@ from torch import nn
 
 from benchmarks.adapters import METHODS, DenseLDULinear, adapted, projections
 from benchmarks.forward import main, saved_bytes
-from loldu.diagonal import LoLDUDiagonal
-from loldu.layer import LoLDULayer
+from loldu.adapter.diagonal import LoLDUDiagonal
+from loldu.adapter.layer import LoLDULayer
 
 FLAGS = [
     *("--block_out_channels", "32", "32", "32", "32", "--cross_attention_dim", "32"),

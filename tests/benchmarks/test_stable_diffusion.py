@@ -10,7 +10,7 @@ from benchmarks.stable_diffusion import (
     save_random_base,
     save_random_pictures,
 )
-from trainer.instances import list_images
+from loldu.pictures.folder import list_images
 
 
 def test_it_has_the_parameters_of_stable_diffusion() -> None:

@@ -7,8 +7,8 @@ import tyro
 from benchmarks import floor
 from benchmarks.train_gpu import Options, commands, concepts_per_minute, main, prepare, summary
 from benchmarks.watched import Command, Watched, watch
-from trainer.concepts import concept_configs
-from trainer.preset import parse
+from trainer.options.concepts import concept_configs
+from trainer.options.preset import parse
 
 # Says on its progress bar what diffusers' script says, and takes its flags without a look at them.
 SCRIPT = """

@@ -6,8 +6,8 @@ import pytest
 
 from eval.__main__ import PRESETS, parse
 from eval.config import AdapterConfig
-from eval.prompts import fill
-from trainer.errors import TrainerError
+from eval.protocols.prompts import fill
+from loldu.errors import LoLDUError
 
 REQUIRED = ["adapter", "--concept", "c.safetensors", "--output_dir", "out"]
 
@@ -43,7 +43,7 @@ def test_flags_override_the_preset_wherever_they_stand(preset: list[str]) -> Non
 def test_an_unknown_key_gets_the_nearest_name(tmp_path: Path) -> None:
     path = tmp_path / "own.toml"
     path.write_text("seed = [1]\n", encoding="utf-8")
-    with pytest.raises(TrainerError, match="perhaps you meant seeds"):
+    with pytest.raises(LoLDUError, match="perhaps you meant seeds"):
         parse([*REQUIRED, "--preset", str(path)])
 
 
@@ -52,5 +52,5 @@ def test_a_file_that_is_no_preset_is_told(content: str | None, tmp_path: Path) -
     path = tmp_path / "own.toml"
     if content:
         path.write_text(content, encoding="utf-8")
-    with pytest.raises(TrainerError, match="cannot be read as TOML"):
+    with pytest.raises(LoLDUError, match="cannot be read as TOML"):
         parse([*REQUIRED, "--preset", str(path)])

@@ -5,7 +5,7 @@ import torch
 from transformers import RobertaConfig, RobertaForMaskedLM, RobertaForSequenceClassification
 
 from experiments.base import facts_of, fetching
-from trainer.errors import TrainerError
+from loldu.errors import LoLDUError
 
 SMALL = RobertaConfig(
     vocab_size=20,
@@ -33,7 +33,7 @@ def test_a_digest_is_of_the_base_and_not_of_its_head(dtype: torch.dtype) -> None
 
 def test_one_sentence_for_what_cannot_be_had() -> None:
     with (
-        pytest.raises(TrainerError, match=r"The model \./nowhere is neither") as error,
+        pytest.raises(LoLDUError, match=r"The model \./nowhere is neither") as error,
         fetching("./nowhere"),
     ):
         RobertaForMaskedLM.from_pretrained("./nowhere")

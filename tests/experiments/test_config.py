@@ -7,7 +7,7 @@ from experiments.claims import read_claims
 from experiments.config import Experiment, experiment_names, read_experiment
 from experiments.data import entries
 from experiments.kinds import KINDS, methods_of
-from trainer.errors import TrainerError
+from loldu.errors import LoLDUError
 
 
 def test_the_particular_wins(sample: Experiment) -> None:
@@ -74,7 +74,7 @@ def test_mistakes_are_told(
     path = config.FOLDER / "sample" / file
     path.write_text(path.read_text().replace(was, becomes))
     read_experiment.cache_clear()
-    with pytest.raises(TrainerError, match=told) as error:
+    with pytest.raises(LoLDUError, match=told) as error:
         _all_runs()
     assert "\n" not in str(error.value)
 
@@ -86,7 +86,7 @@ def _all_runs() -> None:
 
 
 def test_unknown_experiment_is_told(sample: Experiment) -> None:
-    with pytest.raises(TrainerError, match="no experiment sampel; perhaps you meant sample"):
+    with pytest.raises(LoLDUError, match="no experiment sampel; perhaps you meant sample"):
         read_experiment("sampel")
 
 

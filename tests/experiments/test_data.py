@@ -5,7 +5,7 @@ import pytest
 
 from experiments import data
 from experiments.data import digest, entries, entry, load_data
-from trainer.errors import TrainerError
+from loldu.errors import LoLDUError
 
 MANIFEST = """
 [birds]
@@ -65,7 +65,7 @@ def test_what_is_not_as_described_is_told(
     manifests: Path, hub: list[tuple], was: str, becomes: str, told: str
 ) -> None:
     (manifests / "some.toml").write_text(MANIFEST.replace(was, becomes))
-    with pytest.raises(TrainerError, match=told):
+    with pytest.raises(LoLDUError, match=told):
         load_data("birds")
 
 
@@ -74,17 +74,17 @@ def test_missing_data_is_told_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -
         raise ConnectionError("Couldn't reach 'someone/birds' on the Hub\nlong traceback")
 
     monkeypatch.setattr(data.datasets, "load_dataset", offline)
-    with pytest.raises(TrainerError, match=r"birds \(someone/birds.*connect to the") as error:
+    with pytest.raises(LoLDUError, match=r"birds \(someone/birds.*connect to the") as error:
         load_data("birds")
     assert "\n" not in str(error.value)
 
 
 def test_unknown_and_doubled_names_are_told(manifests: Path) -> None:
-    with pytest.raises(TrainerError, match=r"No manifest.*perhaps you meant birds"):
+    with pytest.raises(LoLDUError, match=r"No manifest.*perhaps you meant birds"):
         entry("brids")
     (manifests / "more.toml").write_text(MANIFEST)
     entries.cache_clear()
-    with pytest.raises(TrainerError, match="second entry birds"):
+    with pytest.raises(LoLDUError, match="second entry birds"):
         entries()
 
 

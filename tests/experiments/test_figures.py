@@ -8,7 +8,7 @@ from PIL import Image
 from experiments.config import read_experiment
 from experiments.figures import FIGURES, _taught, draw_figures
 from experiments.results import Results
-from trainer.errors import TrainerError
+from loldu.errors import LoLDUError
 
 
 def test_every_figure_is_drawn(tmp_path: Path) -> None:
@@ -28,5 +28,5 @@ def test_a_strip_has_the_concept_and_every_step() -> None:
 
 
 def test_no_results_are_told(tmp_path: Path) -> None:
-    with pytest.raises(TrainerError, match="no results at pocket scale"):
+    with pytest.raises(LoLDUError, match="no results at pocket scale"):
         draw_figures("pocket", Results(tmp_path / "none"), tmp_path)

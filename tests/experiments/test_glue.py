@@ -23,9 +23,9 @@ from experiments.data import Entry, entry
 from experiments.kinds import glue
 from experiments.methods import adapt, count_parameters
 from experiments.recipe import Recipe
+from loldu.errors import LoLDUError
 from pocket.roberta import build_tokenizer
 from pocket.texts.reading import texts
-from trainer.errors import TrainerError
 
 HEAD = ("classifier",)
 COLORS = ("red", "blue")
@@ -185,12 +185,12 @@ def test_three_classes_have_no_f1() -> None:
 
 
 def test_data_without_a_metric_is_told(data: Data, base: str, tmp_path: Path) -> None:
-    with pytest.raises(TrainerError, match="needs a metric, one of accuracy, matthews, pearson"):
+    with pytest.raises(LoLDUError, match="needs a metric, one of accuracy, matthews, pearson"):
         glue.run(a_run(base, "no metric"), tmp_path)
 
 
 def test_a_base_that_is_not_there_is_told(data: Data, tmp_path: Path) -> None:
-    with pytest.raises(TrainerError, match=r"The model \./no/such is neither a folder") as error:
+    with pytest.raises(LoLDUError, match=r"The model \./no/such is neither a folder") as error:
         glue.run(a_run("./no/such", "accuracy"), tmp_path)
     assert "\n" not in str(error.value)
 

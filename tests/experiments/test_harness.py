@@ -11,8 +11,8 @@ from experiments.config import read_experiment
 from experiments.data import entry
 from experiments.kinds.instruct.alpaca import prompt
 from experiments.kinds.instruct.harness import BENCHMARKS, FOLDER, check_tasks, evaluate
+from loldu.errors import LoLDUError
 from pocket.tasks.instructions import evaluation
-from trainer.errors import TrainerError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of lm-eval and what it imports
 
@@ -244,9 +244,9 @@ def test_code_is_run_only_where_that_was_allowed(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("HF_ALLOW_CODE_EVAL", raising=False)
     check_tasks("pocket")
     for tasks in ("instructeval", "stock"):
-        with pytest.raises(TrainerError, match="set HF_ALLOW_CODE_EVAL=1 to allow it"):
+        with pytest.raises(LoLDUError, match="set HF_ALLOW_CODE_EVAL=1 to allow it"):
             check_tasks(tasks)
-    with pytest.raises(TrainerError, match="no tasks stok: choose from instructeval, pocket, st"):
+    with pytest.raises(LoLDUError, match="no tasks stok: choose from instructeval, pocket, st"):
         check_tasks("stok")
     monkeypatch.setenv("HF_ALLOW_CODE_EVAL", "1")
     check_tasks("instructeval")

@@ -20,8 +20,8 @@ from experiments.config import Run
 from experiments.kinds import instruct, perform
 from experiments.kinds.instruct.alpaca import IGNORED, collator, encode, prompt
 from experiments.recipe import Recipe
+from loldu.errors import LoLDUError
 from pocket.llama import build_tokenizer
-from trainer.errors import TrainerError
 
 ROWS = [
     {"instruction": "Name the color.", "input": f"A {color} {thing}.", "output": color}
@@ -220,7 +220,7 @@ def test_a_run_killed_in_evaluation_trains_and_asks_nothing_twice(
 
 def test_mistakes_are_told(base: Path, asked: Asked, tmp_path: Path) -> None:
     run = _run(base)
-    with pytest.raises(TrainerError, match="no tasks stok"):
+    with pytest.raises(LoLDUError, match="no tasks stok"):
         perform("instruct", replace(run, recipe=replace(run.recipe, tasks="stok")), tmp_path)
-    with pytest.raises(TrainerError, match="The model /nowhere is neither a folder here"):
+    with pytest.raises(LoLDUError, match="The model /nowhere is neither a folder here"):
         perform("instruct", replace(run, model="/nowhere"), tmp_path)

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from experiments.config import read_experiment
 from experiments.methods import adapt, count_parameters
-from trainer.errors import TrainerError
+from loldu.errors import LoLDUError
 
 
 def llama(**more: Any) -> LlamaForCausalLM:  # noqa: ANN401
@@ -75,7 +75,7 @@ def test_merging_changes_nothing_and_starting_is_the_base() -> None:
     [({"n": 3}, "melora cannot be"), ({"n": 0}, "must be positive"), ({"rank": 2}, "rank")],
 )
 def test_mistakes_are_told(options: dict[str, int], told: str) -> None:
-    with pytest.raises(TrainerError, match=told):
+    with pytest.raises(LoLDUError, match=told):
         adapt(llama(), "melora", options, seed=0)
 
 

@@ -12,7 +12,7 @@ from transformers import (
 
 from experiments.methods import METHODS, adapt, count_parameters
 from experiments.methods.adapt import resolve_targets
-from trainer.errors import TrainerError
+from loldu.errors import LoLDUError
 
 SMALL = {
     "hidden_size": 16,
@@ -140,6 +140,6 @@ def test_layers_of_one_name_are_told_apart_by_what_they_are_in() -> None:
     ],
 )
 def test_mistakes_are_told(method: str, options: dict[str, object], told: str) -> None:
-    with pytest.raises(TrainerError, match=told) as error:
+    with pytest.raises(LoLDUError, match=told) as error:
         adapt(vit(), method, options, head=["classifier"], seed=0)
     assert "\n" not in str(error.value)

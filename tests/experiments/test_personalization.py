@@ -11,9 +11,9 @@ from experiments.config import Run, read_experiment
 from experiments.data import Entry, entry
 from experiments.kinds import personalization
 from loldu import LoLDUConfig
-from trainer.config import AdapterConfig
-from trainer.errors import TrainerError
-from trainer.preset import parse
+from loldu.errors import LoLDUError
+from trainer.options.config import AdapterConfig
+from trainer.options.preset import parse
 
 EXPERIMENT = read_experiment("personalization")
 SHORT = {
@@ -116,5 +116,5 @@ def test_every_direction_on_sd_v1_5_has_a_scale_of_one() -> None:
 
 def test_missing_pictures_are_told(tmp_path: Path) -> None:
     run = replace(a_run("loldu-r32", "full"), data="pet_cat1")
-    with pytest.raises(TrainerError, match=r"pet_cat1 are not in data/.*unpack CustomConcept101"):
+    with pytest.raises(LoLDUError, match=r"pet_cat1 are not in data/.*unpack CustomConcept101"):
         personalization.run(run, tmp_path)

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from eval.protocols.live import Pictures
 from experiments.pocket_concepts.judge import Judge
 from experiments.pocket_curves.__main__ import Options, main
 from experiments.pocket_curves.report import differences, picture, table
 from experiments.pocket_curves.scorer import METRICS, CurveScorer
 from experiments.pocket_curves.variants import VARIANTS, WORD
 from pocket.render import render
-from trainer.preset import parse
-from trainer.scorer import Pictures
+from trainer.options.preset import parse
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from experiments.config import FOLDER, Experiment
 from experiments.outcome import Outcome
 from experiments.results import Results
 from experiments.runner import jobs_of, run_missing
+from loldu.errors import LoLDUError
 from tests.experiments.conftest import write_result
-from trainer.errors import TrainerError
 
 
 class Inline:
@@ -52,7 +52,7 @@ def performed(
         calls.append((run.row, run.data, run.seed))
         work.mkdir(parents=True)
         if (run.data, run.seed) == ("two", 1):
-            raise TrainerError("The disk is full.")
+            raise LoLDUError("The disk is full.")
         return Outcome(score=10.0, scores={"accuracy": 10.0}, parameters=3)
 
     monkeypatch.setattr(runner, "perform", perform)
@@ -97,7 +97,7 @@ def test_other_settings_do_not_go_on_from_a_checkpoint(
         work.mkdir(parents=True, exist_ok=True)
         found.append([file.name for file in work.iterdir()])
         (work / "checkpoint").touch()
-        raise TrainerError("Killed.")
+        raise LoLDUError("Killed.")
 
     monkeypatch.setattr(runner, "perform", perform)
     monkeypatch.setattr(runner, "WORK", tmp_path)
@@ -105,10 +105,10 @@ def test_other_settings_do_not_go_on_from_a_checkpoint(
     other = replace(run, recipe=replace(run.recipe, learning_rate=9.0))
     here, there = Results(tmp_path / "results"), Results(tmp_path / "others")
     for one, results in ((run, here), (run, here), (other, here), (run, there), (run, here)):
-        with pytest.raises(TrainerError, match="Killed"):
+        with pytest.raises(LoLDUError, match="Killed"):
             runner._perform("vision", one, results, [])
     assert found == [[], ["checkpoint"], [], [], ["checkpoint"]]
-    with pytest.raises(TrainerError, match="Killed"):
+    with pytest.raises(LoLDUError, match="Killed"):
         runner._perform("vision", run, here, [], again=True)
     assert found[-1] == []
 
@@ -169,13 +169,13 @@ def test_a_killed_process_does_not_take_the_queue_with_it(tmp_path: Path) -> Non
 def test_unknown_parts_are_told(
     sample: Experiment, rows: list[str], data: list[str], told: str
 ) -> None:
-    with pytest.raises(TrainerError, match=told):
+    with pytest.raises(LoLDUError, match=told):
         jobs_of([sample], "pocket", rows, data)
 
 
 def test_unknown_method_is_told(sample: Experiment) -> None:
     object.__setattr__(sample.row("better"), "method", "lodlu")
-    with pytest.raises(TrainerError, match="no method lodlu; perhaps you meant loldu"):
+    with pytest.raises(LoLDUError, match="no method lodlu; perhaps you meant loldu"):
         jobs_of([sample], "pocket", [], [])
 
 

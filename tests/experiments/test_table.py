@@ -8,8 +8,8 @@ from experiments.config import FOLDER, Experiment, experiment_names
 from experiments.document import filled
 from experiments.results import Results
 from experiments.table import lines_of, markdown
+from loldu.errors import LoLDUError
 from tests.experiments.conftest import write_result
-from trainer.errors import TrainerError
 
 
 def test_cells(sample: Experiment, tmp_path: Path) -> None:
@@ -76,10 +76,10 @@ def test_columns_may_be_scores(sample: Experiment, tmp_path: Path) -> None:
 def test_other_settings_are_no_result(sample: Experiment, tmp_path: Path) -> None:
     run = next(sample.runs(sample.row("plain"), "pocket"))
     write_result(tmp_path, run, 1.0, settings={**run.settings(), "method": "ft"})
-    with pytest.raises(TrainerError, match="other settings"):
+    with pytest.raises(LoLDUError, match="other settings"):
         Results(tmp_path).read(run)
     Results(tmp_path).file(run).write_text("{")
-    with pytest.raises(TrainerError, match="cannot be read"):
+    with pytest.raises(LoLDUError, match="cannot be read"):
         Results(tmp_path).read(run)
 
 
@@ -159,7 +159,7 @@ def test_documents_are_filled_between_marks(sample: Experiment, tmp_path: Path) 
     assert "48.50 (paper 50.00, -1.50)" in made
     assert "run sample --scale full" in made
     assert filled(made, Results(tmp_path)) == made
-    with pytest.raises(TrainerError, match="marks simple: choose from"):
+    with pytest.raises(LoLDUError, match="marks simple: choose from"):
         filled(text.replace("sample", "simple"), Results(tmp_path))
 
 

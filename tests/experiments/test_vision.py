@@ -18,7 +18,7 @@ from experiments.kinds import vision
 from experiments.methods import adapt, count_parameters
 from experiments.outcome import Outcome
 from experiments.recipe import Recipe
-from trainer.errors import TrainerError
+from loldu.errors import LoLDUError
 
 RECIPE = Recipe(
     learning_rate=1e-2,
@@ -128,14 +128,14 @@ def test_perturbing_starts_begin_elsewhere(tmp_path: Path) -> None:
 def test_labels_must_be_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = pictures("train", 8).cast_column("label", Value("int64"))
     monkeypatch.setattr(vision, "load_data", lambda name: DatasetDict(train=plain, test=plain))
-    with pytest.raises(TrainerError, match="column label of stripes does not hold classes"):
+    with pytest.raises(LoLDUError, match="column label of stripes does not hold classes"):
         performed("lp", {}, tmp_path)
 
 
 def test_a_base_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     nowhere = Run("vision", "full", "a", "stripes", 0, "./no/such/base", "lp", {}, RECIPE)
-    with pytest.raises(TrainerError, match="neither a folder here nor to be had") as error:
+    with pytest.raises(LoLDUError, match="neither a folder here nor to be had") as error:
         vision.run(nowhere, tmp_path)
     assert "\n" not in str(error.value)
 

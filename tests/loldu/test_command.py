@@ -18,7 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from loldu import LoLDUConfig, load_concept, read_concept, save_concept, set_strength
 from loldu.__main__ import run
-from loldu.layer import LoLDULayer
+from loldu.adapter.layer import LoLDULayer
 
 MakeUNet = Callable[..., UNet2DConditionModel]
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from eval.extractors import load_clip, load_dino
+from eval.encoders.extractors import load_clip, load_dino
 from experiments.pocket_concepts.judge import BACKGROUNDS, Judge
+from loldu.base.open import load_pipeline
 from pocket.captions import full_caption
 from pocket.classifier import load_classifier, overall_agreement
 from pocket.corpus import random_scenes
 from pocket.judge import draw, to_pixels
 from pocket.world import CONCEPTS
-from trainer.base import load_pipeline
 
 POCKET = Path(__file__).parents[2] / "pocket"
 CONCEPT_FOLDERS = Path(__file__).parents[2] / "datasets" / "concepts"

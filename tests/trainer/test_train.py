@@ -16,14 +16,14 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from loldu import load_concept, read_concept
+from loldu.base.open import load_pipeline
 from trainer import train_dreambooth_loldu
 from trainer.__main__ import run
-from trainer.base import load_pipeline
-from trainer.cache import build_cache
-from trainer.instances import find_instances
-from trainer.loop import Denoiser, DreamBooth, Objective
-from trainer.methods import Trained
-from trainer.preset import parse
+from trainer.methods.method import Trained
+from trainer.options.preset import parse
+from trainer.training.cache import build_cache
+from trainer.training.instances import find_instances
+from trainer.training.objective import Denoiser, DreamBooth, Objective
 
 ROOT = Path(__file__).resolve().parents[2]
 PRIOR = ["--with_prior_preservation", "--class_prompt", "a toy", "--num_class_images", "2"]

@@ -9,11 +9,9 @@ import pytest
 import torch
 
 from loldu import LoLDUConfig, save_concept
-from tests.trainer.conftest import base_folder as base_folder
-from tests.trainer.conftest import tokenizer as tokenizer
+from loldu.base.open import load_pipeline
 from tests.webui.engine.server import STANDIN
 from tests.webui.engine.waiting import MakeDispatcher, patiently
-from trainer.base import load_pipeline
 from webui.drawing.model import Use
 from webui.drawing.studio import Studio, Watch
 from webui.engine import process

@@ -8,8 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.errors import TrainerError
-from trainer.files import write_atomically
+from loldu.errors import LoLDUError
+from loldu.files import write_atomically
 from webui.drawing.settings import Settings
 
 
@@ -33,7 +33,7 @@ class Album:
         """Keep PNGs, the first one as the newest; of the same settings there is one.
 
         Raises:
-            TrainerError: the disk does not take them.
+            LoLDUError: the disk does not take them.
         """
         folder, now = self._of(owner), time.time_ns()
         try:
@@ -43,7 +43,7 @@ class Album:
                 write_atomically(path, content)
                 os.utime(path, ns=(now - place, now - place))
         except OSError as error:
-            raise TrainerError(f"The pictures cannot be kept ({error.strerror}).") from error
+            raise LoLDUError(f"The pictures cannot be kept ({error.strerror}).") from error
         for kept in self.list(owner)[self._limit :]:
             kept.path.unlink(missing_ok=True)
 
@@ -59,18 +59,18 @@ class Album:
         """A picture of an owner.
 
         Raises:
-            TrainerError: there is none of that id, or it is somebody else's, which is not told.
+            LoLDUError: there is none of that id, or it is somebody else's, which is not told.
         """
         for kept in self.list(owner):
             if kept.id == picture_id:
                 return kept
-        raise TrainerError("That picture is gone: choose another.")
+        raise LoLDUError("That picture is gone: choose another.")
 
     def delete(self, picture_id: str | None, owner: str) -> None:
         """Delete a picture for good.
 
         Raises:
-            TrainerError: there is none of that id for them.
+            LoLDUError: there is none of that id for them.
         """
         self.get(picture_id, owner).path.unlink(missing_ok=True)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from loldu import ConceptError
-from trainer.checkpoint import CONFIG
-from trainer.errors import TrainerError
+from loldu.base.record import CONFIG
+from loldu.errors import LoLDUError
 from webui.library.about import About, about
 from webui.library.entry import Entry
 
@@ -101,20 +101,20 @@ def filled(prompt: str, concepts: Sequence[Facts]) -> str:
     """A prompt with the words of the concept of a picture in place of the placeholders.
 
     Raises:
-        TrainerError: there is not one concept, or it does not tell the word.
+        LoLDUError: there is not one concept, or it does not tell the word.
     """
     for placeholder in (TOKEN, CLASS):
         if placeholder not in prompt:
             continue
         if len(concepts) != 1:
-            raise TrainerError(
+            raise LoLDUError(
                 f"{placeholder} in the prompt stands for the word of one concept: choose one, or "
                 "one in each picture."
             )
         told = concepts[0].about
         word = told.token if placeholder == TOKEN else told.class_name
         if not word:
-            raise TrainerError(
+            raise LoLDUError(
                 f"{concepts[0].name} does not tell a word for {placeholder}: write the prompt "
                 "without it."
             )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from eval.drawing import file_digest
+from eval.protocols.drawing import file_digest
 from loldu import (
     Concept,
     ConceptError,
@@ -19,11 +19,10 @@ from loldu import (
     set_strength,
     unload_concept,
 )
-from trainer.base import fingerprint, load_pipeline
-from trainer.base_record import base_options, public_base
-from trainer.checkpoint import CONFIG
-from trainer.config import BaseModelConfig
-from trainer.errors import TrainerError
+from loldu.base.config import BaseModelConfig
+from loldu.base.open import fingerprint, load_pipeline
+from loldu.base.record import CONFIG, base_options, public_base
+from loldu.errors import LoLDUError
 from webui.drawing.facts import called
 from webui.drawing.safety import SafetyChecker
 from webui.library.entry import Entry
@@ -57,7 +56,7 @@ class Model:
         """Load a base.
 
         Raises:
-            TrainerError: there is none of that name, or it cannot be used.
+            LoLDUError: there is none of that name, or it cannot be used.
         """
         self.options = options
         dtype = torch.float16 if device == "cuda" else torch.float32
@@ -119,7 +118,7 @@ def options_for(base: str, uses: Sequence[Use]) -> BaseModelConfig:
     """How a base is to be read for concepts: as it was for their training.
 
     Raises:
-        TrainerError: they do not agree.
+        LoLDUError: they do not agree.
         ConceptError: one is not sound.
     """
     found: list[BaseModelConfig] = []
@@ -128,7 +127,7 @@ def options_for(base: str, uses: Sequence[Use]) -> BaseModelConfig:
             found.append(_options(read_concept(use.entry.path), use.entry.path, base))
     for use, options in zip(uses, found, strict=True):
         if options != found[0]:
-            raise TrainerError(
+            raise LoLDUError(
                 f"{uses[0].entry.name} and {use.entry.name} were trained on the base read in "
                 f"different ways ({_difference(found[0], options)}), so they cannot be drawn "
                 "together: draw one after the other."

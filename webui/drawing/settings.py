@@ -11,9 +11,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from loldu import __version__
-from trainer.base_record import public_base
-from trainer.config import BaseModelConfig
-from trainer.errors import TrainerError
+from loldu.base.config import BaseModelConfig
+from loldu.base.record import public_base
+from loldu.errors import LoLDUError
 
 MAX_PROMPT = 2000
 MAX_STRENGTH = 1.5
@@ -107,7 +107,7 @@ def read_png(path: Path, name: str = "The file") -> Settings:
         name: what a message calls it.
 
     Raises:
-        TrainerError: it is no PNG, or tells no settings.
+        LoLDUError: it is no PNG, or tells no settings.
     """
     try:
         with Image.open(path, formats=["PNG"]) as image:
@@ -116,16 +116,16 @@ def read_png(path: Path, name: str = "The file") -> Settings:
         *(OSError, ValueError, SyntaxError),
         *(Image.DecompressionBombError, Image.DecompressionBombWarning),
     ) as error:
-        raise TrainerError(f"{name} is not a PNG that can be read: choose another.") from error
+        raise LoLDUError(f"{name} is not a PNG that can be read: choose another.") from error
     if not isinstance(text, str):
-        raise TrainerError(
+        raise LoLDUError(
             f"{name} does not tell how it was drawn: choose a PNG downloaded from this page, as "
             "it was."
         )
     try:
         return _settings(json.loads(text))
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise TrainerError(f"{name} tells settings that are damaged: choose another.") from (error)
+        raise LoLDUError(f"{name} tells settings that are damaged: choose another.") from (error)
 
 
 def parameters(settings: Settings) -> str:

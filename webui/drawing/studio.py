@@ -11,10 +11,10 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from eval.score import pick_device
-from trainer.config import BaseModelConfig
-from trainer.errors import TrainerError
-from trainer.sampling import sample_images
+from eval.protocols.score import pick_device
+from loldu.base.config import BaseModelConfig
+from loldu.base.draw import sample_images
+from loldu.errors import LoLDUError
 from webui.drawing.line import Cancelled, Line
 from webui.drawing.model import Model, Use, options_for
 from webui.drawing.safety import hidden
@@ -75,7 +75,7 @@ class Studio:
         """Draw without any concept, on the base as these were trained on it.
 
         Raises:
-            TrainerError: there is no such base, or the concepts do not agree about it.
+            LoLDUError: there is no such base, or the concepts do not agree about it.
             ConceptError: a concept is damaged.
             Cancelled: it was stopped.
         """
@@ -103,7 +103,7 @@ class Studio:
             each: whether every picture shows one of them, in turn; otherwise all show all.
 
         Raises:
-            TrainerError: there is no such base, or the concepts do not agree about it.
+            LoLDUError: there is no such base, or the concepts do not agree about it.
             ConceptError: a concept is damaged, or was made for another base.
             Cancelled: it was stopped.
         """
@@ -125,7 +125,7 @@ class Studio:
         """The time of a forward pass of `rows` pictures of `side` pixels through the base's UNet.
 
         Raises:
-            TrainerError: there is no such base.
+            LoLDUError: there is no such base.
         """
         with self._line.turn(threading.Event(), lambda _: None):
             model = self._loaded(
@@ -164,7 +164,7 @@ def _draw(
             )
         objections = model.safety.objections(images)
     except torch.OutOfMemoryError as error:
-        raise TrainerError(
+        raise LoLDUError(
             "There is not enough memory to draw: ask for fewer pictures, or wait until a training "
             "has ended."
         ) from error

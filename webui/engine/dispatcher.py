@@ -47,7 +47,7 @@ class Dispatcher:
             every_s: time between two looks.
 
         Raises:
-            TrainerError: there is no such device.
+            LoLDUError: there is no such device.
         """
         for device in devices:
             process.environment(os.environ, device)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from trainer.errors import TrainerError
+from loldu.errors import LoLDUError
 
 _NAME_LENGTH = 100
 
@@ -70,12 +70,12 @@ def shown(name: str) -> str:
     """A name as it is kept: one line that can be printed.
 
     Raises:
-        TrainerError: nothing of it is left.
+        LoLDUError: nothing of it is left.
     """
     printable = "".join(letter if letter.isprintable() else " " for letter in name)
     name = re.sub(r"\s+", " ", printable).strip()[:_NAME_LENGTH]
     if not name:
-        raise TrainerError("The training has no name: give it one.")
+        raise LoLDUError("The training has no name: give it one.")
     return name
 
 

@@ -11,7 +11,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import TrainerError
+from loldu.errors import LoLDUError
 from webui.engine import process
 from webui.engine.job import ACTIVE, ENDED, RESUMABLE, Job, Kind, Status, in_turns, shown
 from webui.engine.options import write_options, write_score_options
@@ -56,7 +56,7 @@ class Jobs:
             max_queued: how many jobs one owner may have in the queue.
 
         Raises:
-            TrainerError: the folder is of another version of the studio.
+            LoLDUError: the folder is of another version of the studio.
         """
         self.folder = folder.absolute()
         self._database = self.folder / "studio.sqlite"
@@ -72,7 +72,7 @@ class Jobs:
                     connection.execute(statement)
                 connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
         if version not in (0, _SCHEMA_VERSION):
-            raise TrainerError(
+            raise LoLDUError(
                 f"{self._database} is of another version of the studio; name another folder."
             )
         for job in self.list(removed=None):
@@ -85,7 +85,7 @@ class Jobs:
         """Look up a job, a removed one too.
 
         Raises:
-            TrainerError: there is none.
+            LoLDUError: there is none.
         """
         with closing(self._connect()) as connection:
             return self._get(connection, job_id)
@@ -118,13 +118,13 @@ class Jobs:
         """What a page shows of a run; cheap to ask for every second.
 
         Raises:
-            TrainerError: there is no such job, or its folder is gone.
+            LoLDUError: there is no such job, or its folder is gone.
         """
         job = self.get(job_id)
         try:
             return self._reader(job.folder).read()
         except FileNotFoundError as error:
-            raise TrainerError(f"The folder of {job.name} is gone ({job.folder}).") from error
+            raise LoLDUError(f"The folder of {job.name} is gone ({job.folder}).") from error
 
     # --------------------------------------------------------------------- what can be asked
 
@@ -140,7 +140,7 @@ class Jobs:
             preset: one of the trainer's.
 
         Raises:
-            TrainerError: the options cannot work, or the owner has too many jobs in the queue.
+            LoLDUError: the options cannot work, or the owner has too many jobs in the queue.
         """
         write = partial(write_options, options=options, preset=preset)
         return self._submit(Kind.TRAIN, name, owner, None, write)
@@ -165,7 +165,7 @@ class Jobs:
             real: folder with true pictures of it; those it was taught with unless given.
 
         Raises:
-            TrainerError: the options cannot work, or the owner has too many jobs in the queue.
+            LoLDUError: the options cannot work, or the owner has too many jobs in the queue.
         """
         write = partial(write_score_options, files=files, options=options, real=real)
         return self._submit(Kind.SCORE, name, owner, concept, write)
@@ -174,7 +174,7 @@ class Jobs:
         """Show a job under another name.
 
         Raises:
-            TrainerError: there is no such job, or the name is empty.
+            LoLDUError: there is no such job, or the name is empty.
         """
         with self._change(job_id) as (connection, _):
             _update(connection, job_id, name=shown(name))
@@ -183,7 +183,7 @@ class Jobs:
         """Have it end with a checkpoint, to be resumed; out of the queue it goes at once.
 
         Raises:
-            TrainerError: it is not queued and does not run.
+            LoLDUError: it is not queued and does not run.
         """
         self._end_early(job_id, Status.STOPPED)
 
@@ -191,7 +191,7 @@ class Jobs:
         """Have it end for good; the second time, a process that does not stop is killed.
 
         Raises:
-            TrainerError: it is not queued and does not run.
+            LoLDUError: it is not queued and does not run.
         """
         before = self._end_early(job_id, Status.CANCELLED)
         if before.wanted is Status.CANCELLED:
@@ -201,7 +201,7 @@ class Jobs:
         """Have it write a checkpoint.
 
         Raises:
-            TrainerError: it does not train.
+            LoLDUError: it does not train.
         """
         self._ask(job_id, "save")
 
@@ -209,7 +209,7 @@ class Jobs:
         """Have it draw validation pictures.
 
         Raises:
-            TrainerError: it does not train.
+            LoLDUError: it does not train.
         """
         self._ask(job_id, "sample")
 
@@ -217,7 +217,7 @@ class Jobs:
         """Have it end with the result as it is.
 
         Raises:
-            TrainerError: it does not train.
+            LoLDUError: it does not train.
         """
         self._ask(job_id, "finish")
 
@@ -225,11 +225,11 @@ class Jobs:
         """Queue it again, to go on from its last checkpoint.
 
         Raises:
-            TrainerError: it cannot be resumed, or its owner has too many jobs in the queue.
+            LoLDUError: it cannot be resumed, or its owner has too many jobs in the queue.
         """
         with self._change(job_id) as (connection, job):
             if job.status not in RESUMABLE or job.removed:
-                raise TrainerError(f"{job.name} cannot be resumed: it is {_state(job)}.")
+                raise LoLDUError(f"{job.name} cannot be resumed: it is {_state(job)}.")
             self._refuse_too_many(connection, job.owner)
             last = connection.execute("SELECT MAX(place) FROM jobs").fetchone()[0]
             back = {"wanted": None, "message": "", "ended": None, "place": last + 1}
@@ -239,11 +239,11 @@ class Jobs:
         """Put a job that has ended into the trash.
 
         Raises:
-            TrainerError: it has not ended, or is in the trash.
+            LoLDUError: it has not ended, or is in the trash.
         """
         with self._change(job_id) as (connection, job):
             if job.status not in ENDED or job.removed:
-                raise TrainerError(f"{job.name} cannot be removed: it is {_state(job)}.")
+                raise LoLDUError(f"{job.name} cannot be removed: it is {_state(job)}.")
             _update(connection, job_id, removed=time.time())
         self._put_in_place(self.get(job_id))
 
@@ -251,11 +251,11 @@ class Jobs:
         """Take a job out of the trash.
 
         Raises:
-            TrainerError: it is not there.
+            LoLDUError: it is not there.
         """
         with self._change(job_id) as (connection, job):
             if not job.removed:
-                raise TrainerError(f"{job.name} is not in the trash.")
+                raise LoLDUError(f"{job.name} is not in the trash.")
             _update(connection, job_id, removed=None)
         self._put_in_place(self.get(job_id))
 
@@ -323,7 +323,7 @@ class Jobs:
             if job.status is Status.QUEUED:
                 _update(connection, job_id, status=wanted, ended=time.time())
             elif job.status not in ACTIVE:
-                raise TrainerError(f"{job.name} cannot be stopped: it is {_state(job)}.")
+                raise LoLDUError(f"{job.name} cannot be stopped: it is {_state(job)}.")
             elif job.wanted is not Status.CANCELLED:
                 _update(connection, job_id, status=Status.STOPPING, wanted=wanted)
         return job
@@ -331,18 +331,18 @@ class Jobs:
     def _ask(self, job_id: str, request: str) -> None:
         job = self.get(job_id)
         if job.status not in ACTIVE:
-            raise TrainerError(f"{job.name} does not train: it is {_state(job)}.")
+            raise LoLDUError(f"{job.name} does not train: it is {_state(job)}.")
         try:
             (job.folder / CONTROL / request).touch()
         except OSError as error:  # the folder is there while the trainer listens
-            raise TrainerError(
+            raise LoLDUError(
                 f"{job.name} is not training at this moment; ask again when it takes steps."
             ) from error
 
     def _refuse_too_many(self, connection: sqlite3.Connection, owner: str) -> None:
         queued = "SELECT COUNT(*) FROM jobs WHERE owner = ? AND status = 'queued'"
         if connection.execute(queued, (owner,)).fetchone()[0] >= self._max_queued:
-            raise TrainerError(
+            raise LoLDUError(
                 f"You have {self._max_queued} trainings in the queue, which is the most; wait "
                 "until one has started, or cancel one."
             )
@@ -375,7 +375,7 @@ class Jobs:
     def _get(self, connection: sqlite3.Connection, job_id: str) -> Job:
         row = connection.execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
         if row is None:
-            raise TrainerError("There is no such training; reload the page.")
+            raise LoLDUError("There is no such training; reload the page.")
         return self._job(row)
 
     def _job(self, row: sqlite3.Row) -> Job:

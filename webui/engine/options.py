@@ -8,10 +8,10 @@ from typing import Any
 
 import tomli_w
 
-from trainer.config import to_toml
-from trainer.errors import TrainerError
-from trainer.files import write_atomically
-from trainer.preset import PRESETS, parse
+from loldu.errors import LoLDUError
+from loldu.files import write_atomically
+from trainer.options.config import to_toml
+from trainer.options.preset import PRESETS, parse
 from webui.engine.job import Kind
 
 OPTIONS = "options.toml"
@@ -30,19 +30,19 @@ def write_options(folder: Path, options: Mapping[str, Any], preset: str | None =
         preset: one of those that the trainer ships.
 
     Raises:
-        TrainerError: an option is unknown or cannot work, which is told in a sentence.
+        LoLDUError: an option is unknown or cannot work, which is told in a sentence.
     """
     of_preset: dict[str, Any] = {}
     if preset is not None:
         shipped = {path.stem: path for path in PRESETS.glob("*.toml")}
         if preset not in shipped:
-            raise TrainerError(f"There is no preset {preset}; known are {', '.join(shipped)}.")
+            raise LoLDUError(f"There is no preset {preset}; known are {', '.join(shipped)}.")
         of_preset = tomllib.loads(shipped[preset].read_text(encoding="utf-8"))
     _write(folder, _flat(of_preset) | _flat(options))
     try:
         config = parse(flags(folder, Kind.TRAIN))
     except SystemExit as error:  # the parser has told the server's log what it was
-        raise TrainerError(_WRONG_TYPE) from error
+        raise LoLDUError(_WRONG_TYPE) from error
     write_atomically(folder / OPTIONS, to_toml(config))
 
 
@@ -58,12 +58,12 @@ def write_score_options(
         real: folder with true pictures, which are copied too.
 
     Raises:
-        TrainerError: an option is unknown or cannot work, which is told in a sentence.
+        LoLDUError: an option is unknown or cannot work, which is told in a sentence.
     """
     from eval.__main__ import parse as parse_score  # takes seconds, and needs what draws
 
     if "real" in options:
-        raise TrainerError("The option real is the job's own: leave it out.")
+        raise LoLDUError("The option real is the job's own: leave it out.")
     _write(folder, _flat({**options, "real": folder / _REAL if real else None}))
     try:
         (folder / _SCORED).mkdir()
@@ -74,9 +74,9 @@ def write_score_options(
                 shutil.copyfile(files / name, folder / _SCORED / name)
         parse_score(flags(folder, Kind.SCORE))
     except SystemExit as error:
-        raise TrainerError(_WRONG_TYPE) from error
+        raise LoLDUError(_WRONG_TYPE) from error
     except OSError as error:
-        raise TrainerError(f"The concept cannot be read ({error.strerror}).") from error
+        raise LoLDUError(f"The concept cannot be read ({error.strerror}).") from error
 
 
 def flags(folder: Path, kind: Kind) -> list[str]:
@@ -100,13 +100,13 @@ def max_train_steps(folder: Path) -> int:
 def _write(folder: Path, chosen: Mapping[str, Any]) -> None:
     for name, value in chosen.items():
         if name in _OF_THE_JOB:
-            raise TrainerError(f"The option {name} is the job's own: leave it out.")
+            raise LoLDUError(f"The option {name} is the job's own: leave it out.")
         if any(_could_be_a_flag(text) for text in (value if isinstance(value, list) else [value])):
-            raise TrainerError(f"The option {name} may not begin with a dash.")
+            raise LoLDUError(f"The option {name} may not begin with a dash.")
     try:
         write_atomically(folder / OPTIONS, tomli_w.dumps(chosen))
     except (UnicodeError, TypeError) as error:
-        raise TrainerError(f"The options cannot be written down: {error}.") from error
+        raise LoLDUError(f"The options cannot be written down: {error}.") from error
 
 
 def drawn_prompts(folder: Path) -> tuple[str, ...]:

@@ -21,8 +21,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from trainer.errors import TrainerError
-from trainer.files import write_atomically
+from loldu.errors import LoLDUError
+from loldu.files import write_atomically
 from webui.engine.job import Kind
 
 LOG = "log.txt"
@@ -121,7 +121,7 @@ def environment(of_server: Mapping[str, str], device: str) -> dict[str, str]:
     """What a job gets to know of the server's environment: no secrets, and one device.
 
     Raises:
-        TrainerError: there is no such device.
+        LoLDUError: there is no such device.
     """
     kept = {
         name: value
@@ -135,11 +135,11 @@ def environment(of_server: Mapping[str, str], device: str) -> dict[str, str]:
     if device == "mps":
         return kept
     if not (match := re.fullmatch(r"cuda(?::(\d+))?", device)):
-        raise TrainerError(f"There is no device {device}; name cpu, mps or cuda:0.")
+        raise LoLDUError(f"There is no device {device}; name cpu, mps or cuda:0.")
     index, visible = int(match[1] or 0), of_server.get("CUDA_VISIBLE_DEVICES")
     of_machine = visible.split(",") if visible else [str(number) for number in range(index + 1)]
     if index >= len(of_machine):
-        raise TrainerError(f"There is no device {device}: CUDA_VISIBLE_DEVICES is {visible}.")
+        raise LoLDUError(f"There is no device {device}: CUDA_VISIBLE_DEVICES is {visible}.")
     return kept | {"CUDA_VISIBLE_DEVICES": of_machine[index]}
 
 

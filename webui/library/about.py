@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from loldu import Concept, read_concept
-from trainer.errors import TrainerError
-from trainer.prompts import token_and_class
+from loldu.errors import LoLDUError
+from loldu.prompts import token_and_class
 
 _TEXT_LENGTH = 200
 SCORES = {"dino": "DINO", "clip_i": "CLIP-I", "clip_t": "CLIP-T", "drift": "drift"}
@@ -58,13 +58,13 @@ def about(path: Path) -> About:
     """Read a concept file; one that has not changed since is read once.
 
     Raises:
-        TrainerError: it is gone.
+        LoLDUError: it is gone.
         ConceptError: it is not a sound concept.
     """
     try:
         now = path.stat()
     except OSError as error:
-        raise TrainerError("The file of this concept is gone; reload the page.") from error
+        raise LoLDUError("The file of this concept is gone; reload the page.") from error
     return _read(path, now.st_mtime_ns, now.st_size)
 
 

@@ -19,9 +19,9 @@ from pathlib import Path
 import tomli_w
 
 from loldu import ConceptError, read_concept
-from trainer.checkpoint import CONFIG
-from trainer.errors import TrainerError
-from trainer.files import write_atomically
+from loldu.base.record import CONFIG
+from loldu.errors import LoLDUError
+from loldu.files import write_atomically
 from webui.engine.job import Job, Kind, Status, shown
 from webui.engine.jobs import Jobs
 from webui.library.entry import CONCEPT, Entry, base_as_told, take, take_validation
@@ -95,23 +95,23 @@ class Library:
         """A concept that an owner may use.
 
         Raises:
-            TrainerError: there is none of that id for them.
+            LoLDUError: there is none of that id for them.
         """
         for entry in self.list(owner):
             if entry.id == entry_id:
                 return entry
-        raise TrainerError("There is no such concept; reload the page and choose another.")
+        raise LoLDUError("There is no such concept; reload the page and choose another.")
 
     def of_job(self, job: Job) -> Entry:
         """The concept that a training has left.
 
         Raises:
-            TrainerError: there is none, or it is in the trash.
+            LoLDUError: there is none, or it is in the trash.
         """
         for entry in self.list(job.owner):
             if entry.id == job.id:
                 return entry
-        raise TrainerError(f"{job.name} has no concept in the library.")
+        raise LoLDUError(f"{job.name} has no concept in the library.")
 
     # --------------------------------------------------------------------- what can be asked
 
@@ -119,12 +119,12 @@ class Library:
         """Make a concept of a step of a training; of the same step there is one.
 
         Raises:
-            TrainerError: it has no such checkpoint, or its owner's share is used up.
+            LoLDUError: it has no such checkpoint, or its owner's share is used up.
         """
         name, entry_id = shown(name), f"{job.id}-{step}"
         checkpoint = self._jobs.progress(job.id).checkpoints.get(step)
         if checkpoint is None or not (checkpoint / CONCEPT).is_file():
-            raise TrainerError(f"{job.name} has no checkpoint of step {step}; choose another step.")
+            raise LoLDUError(f"{job.name} has no checkpoint of step {step}; choose another step.")
         with self._locked():
             record = self._records().get(entry_id)
             if record is not None and (self._folder / entry_id / CONCEPT).is_file():
@@ -139,7 +139,7 @@ class Library:
                         take(checkpoint, folder)
                         take_validation(job.folder, step, folder)
                 except FileNotFoundError as error:
-                    raise TrainerError(
+                    raise LoLDUError(
                         f"The checkpoint of step {step} is being removed; choose a later one."
                     ) from error
         return self._entry(entry_id, record)
@@ -153,13 +153,13 @@ class Library:
             owner: whose it becomes.
 
         Raises:
-            TrainerError: it is too large, or its owner's share is used up.
+            LoLDUError: it is too large, or its owner's share is used up.
             ConceptError: it is not a sound concept.
         """
         name = shown(Path(name).name.removesuffix(".safetensors") or "concept")
         size = file.stat().st_size
         if size > MOST_BYTES:
-            raise TrainerError(
+            raise LoLDUError(
                 f"{name} has {size / 2**20:.0f} MB and is no concept: the largest have some "
                 "hundreds of kilobytes."
             )
@@ -180,7 +180,7 @@ class Library:
         """Show a concept under another name.
 
         Raises:
-            TrainerError: there is no such concept of this owner, or the name is empty.
+            LoLDUError: there is no such concept of this owner, or the name is empty.
         """
         name = shown(name)
         with self._locked():
@@ -191,7 +191,7 @@ class Library:
         """Put a concept into the trash, where it stays for 30 days.
 
         Raises:
-            TrainerError: there is no such concept of this owner.
+            LoLDUError: there is no such concept of this owner.
         """
         with self._locked():
             record = self._own(entry_id, owner)
@@ -201,7 +201,7 @@ class Library:
         """Take a concept out of the trash.
 
         Raises:
-            TrainerError: it is no longer there.
+            LoLDUError: it is no longer there.
         """
         with self._locked():
             record = self._records().get(entry_id)
@@ -210,7 +210,7 @@ class Library:
                 or record.owner != owner
                 or not (self._folder / entry_id / CONCEPT).is_file()
             ):
-                raise TrainerError("The concept is no longer in the trash.")
+                raise LoLDUError("The concept is no longer in the trash.")
             self._write(self._folder / entry_id, replace(record, removed=None))
 
     # -------------------------------------------------------------------------------- inside
@@ -247,10 +247,10 @@ class Library:
         if record is not None and record.owner == owner and not record.removed:
             return record
         if any(entry.id == entry_id for entry in self._of_runs()):
-            raise TrainerError(
+            raise LoLDUError(
                 "This concept is of the command line and everybody's: it is changed in its folder."
             )
-        raise TrainerError("There is no such concept; reload the page and choose another.")
+        raise LoLDUError("There is no such concept; reload the page and choose another.")
 
     def _records(self) -> dict[str, _Record]:
         return {
@@ -290,7 +290,7 @@ class Library:
         """Empty an owner's trash as far as needed for one more concept.
 
         Raises:
-            TrainerError: what is left is as much as they may have.
+            LoLDUError: what is left is as much as they may have.
         """
         sizes = {
             entry_id: sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -304,7 +304,7 @@ class Library:
         )
         while len(sizes) >= self._max_entries or sum(sizes.values()) >= self._max_bytes:
             if not trash:
-                raise TrainerError(
+                raise LoLDUError(
                     f"Your library is full ({len(sizes)} concepts, "
                     f"{sum(sizes.values()) / 2**20:.0f} MB): delete some first."
                 )

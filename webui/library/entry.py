@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loldu import Concept, ConceptError
-from trainer.card import CARD
-from trainer.checkpoint import CONFIG
-from trainer.errors import TrainerError
-from trainer.files import save_png
-from trainer.images import load_image
-from trainer.instances import list_images
-from trainer.methods import FILE_NAMES, LEARNED_WORD
-from trainer.records import METRICS, SAMPLES, SUMMARY
+from loldu.base.record import CONFIG, SUMMARY
+from loldu.errors import LoLDUError
+from loldu.files import save_png
+from loldu.pictures.folder import list_images
+from loldu.pictures.open import load_image
+from trainer.methods.method import FILE_NAMES, LEARNED_WORD
+from trainer.results.card import CARD
+from trainer.results.records import METRICS, SAMPLES
 from webui.library.about import about
 
 CONCEPT, PICTURES = FILE_NAMES["loldu"], "pictures"
@@ -52,7 +52,7 @@ class Entry:
     @property
     def token(self) -> str | None:
         """The rare token, if the file tells one."""
-        with suppress(ConceptError, TrainerError):
+        with suppress(ConceptError, LoLDUError):
             return about(self.path).token
         return None
 
@@ -89,7 +89,7 @@ def _take_pictures(folder: Path) -> None:
         return
     options = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))
     taught_with = options.get("instance", {}).get("instance_data_dir")
-    with suppress(TrainerError):
+    with suppress(LoLDUError):
         images = list_images(Path(taught_with))[:_MOST_PICTURES] if taught_with else []
         for number, path in enumerate(images):
             image = load_image(path)

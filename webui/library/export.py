@@ -8,14 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from loldu import ConceptError, export_lora, load_concept, read_concept
-from loldu.concept_file import BASE_DTYPES
-from trainer.base import load_pipeline
-from trainer.base_record import base_options
-from trainer.card import CARD
-from trainer.errors import TrainerError
-from trainer.lora_file import DTYPES, LORA, lora_header
-from trainer.methods import LEARNED_WORD
-from trainer.records import METRICS, SAMPLES
+from loldu.base.open import load_pipeline
+from loldu.base.record import base_options
+from loldu.concept.format import BASE_DTYPES
+from loldu.errors import LoLDUError
+from trainer.methods.lora_file import DTYPES, LORA, lora_header
+from trainer.methods.method import LEARNED_WORD
+from trainer.results.card import CARD
+from trainer.results.records import METRICS, SAMPLES
 from webui.library.about import about
 from webui.library.entry import CONCEPT, Entry
 
@@ -33,7 +33,7 @@ def export_concept(entry: Entry, folder: Path) -> Path:
     """Copy the concept file into a folder.
 
     Raises:
-        TrainerError: it is gone.
+        LoLDUError: it is gone.
     """
     path = folder / f"{slug(entry.name)}.safetensors"
     _copy(entry.path, path)
@@ -51,7 +51,7 @@ def export_as_lora(entry: Entry, base: str, trained: Path | None, folder: Path) 
         folder: where to write.
 
     Raises:
-        TrainerError: the concept is gone, or the base cannot be loaded.
+        LoLDUError: the concept is gone, or the base cannot be loaded.
         ConceptError: the concept was made for another base, or no LoRA can hold it.
     """
     path = folder / f"{slug(entry.name)}-lora.safetensors"
@@ -79,7 +79,7 @@ def export_zip(entry: Entry, trained: Path | None, folder: Path) -> Path:
     """Pack a concept with its card, its samples, and the LoRA that its training left.
 
     Raises:
-        TrainerError: it is gone.
+        LoLDUError: it is gone.
         ConceptError: it is not a sound concept.
     """
     path = folder / f"{slug(entry.name)}.zip"
@@ -101,7 +101,7 @@ def _copy(source: Path, target: Path) -> None:
     try:
         shutil.copyfile(source, target)
     except OSError as error:
-        raise TrainerError("The file of this concept is gone; reload the page.") from error
+        raise LoLDUError("The file of this concept is gone; reload the page.") from error
 
 
 def _short_card(entry: Entry) -> str:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from eval.__main__ import PRESETS
-from eval.adapter import PICTURES, REPORT_JSON, Report
-from eval.result import Result
-from eval.sheet import gain_rows
-from trainer.checkpoint import CONFIG
-from trainer.instances import is_picture
+from eval.commands.adapter import PICTURES, REPORT_JSON, Report
+from eval.report.result import Result
+from eval.report.sheet import gain_rows
+from loldu.base.record import CONFIG
+from loldu.pictures.folder import is_picture
 from webui.engine.job import Job
 from webui.engine.options import OPTIONS
 from webui.library.entry import Entry

@@ -12,7 +12,7 @@ from gradio.events import Dependency
 from gradio.processing_utils import hash_bytes
 from gradio.utils import get_upload_folder
 
-from trainer.files import write_atomically
+from loldu.files import write_atomically
 from webui.backend import owner
 from webui.drawing.album import Album
 from webui.drawing.settings import parameters, read_png

@@ -9,10 +9,10 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from trainer.config import InstanceConfig, PriorConfig
-from trainer.doctor import examine, look_alikes, warnings
-from trainer.errors import TrainerError
-from trainer.instances import CaptionedImage, is_picture, min_side_px
+from loldu.errors import LoLDUError
+from loldu.pictures.folder import CaptionedImage, is_picture, min_side_px
+from trainer.options.config import InstanceConfig, PriorConfig
+from trainer.training.doctor import examine, look_alikes, warnings
 from webui.backend import Backend, owner
 from webui.engine.job import ENDED
 from webui.page import PROGRESS, told
@@ -122,9 +122,9 @@ class Handlers:
             path = Path(file)
             try:
                 if len(chosen) >= MAX_PICTURES:
-                    raise TrainerError(f"{MAX_PICTURES} pictures are the most; leave some out.")
+                    raise LoLDUError(f"{MAX_PICTURES} pictures are the most; leave some out.")
                 chosen = (*chosen, (self._backend.uploads.add(path, path.name), Crop()))
-            except TrainerError as error:
+            except LoLDUError as error:
                 wrong.append(str(error))
             finally:
                 path.unlink(missing_ok=True)
@@ -187,7 +187,7 @@ class Handlers:
             options = self._options(order, Path())
             seconds = estimated_seconds(options, self._backend.jobs.list(), self._measure)
             before = [job for job in self._backend.jobs.list() if job.status not in ENDED]
-        except TrainerError as error:
+        except LoLDUError as error:
             return advice(chosen, None), escape(str(error))
         waits = f", after {len(before)} other{'s' * (len(before) > 1)}" if before else ""
         return advice(chosen, order), f"Takes **{duration(seconds)}**{waits}."
@@ -197,7 +197,7 @@ class Handlers:
         with told():
             chosen: tuple[Picture, ...] = filled[self._p.chosen]
             if not chosen:
-                raise TrainerError("There are no pictures yet: add 3 to 5 of one thing.")
+                raise LoLDUError("There are no pictures yet: add 3 to 5 of one thing.")
             order = _order(self._f, filled)
             name = filled[self._f.name].strip() or f"{order.token} {order.class_name}"
             self._options(order, Path())  # a wrong word is told before anything is written
@@ -271,10 +271,10 @@ def _order(f: Form, filled: Mapping[Any, Any]) -> Order:
     numbers = (f.max_train_steps, f.learning_rate, f.resolution, f.seed)
     for number in numbers:
         if filled[number] is None:
-            raise TrainerError(f"{number.label} needs a number.")
+            raise LoLDUError(f"{number.label} needs a number.")
     rank = filled[f.rank].strip()
     if not (rank == "full" or rank.isdecimal()):
-        raise TrainerError("Rank is a number, such as 32, or full.")
+        raise LoLDUError("Rank is a number, such as 32, or full.")
     lines = filled[f.previews].splitlines()
     return Order(
         class_name=filled[f.class_name],
@@ -297,7 +297,7 @@ def _refuse_small(chosen: Sequence[Picture], resolution: int) -> None:
     for upload, crop in chosen:
         left, _, right, _ = crop.box(upload.size)
         if right - left < min_side_px(resolution):
-            raise TrainerError(
+            raise LoLDUError(
                 f"The crop of {upload.name} has {right - left} pixels a side, and needs at least "
                 f"{min_side_px(resolution)}: zoom out, or take a larger picture."
             )

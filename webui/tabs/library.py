@@ -12,9 +12,9 @@ import gradio as gr
 from PIL import Image
 
 from loldu import ConceptError
-from trainer.errors import TrainerError
-from trainer.images import load_image
-from trainer.lora_file import LORA
+from loldu.errors import LoLDUError
+from loldu.pictures.open import load_image
+from trainer.methods.lora_file import LORA
 from webui.backend import Backend, owner
 from webui.library.about import SCORES, About, about
 from webui.library.entry import Entry
@@ -304,7 +304,7 @@ def _facts(entry: Entry) -> About | str:
     """What its file says, or why it cannot be read."""
     try:
         return about(entry.path)
-    except (TrainerError, ConceptError) as error:
+    except (LoLDUError, ConceptError) as error:
         return str(error).replace(str(entry.path), entry.name).rstrip(".")
 
 

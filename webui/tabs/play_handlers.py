@@ -11,8 +11,8 @@ from typing import Any
 
 import gradio as gr
 
-from eval.drawing import file_digest
-from trainer.errors import TrainerError
+from eval.protocols.drawing import file_digest
+from loldu.errors import LoLDUError
 from webui.backend import Backend, owner
 from webui.drawing.facts import Facts, describe, facts_of, filled, open_words, suggestion
 from webui.drawing.line import Cancelled
@@ -127,14 +127,14 @@ class Handlers:
         """Draw without the concepts, show that, and draw with them."""
         with told(), self._stoppable(request) as stop:
             if seed is None or steps is None or guidance is None:
-                raise TrainerError("Seed, steps and guidance each need a number.")
+                raise LoLDUError("Seed, steps and guidance each need a number.")
             chosen = _unique(chosen)
             facts = self._facts(chosen, request)
             uses = self._uses(chosen, [first, second, third, fourth], request)
             seeds = [(seed + index) % (SEEDS[1] + 1) for index in range(count)]
             prompts, seeds = _pictures(prompt, seeds, facts, each=_is_each(way, chosen))
             if max(map(len, (*prompts, negative_prompt))) > MAX_PROMPT:
-                raise TrainerError(f"The prompt has more than {MAX_PROMPT} letters: shorten it.")
+                raise LoLDUError(f"The prompt has more than {MAX_PROMPT} letters: shorten it.")
             task = Task(prompts, seeds, negative_prompt, steps, float(guidance))
             drawn = Drawn(task, chosen, way)
             studio = self._backend.studio

@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from trainer.errors import TrainerError
+from loldu.errors import LoLDUError
 from webui.backend import Backend, owner
 from webui.engine.job import Job, Status
 from webui.page import CONCEPTS, PLAY, PROGRESS, Page, told
@@ -262,7 +262,7 @@ class Handlers:
         with told():
             job = self._job(job_id, request)
             if step is None:
-                raise TrainerError("No checkpoint is chosen.")
+                raise LoLDUError("No checkpoint is chosen.")
             entry = self._backend.library.keep(job, step, f"{job.name[:80]}, step {step}")
         gr.Info(f"“{escape(entry.name)}” is in the Library, and Play uses it.", duration=4)
         return entry.id

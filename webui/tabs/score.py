@@ -8,11 +8,11 @@ from typing import Any
 
 import gradio as gr
 
-from eval.adapter import REPORT_HTML, REPORT_PNG
+from eval.commands.adapter import REPORT_HTML, REPORT_PNG
 from loldu import ConceptError
-from trainer.errors import TrainerError
-from trainer.files import save_png
-from trainer.images import load_image
+from loldu.errors import LoLDUError
+from loldu.files import save_png
+from loldu.pictures.open import load_image
 from webui.backend import Backend, owner
 from webui.engine.job import ACTIVE, ENDED, RESUMABLE, Job, Kind, Status
 from webui.library.about import about
@@ -155,7 +155,7 @@ class Handlers:
         with told(), TemporaryDirectory() as folder:
             entry = backend.library.get(concept, who)
             if steps is None:
-                raise TrainerError("Steps needs a number.")
+                raise LoLDUError("Steps needs a number.")
             options = options_for(entry, backend.base, preset, seeds, steps)
             options |= {"token": token.strip() or None, "class_name": class_name.strip() or None}
             uploaded = None
@@ -212,7 +212,7 @@ class Handlers:
         who = owner(request)
         job = self._job(self._backend.library.get(concept, who), who)
         if job is None:
-            raise TrainerError("This concept has not been scored.")
+            raise LoLDUError("This concept has not been scored.")
         return job
 
     def _job(self, entry: Entry, who: str) -> Job | None:
@@ -282,7 +282,7 @@ def _report(job: Job) -> dict[str, Any]:
         heading, *rows = report_rows(job)
         picture = load_image(job.folder / REPORT_PNG)
         page = (job.folder / REPORT_HTML).read_text(encoding="utf-8")
-    except (OSError, KeyError, ValueError, TypeError, TrainerError):
+    except (OSError, KeyError, ValueError, TypeError, LoLDUError):
         return {"table": "<p>Its report cannot be read any more; score the concept again.</p>"}
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in heading)
     body = "".join(
@@ -304,10 +304,10 @@ def _save_pictures(sent: Sequence[str], folder: Path) -> None:
     """Uploads, decoded.
 
     Raises:
-        TrainerError: there is none, there are too many, or one is no picture.
+        LoLDUError: there is none, there are too many, or one is no picture.
     """
     if not 1 <= len(sent) <= _MOST_REAL:
-        raise TrainerError(
+        raise LoLDUError(
             f"The pictures this concept was taught with are not here: add 1 to {_MOST_REAL} true "
             "pictures of it to compare with."
         )

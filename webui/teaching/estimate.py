@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionPipeline
 
-from trainer.records import METRICS
+from trainer.results.records import METRICS
 from webui.engine.job import Job, Status
 from webui.engine.options import OPTIONS
 

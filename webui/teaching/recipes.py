@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from transformers import CLIPTokenizer
 
-from trainer.config import BaseModelConfig
-from trainer.errors import TrainerError
-from trainer.preset import PRESETS
+from loldu.base.config import BaseModelConfig
+from loldu.errors import LoLDUError
+from trainer.options.preset import PRESETS
 
 TOKENS = ("sks", "ohwx", "zwx", "olis", "bnha", "phol", "kprs", "dits", "dax", "wug")
 """All but the last two and zwx are one token of CLIP's vocabulary, and one of its rarest."""
@@ -110,7 +110,7 @@ def options_for(
         on_gpu: whether it trains on one; what a preset says of half precision is for GPUs.
 
     Raises:
-        TrainerError: a word cannot be used, or there is no such recipe.
+        LoLDUError: a word cannot be used, or there is no such recipe.
     """
     recipe = _chosen(order, base)
     told = dict(recipe.options)
@@ -155,11 +155,11 @@ def checked_word(word: str, what: str) -> str:
     """One word.
 
     Raises:
-        TrainerError: it is none.
+        LoLDUError: it is none.
     """
     word = word.strip()
     if not _WORD.fullmatch(word):
-        raise TrainerError(f"The {what} must be one word of letters and digits, such as sks.")
+        raise LoLDUError(f"The {what} must be one word of letters and digits, such as sks.")
     return word
 
 
@@ -167,7 +167,7 @@ def checked_class(order: Order) -> str:
     """The class of an order, in a few words.
 
     Raises:
-        TrainerError: it is empty, or more than that.
+        LoLDUError: it is empty, or more than that.
     """
     words = order.class_name.split()
     if (
@@ -175,16 +175,16 @@ def checked_class(order: Order) -> str:
         or len(words) > 5
         or not all(re.fullmatch(r"[^\W_][\w'-]{0,39}", w) for w in words)
     ):
-        raise TrainerError("Say in a word or a few what kind of thing it is, such as dog or toy.")
+        raise LoLDUError("Say in a word or a few what kind of thing it is, such as dog or toy.")
     if order.token.strip() in words:
-        raise TrainerError("The rare word is part of the class: choose another rare word.")
+        raise LoLDUError("The rare word is part of the class: choose another rare word.")
     return " ".join(words)
 
 
 def _chosen(order: Order, base: str) -> Recipe:
     known = recipes(base)
     if order.recipe not in known:
-        raise TrainerError(f"There is no preset {order.recipe}; choose {' or '.join(known)}.")
+        raise LoLDUError(f"There is no preset {order.recipe}; choose {' or '.join(known)}.")
     return known[order.recipe]
 
 

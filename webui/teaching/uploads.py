@@ -10,9 +10,9 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from trainer.errors import TrainerError
-from trainer.files import save_png
-from trainer.images import load_image
+from loldu.errors import LoLDUError
+from loldu.files import save_png
+from loldu.pictures.open import load_image
 from webui.teaching.crops import Crop, cropped
 
 MAX_PICTURES = 20
@@ -62,7 +62,7 @@ class Uploads:
             name: what its sender calls it.
 
         Raises:
-            TrainerError: it is no picture, or too large a one.
+            LoLDUError: it is no picture, or too large a one.
         """
         image = decoded(path, name)
         kept = self._sent / f"{secrets.token_hex(12)}.png"
@@ -73,7 +73,7 @@ class Uploads:
         """Write the crops of pictures into a new folder, `picture-1.png` and so on.
 
         Raises:
-            TrainerError: one was sent so long ago that it is gone.
+            LoLDUError: one was sent so long ago that it is gone.
         """
         folder = self._instances / secrets.token_hex(12)
         unfinished = folder.with_name(f".{folder.name}")
@@ -92,10 +92,10 @@ def opened(upload: Upload) -> Image.Image:
     """The picture that was sent.
 
     Raises:
-        TrainerError: it was sent so long ago that it is gone.
+        LoLDUError: it was sent so long ago that it is gone.
     """
     if not upload.path.is_file():
-        raise TrainerError(f"{upload.name} was sent too long ago: add it again.")
+        raise LoLDUError(f"{upload.name} was sent too long ago: add it again.")
     return load_image(upload.path)
 
 
@@ -107,29 +107,29 @@ def decoded(path: Path, name: str) -> Image.Image:
         name: what its sender calls it, for what is told.
 
     Raises:
-        TrainerError: it is no picture, or too large a one.
+        LoLDUError: it is no picture, or too large a one.
     """
     name = shown_name(name)
     size = path.stat().st_size
     if size == 0:
-        raise TrainerError(f"{name} is empty: choose the picture again.")
+        raise LoLDUError(f"{name} is empty: choose the picture again.")
     if size > MAX_BYTES:
-        raise TrainerError(f"{name} has {size >> 20} MB; {MAX_BYTES >> 20} are the most.")
+        raise LoLDUError(f"{name} has {size >> 20} MB; {MAX_BYTES >> 20} are the most.")
     try:
         with Image.open(path, formats=_FORMATS) as file:
             width, height = file.size  # told by the header, before anything is decoded
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise TrainerError(_too_many(name)) from error
+        raise LoLDUError(_too_many(name)) from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise TrainerError(
+        raise LoLDUError(
             f"{name} is not a picture that can be read: send JPEG, PNG, WebP, BMP or GIF."
         ) from error
     if width * height > MAX_PIXELS:
-        raise TrainerError(_too_many(name))
+        raise LoLDUError(_too_many(name))
     try:
         image = load_image(path)
-    except TrainerError as error:
-        raise TrainerError(
+    except LoLDUError as error:
+        raise LoLDUError(
             f"{name} cannot be read to its end: choose it again, or another."
         ) from error
     scale = _KEPT_SIDE_PX / min(image.size)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from trainer.chart import Line, Number, Panel, Point, extent, short, ticks
+from trainer.results.chart import Line, Number, Panel, Point, extent, short, ticks
 from webui.engine.progress import Progress
 
 SCORES = {

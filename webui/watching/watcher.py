@@ -10,8 +10,8 @@ from typing import Any
 
 import gradio as gr
 
-from trainer.errors import TrainerError
-from trainer.images import load_image
+from loldu.errors import LoLDUError
+from loldu.pictures.open import load_image
 from webui.backend import Backend
 from webui.engine.job import ACTIVE, ENDED, RESUMABLE, Job, Kind, Status
 from webui.engine.options import drawn_prompts
@@ -162,7 +162,7 @@ class Watcher:
     def _reach(self, job: Job) -> tuple[int, int] | None:
         try:
             progress = self._jobs.progress(job.id)
-        except TrainerError:  # its folder is gone; the rest of the list is not
+        except LoLDUError:  # its folder is gone; the rest of the list is not
             return None
         return progress.step, progress.steps
 
@@ -176,7 +176,7 @@ class Watcher:
             waits = telling.before(job, self._jobs.queue(), active)
         try:
             progress = self._jobs.progress(job.id)
-        except TrainerError as error:
+        except LoLDUError as error:
             progress = dataclasses.replace(_NOTHING, last_line=str(error))
         newest = max(progress.pictures, default=None)
         shown = _nearest(look.step, progress.pictures) if look.step is not None else newest

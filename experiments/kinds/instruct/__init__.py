@@ -21,8 +21,8 @@ from experiments.kinds.instruct.harness import BENCHMARKS, check_tasks, evaluate
 from experiments.methods import adapt, count_parameters
 from experiments.outcome import Outcome
 from experiments.training import Fitted, fit, total_steps
-from trainer.errors import TrainerError
-from trainer.files import write_atomically
+from loldu.errors import LoLDUError
+from loldu.files import write_atomically
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PROMPTS_PER_ROW = 2
@@ -33,7 +33,7 @@ def run(run: Run, work: Path) -> Outcome:
     """Tune and evaluate, from where an earlier run in `work` was stopped.
 
     Raises:
-        TrainerError: The base or the data cannot be had, or the tasks may not be run.
+        LoLDUError: The base or the data cannot be had, or the tasks may not be run.
     """
     recipe = run.recipe
     check_tasks(recipe.tasks)
@@ -82,7 +82,7 @@ def _tokenizer(model: str) -> Tokenizer:
     if tokenizer.pad_token is None:  # LLaMA has none; its authors' choice for tuning
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     if tokenizer.pad_token is None or tokenizer.eos_token is None:
-        raise TrainerError(f"The tokenizer of {model} has no token for the end of a text.")
+        raise LoLDUError(f"The tokenizer of {model} has no token for the end of a text.")
     return tokenizer
 
 

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.config import FOLDER as EXPERIMENTS
-from trainer.errors import TrainerError
+from loldu.errors import LoLDUError
 
 FOLDER = EXPERIMENTS / "instruct" / "tasks"
 BENCHMARKS = ("mmlu", "drop", "humaneval", "bbh")
@@ -37,13 +37,13 @@ def check_tasks(tasks: str) -> None:
     """Make sure that these tasks can be run, before hours of training.
 
     Raises:
-        TrainerError: There are none of this name, or they run code and nobody has allowed that.
+        LoLDUError: There are none of this name, or they run code and nobody has allowed that.
     """
     own = sorted(folder.name for folder in FOLDER.iterdir() if (folder / "rows.py").exists())
     if tasks not in (*own, STOCK):
-        raise TrainerError(f"There are no tasks {tasks}: choose from {', '.join((*own, STOCK))}.")
+        raise LoLDUError(f"There are no tasks {tasks}: choose from {', '.join((*own, STOCK))}.")
     if _runs_code(tasks) and os.environ.get(_ALLOWED) != "1":
-        raise TrainerError(
+        raise LoLDUError(
             f"HumanEval runs the code that the model writes: set {_ALLOWED}=1 to allow it, best in "
             "a container."
         )

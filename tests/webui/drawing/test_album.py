@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from loldu.errors import LoLDUError
 from tests.webui.drawing.test_settings import SETTINGS
-from trainer.errors import TrainerError
 from webui.drawing.album import Album
 
 
@@ -39,7 +39,7 @@ def test_everyone_has_an_album_of_their_own(tmp_path: Path) -> None:
     album.keep("ada", seeds(2))
     (newest, same) = album.list("ada")
     for asked, asker in ((newest.id, ""), (newest.id, "bob"), (None, "ada"), ("../x", "ada")):
-        with pytest.raises(TrainerError, match="gone"):
+        with pytest.raises(LoLDUError, match="gone"):
             album.delete(asked, asker)
     assert album.get(newest.id, "ada") == newest
     album.delete(newest.id, "ada")
@@ -49,5 +49,5 @@ def test_everyone_has_an_album_of_their_own(tmp_path: Path) -> None:
 
 def test_a_disk_that_takes_nothing(tmp_path: Path) -> None:
     (tmp_path / "album").write_bytes(b"a file is in the way")
-    with pytest.raises(TrainerError, match=r"^The pictures cannot be kept \("):
+    with pytest.raises(LoLDUError, match=r"^The pictures cannot be kept \("):
         Album(tmp_path / "album").keep("ada", seeds(1))

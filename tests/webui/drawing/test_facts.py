@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from loldu import ConceptError
+from loldu.errors import LoLDUError
 from tests.webui.conftest import entry_of
-from trainer.errors import TrainerError
 from webui.drawing.facts import describe, facts_of, filled, suggestion
 from webui.library.about import about
 
@@ -45,7 +45,7 @@ def test_prompts_of_several_concepts(runs: Path) -> None:
     assert filled(prompt, [other]) == "a photo of a zwx house"
     assert filled("a {thing}", []) == "a {thing}"
     for concepts in ([], [one, other]):
-        with pytest.raises(TrainerError, match=r"^\{token\} in the prompt stands for"):
+        with pytest.raises(LoLDUError, match=r"^\{token\} in the prompt stands for"):
             filled(prompt, concepts)
-    with pytest.raises(TrainerError, match=r"^rabbit does not tell a word for \{class\}"):
+    with pytest.raises(LoLDUError, match=r"^rabbit does not tell a word for \{class\}"):
         filled("a {class}", [unknown])

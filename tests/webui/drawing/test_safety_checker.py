@@ -12,9 +12,9 @@ from peft import inject_adapter_in_model
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from loldu import LoLDUConfig, save_concept
+from loldu.base.open import load_pipeline
 from tests.webui.conftest import MakeUse
 from tests.webui.drawing.test_studio import TASK, drawn_apart, pixels
-from trainer.base import load_pipeline
 from webui.drawing.studio import Studio, Watch
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from trainer.errors import TrainerError
+from loldu.errors import LoLDUError
 from webui.drawing.settings import Settings, Used, parameters, png_bytes, read_png
 
 SETTINGS = Settings(
@@ -75,18 +75,18 @@ def test_other_tools_read_the_parameters() -> None:
 )
 def test_settings_out_of_range_are_refused(tmp_path: Path, name: str, value: Any) -> None:  # noqa: ANN401
     text = json.dumps({**json.loads(SETTINGS.as_json()), name: value})
-    with pytest.raises(TrainerError, match=r"^x\.png tells settings that are damaged"):
+    with pytest.raises(LoLDUError, match=r"^x\.png tells settings that are damaged"):
         read_png(told(tmp_path / "x.png", text), "x.png")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", "[" * 100_000, '{"version": 1}'])
 def test_a_damaged_chunk_is_a_sentence(tmp_path: Path, text: str) -> None:
-    with pytest.raises(TrainerError, match=r"^The file tells settings that are damaged"):
+    with pytest.raises(LoLDUError, match=r"^The file tells settings that are damaged"):
         read_png(told(tmp_path / "x.png", text))
 
 
 def test_a_file_that_is_no_picture_of_ours(tmp_path: Path) -> None:
-    with pytest.raises(TrainerError, match=r"^The file does not tell how it was drawn"):
+    with pytest.raises(LoLDUError, match=r"^The file does not tell how it was drawn"):
         read_png(told(tmp_path / "plain.png", None))
     for name, content in (
         ("empty.png", b""),
@@ -95,10 +95,10 @@ def test_a_file_that_is_no_picture_of_ours(tmp_path: Path) -> None:
         ("huge.png", _header(60_000, 60_000)),
     ):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(TrainerError, match=r"^The file is not a PNG that can be read"):
+        with pytest.raises(LoLDUError, match=r"^The file is not a PNG that can be read"):
             read_png(tmp_path / name)
     Image.new("RGB", (16, 16)).save(tmp_path / "jpeg.png", format="JPEG")
-    with pytest.raises(TrainerError, match="is not a PNG"):
+    with pytest.raises(LoLDUError, match="is not a PNG"):
         read_png(tmp_path / "jpeg.png")
 
 

@@ -10,12 +10,12 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from eval.drawing import file_digest
+from eval.protocols.drawing import file_digest
 from loldu import ConceptError, load_concept, mix
+from loldu.base.draw import sample_images
+from loldu.base.open import fingerprint, load_pipeline
+from loldu.errors import LoLDUError
 from tests.webui.conftest import MakeUse, teach
-from trainer.base import fingerprint, load_pipeline
-from trainer.errors import TrainerError
-from trainer.sampling import sample_images
 from webui.drawing import model
 from webui.drawing.line import Cancelled
 from webui.drawing.settings import Used
@@ -122,7 +122,7 @@ def test_the_base_is_read_as_it_was_for_training(
     row = studio.draw_base(TASK, [epsilon], watch)
     assert pixels(row) == drawn_apart(base_folder, prediction_type="epsilon")
     assert pixels(row) != pixels(studio.draw_base(TASK, [], watch))
-    with pytest.raises(TrainerError, match=r"^rabbit and epsilon .*prediction_type None and eps"):
+    with pytest.raises(LoLDUError, match=r"^rabbit and epsilon .*prediction_type None and eps"):
         studio.draw_concepts(TASK, [use("rabbit"), epsilon], watch)
 
 
@@ -250,6 +250,6 @@ def test_mistakes_leave_the_studio_working(
     ):
         with pytest.raises(ConceptError, match=match):
             studio.draw_concepts(TASK, [one], watch)
-    with pytest.raises(TrainerError, match="does not exist"):
+    with pytest.raises(LoLDUError, match="does not exist"):
         Studio(str(tmp_path / "nothing")).draw_base(TASK, [], watch)
     assert pixels(studio.draw_concepts(TASK, [use("rabbit")], watch)) == pixels(good)

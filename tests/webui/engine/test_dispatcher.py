@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from loldu.errors import LoLDUError
 from tests.webui.engine.waiting import PATIENCE_S, MakeDispatcher, has, patiently, ticking
-from trainer.errors import TrainerError
 from webui.engine import process
 from webui.engine.dispatcher import Dispatcher
 from webui.engine.job import ACTIVE, Job, Status
@@ -182,13 +182,13 @@ def test_a_killed_training_can_be_resumed(jobs: Jobs, dispatcher: Dispatcher) ->
     jobs.finish_now(job.id)
     ticking(dispatcher, has(jobs, job, Status.FINISHED))
     assert jobs.get(job.id).message == ""
-    with pytest.raises(TrainerError, match="cannot be resumed: it is finished"):
+    with pytest.raises(LoLDUError, match="cannot be resumed: it is finished"):
         jobs.resume(job.id)
 
 
 def test_stop_sample_and_resume(jobs: Jobs, dispatcher: Dispatcher) -> None:
     job = submit(jobs, steps=ENDLESS)
-    with pytest.raises(TrainerError, match="does not train: it is queued"):
+    with pytest.raises(LoLDUError, match="does not train: it is queued"):
         jobs.sample_now(job.id)
     ticking(dispatcher, lambda: (job.folder / "control").exists())
     jobs.sample_now(job.id)
@@ -208,7 +208,7 @@ def test_stop_sample_and_resume(jobs: Jobs, dispatcher: Dispatcher) -> None:
 def test_what_only_loads_is_ended_at_once(end: str, jobs: Jobs, dispatcher: Dispatcher) -> None:
     job = submit(jobs, "loads")
     ticking(dispatcher, lambda: starts(job))
-    with pytest.raises(TrainerError, match="not training at this moment"):
+    with pytest.raises(LoLDUError, match="not training at this moment"):
         jobs.save_now(job.id)
     getattr(jobs, end)(job.id)
     ticking(dispatcher, has(jobs, job, Status.STOPPED, Status.CANCELLED))
@@ -317,5 +317,5 @@ def test_a_device_that_is_not_there_is_told(
     device: str, make_dispatcher: MakeDispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    with pytest.raises(TrainerError, match=f"There is no device {device}"):
+    with pytest.raises(LoLDUError, match=f"There is no device {device}"):
         make_dispatcher((device,))

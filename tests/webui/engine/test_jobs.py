@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from trainer.errors import TrainerError
+from loldu.errors import LoLDUError
 from webui.engine.job import Job, Status
 from webui.engine.jobs import Jobs
 
@@ -66,7 +66,7 @@ def test_a_name_is_text_and_nothing_else(
     assert job.id.isalnum()
     jobs.rename(job.id, f"{is_kept[:90]} 2")
     assert jobs.get(job.id).name == f"{is_kept[:90]} 2"
-    with pytest.raises(TrainerError, match="has no name"):
+    with pytest.raises(LoLDUError, match="has no name"):
         jobs.rename(job.id, " \t")
 
 
@@ -74,7 +74,7 @@ def test_a_name_is_text_and_nothing_else(
 def test_an_id_is_looked_up_and_never_a_path(stranger: str, jobs: Jobs) -> None:
     submit(jobs)
     for ask in (jobs.get, jobs.stop, jobs.cancel, jobs.remove, jobs.restore, jobs.progress):
-        with pytest.raises(TrainerError, match="There is no such training"):
+        with pytest.raises(LoLDUError, match="There is no such training"):
             ask(stranger)
 
 
@@ -109,9 +109,9 @@ def test_all_options_are_written_down_once(jobs: Jobs) -> None:
 def test_options_that_cannot_work_are_refused_and_leave_nothing(
     options: dict[str, Any], told: str, jobs: Jobs
 ) -> None:
-    with pytest.raises(TrainerError, match=told):
+    with pytest.raises(LoLDUError, match=told):
         submit(jobs, options={**OPTIONS, **options})
-    with pytest.raises(TrainerError, match=r"There is no preset \.\./pocket; known are"):
+    with pytest.raises(LoLDUError, match=r"There is no preset \.\./pocket; known are"):
         jobs.submit("rabbit", "ann", OPTIONS, preset="../pocket")
     assert not list((jobs.folder / "runs").iterdir())
     assert jobs.list() == ()
@@ -120,7 +120,7 @@ def test_options_that_cannot_work_are_refused_and_leave_nothing(
 def test_an_owner_may_queue_so_many(tmp_path: Path) -> None:
     jobs = Jobs(tmp_path, max_queued=2)
     first, second = submit(jobs), submit(jobs)
-    with pytest.raises(TrainerError, match="You have 2 trainings in the queue, which is the most"):
+    with pytest.raises(LoLDUError, match="You have 2 trainings in the queue, which is the most"):
         submit(jobs)
     assert len(list((tmp_path / "runs").iterdir())) == 2
     submit(jobs, owner="bob")
@@ -128,7 +128,7 @@ def test_an_owner_may_queue_so_many(tmp_path: Path) -> None:
     submit(jobs)
     jobs.stop(second.id)
     submit(jobs)
-    with pytest.raises(TrainerError, match="2 trainings in the queue"):
+    with pytest.raises(LoLDUError, match="2 trainings in the queue"):
         jobs.resume(second.id)
 
 
@@ -154,7 +154,7 @@ def test_what_is_resumed_goes_to_the_end_of_the_queue(jobs: Jobs) -> None:
     assert [each.id for each in jobs.queue()] == [other.id, job.id]
     assert jobs.get(job.id).ended is None
     for final in (Status.FINISHED, Status.CANCELLED):
-        with pytest.raises(TrainerError, match=f"cannot be resumed: it is {final}"):
+        with pytest.raises(LoLDUError, match=f"cannot be resumed: it is {final}"):
             jobs.resume(ended(jobs, final).id)
 
 
@@ -193,7 +193,7 @@ def test_how_one_ends_that_was_to_stop(
     now = jobs.get(job.id)
     assert now.status is becomes
     assert now.message == ("why" if comes is becomes and comes is not Status.STOPPED else "")
-    with pytest.raises(TrainerError, match=f"cannot be stopped: it is {becomes}"):
+    with pytest.raises(LoLDUError, match=f"cannot be stopped: it is {becomes}"):
         jobs.stop(job.id)
 
 
@@ -206,14 +206,14 @@ def test_what_is_removed_can_be_restored(jobs: Jobs) -> None:
     assert removed.folder == jobs.folder / "trash" / job.id
     assert (removed.folder / "concept.safetensors").read_bytes() == b"concept"
     assert not job.folder.exists()
-    with pytest.raises(TrainerError, match="it is in the trash"):
+    with pytest.raises(LoLDUError, match="it is in the trash"):
         jobs.remove(job.id)
     jobs.restore(job.id)
     assert jobs.get(job.id) == job
     assert (job.folder / "concept.safetensors").exists()
-    with pytest.raises(TrainerError, match="is not in the trash"):
+    with pytest.raises(LoLDUError, match="is not in the trash"):
         jobs.restore(job.id)
-    with pytest.raises(TrainerError, match="cannot be removed: it is queued"):
+    with pytest.raises(LoLDUError, match="cannot be removed: it is queued"):
         jobs.remove(running.id)
 
 
@@ -234,7 +234,7 @@ def test_a_server_killed_on_the_way_to_the_trash_has_arrived(
 def test_a_folder_that_somebody_deleted_is_told(jobs: Jobs) -> None:
     job = submit(jobs)
     shutil.rmtree(job.folder)
-    with pytest.raises(TrainerError, match="The folder of rabbit is gone"):
+    with pytest.raises(LoLDUError, match="The folder of rabbit is gone"):
         jobs.progress(job.id)
 
 
@@ -264,5 +264,5 @@ def test_a_folder_of_another_version_is_refused(jobs: Jobs) -> None:
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     connection.execute("PRAGMA user_version = 99")
     connection.close()
-    with pytest.raises(TrainerError, match="of another version of the studio"):
+    with pytest.raises(LoLDUError, match="of another version of the studio"):
         Jobs(jobs.folder)

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from loldu.errors import LoLDUError
 from tests.webui.engine.test_dispatcher import starts
 from tests.webui.engine.test_dispatcher import submit as submit_training
 from tests.webui.engine.waiting import MakeDispatcher, has, ticking
-from trainer.errors import TrainerError
 from webui.engine import process
 from webui.engine.dispatcher import Dispatcher
 from webui.engine.job import Job, Kind, Status
@@ -117,7 +117,7 @@ def test_options_are_evals(jobs: Jobs, files: Path) -> None:
 def test_options_that_cannot_work_are_refused_and_leave_nothing(
     options: dict[str, Any], told: str, jobs: Jobs, files: Path
 ) -> None:
-    with pytest.raises(TrainerError, match=told):
+    with pytest.raises(LoLDUError, match=told):
         submit(jobs, files, **options)
     assert not list((jobs.folder / "runs").iterdir())
     assert jobs.list() == ()
@@ -126,5 +126,5 @@ def test_options_that_cannot_work_are_refused_and_leave_nothing(
 def test_a_scoring_takes_a_place_in_the_queue(tmp_path: Path, files: Path) -> None:
     jobs = Jobs(tmp_path / "studio", max_queued=1)
     submit(jobs, files)
-    with pytest.raises(TrainerError, match="in the queue, which is the most"):
+    with pytest.raises(LoLDUError, match="in the queue, which is the most"):
         submit_training(jobs)

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from loldu import read_concept
-from tests.trainer.conftest import RESOLUTION
-from tests.trainer.conftest import pictures as pictures
+from tests.conftest import RESOLUTION
 from tests.webui.engine.test_dispatcher import server
 from tests.webui.engine.waiting import MakeDispatcher, has, patiently, ticking
 from trainer.__main__ import run

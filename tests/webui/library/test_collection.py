@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 
 from loldu import Concept, ConceptError, ConceptLayer
-from loldu.concept_file import write_concept
-from trainer.base_record import base_options
-from trainer.config import BaseModelConfig
-from trainer.errors import TrainerError
-from trainer.images import load_image
+from loldu.base.config import BaseModelConfig
+from loldu.base.record import base_options
+from loldu.concept.format import write_concept
+from loldu.errors import LoLDUError
+from loldu.pictures.open import load_image
 from webui.engine.job import Job, Status
 from webui.engine.jobs import Jobs
 from webui.library import collection
@@ -127,7 +127,7 @@ def test_other_jobs_are_no_concepts(library: Library, jobs: Jobs, tmp_path: Path
     jobs.begin(scores, "cpu")
     jobs.end(scores, Status.FINISHED)
     assert library.list("ann") == ()
-    with pytest.raises(TrainerError, match="trains has no concept in the library"):
+    with pytest.raises(LoLDUError, match="trains has no concept in the library"):
         library.of_job(trains)
 
 
@@ -203,11 +203,11 @@ def test_what_is_removed_comes_back_only_when_it_is_asked_for(
     library.remove(entry.id, "ann")
     for looked_at in (library, open_library()):
         assert looked_at.list("ann") == ()
-        with pytest.raises(TrainerError, match="There is no such concept"):
+        with pytest.raises(LoLDUError, match="There is no such concept"):
             looked_at.get(entry.id, "ann")
-    with pytest.raises(TrainerError, match="rabbit has no concept"):
+    with pytest.raises(LoLDUError, match="rabbit has no concept"):
         library.of_job(job)
-    with pytest.raises(TrainerError, match="There is no such concept"):
+    with pytest.raises(LoLDUError, match="There is no such concept"):
         library.remove(entry.id, "ann")
     library.restore(entry.id, "ann")
     assert library.list("ann") == (replace(entry, name="<b>hare</b>"),)
@@ -219,7 +219,7 @@ def test_what_is_removed_comes_back_only_when_it_is_asked_for(
     again = open_library()
     assert [file.name for file in entry.folder.iterdir()] == ["entry.json"]
     assert again.list("ann") == ()
-    with pytest.raises(TrainerError, match="no longer in the trash"):
+    with pytest.raises(LoLDUError, match="no longer in the trash"):
         again.restore(entry.id, "ann")
     assert (job.folder / CONCEPT).exists()
 
@@ -231,9 +231,9 @@ def test_an_id_is_looked_up_and_never_a_path(
     finished()
     library.list("ann")
     for ask in (library.get, library.remove, library.restore):
-        with pytest.raises(TrainerError, match=r"no such concept|no longer in the trash"):
+        with pytest.raises(LoLDUError, match=r"no such concept|no longer in the trash"):
             ask(stranger, "ann")
-    with pytest.raises(TrainerError, match="There is no such concept"):
+    with pytest.raises(LoLDUError, match="There is no such concept"):
         library.rename(stranger, "ann", "x")
 
 
@@ -243,12 +243,12 @@ def test_another_owners_concept_is_not_there(
     finished()
     (entry,) = library.list("ann")
     for ask in (library.get, library.remove, library.restore):
-        with pytest.raises(TrainerError, match=r"no such concept|no longer in the trash"):
+        with pytest.raises(LoLDUError, match=r"no such concept|no longer in the trash"):
             ask(entry.id, "bob")
-    with pytest.raises(TrainerError, match="There is no such concept"):
+    with pytest.raises(LoLDUError, match="There is no such concept"):
         library.rename(entry.id, "bob", "x")
     library.remove(entry.id, "ann")
-    with pytest.raises(TrainerError, match="no longer in the trash"):
+    with pytest.raises(LoLDUError, match="no longer in the trash"):
         library.restore(entry.id, "bob")
     assert names(library) == []
 
@@ -262,7 +262,7 @@ def test_those_of_the_command_line_are_everybodys(library: Library, tmp_path: Pa
         lambda: library.remove(entry.id, "ann"),
         lambda: library.rename(entry.id, "ann", "mine"),
     ):
-        with pytest.raises(TrainerError, match="of the command line"):
+        with pytest.raises(LoLDUError, match="of the command line"):
             ask()
     assert library.get(entry.id, "ann") == entry
 
@@ -296,7 +296,7 @@ def test_a_step_is_kept(library: Library, finished: Callable[..., Job]) -> None:
     again = library.keep(job, 100, "earlier")
     assert again == replace(entry, name="earlier")
     assert library.get(entry.id, "ann") == again
-    with pytest.raises(TrainerError, match="rabbit has no checkpoint of step 7; choose another"):
+    with pytest.raises(LoLDUError, match="rabbit has no checkpoint of step 7; choose another"):
         library.keep(job, 7, "x")
     shutil.rmtree(folder)
     assert library.get(entry.id, "ann") == again
@@ -315,7 +315,7 @@ def test_a_checkpoint_that_goes_while_it_is_kept_leaves_nothing(
 
     with monkeypatch.context() as racing:
         racing.setattr(collection, "take", take)
-        with pytest.raises(TrainerError, match="step 100 is being removed"):
+        with pytest.raises(LoLDUError, match="step 100 is being removed"):
             library.keep(job, 100, "x")
     assert [entry.id for entry in library.list("ann")] == [job.id]
     assert not list((jobs.folder / "library").glob(".new-*"))
@@ -383,7 +383,7 @@ def test_a_large_file_is_not_even_read(library: Library, tmp_path: Path) -> None
     file = tmp_path / "upload"
     with file.open("wb") as sparse:
         sparse.truncate(MOST_BYTES + 1)
-    with pytest.raises(TrainerError, match="rabbit has 16 MB and is no concept"):
+    with pytest.raises(LoLDUError, match="rabbit has 16 MB and is no concept"):
         library.add(file, "rabbit.safetensors", "ann")
 
 
@@ -426,17 +426,17 @@ def test_everyones_share_is_limited_and_their_trash_goes_first(
 ) -> None:
     library, file = open_library(max_entries=2), write(tmp_path / "upload")
     first, second = (library.add(file, name, "ann") for name in ("first", "second"))
-    with pytest.raises(TrainerError, match=r"Your library is full \(2 concepts, 0 MB\)"):
+    with pytest.raises(LoLDUError, match=r"Your library is full \(2 concepts, 0 MB\)"):
         library.add(file, "third", "ann")
     library.add(file, "bob's", "bob")
     library.remove(first.id, "ann")
     library.remove(second.id, "ann")
     third = library.add(file, "third", "ann")
-    with pytest.raises(TrainerError, match="no longer in the trash"):
+    with pytest.raises(LoLDUError, match="no longer in the trash"):
         library.restore(first.id, "ann")
     library.restore(second.id, "ann")
     finished()  # a result is never refused
     assert set(names(library)) == {"second", "third", "rabbit"}
     small = open_library(max_bytes=third.path.stat().st_size)
-    with pytest.raises(TrainerError, match="Your library is full"):
+    with pytest.raises(LoLDUError, match="Your library is full"):
         small.add(file, "fourth", "ann")

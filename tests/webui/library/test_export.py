@@ -8,10 +8,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from loldu import ConceptError
-from tests.trainer.conftest import pictures as pictures
+from loldu.errors import LoLDUError
 from tests.webui.library.test_collection import write
 from trainer.__main__ import run
-from trainer.errors import TrainerError
 from webui.engine.job import Status
 from webui.engine.jobs import Jobs
 from webui.library.collection import Library
@@ -77,7 +76,7 @@ def test_out_and_in_again_is_the_same_bit_for_bit(
     (out / "more").mkdir()
     assert export_concept(again, out / "more").read_bytes() == file.read_bytes()
     again.path.unlink()
-    with pytest.raises(TrainerError, match="The file of this concept is gone"):
+    with pytest.raises(LoLDUError, match="The file of this concept is gone"):
         export_concept(again, out)
 
 

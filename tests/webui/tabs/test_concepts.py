@@ -11,7 +11,7 @@ import gradio as gr
 import pytest
 from PIL import Image
 
-from trainer.images import load_image
+from loldu.pictures.open import load_image
 from webui.backend import Backend, open_backend
 from webui.page import PROGRESS
 from webui.tabs import concepts

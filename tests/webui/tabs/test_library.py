@@ -10,8 +10,6 @@ import gradio as gr
 import pytest
 from PIL import Image
 
-from tests.eval.conftest import clip_folder as clip_folder
-from tests.eval.conftest import dino_folder as dino_folder
 from tests.webui.conftest import ROOT, teach
 from tests.webui.engine.waiting import has, ticking
 from tests.webui.library.test_collection import write

@@ -13,8 +13,8 @@ import gradio as gr
 import pytest
 from PIL import Image
 
+from loldu.errors import LoLDUError
 from tests.webui.engine.waiting import MakeDispatcher, has, ticking
-from trainer.errors import TrainerError
 from webui.backend import Backend, open_backend
 from webui.engine.job import Job, Status
 from webui.engine.jobs import Jobs
@@ -41,7 +41,7 @@ class Remembering(Library):
 
     def of_job(self, job: Job) -> Entry:
         if job.status is not Status.FINISHED:
-            raise TrainerError(f"{job.name} has no result yet.")
+            raise LoLDUError(f"{job.name} has no result yet.")
         return Entry("result", job.name, job.owner, job.folder, 0.0)
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from loldu.base.open import load_pipeline
 from tests.webui.engine.test_jobs import ended
-from trainer.base import load_pipeline
 from webui.engine.job import Status
 from webui.engine.jobs import Jobs
 from webui.teaching.estimate import (

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainer.conftest import base_folder as base_folder
-from trainer.errors import TrainerError
-from trainer.preset import PRESETS, parse
+from loldu.errors import LoLDUError
+from trainer.options.preset import PRESETS, parse
 from webui.engine.job import Kind
 from webui.engine.options import flags, write_options
 from webui.teaching.recipes import Order, options_for, rare_tokens, recipes, suggested_token
@@ -87,7 +86,7 @@ def test_half_precision_is_for_gpus(tmp_path: Path) -> None:
     ],
 )
 def test_words_that_are_none_are_told(wrong: dict, told: str, tmp_path: Path) -> None:
-    with pytest.raises(TrainerError, match=told):
+    with pytest.raises(LoLDUError, match=told):
         made(replace(ORDER, **wrong), SD, tmp_path)
 
 

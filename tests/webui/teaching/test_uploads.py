@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer.errors import TrainerError
+from loldu.errors import LoLDUError
 from webui.teaching.crops import Crop
 from webui.teaching.uploads import MAX_BYTES, Uploads, decoded, opened, shown_name
 
@@ -64,7 +64,7 @@ def bomb(side: int) -> bytes:
 def test_what_is_no_picture_is_told_and_not_kept(
     uploads: Uploads, tmp_path: Path, content: bytes, told: str
 ) -> None:
-    with pytest.raises(TrainerError, match=told):
+    with pytest.raises(LoLDUError, match=told):
         uploads.add(sent(tmp_path, content), "cat.png")
     assert not [path for path in (tmp_path / "pictures").rglob("*") if path.is_file()]
 
@@ -116,7 +116,7 @@ def test_crops_are_stored_whole_or_not_at_all(uploads: Uploads, tmp_path: Path) 
     assert second.getcolors() == [(400, RED)]
 
     upload.path.unlink()
-    with pytest.raises(TrainerError, match=r"cat\.png was sent too long ago"):
+    with pytest.raises(LoLDUError, match=r"cat\.png was sent too long ago"):
         uploads.store([(upload, Crop())])
     assert [path for path in folder.parent.iterdir()] == [folder]
 

@@ -1,0 +1,1 @@
+"""Image and text encoders, and a cache of their features."""

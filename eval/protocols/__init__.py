@@ -1,0 +1,1 @@
+"""Evaluation protocols: subjects, prompts, pictures and how they are scored."""

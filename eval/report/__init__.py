@@ -1,0 +1,1 @@
+"""Evaluation results as JSON, tables, pictures and pages."""

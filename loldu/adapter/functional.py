@@ -1,0 +1,303 @@
+"""The adapted linear map ``y = W x + b + B (delta ⊙ (A x))`` behind one call.
+
+Three exact routes. The factored one multiplies by A and B and saves only ``A x`` for the backward
+pass: neither x nor a factor gradient is needed. The factor-free one reads A x off the layer's own
+output at the pivot rows and writes with the layer's own first r columns. The dense one forms
+``W + B diag(delta) A`` first, whatever the number of tokens. The cheapest is taken. Where every row
+of a batch has a delta of its own, the first two serve them all in one pass.
+"""
+
+# torch and peft are typed in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from loldu.adapter.factorization import PivotCore
+from loldu.adapter.shared_factors import SharedFactors
+
+Route = Literal["factored", "factor_free", "dense"]
+
+READ_BACK = 64
+"""Multiplications that take as long as reading one number of the output back from memory."""
+
+FEWEST_READ_BACK = 64
+"""Tokens from which on that pays; with fewer, a CPU waits for the weight's own columns.
+
+Both were measured on a CPU in float32 (``benchmarks/results/routes.json``), and decide between two
+routes that are close. On a GPU, where they have not been measured, it is not tried.
+"""
+
+
+def adapted_linear(
+    x: Float[Tensor, "*batch in"],
+    base_layer: nn.Module,
+    factors: SharedFactors,
+    delta: Float[Tensor, "*rows r"],
+) -> Float[Tensor, "*batch out"]:
+    """Return ``base_layer(x) + B (delta ⊙ (A x))`` by the cheapest of the three routes.
+
+    Args:
+        x: Input of the layer.
+        base_layer: The frozen linear layer. One that is not plain (quantized, offloaded, hooked,
+            in another dtype than x, trained itself) computes its part in its own call.
+        factors: A and B.
+        delta: Change of the diagonal, in float32 whatever the dtype of the base: one for all, or
+            one for every row of the first axis of x.
+    """
+    if (
+        not isinstance(base_layer, nn.Linear)
+        or not _is_plain(base_layer, x)
+        or factors.left.device != x.device
+    ):
+        return factored_update(x, base_layer(x), *factors.around(delta))
+    weight, bias = base_layer.weight, _bias_of(base_layer)
+    x = x.to(weight.dtype)
+    route = cheapest_route(x, factors, delta, has_bias=bias is not None)
+    if route == "factor_free" and (core := factors.core(weight)) is not None:
+        # Autocast would round what goes through the core.
+        with torch.autocast(x.device.type, enabled=False):
+            return factor_free_linear(x, weight, bias, core, delta)
+    left, delta, right = factors.around(delta)
+    linear = dense_linear if route == "dense" else factored_linear
+    return linear(x, weight, bias, left, delta, right)
+
+
+def factored_linear(
+    x: Float[Tensor, "*batch in"],
+    weight: Float[Tensor, "out in"],
+    bias: Float[Tensor, " out"] | None,
+    left: Float[Tensor, "out r"],
+    delta: Float[Tensor, "*rows r"],
+    right: Float[Tensor, "r in"],
+) -> Float[Tensor, "*batch out"]:
+    """Return ``W x + b + B (delta ⊙ (A x))`` as written, of a frozen W and b."""
+    return _update(x, None, weight, bias, left, delta, right)
+
+
+def factor_free_linear(
+    x: Float[Tensor, "*batch in"],
+    weight: Float[Tensor, "out in"],
+    bias: Float[Tensor, " out"] | None,
+    core: PivotCore,
+    delta: Float[Tensor, "*rows r"],
+) -> Float[Tensor, "*batch out"]:
+    """Return ``y0 + C (D U11)⁻¹ (delta ⊙ ((L11 D)⁻¹ y0[pivots])) + b`` with ``y0 = W x``.
+
+    It has no backward pass.
+    """
+    r = delta.shape[-1]
+    rows, lower, upper = core.rows[:r], core.lower[:r, :r], core.upper[:r, :r]
+    output = F.linear(x.reshape(-1, x.shape[-1]), weight, bias)
+    read = output[:, rows].to(lower.dtype)
+    if bias is not None:
+        read -= bias[rows]
+    delta = delta.to(lower.dtype)
+    if delta.dim() == 1 and r < len(read):
+        change = read @ ((upper * delta) @ lower).T
+    else:
+        change = _scale_rows(read @ lower.T, delta) @ upper.T
+    output.addmm_(change.to(output.dtype), weight[:, :r].T)
+    return output.view(*x.shape[:-1], -1)
+
+
+def dense_linear(
+    x: Float[Tensor, "*batch in"],
+    weight: Float[Tensor, "out in"],
+    bias: Float[Tensor, " out"] | None,
+    left: Float[Tensor, "out r"],
+    delta: Float[Tensor, " r"],
+    right: Float[Tensor, "r in"],
+) -> Float[Tensor, "*batch out"]:
+    """Return ``(W + B diag(delta) A) x + b``."""
+    return F.linear(x, torch.addmm(weight, left * delta.to(left.dtype), right), bias)
+
+
+def factored_update(
+    x: Float[Tensor, "*batch in"],
+    base_output: Float[Tensor, "*batch out"],
+    left: Float[Tensor, "out r"],
+    delta: Float[Tensor, "*rows r"],
+    right: Float[Tensor, "r in"],
+    dropout: float = 0.0,
+) -> Float[Tensor, "*batch out"]:
+    """Return ``base_output + B (delta ⊙ (A x))``, computed in the dtype of the base's output.
+
+    A delta for every row of the first axis of x costs what one delta costs.
+
+    Args:
+        x: Input of the layer.
+        base_output: ``W x + b``.
+        left: B.
+        delta: Change of the diagonal, one for all or one for every row.
+        right: A.
+        dropout: Share of the entries of ``A x`` that are set to zero, the rest being scaled up.
+    """
+    dtype = base_output.dtype
+    x, left, right = x.to(dtype), left.to(x.device, dtype), right.to(x.device, dtype)
+    if not dropout:
+        return _update(x, base_output, None, None, left, delta, right)
+    hidden = F.dropout(F.linear(x, right), dropout).reshape(-1, right.shape[0])
+    change = F.linear(_scale_rows(hidden, delta).to(dtype), left)
+    return base_output + change.view_as(base_output)
+
+
+def cheapest_route(
+    x: Float[Tensor, "*batch in"],
+    factors: SharedFactors,
+    delta: Float[Tensor, "*rows r"],
+    *,
+    has_bias: bool,
+) -> Route:
+    """Compare the multiplications that the routes add to a plain frozen layer's own.
+
+    In half precision no route may add delta_W to W, which would round a small delta away, nor read
+    back an output that a bias was added to. Training is never factor-free: changing the gradient
+    of the output at the pivots takes a copy of it, which cost more than the product with A saved.
+    """
+    r, in_features = delta.shape[-1], x.shape[-1]
+    out_features = factors.left.shape[0]
+    tokens = x.numel() // in_features
+    full = x.dtype in (torch.float32, torch.float64)
+    form = out_features * r * in_features
+    costs: dict[Route, int] = {"factored": tokens * r * (in_features + out_features)}
+    if torch.is_grad_enabled() and (x.requires_grad or delta.requires_grad):
+        # Backward: two more thin products, or the full weight gradient and its contraction.
+        costs["factored"] *= 2
+        if full and delta.dim() == 1:
+            costs["dense"] = 2 * form + tokens * in_features * out_features
+        return min(costs, key=costs.__getitem__)
+    if full and delta.dim() == 1:
+        costs["dense"] = form
+    # A graph that is being compiled cannot hold what is computed at the first call.
+    if (
+        not torch.compiler.is_compiling()
+        and factors.can_be_left_out
+        and (full or not has_bias)
+        and x.device.type == "cpu"
+        and tokens >= FEWEST_READ_BACK
+    ):
+        through_core = r * r * (min(r, tokens) + tokens)
+        costs["factor_free"] = through_core + tokens * out_features * (r + READ_BACK)
+    return min(costs, key=costs.__getitem__)
+
+
+def _is_plain(base_layer: nn.Linear, x: Tensor) -> bool:
+    """Whether the base layer's own call is nothing but ``W x + b`` of frozen numbers."""
+    device, dtype = x.device.type, x.dtype
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    return (
+        type(base_layer) is nn.Linear
+        and (weight := base_layer.weight).dtype == dtype
+        and weight.device == x.device
+        and not weight.requires_grad
+        and ((bias := _bias_of(base_layer)) is None or not bias.requires_grad)
+        and not any(map(vars(base_layer).get, _HOOKS))
+    )
+
+
+def _bias_of(base_layer: nn.Linear) -> Tensor | None:
+    return base_layer.bias
+
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "forward",  # Its own in place of the class's, as offloading gives it.
+)
+
+
+def _update(*operands: Tensor | None) -> Tensor:
+    if torch.is_grad_enabled():
+        return _Factored.apply(*operands)
+    return _factored(*operands)[0]  # pyright: ignore[reportArgumentType]
+
+
+def _factored(
+    x: Tensor,
+    base_output: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    left: Tensor,
+    delta: Tensor,
+    right: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return ``y + B (delta ⊙ (A x))`` and ``A x``; y is given, or computed here from W and b."""
+    flat = x.reshape(-1, x.shape[-1])
+    hidden = flat @ right.T
+    scaled = _scale_rows(hidden, delta).to(hidden.dtype)
+    if weight is None:
+        assert base_output is not None
+        output = torch.addmm(base_output.reshape(-1, left.shape[0]), scaled, left.T)
+    else:
+        output = F.linear(flat, weight, bias).addmm_(scaled, left.T)
+    return output.view(*x.shape[:-1], left.shape[0]), hidden
+
+
+class _Factored(torch.autograd.Function):
+    """``y + B (delta ⊙ (A x))`` with ``dL/ddelta = Σ_tokens (Bᵀ g) ⊙ (A x)``.
+
+    The base's part y is given, or computed here from a frozen W and b: then the update is added
+    to y, and to the gradient ``Wᵀ g`` of x, in place.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        x: Tensor,
+        base_output: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        left: Tensor,
+        delta: Tensor,
+        right: Tensor,
+    ) -> Tensor:
+        output, hidden = _factored(x, base_output, weight, bias, left, delta, right)
+        ctx.save_for_backward(hidden, weight, left, delta, right)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any,  # noqa: ANN401
+        grad: Tensor,
+    ) -> tuple[Tensor | None, ...]:
+        hidden, weight, left, delta, right = ctx.saved_tensors
+        needs_x, needs_base, _, _, _, needs_delta, _ = ctx.needs_input_grad
+        flat = grad.reshape(-1, grad.shape[-1])
+        grad_hidden = flat @ left
+        grad_x = grad_delta = None
+        if needs_delta:
+            # delta is float32 at least: the sum over all tokens must not be rounded on the way.
+            of_tokens = grad_hidden.to(delta.dtype) * hidden.to(delta.dtype)
+            grad_delta = _sum_rows(of_tokens, delta)
+        if needs_x:
+            scaled = _scale_rows(grad_hidden, delta).to(right.dtype)
+            grad_x = scaled @ right if weight is None else (flat @ weight).addmm_(scaled, right)
+            grad_x = grad_x.view(*grad.shape[:-1], right.shape[1])
+        return grad_x, grad if needs_base else None, None, None, None, grad_delta, None
+
+
+def _scale_rows(
+    hidden: Float[Tensor, "all r"], delta: Float[Tensor, "*rows r"]
+) -> Float[Tensor, "all r"]:
+    if delta.dim() == 1:
+        return hidden * delta
+    return (hidden.unflatten(0, (len(delta), -1)) * delta[:, None]).flatten(0, 1)
+
+
+def _sum_rows(
+    of_tokens: Float[Tensor, "all r"], delta: Float[Tensor, "*rows r"]
+) -> Float[Tensor, "*rows r"]:
+    if delta.dim() == 1:
+        return of_tokens.sum(0)
+    return of_tokens.unflatten(0, (len(delta), -1)).sum(1)

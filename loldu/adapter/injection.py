@@ -1,0 +1,177 @@
+"""Adapters that bring their numbers, put on the layers of a model and taken off again."""
+
+# torch and peft are typed in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from peft import PeftModel, inject_adapter_in_model
+from peft.functional import delete_adapter
+from torch import Tensor, nn
+
+from loldu.adapter.components import adapted_layers, bare, components, require_unmerged
+from loldu.adapter.config import LoLDUConfig
+from loldu.adapter.factorization import Pivoting
+from loldu.adapter.layer import LoLDULayer
+from loldu.adapter.model import LoLDUModel
+from loldu.errors import ConceptError
+
+
+class LayerDelta(NamedTuple):
+    """What an adapter is to do in a layer.
+
+    Attributes:
+        delta: The change of the diagonal.
+        pivots: Where the factors are; an SVD has none.
+        strength: Factor on the change.
+    """
+
+    delta: Float[Tensor, " r"]
+    pivots: Int[Tensor, " r"] | Int[Tensor, "2 r"] | None
+    strength: float | int
+
+
+def require_free(part: nn.Module, adapter_name: str) -> None:
+    """Check that a part can take an adapter of this name.
+
+    Raises:
+        ConceptError: It cannot.
+    """
+    if not adapter_name or "." in adapter_name or hasattr(nn.ModuleDict(), adapter_name):
+        raise ConceptError(
+            f"'{adapter_name}' cannot name an adapter: use letters, digits, '-' and '_'"
+        )
+    if adapter_name in getattr(bare(part), "peft_config", {}) and not _is_shell(part):
+        raise ConceptError(
+            f"an adapter named '{adapter_name}' is already loaded: choose another adapter_name"
+        )
+    require_unmerged(adapted_layers(part))
+    if isinstance(part, PeftModel) and not isinstance(part.base_model, LoLDUModel):
+        raise ConceptError(
+            "the model is a PeftModel of another method: pass its base model, or a fresh one"
+        )
+
+
+def add_adapter(
+    parts: Mapping[str, nn.Module],
+    adapter_name: str,
+    deltas: Mapping[str, Mapping[str, LayerDelta]],
+    bases: Mapping[str, Pivoting | None],
+) -> None:
+    """Put an adapter of given deltas on parts of a pipeline: on all their layers, or on none.
+
+    Args:
+        parts: Models by component.
+        adapter_name: Its name, which is free in all of them.
+        deltas: By component and by the name of the layer.
+        bases: How the pivots of each component were chosen, or None for an SVD.
+
+    Raises:
+        ValueError: The weight of a layer has no factors at the pivots.
+    """
+    try:
+        for component, layers in deltas.items():
+            part = parts[component]
+            ranks = {name: layer.delta.numel() for name, layer in layers.items()}
+            _inject(part, adapter_name, ranks, bases[component])
+            for name, layer in layers.items():
+                module = bare(part).get_submodule(name)
+                module.load_delta(adapter_name, layer.delta, layer.pivots)
+                module.set_scale(adapter_name, layer.strength)
+    except BaseException:
+        for component in deltas:
+            remove(parts[component], adapter_name)
+        raise
+
+
+def _inject(
+    part: nn.Module, adapter_name: str, ranks: Mapping[str, int], basis: Pivoting | None
+) -> None:
+    """Put empty adapters on exactly the named layers, each of its own rank.
+
+    Where all of them are adapted already, PEFT's search for them is left out: it goes through all
+    adapters that there are.
+    """
+    config = LoLDUConfig.for_deltas(ranks, basis)
+    layers = {name: bare(part).get_submodule(name) for name in ranks}
+    if all(isinstance(layer, LoLDULayer) for layer in layers.values()):
+        bare(part).peft_config[adapter_name] = config
+        with torch.device("meta"):
+            for name, layer in layers.items():
+                layer.update_layer(adapter_name, ranks[name], 1.0, config)
+    elif isinstance(part, PeftModel):
+        left_behind = list(part.peft_config) if _is_shell(part) else []
+        part.add_adapter(adapter_name, config, low_cpu_mem_usage=True)
+        if left_behind:
+            part.active_adapter = adapter_name
+        for name in left_behind:
+            if name != adapter_name:
+                del part.peft_config[name]
+    else:
+        with warnings.catch_warnings():
+            # PEFT warns whenever a model gets its second adapter this way, which is meant here.
+            warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+            inject_adapter_in_model(config, bare(part), adapter_name, low_cpu_mem_usage=True)
+    if not isinstance(part, PeftModel) and hasattr(bare(part), "_hf_peft_config_loaded"):
+        bare(part)._hf_peft_config_loaded = True
+
+
+def activate(part: nn.Module, adapter_name: str) -> None:
+    """Make an adapter the only active one of a part, to be used and not trained."""
+    part = getattr(part, "_orig_mod", part)
+    if isinstance(part, PeftModel) and adapter_name in part.peft_config:
+        part.set_adapter(adapter_name, inference_mode=True)
+    for layer in adapted_layers(part):
+        layer.set_adapter(adapter_name, inference_mode=True)
+
+
+def make_active(model_or_pipeline: Any, layers: list[LoLDULayer], names: list[str]) -> None:  # noqa: ANN401
+    """Make adapters the active ones of layers, and leave what is trained as it is."""
+    for layer in layers:
+        layer.activate(names)
+    for part in components(model_or_pipeline).values():
+        model: Any = getattr(part, "_orig_mod", part)
+        if isinstance(model, PeftModel) and isinstance(model.base_model, LoLDUModel):
+            tuner: Any = model.base_model
+            tuner.active_adapter = names
+
+
+def remove(part: nn.Module, adapter_name: str) -> None:
+    """Take an adapter off a part; layers that are left with none become the plain ones again."""
+    layers, model = adapted_layers(part), bare(part)
+    if not any(adapter_name in layer.r for layer in layers):
+        getattr(model, "peft_config", {}).pop(adapter_name, None)
+        return
+    # Otherwise PEFT makes another adapter active.
+    make_active(part, layers, [n for n in layers[0].active_adapters if n != adapter_name])
+    delete_adapter(model, adapter_name, LoLDUModel.prefix, LoLDULayer)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoLDULayer) and not module.r:
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, module.base_layer)
+    _forget(getattr(part, "_orig_mod", part), model.peft_config, adapter_name)
+
+
+def _forget(part: Any, configs: dict[str, Any], adapter_name: str) -> None:  # noqa: ANN401
+    """Drop an adapter's configuration, but a PeftModel's last one: PEFT cannot run it without."""
+    if isinstance(part, PeftModel):
+        if len(configs) > 1:
+            del configs[adapter_name]
+            if part.active_adapter == adapter_name:
+                part.active_adapter = next(iter(configs))
+        return
+    del configs[adapter_name]
+    if not configs:
+        del part.peft_config
+        if hasattr(part, "_hf_peft_config_loaded"):
+            part._hf_peft_config_loaded = False
+
+
+def _is_shell(part: nn.Module) -> bool:
+    """Whether all adapters of a PeftModel were unloaded; it keeps the last one's configuration."""
+    return isinstance(part, PeftModel) and not adapted_layers(part)

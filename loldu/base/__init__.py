@@ -1,0 +1,1 @@
+"""The frozen base model: open it, encode with it, draw with it."""

@@ -1,0 +1,1 @@
+"""The one-file concept: its format, saving, loading, export and use."""

@@ -1,0 +1,170 @@
+"""A model or a whole pipeline with its concepts merged, saved as an ordinary folder."""
+
+# torch and peft are typed in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+import copy
+import os
+import secrets
+import shutil
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
+from torch import nn
+
+from loldu.adapter.components import BARE, adapted_layers, bare, components, require_unmerged
+from loldu.adapter.layer import LoLDULayer
+from loldu.concept.format import BASE_DTYPES
+from loldu.errors import ConceptError
+
+_ADAPTED = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+
+
+@torch.no_grad()
+def save_merged(
+    model_or_pipeline: Any,  # noqa: ANN401
+    folder: str | os.PathLike[str],
+) -> Path:
+    """Write ``W + Σ_i s_i delta_W_i`` in place of every adapted weight, as an ordinary folder.
+
+    `DiffusionPipeline.from_pretrained`, or a single model's own, loads it without loldu and peft.
+    It holds what is in use now: the active adapters at their strengths, a mixture too. Weights keep
+    their dtype; in half precision the sum is made in float32 and rounded once. The given pipeline
+    stays as it is, unmerged, and only the changed weights are ever copied.
+
+    Args:
+        model_or_pipeline: A PeftModel, a model with an injected adapter, or a diffusers pipeline.
+        folder: The folder to write, which must not exist. It appears when it is complete.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConceptError: No concept is in use, every picture has its own, adapters are merged already
+            or of another method, weights are quantized or not in memory, or the folder exists.
+    """
+    folder = Path(folder)
+    check_folder(folder)
+    alone = isinstance(model_or_pipeline, nn.Module)
+    if not hasattr(bare(model_or_pipeline) if alone else model_or_pipeline, "save_pretrained"):
+        raise ConceptError(
+            f"a {type(model_or_pipeline).__name__} has no save_pretrained: use PEFT's "
+            "merge_and_unload and save the state_dict yourself"
+        )
+    parts = components(model_or_pipeline)
+    _require_one_mixture(adapted_layers(model_or_pipeline))
+    memo: dict[int, Any] = {}
+    for name, part in parts.items():
+        for tensor in chain(part.parameters(), part.buffers()):
+            if tensor.is_meta:
+                raise ConceptError(
+                    f"the {name} has weights that are not in memory: save it before its weights "
+                    "are offloaded"
+                )
+            memo[id(tensor)] = tensor
+    plain = {
+        name: _without_adapters(bare(part), memo)
+        for name, part in parts.items()
+        if bare(part) is not part or any(isinstance(m, _ADAPTED) for m in part.modules())
+    }
+    if alone:
+        result = plain[BARE]
+    else:
+        result = copy.copy(model_or_pipeline)
+        for name, part in plain.items():
+            setattr(result, name, part)
+    _write(result, folder)
+    return folder
+
+
+def check_folder(folder: Path) -> None:
+    """Check that a folder can be written here.
+
+    Raises:
+        ConceptError: There is something already.
+    """
+    if folder.exists():
+        raise ConceptError(f"{folder} exists: choose another name for the folder to write")
+
+
+def _require_one_mixture(layers: list[LoLDULayer]) -> None:
+    if not any(layer.adapters_in_use() and not layer.disable_adapters for layer in layers):
+        raise ConceptError("no concept is in use here: load one, or make one active with mix")
+    for layer in layers:
+        if layer.rows is not None:
+            raise ConceptError(
+                "every picture has a concept of its own, which one set of weights cannot have: "
+                "choose with mix, or end it with set_concepts(pipeline, None)"
+            )
+    require_unmerged(layers)
+
+
+def _without_adapters(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """Return a copy of a model that has plain layers, and shares all tensors but the merged ones.
+
+    Args:
+        model: The model, without PEFT's wrapper.
+        memo: What `copy.deepcopy` is to take for what, by id: every tensor for itself.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, LoLDULayer):
+            memo[id(module)] = _merged(module, memo)
+        elif isinstance(module, ModulesToSaveWrapper):
+            memo[id(module)] = copy.deepcopy(_in_use(module), memo)
+        elif isinstance(module, _ADAPTED):
+            raise ConceptError(
+                f"layer '{name}' has an adapter of another method: merge or unload it first"
+            )
+    plain = copy.deepcopy(model, memo)
+    for trace in ("peft_config", "_hf_peft_config_loaded"):
+        vars(plain).pop(trace, None)
+    return plain
+
+
+def _merged(layer: LoLDULayer, memo: dict[int, Any]) -> nn.Module:
+    """Return a plain layer with the weight that an adapted one has in effect."""
+    base = layer.get_base_layer()
+    weight = base.weight
+    if not isinstance(weight, nn.Parameter) or weight.dtype not in BASE_DTYPES.values():
+        raise ConceptError(
+            f"the weight of layer '{layer.layer_name}' is quantized: load the base in a floating "
+            "dtype"
+        )
+    total = weight.data
+    for name in layer.adapters_in_use():
+        if layer.strength[name] != 0 and not layer.disable_adapters:
+            total = total + layer.get_delta_weight(name)
+    total = total.to(weight.dtype)
+    if not torch.isfinite(total).all():
+        raise ConceptError(
+            f"the merged weight of layer '{layer.layer_name}' is not finite in {weight.dtype}: "
+            "lower the strength, or load the base in float32"
+        )
+    memo[id(weight)] = nn.Parameter(total, requires_grad=weight.requires_grad)
+    plain = copy.deepcopy(base, memo)
+    memo[id(weight)] = weight
+    return plain
+
+
+def _in_use(wrapper: ModulesToSaveWrapper) -> nn.Module:
+    """The module that a wrapper of fully trained modules calls."""
+    active = [name for name in wrapper.active_adapters if name in wrapper.modules_to_save]
+    if wrapper.disable_adapters or not active:
+        return wrapper.original_module
+    return wrapper.modules_to_save[active[0]]
+
+
+def _write(model_or_pipeline: Any, folder: Path) -> None:  # noqa: ANN401
+    """Save beside the place and move there, so that no reader finds half of it."""
+    draft = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    try:
+        model_or_pipeline.save_pretrained(draft)
+        os.rename(draft, folder)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise

@@ -1,0 +1,52 @@
+"""Writing a file whole or not at all, and reading TOML."""
+
+import io
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from loldu.errors import LoLDUError
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write a temporary file beside the target, then rename it.
+
+    A reader sees the old file or all of the new one. Missing parent folders are created.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_png(image: Image.Image, path: Path, parameters: str | None = None) -> None:
+    """Write a picture atomically, as PNG; `parameters` is kept inside and says how it was drawn."""
+    info = PngInfo()
+    if parameters is not None:
+        info.add_text("parameters", parameters)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", pnginfo=info)
+    write_atomically(path, buffer.getvalue())
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """A TOML file that a person wrote; `what` is what messages call it.
+
+    Raises:
+        LoLDUError: when it is not there, or is no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else error
+        raise LoLDUError(f"{what} {path} cannot be read as TOML: {reason}.") from error

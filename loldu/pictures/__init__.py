@@ -1,0 +1,1 @@
+"""The pictures people bring: open, crop, caption and mask them."""

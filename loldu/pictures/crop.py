@@ -1,0 +1,96 @@
+"""Pictures and their masks as square crops ready for the VAE."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from loldu.errors import LoLDUError
+from loldu.pictures.folder import CaptionedImage, min_side_px
+from loldu.pictures.mask import load_mask
+from loldu.pictures.open import load_image
+
+RANDOM_CROPS = 4
+"""Latents are cached, so the random crops of an oblong picture are drawn once: this many."""
+
+_CROPS = 0
+"""The seed's stream for crops; those of the loop begin at 1."""
+
+
+def square_crops(
+    image: Image.Image,
+    resolution: int,
+    *,
+    center_crop: bool,
+    random_flip: bool,
+    rng: np.random.Generator,
+) -> Iterator[Float[Tensor, "3 resolution resolution"]]:
+    """The views a picture is trained in, in [-1, 1]: crops, and their mirror images if asked."""
+    scale = resolution / min(image.size)
+    size = [max(resolution, round(side * scale)) for side in image.size]
+    resized = image.resize((size[0], size[1]), Image.Resampling.LANCZOS)
+    spare_x, spare_y = size[0] - resolution, size[1] - resolution
+    if center_crop or spare_x == spare_y == 0:
+        corners = [(spare_x // 2, spare_y // 2)]
+    else:
+        corners = [
+            (int(rng.integers(spare_x + 1)), int(rng.integers(spare_y + 1)))
+            for _ in range(RANDOM_CROPS)
+        ]
+    for x, y in corners:
+        crop = np.asarray(resized.crop((x, y, x + resolution, y + resolution)), dtype=np.float32)
+        view = torch.from_numpy(crop / 127.5 - 1).permute(2, 0, 1)
+        yield view
+        if random_flip:
+            yield view.flip(-1)
+
+
+def load_views(
+    images: Sequence[CaptionedImage],
+    resolution: int,
+    *,
+    center_crop: bool,
+    random_flip: bool,
+    seed: int,
+) -> Iterator[
+    tuple[
+        int,
+        Float[Tensor, "3 resolution resolution"],
+        Float[Tensor, "1 resolution resolution"] | None,
+    ]
+]:
+    """Every view of every picture: its picture's index, its pixels, and its mask in [0, 1] if any.
+
+    One file is read at a time. The same crops are made of a mask as of its picture.
+
+    Raises:
+        LoLDUError: when a file cannot be read, is smaller than a quarter of the resolution, or
+            is a mask that marks nothing in any crop.
+    """
+    for index, captioned in enumerate(images):
+        image = load_image(captioned.path, min_side_px(resolution))
+        layers = [image]
+        if captioned.mask is not None:
+            layers.append(load_mask(captioned.mask, image.size).convert("RGB"))
+        views, *masks = [
+            list(
+                square_crops(
+                    layer,
+                    resolution,
+                    center_crop=center_crop,
+                    random_flip=random_flip,
+                    rng=np.random.default_rng([seed, _CROPS, index]),
+                )
+            )
+            for layer in layers
+        ]
+        if masks and all(bool((mask == -1).all()) for mask in masks[0]):
+            raise LoLDUError(
+                f"The crop cuts away all that {captioned.mask} marks; crop the picture and its "
+                "mask yourself, or use --no_center_crop."
+            )
+        for number, view in enumerate(views):
+            yield index, view, (masks[0][number][:1] + 1) / 2 if masks else None

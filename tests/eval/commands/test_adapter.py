@@ -1,0 +1,273 @@
+"""The report end to end: a tiny base, a concept the trainer taught it, tiny scoring models."""
+
+import json
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from eval.__main__ import run
+from eval.encoders.extractors import load_clip, load_dino
+from eval.protocols.drawing import wanted_pictures
+from loldu.base.draw import sample_images
+from loldu.base.open import load_pipeline
+from loldu.pictures.open import load_image
+from trainer.train_dreambooth_loldu import run as train
+
+SIDE = 16
+SEEDS = [3, 5]
+
+
+@pytest.fixture(scope="module")
+def run_dir(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on two pictures, with two more held out."""
+    folder = tmp_path_factory.mktemp("run")
+    rng = np.random.default_rng(0)
+    for name in ("pictures/0.png", "pictures/1.png", "pictures/held_out/2.png"):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(path)
+    status = train(
+        [
+            *("--pretrained_model_name_or_path", str(base_folder)),
+            *("--instance_data_dir", str(folder / "pictures")),
+            *("--instance_prompt", "a photo of a sks toy", "--class_prompt", "a photo of a toy"),
+            *("--output_dir", str(folder), "--resolution", str(SIDE), "--rank", "4"),
+            *("--max_train_steps", "3", "--learning_rate", "0.1"),
+        ]
+    )
+    assert status == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def options(run_dir: Path, clip_folder: Path, dino_folder: Path) -> list[str]:
+    """The command line of a small report, but for where to write it."""
+    return [
+        *("adapter", "--concept", str(run_dir / "concept.safetensors")),
+        *("--clip", str(clip_folder), "--dino", str(dino_folder), "--device", "cpu"),
+        *("--no_cache", "--bootstrap_samples", "50"),
+        *("--prompts", "a {token} {class_name}", "a {token} {class_name} on sand"),
+        *("--other_prompts", "a {class_name}", "--num_inference_steps", "2"),
+        *("--seeds", *map(str, SEEDS)),
+    ]
+
+
+@pytest.fixture
+def flags(options: list[str], tmp_path: Path) -> list[str]:
+    return [*options, "--output_dir", str(tmp_path / "out")]
+
+
+@pytest.fixture(scope="module")
+def report_dir(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    assert run([*options, "--output_dir", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(report_dir: Path) -> dict:
+    return read(report_dir)
+
+
+def read(folder: Path) -> dict:
+    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
+
+
+def mean_cosine(a: torch.Tensor, b: torch.Tensor) -> float:
+    return torch.cosine_similarity(a[:, None], b[None], dim=-1).mean().item()
+
+
+def test_base_scores_are_those_of_pictures_drawn_without_the_concept(
+    report: dict, run_dir: Path, base_folder: Path, clip_folder: Path, dino_folder: Path
+) -> None:
+    drawn = sample_images(
+        load_pipeline(str(base_folder)),
+        ["a sks toy", "a sks toy on sand"] * 2,
+        [3, 3, 5, 5],
+        num_inference_steps=2,
+        progress=False,
+    )
+    truth = [load_image(run_dir / "pictures" / "held_out" / "2.png")]
+    clip, dino = load_clip(str(clip_folder)), load_dino(str(dino_folder))
+    seen = clip.encode_images(drawn)
+    asked = clip.encode_texts(["a toy", "a toy on sand"] * 2)
+    expected = {
+        "dino": mean_cosine(dino.encode_images(drawn), dino.encode_images(truth)),
+        "clip_i": mean_cosine(seen, clip.encode_images(truth)),
+        "clip_t": torch.cosine_similarity(seen, asked).mean().item(),
+    }
+    got = {metric: report["base"]["scores"][metric]["mean"] for metric in expected}
+    assert got == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_concept_changes_what_is_drawn(report: dict) -> None:
+    before, after = report["base"]["scores"], report["adapted"]["scores"]
+    for metric in ("dino", "clip_i", "clip_t"):
+        change = after[metric]["mean"] - before[metric]["mean"]
+        assert change != 0
+        assert report["gains"][metric]["mean"] == pytest.approx(change)
+    others = report["others"]
+    assert others["adapted"] != others["base"]
+    assert 0 < others["drift"] < 1
+
+
+def test_real_scores_compare_training_with_held_out_pictures(
+    report: dict, run_dir: Path, clip_folder: Path
+) -> None:
+    clip = load_clip(str(clip_folder))
+    taught = [load_image(run_dir / "pictures" / f"{name}.png") for name in "01"]
+    truth = [load_image(run_dir / "pictures" / "held_out" / "2.png")]
+    expected = mean_cosine(clip.encode_images(taught), clip.encode_images(truth))
+    assert report["real"]["clip_i"] == pytest.approx(expected, abs=1e-5)
+    assert set(report["real"]) == {"dino", "clip_i"}
+
+
+def test_the_report_says_what_training_cost_and_what_was_asked(report: dict, run_dir: Path) -> None:
+    summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+    assert report["train_steps"] == 3
+    assert report["trainable_parameters"] == summary["trainable_parameters"]
+    assert report["train_seconds"] == summary["train_seconds"]
+    assert report["concept_bytes"] == (run_dir / "concept.safetensors").stat().st_size
+    (subject,) = report["adapted"]["subjects"].values()
+    asked = [picture["prompt"] for picture in subject["pictures"]]
+    assert asked == ["a sks toy", "a sks toy on sand"] * 2
+    assert report["seeds"] == SEEDS
+    assert report["drawn_with"]["torch"] == version("torch")
+
+
+def test_the_picture_holds_five_rows_of_pictures(report_dir: Path) -> None:
+    sheet = load_image(report_dir / "report.png")
+    assert sheet.width > 6 * 160
+    assert sheet.height > 5 * 160
+
+
+def test_training_pictures_are_compared_with_each_other_when_none_are_held_out(
+    flags: list[str], run_dir: Path, dino_folder: Path, tmp_path: Path
+) -> None:
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    for name in ("0.png", "1.png"):
+        shutil.copy(run_dir / "pictures" / name, alone)
+    assert run([*flags, "--real", str(alone)]) == 0
+    report = read(tmp_path / "out")
+    first, second = load_dino(str(dino_folder)).encode_images(
+        [load_image(alone / "0.png"), load_image(alone / "1.png")]
+    )
+    expected = torch.cosine_similarity(first, second, dim=0).item()
+    assert report["real"]["dino"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_concept_that_moved_alone_is_reported_without_its_training(
+    flags: list[str],
+    run_dir: Path,
+    base_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copy(run_dir / "concept.safetensors", tmp_path)
+    moved = [*flags, "--concept", str(tmp_path / "concept.safetensors")]
+    told = [
+        "--pretrained_model_name_or_path",
+        str(base_folder),
+        "--real",
+        str(run_dir / "pictures"),
+    ]
+    assert run(moved) == 2
+    assert "--real" in capsys.readouterr().err
+    assert run([*moved, *told]) == 0
+    report = read(tmp_path / "out")
+    assert report["train_seconds"] is None
+    assert report["concept_bytes"] > 0
+
+
+def test_an_earlier_report_is_replaced_only_when_asked(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "out" / "report.json"
+    path.parent.mkdir()
+    path.write_text("mine", encoding="utf-8")
+    assert run(flags) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert path.read_text(encoding="utf-8") == "mine"
+    assert run([*flags, "--overwrite"]) == 0
+    assert "adapted" in json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--concept", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["--prompts"], "--prompts is empty"),
+        (["--prompts", "a {colour} toy"], "{class_name}"),
+        (["--real", "nowhere"], "nowhere"),
+        (["--dino", "/no/such/folder"], "--dino"),
+        (["--preset", "nosuch"], "dreambooth, pocket"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    flags: list[str], more: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*flags, *more]) == 2
+    message = capsys.readouterr().err.strip()
+    assert told in message
+    assert "\n" not in message
+
+
+def test_a_second_call_draws_what_is_missing_and_no_more(
+    report_dir: Path, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(report_dir, tmp_path / "again")
+    again = [*options, "--output_dir", str(folder), "--overwrite"]
+    gone = folder / "pictures" / "adapted" / "concept" / "001-5.png"
+    was = load_image(gone)
+    gone.unlink()
+    drawn: list[str] = []
+
+    def recorded(pipeline, prompts: list[str], *rest, **more) -> list[Image.Image]:  # noqa: ANN001, ANN002, ANN003
+        drawn.extend(prompts)
+        return sample_images(pipeline, prompts, *rest, **more)
+
+    monkeypatch.setattr("eval.protocols.drawing.sample_images", recorded)
+    assert run(again) == 0
+    assert drawn == ["a sks toy on sand"]
+    difference = np.asarray(load_image(gone), dtype=int) - np.asarray(was, dtype=int)
+    assert np.abs(difference).max() <= 1  # another batch rounds otherwise
+    for metric, told in read(report_dir)["adapted"]["scores"].items():
+        assert read(folder)["adapted"]["scores"][metric] == pytest.approx(told, abs=1e-3)
+
+
+def test_pictures_drawn_otherwise_are_replaced_only_when_asked(
+    report_dir: Path, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "again"
+    shutil.copytree(report_dir / "pictures", folder / "pictures")
+    again = [*options, "--output_dir", str(folder), "--num_inference_steps", "3"]
+    assert run(again) == 2
+    message = capsys.readouterr().err.strip()
+    assert "000-3.png" in message
+    assert "--overwrite" in message
+    assert not (folder / "report.json").exists()
+    assert run([*again, "--overwrite"]) == 0
+    assert read(folder)["num_inference_steps"] == 3
+
+
+def test_the_page_shows_before_after_and_the_nearest(report_dir: Path) -> None:
+    page = (report_dir / "report.html").read_text(encoding="utf-8")
+    assert page.count("<figcaption>nearest real one") == 4
+    assert page.count("<figcaption>before") == 6
+    assert "a sks toy on sand" in page
+
+
+def test_every_prompt_is_drawn_from_every_seed(tmp_path: Path) -> None:
+    wanted = wanted_pictures(tmp_path, ["a", "b"], (7, 8))
+    assert [(one.path.name, one.prompt, one.seed) for one in wanted] == [
+        ("000-7.png", "a", 7),
+        ("001-7.png", "b", 7),
+        ("000-8.png", "a", 8),
+        ("001-8.png", "b", 8),
+    ]

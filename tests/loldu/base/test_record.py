@@ -1,0 +1,80 @@
+"""What a concept tells of its base is enough to load it again."""
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from loldu import Concept, load_concept, read_concept
+from loldu.base.config import BaseModelConfig
+from loldu.base.open import load_pipeline
+from loldu.base.record import base_options, public_base
+from trainer.__main__ import run
+from trainer.training.cache import embed
+
+
+@pytest.fixture
+def two_layers(base_folder: Path, tmp_path: Path) -> Path:
+    """The base with its text encoder's only layer twice."""
+    pipeline = load_pipeline(str(base_folder))
+    layers = pipeline.text_encoder.encoder.layers
+    layers.append(type(layers[0])(pipeline.text_encoder.config))
+    pipeline.text_encoder.config.num_hidden_layers = 2
+    pipeline.save_pretrained(tmp_path / "two")
+    return tmp_path / "two"
+
+
+def test_a_concept_is_drawn_as_it_was_trained(
+    two_layers: Path, flags: list[str], tmp_path: Path
+) -> None:
+    base = ["--pretrained_model_name_or_path", str(two_layers)]
+    read_as = ["--clip_skip", "1", "--prediction_type", "epsilon", "--train_text_encoder"]
+    read_as += ["--max_train_steps", "2"]
+    assert run([*flags, *base, *read_as]) == 0
+    path = tmp_path / "run" / "concept.safetensors"
+    concept = read_concept(path)
+    text_layers = {y.name for y in concept.layers if y.component == "text_encoder"}
+    assert text_layers
+    assert all(name.startswith("encoder.layers.0.") for name in text_layers)
+    assert base_options(concept, path).pretrained_model_name_or_path == str(two_layers)
+    alone = Path(shutil.copy(path, tmp_path / "alone.safetensors"))
+    for place in (path, alone):
+        options = base_options(concept, place, str(two_layers))
+        assert (options.clip_skip, options.prediction_type) == (1, "epsilon")
+        pipeline = load_pipeline(**asdict(options))
+        assert pipeline.scheduler.config["prediction_type"] == "epsilon"
+        before = embed(pipeline, ["sks"])
+        load_concept(pipeline, place)
+        assert not torch.equal(embed(pipeline, ["sks"]), before)
+
+
+def test_what_others_may_know_holds_no_place(base_folder: Path) -> None:
+    base = BaseModelConfig(
+        str(base_folder), vae="stabilityai/sd-vae-ft-mse", single_file_config=str(base_folder)
+    )
+    assert public_base(base) == {
+        "pretrained_model_name_or_path": base_folder.name,
+        "vae": "stabilityai/sd-vae-ft-mse",
+        "single_file_config": base_folder.name,
+        "clip_skip": 0,
+    }
+
+
+def test_a_base_is_found_from_the_file_alone(tmp_path: Path) -> None:
+    told = {
+        "pretrained_model_name_or_path": "a/b",
+        "vae": "my-vae",
+        "revision": "1234",
+        "clip_skip": 1,
+        "sha256": "of a file",
+        "of a later version": True,
+    }
+    concept = Concept("a/b", {}, (), {"base": told})
+    path = tmp_path / "concept.safetensors"
+    assert base_options(concept, path) == BaseModelConfig("a/b", revision="1234", clip_skip=1)
+    # At another place it has no revision, but is read the same way.
+    assert base_options(concept, path, "./b") == BaseModelConfig("./b", clip_skip=1)
+    older = Concept("a/b", {}, (), {})
+    assert base_options(older, path) == BaseModelConfig("a/b")

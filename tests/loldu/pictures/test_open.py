@@ -1,0 +1,265 @@
+import os
+import random
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from loldu.errors import LoLDUError
+from loldu.pictures import folder
+from loldu.pictures.folder import list_images
+from loldu.pictures.open import load_image
+
+RED = (255, 0, 0)
+WHITE = (255, 255, 255)
+
+
+def test_exif_rotation_is_applied(tmp_path: Path) -> None:
+    image = Image.new("RGB", (20, 10))
+    image.paste(RED, (0, 0, 10, 10))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show it rotated by 90 degrees clockwise
+    image.save(tmp_path / "a.png", exif=exif)
+    upright = load_image(tmp_path / "a.png")
+    assert upright.size == (10, 20)
+    assert upright.getpixel((5, 2)) == RED
+    assert upright.getpixel((5, 17)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("image", "suffix", "expected"),
+    [
+        (Image.new("RGBA", (8, 8), (0, 0, 0, 0)), "png", (255, 255, 255)),
+        (Image.new("RGBA", (8, 8), (255, 0, 0, 255)), "webp", RED),
+        (Image.new("LA", (8, 8), (0, 0)), "png", (255, 255, 255)),
+        (Image.new("L", (8, 8), 128), "png", (128, 128, 128)),
+        (Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "jpg", RED),
+        (Image.fromarray(np.full((8, 8), 128 * 257, np.uint16)), "png", (128, 128, 128)),
+        (Image.new("1", (8, 8), 1), "bmp", (255, 255, 255)),
+    ],
+    ids=["clear", "opaque", "gray-alpha", "gray", "cmyk", "gray-16-bit", "bilevel"],
+)
+def test_every_mode_becomes_rgb(
+    image: Image.Image, suffix: str, expected: tuple[int, int, int], tmp_path: Path
+) -> None:
+    image.save(tmp_path / f"a.{suffix}", quality=100)
+    loaded = load_image(tmp_path / f"a.{suffix}")
+    assert loaded.mode == "RGB"
+    pixel = np.asarray(loaded)[4, 4]
+    np.testing.assert_allclose(pixel, expected, atol=3)  # JPEG and WebP round
+
+
+def test_palette_transparency_is_laid_on_white(tmp_path: Path) -> None:
+    Image.new("P", (8, 8), 0).save(tmp_path / "a.png", transparency=0)
+    assert load_image(tmp_path / "a.png").getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_transparency_is_laid_on_the_background_that_is_asked_for(tmp_path: Path) -> None:
+    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "a.png")
+    assert load_image(tmp_path / "a.png", background="black").getpixel((0, 0)) == (0, 0, 0)
+
+
+def test_16_bit_gray_is_scaled_and_rounded(tmp_path: Path) -> None:
+    values = np.array([[0, 128, 129, 300, 25_000, 32_767, 65_406, 65_407, 65_535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    expected = np.rint(values / 65_535 * 255)
+    for channel in load_image(tmp_path / "a.png").split():
+        np.testing.assert_array_equal(channel, expected)
+
+
+def test_16_bit_gray_with_a_transparent_value_keeps_its_gray(tmp_path: Path) -> None:
+    gray = np.full((8, 8), 128 * 257, np.uint16)
+    Image.fromarray(gray).save(tmp_path / "a.png", transparency=0)
+    np.testing.assert_allclose(load_image(tmp_path / "a.png").getpixel((4, 4)), 128, atol=1)
+
+
+def test_a_palette_with_several_degrees_of_transparency(tmp_path: Path) -> None:
+    image = Image.new("P", (8, 8), 0)
+    image.putpalette([*RED, 0, 0, 255])
+    image.putpixel((1, 0), 1)
+    image.save(tmp_path / "a.png", transparency=bytes([255, 0]))
+    loaded = load_image(tmp_path / "a.png")
+    assert loaded.getpixel((0, 0)) == RED
+    assert loaded.getpixel((1, 0)) == WHITE
+
+
+def fixed(*numbers: float) -> bytes:
+    return struct.pack(f">{len(numbers)}i", *(round(number * 2**16) for number in numbers))
+
+
+def icc(space: bytes, gamma: float, **colorants: tuple[float, float, float]) -> bytes:
+    """A colour profile (ICC.1:2001) with the same gamma for every channel."""
+    curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(gamma * 2**8)) + bytes(2)
+    points = {"wtpt": D50, **{f"{name}XYZ": point for name, point in colorants.items()}}
+    tags = {name.encode(): b"XYZ " + bytes(4) + fixed(*point) for name, point in points.items()}
+    tags |= {f"{name}TRC".encode(): curve for name in colorants or "k"}
+    at = 128 + 4 + 12 * len(tags)
+    table, data = struct.pack(">I", len(tags)), b""
+    for name, content in tags.items():
+        table += name + struct.pack(">II", at + len(data), len(content))
+        data += content
+    header = bytes(4) + bytes([2, 0x40, 0, 0]) + b"mntr" + space + b"XYZ " + bytes(12) + b"acsp"
+    header += bytes(28) + fixed(*D50) + bytes(48)
+    return struct.pack(">I", at + len(data)) + header + table + data
+
+
+D50 = (0.9642, 1.0, 0.8249)
+ADOBE_GAMMA = 563 / 256
+# The colorants of Adobe RGB (1998) and of sRGB, adapted to D50: B. Lindbloom, RGB/XYZ Matrices.
+ADOBE = {
+    "r": (0.6097559, 0.3111242, 0.0194811),
+    "g": (0.2052401, 0.6256560, 0.0608902),
+    "b": (0.1492240, 0.0632197, 0.7448387),
+}
+SRGB = {
+    "r": (0.4360747, 0.2225045, 0.0139322),
+    "g": (0.3850649, 0.7168786, 0.0971045),
+    "b": (0.1430804, 0.0606169, 0.7141733),
+}
+ADOBE_RGB, LINEAR_GRAY = icc(b"RGB ", ADOBE_GAMMA, **ADOBE), icc(b"GRAY", 1.0)
+
+
+def encoded(linear: np.ndarray) -> np.ndarray:
+    """Light as an 8-bit sRGB value (IEC 61966-2-1)."""
+    return 255 * np.where(linear < 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+def test_colours_of_another_profile_become_srgb(tmp_path: Path) -> None:
+    colours = np.array([[(120, 130, 90), (200, 150, 140), (30, 30, 30), (90, 100, 160)]], np.uint8)
+    Image.fromarray(colours).save(tmp_path / "a.png", icc_profile=ADOBE_RGB)
+    matrices = [np.array([space[name] for name in "rgb"]).T for space in (ADOBE, SRGB)]
+    xyz = (colours / 255) ** ADOBE_GAMMA @ matrices[0].T
+    expected = encoded(xyz @ np.linalg.inv(matrices[1]).T)
+    loaded = np.asarray(load_image(tmp_path / "a.png"))
+    np.testing.assert_allclose(loaded, expected, atol=1)
+    assert np.abs(expected - colours).max() > 10
+    stored = load_image(tmp_path / "a.png", to_srgb=False)
+    np.testing.assert_array_equal(np.asarray(stored), colours)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA"])
+def test_gray_of_another_profile_becomes_srgb(mode: str, tmp_path: Path) -> None:
+    Image.new(mode, (8, 8), (55, 255)[: len(mode)]).save(
+        tmp_path / "a.png", icc_profile=LINEAR_GRAY
+    )
+    expected = encoded(np.array([55 / 255] * 3))
+    np.testing.assert_allclose(load_image(tmp_path / "a.png").getpixel((4, 4)), expected, atol=1)
+
+
+@pytest.mark.parametrize("palette", [False, True])
+def test_a_profile_leaves_transparency_as_it_is(palette: bool, tmp_path: Path) -> None:
+    colour, expected = (200, 150, 140), {0: WHITE}
+    for alpha in (0, 51, 255):
+        image = Image.new("RGBA", (8, 8), (*colour, alpha))
+        image = image.quantize(2) if palette else image
+        image.save(tmp_path / "a.png", icc_profile=ADOBE_RGB)
+        loaded = np.asarray(load_image(tmp_path / "a.png"))[4, 4]
+        if alpha == 255:
+            assert loaded[0] > 210
+        expected[alpha] = loaded
+    mixed = 0.2 * np.array(expected[255]) + 0.8 * 255
+    np.testing.assert_allclose(expected[51], mixed, atol=1.5)
+
+
+@pytest.mark.parametrize(
+    ("mode", "profile"),
+    [
+        ("RGB", ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()),
+        ("RGB", b"broken"),
+        ("RGB", ADOBE_RGB[:200]),
+        ("RGB", LINEAR_GRAY),
+        ("L", ADOBE_RGB),
+        ("CMYK", ADOBE_RGB),
+    ],
+    ids=["srgb", "broken", "cut", "gray-in-rgb", "rgb-in-gray", "rgb-in-cmyk"],
+)
+def test_a_profile_that_is_srgb_or_of_no_use_changes_nothing(
+    mode: str, profile: bytes, tmp_path: Path
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (24, 20, 4), dtype=np.uint8)
+    image = Image.fromarray(noise).convert("RGB").convert(mode)
+    for name, more in (("plain", {}), ("told", {"icc_profile": profile})):
+        image.save(tmp_path / f"{name}.jpg", quality=95, **more)
+    plain, told = (load_image(tmp_path / f"{name}.jpg") for name in ("plain", "told"))
+    assert told.tobytes() == plain.tobytes()
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp"])
+def test_of_an_animation_the_first_frame_is_taken(suffix: str, tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, "blue", "lime")]
+    path = tmp_path / f"a.{suffix}"
+    frames[0].save(path, save_all=True, append_images=frames[1:], lossless=True)
+    with Image.open(path) as file:
+        assert getattr(file, "n_frames", 1) == 3
+    assert list_images(tmp_path) == [path]
+    assert load_image(path).getpixel((4, 4)) == RED
+
+
+def test_names_of_all_kinds(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    image = Image.new("RGB", (8, 8), RED)
+    image.save(tmp_path / "elsewhere", format="PNG")
+    names = ["Ünïcode 猫.PNG", "with space.JPeG", "zz[0].BMP"]
+    for name in names:
+        image.save(tmp_path / "folder" / name)
+    (tmp_path / "folder" / "link.webp").symlink_to(tmp_path / "elsewhere")
+    found = list_images(tmp_path / "folder")
+    assert sorted(path.name for path in found) == sorted([*names, "link.webp"])
+    assert all(load_image(path).size == (8, 8) for path in found)
+
+
+def test_a_link_to_nothing_is_told_and_not_left_out(tmp_path: Path) -> None:
+    (tmp_path / "a.png").symlink_to(tmp_path / "gone.png")
+    (path,) = list_images(tmp_path)
+    with pytest.raises(LoLDUError, match=r"a\.png cannot be read; .*No such file"):
+        load_image(path)
+
+
+def test_a_name_that_is_no_text_can_be_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.md")).write_text("x")
+    told: list[str] = []
+    # Not through logging, for pytest-xdist cannot pass such a name on.
+    monkeypatch.setattr(folder.logger, "info", lambda text, *more: told.append(text % more))
+    assert len(list_images(tmp_path)) == 1
+    assert "\udcff.md" in told[0]
+
+
+def test_a_damaged_exif_block_does_no_harm(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010F] = "a camera with a long name"
+    image = Image.new("RGB", (20, 10), RED)
+    image.save(tmp_path / "a.jpg", exif=exif)
+    content = bytearray((tmp_path / "a.jpg").read_bytes())
+    at = content.index(b"Exif\0\0") + 6
+    struct.pack_into(">H", content, at + 8, 999)  # a directory longer than the block
+    (tmp_path / "a.jpg").write_bytes(content)
+    assert load_image(tmp_path / "a.jpg").size == (20, 10)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "gif"])
+def test_damage_of_any_kind_is_one_sentence_or_none(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{suffix}"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise = np.random.default_rng(0).integers(0, 255, (24, 20, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path, **({"exif": exif} if suffix in ("jpg", "webp") else {}))
+    whole = path.read_bytes()
+    rng = random.Random(0)
+    told = []
+    for _ in range(200):
+        damaged = bytearray(whole[: rng.randrange(len(whole) + 1)] if rng.random() < 0.3 else whole)
+        for _ in range(min(len(damaged), 3)):
+            damaged[rng.randrange(min(len(damaged), 200))] = rng.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            load_image(path)
+        except LoLDUError as error:
+            told.append(str(error))
+    assert len(told) > 50
+    assert all(line.startswith(f"The picture {path} cannot be read; replace or") for line in told)
+    assert not any("\n" in line for line in told)

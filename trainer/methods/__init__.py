@@ -1,0 +1,1 @@
+"""The training methods: what each one trains and the files it saves."""

@@ -1,0 +1,80 @@
+"""A result as the one LoRA file that A1111, ComfyUI and diffusers all read.
+
+Its keys are those of kohya's scripts, the only ones that all three know; its name is the one that
+diffusers' `load_lora_weights` looks for in a folder or repository with several files.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from peft import get_peft_model_state_dict
+from torch import Tensor
+
+from loldu.concept.format import serialize
+
+LORA = "pytorch_lora_weights.safetensors"
+DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
+
+_PREFIXES = {"unet": "lora_unet", "text_encoder": "lora_te"}
+_SIDES = {"A": "down", "B": "up"}
+_ARCHITECTURES = {
+    (768, "epsilon"): "stable-diffusion-v1/lora",
+    (1024, "epsilon"): "stable-diffusion-v2-512/lora",
+    (1024, "v_prediction"): "stable-diffusion-v2-768-v/lora",
+}
+
+
+def lora_header(pipeline: StableDiffusionPipeline, metadata: dict[str, Any]) -> dict[str, str]:
+    """What programs show of a LoRA, by its trigger phrase and its licence, and all its metadata.
+
+    Args:
+        pipeline: The base.
+        metadata: That of the concept, as `describe` gives it.
+
+    Source: Stability AI, the model metadata standard (modelspec) 1.0.0.
+    """
+    kind = pipeline.unet.config["cross_attention_dim"], pipeline.scheduler.config["prediction_type"]
+    words = metadata.get("token"), metadata.get("class_name")
+    trigger = " ".join(word for word in words if word) or metadata.get("instance_prompt")
+    told = {
+        "sai_model_spec": "1.0.0",
+        "architecture": _ARCHITECTURES.get(kind),
+        "implementation": "diffusers",
+        "title": trigger,
+        "trigger_phrase": trigger,
+        "license": metadata.get("license"),
+        "prediction_type": {"v_prediction": "v"}.get(kind[1], kind[1]),
+    }
+    return {
+        **{f"modelspec.{name}": value for name, value in told.items() if value is not None},
+        "training": json.dumps(metadata),
+    }
+
+
+def lora_bytes(models: Mapping[str, Any], adapter_name: str, header: dict[str, str]) -> bytes:
+    """PEFT's LoRA on some models of a pipeline as the content of the file.
+
+    Readers scale a layer by alpha / r. All get the alpha of the first model, for some readers keep
+    one alone; what is left goes into up.
+
+    Args:
+        models: by their names in the pipeline.
+        adapter_name: of the LoRA.
+        header: as `lora_header` gives it.
+    """
+    alphas = [model.peft_config[adapter_name].lora_alpha for model in models.values()]
+    tensors: dict[str, Tensor] = {}
+    for (component, model), alpha in zip(models.items(), alphas, strict=True):
+        state = get_peft_model_state_dict(model, adapter_name=adapter_name)
+        for name, value in state.items():
+            layer, side = name.removesuffix(".weight").rsplit(".lora_", 1)
+            is_short = component == "text_encoder" and layer.startswith("encoder.")
+            full = f"{_PREFIXES[component]}.{'text_model.' if is_short else ''}{layer}"
+            key = full.replace(".", "_")
+            factor = alpha / alphas[0] if side == "B" else 1
+            tensors[f"{key}.alpha"] = torch.tensor(float(alphas[0]))
+            tensors[f"{key}.lora_{_SIDES[side]}.weight"] = (factor * value).cpu().contiguous()
+    return serialize(tensors, {**header, "format": "pt"})

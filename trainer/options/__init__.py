@@ -1,0 +1,1 @@
+"""The trainer's options: definitions, presets and checks."""

@@ -1,0 +1,1 @@
+"""The files of a run: logs, samples, model card and the Hub."""

@@ -1,0 +1,132 @@
+"""What a result tells about its making; where things lay is nobody's business."""
+
+import re
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from diffusers import StableDiffusionPipeline
+
+from loldu import __version__
+from loldu.base.record import digest_of_file, public_base
+from loldu.prompts import class_after, token_and_class
+from trainer.options.config import Config, sections
+from trainer.training.checkpoint import Progress
+
+LICENSES = {
+    "CompVis/stable-diffusion-v1-1": "creativeml-openrail-m",
+    "CompVis/stable-diffusion-v1-2": "creativeml-openrail-m",
+    "CompVis/stable-diffusion-v1-3": "creativeml-openrail-m",
+    "CompVis/stable-diffusion-v1-4": "creativeml-openrail-m",
+    "runwayml/stable-diffusion-v1-5": "creativeml-openrail-m",
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "creativeml-openrail-m",
+    "stabilityai/stable-diffusion-2": "openrail++",
+    "stabilityai/stable-diffusion-2-base": "openrail++",
+    "stabilityai/stable-diffusion-2-1": "openrail++",
+    "stabilityai/stable-diffusion-2-1-base": "openrail++",
+}
+"""Of the best-known bases: their terms of use also bind what is derived from them."""
+
+_PLACES = {"instance_data_dir", "class_data_dir", "concepts", "output_dir"}
+_LIBRARIES = ("torch", "diffusers", "transformers", "peft")
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a run came to, beside its options.
+
+    Attributes:
+        progress: Steps taken and the time they took.
+        parameters: How many numbers were trained.
+        caption: The prompt of the first picture.
+        pictures: How many pictures of the concept there were.
+        class_pictures: How many of its class.
+        scores: Of the concept, by metric; none where it was not scored.
+    """
+
+    progress: Progress
+    parameters: int
+    caption: str
+    pictures: int
+    class_pictures: int
+    scores: dict[str, float] | None = None
+
+
+def describe(
+    config: Config, training: Training, pipeline: StableDiffusionPipeline
+) -> dict[str, Any]:
+    """The metadata of a concept file: what it is called, what it was made of, and how.
+
+    It holds no date, so that the same run gives the same bytes. What is not known is left out.
+    """
+    options = public_sections(config)
+    token, class_name = name_of(config)
+    told = {
+        "method": config.adapter.method,
+        "token": token,
+        "class_name": class_name,
+        "instance_prompt": prompt_of(config, training),
+        "class_prompt": options["prior"].pop("class_prompt"),
+        "base": {
+            **options.pop("base"),
+            "revision": _revision(config, pipeline),
+            "sha256": digest_of_file(config.base),
+        },
+        "license": license_of(config),
+        "pictures": training.pictures,
+        "class_pictures": training.class_pictures,
+        "steps": training.progress.step,
+        "scores": training.scores,
+        "versions": {"loldu": __version__, **{name: version(name) for name in _LIBRARIES}},
+    }
+    for name in ("instance_prompt", "token"):  # told above
+        options["instance"].pop(name, None)
+    kept = {name: options[name] for name in ("instance", "prior", "adapter", "optimization")}
+    told["base"] = {name: value for name, value in told["base"].items() if value is not None}
+    return {**{name: value for name, value in told.items() if value is not None}, **kept}
+
+
+def public_sections(config: Config) -> dict[str, dict[str, Any]]:
+    """The resolved options without the places of a person's files; a local base is its name."""
+    public = {
+        section: {name: value for name, value in options.items() if name not in _PLACES}
+        for section, options in sections(config).items()
+    }
+    return {**public, "base": public_base(config.base)}
+
+
+def base_name(config: Config) -> str:
+    """The hub id of the base, or the name of its folder or file."""
+    path = Path(config.base.pretrained_model_name_or_path)
+    return path.resolve().name if path.exists() else str(path)
+
+
+def is_on_hub(config: Config) -> bool:
+    """Whether others can get the base by its name."""
+    return not Path(config.base.pretrained_model_name_or_path).exists()
+
+
+def name_of(config: Config) -> tuple[str | None, str | None]:
+    """The rare token and the class, where they were given or the prompts tell."""
+    prompt = config.instance.instance_prompt or ""
+    if token := config.instance.token or config.instance.placeholder_token:
+        return token, class_after(prompt, token) or None
+    return token_and_class(prompt, config.prior.class_prompt) or (None, None)
+
+
+def prompt_of(config: Config, training: Training) -> str:
+    """A prompt that asks for the concept."""
+    return config.instance.instance_prompt or training.caption
+
+
+def license_of(config: Config) -> str | None:
+    """The licence that was asked for, or else the base's where it is known."""
+    return config.result.license or (LICENSES.get(base_name(config)) if is_on_hub(config) else None)
+
+
+def _revision(config: Config, pipeline: StableDiffusionPipeline) -> str | None:
+    """The commit that the hub gave, which its cache tells, or else the revision asked for."""
+    place = str(pipeline.unet.config.get("_name_or_path") or "")
+    commit = re.search(r"[/\\]snapshots[/\\]([0-9a-f]{40})(?![0-9a-f])", place)
+    return commit[1] if commit else config.base.revision

@@ -1,0 +1,135 @@
+"""The end of a run: the concept, the same as a LoRA, samples and the card."""
+
+import logging
+from functools import partial
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+from loldu import ConceptError, export_lora
+from loldu.base.draw import sample_images
+from loldu.base.record import CONFIG
+from loldu.files import save_png, write_atomically
+from trainer.methods.lora_file import DTYPES, LORA, lora_header
+from trainer.methods.method import LEARNED_WORD, WORDS, Trained, save_result
+from trainer.options.config import Config
+from trainer.results.card import CARD, Result, Sample, model_card
+from trainer.results.metadata import Training, describe
+from trainer.results.records import METRICS, SAMPLES, size_bytes, write_summary
+from trainer.training.cache import on_device
+
+logger = logging.getLogger(__name__)
+
+MAX_SAMPLES = 4
+
+
+def write_result(
+    config: Config,
+    concept: str,
+    pipeline: StableDiffusionPipeline,
+    trained: Trained,
+    training: Training,
+    device: torch.device,
+    repository: str | None,
+) -> list[str]:
+    """Write all that a run leaves of a concept, what matters most first.
+
+    Args:
+        config: The concept's options.
+        concept: Its name in the run.
+        pipeline: The base with what was trained.
+        trained: What was trained.
+        training: What it took.
+        device: Where to draw.
+        repository: Where the result is to lie on the hub; none if it stays here.
+
+    Returns:
+        The files for the hub, beside the options, as they are called in the output_dir.
+
+    Raises:
+        LoLDUError: What was trained is not fit to be saved.
+    """
+    folder = config.run.output_dir
+    metadata = describe(config, training, pipeline)
+    main = save_result(pipeline, trained, concept, config, metadata)
+    write_summary(folder, main, training.parameters, training.progress)
+    logger.info("Saved %s (%s bytes)", main, f"{size_bytes(main):,}")
+    if config.adapter.method in ("loldu", "svfit") and config.result.lora_file != "no":
+        _write_lora(config, concept, pipeline, metadata)
+    samples = draw_samples(config, concept, pipeline, trained, metadata["instance_prompt"], device)
+    names = dict.fromkeys((main.name, LORA, LEARNED_WORD, CONFIG, METRICS))
+    files = {name: size_bytes(folder / name) for name in names if (folder / name).exists()}
+    result = Result(config, metadata, training, files, samples, repository)
+    write_atomically(folder / CARD, str(model_card(result)))
+    pictures = [name for sample in samples for name in (sample.base, sample.adapted) if name]
+    return [CARD, *pictures, *(name for name in files if name != CONFIG)]
+
+
+def draw_samples(
+    config: Config,
+    concept: str,
+    pipeline: StableDiffusionPipeline,
+    trained: Trained,
+    prompt: str,
+    device: torch.device,
+) -> list[Sample]:
+    """Draw the validation prompts, or else `prompt`, with base and concept from the same noise.
+
+    One picture at a time, in the least memory; without it there are no samples, but a result. A
+    base that training has overwritten, or that lacks a word of the prompt, is not drawn.
+    """
+    run = config.run
+    if not config.result.sample_at_end:
+        return []
+    prompts = run.validation_prompt[:MAX_SAMPLES] or (prompt,)
+    draw = partial(
+        sample_images,
+        pipeline,
+        prompts,
+        [config.optimization.seed + index for index in range(len(prompts))],
+        num_inference_steps=run.num_inference_steps,
+        guidance_scale=run.guidance_scale,
+        batch_size=1,
+        resolution=config.instance.resolution,
+        progress=False,
+    )
+    logger.info("Drawing samples for the model card, with the base and with the concept")
+    names = [f"{SAMPLES}/{index}-concept.png" for index in range(len(prompts))]
+    base_names: list[str | None] = [None] * len(prompts)
+    try:
+        with on_device(pipeline, device):
+            with trained.only(concept):
+                pictures = dict(zip(names, draw(), strict=True))
+            if config.adapter.method != "dreambooth" and WORDS not in trained.parts:
+                base_names = [f"{SAMPLES}/{index}-base.png" for index in range(len(prompts))]
+                with trained.off():
+                    pictures |= dict(zip(base_names, draw(), strict=True))
+    except torch.OutOfMemoryError:
+        logger.warning("Not enough memory to draw samples: the card has none.")
+        return []
+    (run.output_dir / SAMPLES).mkdir(exist_ok=True)
+    for name, picture in pictures.items():
+        save_png(picture, run.output_dir / str(name))
+    return [Sample(*sample) for sample in zip(prompts, names, base_names, strict=True)]
+
+
+def _write_lora(
+    config: Config, concept: str, pipeline: StableDiffusionPipeline, metadata: dict[str, Any]
+) -> None:
+    """Export the concept; what no LoRA can hold does not cost the result."""
+    path = config.run.output_dir / LORA
+    try:
+        export_lora(
+            pipeline,
+            path,
+            "kohya",
+            concept,
+            dtype=DTYPES[config.result.lora_file],
+            metadata=lora_header(pipeline, metadata),
+            overwrite=True,
+        )
+    except ConceptError as error:
+        logger.warning("There is no LoRA of the concept: %s.", error)
+        return
+    logger.info("Saved %s (%s bytes)", path, f"{path.stat().st_size:,}")

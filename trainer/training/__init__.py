@@ -1,0 +1,1 @@
+"""A training run, from cached pictures to its last step."""

@@ -1,0 +1,165 @@
+"""What the frozen VAE and text encoder say, asked once: then only the UNet stays on the device."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from loldu.errors import LoLDUError
+from loldu.pictures.crop import load_views
+from loldu.pictures.folder import CaptionedImage
+from loldu.pictures.mask import loss_weights
+from trainer.options.config import InstanceConfig
+
+ENCODED_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The VAE's posterior of every view of every picture, and its prompt's embedding.
+
+    Mean and standard deviation are kept, not one sample, so that each step draws its own. Both are
+    scaled for the UNet. `instances[i]` and `classes[i]` are the views of a picture, which is there
+    as often as it is repeated. `weights` are those of the squared errors, if there is a mask. The
+    prompts' tokens are for a text encoder that is trained too.
+    """
+
+    mean: Float[Tensor, "views c h w"]
+    std: Float[Tensor, "views c h w"]
+    embeddings: Float[Tensor, "prompts tokens dim"]
+    input_ids: Int[Tensor, "prompts tokens"]
+    prompt_of_view: Int[Tensor, " views"]
+    instances: list[range]
+    classes: list[range]
+    weights: Float[Tensor, "views 1 h w"] | None = None
+
+
+@torch.no_grad()
+def build_cache(
+    pipeline: StableDiffusionPipeline,
+    instances: Sequence[CaptionedImage],
+    classes: Sequence[CaptionedImage],
+    options: InstanceConfig,
+    *,
+    seed: int,
+) -> Cache:
+    """Encode every view of every picture in fp32, and every distinct prompt, each once.
+
+    Raises:
+        LoLDUError: when a picture cannot be used, or the VAE answers with inf or NaN.
+    """
+    pictures = [*instances, *classes]
+    prompts = sorted({picture.caption for picture in pictures})
+    owners: list[int] = []
+    moments: list[tuple[Tensor, Tensor]] = []
+    waiting: list[Tensor] = []
+    masks: list[Tensor | None] = []
+    for index, view, mask in load_views(
+        pictures,
+        options.resolution,
+        center_crop=options.center_crop,
+        random_flip=options.random_flip,
+        seed=seed,
+    ):
+        owners.append(index)
+        waiting.append(view)
+        masks.append(mask)
+        if len(waiting) == ENCODED_AT_ONCE:
+            moments.append(_encode(pipeline.vae, waiting))
+            waiting.clear()
+    if waiting:
+        moments.append(_encode(pipeline.vae, waiting))
+    mean, std = (torch.cat(part) for part in zip(*moments, strict=True))
+    _refuse_non_finite(mean + std, [pictures[owner] for owner in owners])
+    ranges = [
+        range(owners.index(index), owners.index(index) + owners.count(index))
+        for index in range(len(pictures))
+    ]
+    weights = loss_weights(masks, ranges, (mean.shape[-2], mean.shape[-1]), options.unmasked_weight)
+    return Cache(
+        mean=mean,
+        std=std,
+        embeddings=embed(pipeline, prompts),
+        input_ids=tokenize(pipeline, prompts).to(mean.device),
+        prompt_of_view=torch.tensor(
+            [prompts.index(pictures[owner].caption) for owner in owners], device=mean.device
+        ),
+        instances=_repeated(instances, ranges[: len(instances)]),
+        classes=_repeated(classes, ranges[len(instances) :]),
+        weights=None if weights is None else weights.to(mean.device),
+    )
+
+
+@torch.no_grad()
+def embed(
+    pipeline: StableDiffusionPipeline, prompts: Sequence[str]
+) -> Float[Tensor, "prompts tokens dim"]:
+    """The UNet's `encoder_hidden_states` of each prompt."""
+    device = pipeline.text_encoder.device
+    return torch.cat(
+        [
+            pipeline.encode_prompt(prompt, device, 1, do_classifier_free_guidance=False)[0]
+            for prompt in prompts
+        ]
+    )
+
+
+def tokenize(
+    pipeline: StableDiffusionPipeline, prompts: Sequence[str]
+) -> Int[Tensor, "prompts tokens"]:
+    """The text encoder's input for each prompt, as the pipeline makes it."""
+    tokenizer = pipeline.tokenizer
+    return tokenizer(
+        list(prompts),
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids
+
+
+@contextmanager
+def on_device(pipeline: StableDiffusionPipeline, device: torch.device) -> Iterator[None]:
+    """Bring VAE and text encoder to the UNet's device for a while; no dtype is touched."""
+    pipeline.vae.to(device)
+    pipeline.text_encoder.to(device)
+    try:
+        yield
+    finally:
+        leave_device(pipeline)
+
+
+def leave_device(pipeline: StableDiffusionPipeline) -> None:
+    """Send to main memory what no step needs: the VAE, and a text encoder that is not trained."""
+    pipeline.vae.to("cpu")
+    if not any(parameter.requires_grad for parameter in pipeline.text_encoder.parameters()):
+        pipeline.text_encoder.to("cpu")
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _repeated(pictures: Sequence[CaptionedImage], views: list[range]) -> list[range]:
+    return [
+        own for picture, own in zip(pictures, views, strict=True) for _ in range(picture.repeats)
+    ]
+
+
+def _encode(vae: AutoencoderKL, views: list[Tensor]) -> tuple[Tensor, Tensor]:
+    inputs = torch.stack(views).to(vae.device, vae.dtype)
+    posterior = vae.encode(inputs, return_dict=False)[0]
+    scale = vae.config["scaling_factor"]
+    return posterior.mean * scale, posterior.std * scale
+
+
+def _refuse_non_finite(latents: Tensor, pictures: Sequence[CaptionedImage]) -> None:
+    finite = latents.isfinite().flatten(1).all(dim=1).tolist()
+    for picture, good in zip(pictures, finite, strict=True):
+        if not good:
+            raise LoLDUError(
+                f"The VAE answers with inf or NaN for {picture.path}; the VAE is damaged or "
+                "overflows: give another one with --vae."
+            )

@@ -1,0 +1,208 @@
+"""Checkpoints that are whole or absent."""
+
+import json
+import logging
+import shutil
+import tomllib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch.optim import Optimizer
+
+from loldu.base.record import CONFIG
+from loldu.errors import LoLDUError
+from trainer.methods.method import Trained
+from trainer.options.concepts import concept_configs
+from trainer.options.config import Config, PerformanceConfig, to_toml
+from trainer.training.ema import EMA
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "checkpoint-"
+_TRAINED, _OPTIMIZER, _STATE = "trained.safetensors", "optimizer.pt", "state.json"
+_MAY_CHANGE = frozenset(
+    {
+        "pretrained_model_name_or_path",
+        "vae",
+        "single_file_config",
+        "instance_data_dir",
+        "class_data_dir",
+        "concepts",
+        *(option.name for option in fields(PerformanceConfig)),
+    }
+)
+"""Where things lie and what they cost: what a continued run may say otherwise."""
+_DRAWS_CLASS_PICTURES = {"num_inference_steps", "guidance_scale"}
+_IS_SCORED = {"validation_prompt"}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: finished optimizer steps and the `Clock`'s seconds spent on them."""
+
+    step: int = 0
+    seconds: float = 0.0
+
+
+Inputs = dict[str, str | int]
+"""What a run is made from beside its options: digests, by what they are of."""
+
+
+def save_checkpoint(
+    config: Config,
+    inputs: Inputs,
+    progress: Progress,
+    trained: Trained,
+    optimizer: Optimizer,
+    ema: EMA,
+    accelerator: Accelerator,
+    save_concepts: Callable[[Path], object],
+) -> Path:
+    """Write `checkpoint-<step>` under another name and rename it: half a checkpoint has no name.
+
+    The learning rate and all randomness follow from the step, so adapter, its average,
+    optimizer, loss scaler and step are the whole state. The concept files, which `save_concepts`
+    writes into the folder it is given, are for people, and nothing is read back from them.
+    """
+    final = config.run.output_dir / f"{PREFIX}{progress.step:06d}"
+    folder = final.with_name(f".{final.name}.tmp")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    weights = {name: tensor.contiguous() for name, tensor in trained.state_dict().items()}
+    save_file(weights, folder / _TRAINED)
+    scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
+    state = {"optimizer": optimizer.state_dict(), "scaler": scaler, "ema": ema.state()}
+    torch.save(state, folder / _OPTIMIZER)
+    (folder / CONFIG).write_text(to_toml(config), encoding="utf-8")
+    for name, own in _concepts(config).items():
+        (folder / f"concept.{name}.toml").write_text(to_toml(own), encoding="utf-8")
+    save_concepts(folder)
+    state_json = json.dumps({**asdict(progress), "inputs": inputs}, indent=2)
+    (folder / _STATE).write_text(state_json, encoding="utf-8")
+    shutil.rmtree(final, ignore_errors=True)
+    folder.rename(final)
+    logger.info("Checkpoint: %s", final)
+    limit = config.run.checkpoints_total_limit
+    for old in checkpoints(config.run.output_dir)[: -limit if limit else 0]:
+        shutil.rmtree(old)
+    return final
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """The whole checkpoints of a run, oldest first."""
+    return sorted(path for path in output_dir.glob(f"{PREFIX}*") if (path / _STATE).is_file())
+
+
+def find_checkpoint(config: Config) -> Path | None:
+    """The checkpoint that --resume names; none for `latest` when there is none yet.
+
+    Raises:
+        LoLDUError: when the named folder is no checkpoint, or its run had other options.
+    """
+    resume = config.run.resume
+    if resume is None:
+        return None
+    if resume == "latest":
+        found = checkpoints(config.run.output_dir)
+        if not found:
+            logger.info("No checkpoint in %s yet: starting anew.", config.run.output_dir)
+            return None
+        folder = found[-1]
+    else:
+        folder = Path(resume)
+        if not (folder / _STATE).is_file():
+            raise LoLDUError(f"--resume {folder} is not a checkpoint folder, nor latest.")
+    _check_same_run(config, folder)
+    return folder
+
+
+def load_checkpoint(
+    folder: Path,
+    inputs: Inputs,
+    trained: Trained,
+    optimizer: Optimizer,
+    ema: EMA,
+    accelerator: Accelerator,
+) -> Progress:
+    """Put what is trained, its average, optimizer and loss scaler back as they were.
+
+    Raises:
+        LoLDUError: when a file of the checkpoint is damaged, or the base, the pictures or the
+            number of processes are not those of its run.
+    """
+    try:
+        weights = load_file(folder / _TRAINED)
+        state = torch.load(folder / _OPTIMIZER, map_location="cpu", weights_only=True)
+        progress = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        was = progress.pop("inputs")
+        for what in sorted({*was, *inputs}):
+            if was.get(what) != inputs.get(what):
+                raise LoLDUError(
+                    f"{what} has changed since {folder} was made; resume with what it was "
+                    f"({was.get(what)}, now {inputs.get(what)}), or start a new run."
+                )
+        progress = Progress(**progress)
+        trained.load_state_dict(weights)
+        optimizer.load_state_dict(state["optimizer"])
+        ema.load(state["ema"])
+        if accelerator.scaler:
+            accelerator.scaler.load_state_dict(state["scaler"])
+    except (
+        *(OSError, EOFError, SafetensorError, UnpicklingError),
+        *(RuntimeError, ValueError, KeyError, TypeError),
+    ) as error:
+        raise LoLDUError(
+            f"The checkpoint {folder} is damaged; delete it and resume from the one before "
+            f"({str(error).splitlines()[0]})."
+        ) from error
+    return progress
+
+
+def _concepts(config: Config) -> dict[str, Config]:
+    """The options of each of several concepts, by its name and beside the run's own."""
+    return concept_configs(config) if config.instance.concepts else {}
+
+
+def _check_same_run(config: Config, folder: Path) -> None:
+    """A resumed run is the same run: everything that decides the adapter must be as it was."""
+    for path, now in [
+        (folder / CONFIG, config),
+        *((folder / f"concept.{name}.toml", own) for name, own in _concepts(config).items()),
+    ]:
+        if not path.is_file():
+            raise LoLDUError(
+                f"--concepts has a concept that {folder} has not (there is no {path.name}); resume "
+                "with the concepts of that run."
+            )
+        _check_same_options(now, path)
+
+
+def _check_same_options(config: Config, path: Path) -> None:
+    was = tomllib.loads(path.read_text(encoding="utf-8"))
+    now = tomllib.loads(to_toml(config))
+    may_change = _MAY_CHANGE
+    if config.optimization.lr_scheduler == "constant":  # the others are stretched over the steps
+        may_change = may_change | {"max_train_steps"}
+    # Scores of other prompts or models would not compare with those that are there.
+    scored = all(run.get("scores", {}).get("validation_scores") for run in (was, now))
+    for section in now:
+        if section == "result":  # what is made of the run once it is done
+            continue
+        keys = {*was.get(section, {}), *now[section]} - may_change
+        if section == "run":
+            keys &= _DRAWS_CLASS_PICTURES | (_IS_SCORED if scored else set())
+        if section == "scores" and not scored:
+            keys = set()
+        for key in sorted(keys):
+            before, after = was.get(section, {}).get(key), now[section].get(key)
+            if before != after:
+                raise LoLDUError(
+                    f"--{key} is {after} but was {before} in {path.parent}; resume with the "
+                    f"options of that run (--preset {path} has them all)."
+                )

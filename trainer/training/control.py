@@ -1,0 +1,138 @@
+"""What may be asked of a run while it trains, by signal or by an empty file."""
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from enum import Flag, auto
+from functools import reduce
+from operator import or_
+from types import FrameType
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from trainer.options.config import RunConfig
+
+logger = logging.getLogger(__name__)
+
+CONTROL = "control"
+
+
+class Request(Flag):
+    """The name of a request, in small letters, is that of its file in `<output_dir>/control/`."""
+
+    SAVE = auto()
+    """A checkpoint now."""
+    SAMPLE = auto()
+    """Validation pictures now."""
+    STOP = auto()
+    """A checkpoint, and an end from which --resume latest continues."""
+    FINISH = auto()
+    """A checkpoint and the result as it is now, and an end."""
+    ENDS = STOP | FINISH
+
+
+_FILES = {str(request.name).lower(): request for request in Request}
+_SIGNALS = {
+    getattr(signal, name): request
+    for name, request in (
+        ("SIGINT", Request.STOP),
+        ("SIGTERM", Request.STOP),
+        ("SIGBREAK", Request.STOP),
+        ("SIGUSR1", Request.SAVE),
+        ("SIGUSR2", Request.SAMPLE),
+    )
+    if hasattr(signal, name)  # no platform has them all
+}
+_AGAIN_S = 1.0
+"""A launcher passes on the Ctrl-C that its processes have already had: that is not a second one."""
+_STOPPING = b"\nStopping after this step, with a checkpoint; once more stops at once, without.\n"
+
+
+class Control:
+    """Gathers requests; between two steps the loop takes them with `asked`.
+
+    A request counts from the moment when this is made: the files of an earlier run are removed.
+    """
+
+    def __init__(self, run: RunConfig, accelerator: Accelerator) -> None:
+        """Take the run's folder and processes."""
+        self._folder = run.output_dir / CONTROL
+        self._accelerator = accelerator
+        # Several processes have to agree on the step, which makes them wait for the device: they
+        # do so where the log makes them wait anyway.
+        self._every = 1 if accelerator.num_processes == 1 else run.logging_steps
+        self._by_signal = Request(0)
+        self._stopping_since: float | None = None
+        self._strangers: set[str] = set()
+        if accelerator.is_main_process:
+            self._take_files()
+
+    def asked(self, step: int) -> Request:
+        """What was asked for since the last time, the same in every process after this step."""
+        if step % self._every:
+            return Request(0)
+        requests, self._by_signal = self._by_signal, Request(0)
+        if self._accelerator.is_main_process:
+            requests |= self._take_files()
+        return reduce(or_, gather_object([requests]))
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Make the folder of requests and hear signals for as long as the block lasts.
+
+        Before, Ctrl-C ends the process as it always does: there is nothing to save yet.
+        """
+        former: dict[int, Any] = {}
+        if self._accelerator.is_main_process:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        if threading.current_thread() is threading.main_thread():  # others may not set handlers
+            for number in _SIGNALS:
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    former[number] = signal.signal(number, self._on_signal)
+        try:
+            yield
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+            if self._accelerator.is_main_process:
+                with suppress(OSError):  # a request that came too late is in it
+                    self._folder.rmdir()
+
+    def _take_files(self) -> Request:
+        """The requests in the folder; a file is taken once, by removing it."""
+        try:
+            names = os.listdir(self._folder)
+        except OSError:  # mostly because nobody made the folder
+            return Request(0)
+        taken = Request(0)
+        for name in names:
+            if name in _FILES:
+                try:
+                    (self._folder / name).unlink()
+                except OSError:  # withdrawn, or still held open by its writer
+                    continue
+                taken |= _FILES[name]
+            elif not name.startswith(".") and name not in self._strangers:
+                self._strangers.add(name)
+                known = ", ".join(_FILES)
+                logger.warning("%s is no request; known are %s.", self._folder / name, known)
+        return taken
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Note the request; the second time that a stop is asked for, stop at once."""
+        request, now = _SIGNALS[number], time.monotonic()
+        self._by_signal |= request
+        if request is not Request.STOP:
+            return
+        if self._stopping_since is None:
+            self._stopping_since = now
+            if self._accelerator.is_main_process:  # logging may be in the middle of a line here
+                os.write(2, _STOPPING)
+        elif now - self._stopping_since >= _AGAIN_S:
+            raise KeyboardInterrupt

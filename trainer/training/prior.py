@@ -1,0 +1,109 @@
+"""Class pictures for prior preservation: brought by the person, or drawn once with the base."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from tqdm import tqdm
+
+from loldu.base.draw import sample_images
+from loldu.errors import LoLDUError
+from loldu.files import save_png, write_atomically
+from loldu.pictures.captions import METADATA
+from loldu.pictures.folder import CaptionedImage
+from trainer.options.config import PriorConfig
+from trainer.training.instances import own_class_images
+
+logger = logging.getLogger(__name__)
+
+BATCH_SIZE = 8
+
+
+def class_images(
+    pipeline: StableDiffusionPipeline,
+    prior: PriorConfig,
+    output_dir: Path,
+    *,
+    base: str,
+    resolution: int,
+    seed: int,
+    num_inference_steps: int,
+    guidance_scale: float,
+) -> list[CaptionedImage]:
+    """The class pictures and their prompts, generating those that are missing.
+
+    Pictures in `class_data_dir` are the person's own and used as they are. Otherwise picture i is
+    drawn with the i-th class prompt (in turn) and seed + i, in a subfolder named by a digest of
+    everything that decides it, so that pictures of another base or prompt are never mistaken for
+    these, an interrupted run draws only the rest, and later runs draw nothing.
+
+    Raises:
+        LoLDUError: when the person's pictures have no captions.
+    """
+    own = prior.class_data_dir
+    if images := own_class_images(prior):
+        return images
+    if not prior.class_prompt:
+        raise LoLDUError(
+            f"--class_data_dir {own} has no pictures; put some there, or give --class_prompt to "
+            "have them drawn."
+        )
+    recipe = {
+        "base": base,
+        "prompts": prior.class_prompt,
+        "noise_scheduler": pipeline.scheduler.to_json_string(),
+        "resolution": resolution,
+        "seed": seed,
+        "num_inference_steps": num_inference_steps,
+        "guidance_scale": guidance_scale,
+    }
+    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
+    folder = (own or output_dir / "class_images") / digest
+    folder.mkdir(parents=True, exist_ok=True)
+    images = [
+        CaptionedImage(
+            folder / f"{index:05d}.png", prior.class_prompt[index % len(prior.class_prompt)]
+        )
+        for index in range(prior.num_class_images)
+    ]
+    draw = partial(
+        sample_images,
+        pipeline,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        batch_size=BATCH_SIZE,
+        resolution=resolution,
+        progress=False,
+    )
+    _draw_missing(draw, images, seed)
+    return images
+
+
+def _draw_missing(
+    draw: Callable[[list[str], list[int]], list[Image.Image]],
+    images: list[CaptionedImage],
+    seed: int,
+) -> None:
+    """Draw batch by batch, always the same batches, so that what is drawn later is the same."""
+    batches = [range(len(images))[at : at + BATCH_SIZE] for at in range(0, len(images), BATCH_SIZE)]
+    lacking = [batch for batch in batches if not all(images[i].path.exists() for i in batch)]
+    if not lacking:
+        return
+    folder = images[0].path.parent
+    logger.info("Drawing class pictures into %s", folder)
+    for batch in tqdm(lacking, desc="class pictures", unit="batch", disable=None):
+        drawn = draw([images[index].caption for index in batch], [seed + index for index in batch])
+        for index, image in zip(batch, drawn, strict=True):
+            if not images[index].path.exists():
+                save_png(image, images[index].path)
+        rows = [
+            {"file_name": image.path.name, "text": image.caption, "seed": seed + index}
+            for index, image in enumerate(images)
+            if image.path.exists()
+        ]
+        write_atomically(folder / METADATA, "".join(json.dumps(row) + "\n" for row in rows))

@@ -1,0 +1,173 @@
+"""Pictures of a run in progress: the base's above the adapter's, always from the same noise."""
+
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image, ImageDraw
+
+from loldu.base.draw import sample_images
+from loldu.files import save_png
+from loldu.pictures.lettering import font, wrapped
+from trainer.methods.method import Trained
+from trainer.options.config import Config
+from trainer.training.cache import on_device
+from trainer.training.scorer import Wanted
+
+logger = logging.getLogger(__name__)
+
+VALIDATION, PICTURES, PROGRESS = "validation", "pictures", "progress.png"
+BASE = "base"
+_MIN_CELL_PX, _STRIP_CELL_PX, _STRIP_ROWS = 160, 160, 20
+
+Row = tuple[str, list[Image.Image]]
+
+
+class Validation:
+    """Draws the validation prompts with the adapter as it is and, once, without it.
+
+    `validation/000200.png` shows step 200 below the base, `validation/progress.png` all steps so
+    far, and `validation/pictures/` has every picture by itself, with its prompt and seed inside.
+    """
+
+    def __init__(
+        self,
+        pipeline: StableDiffusionPipeline,
+        trained: Trained,
+        concept: str,
+        config: Config,
+        device: torch.device,
+    ) -> None:
+        """Take the base with what is trained on it, a concept with its options, and the device.
+
+        Without validation prompts, the instance prompt is what a requested sample shows.
+        """
+        run, prompt = config.run, config.instance.instance_prompt
+        self._pipeline = pipeline
+        self._trained = trained
+        self._concept = concept
+        self._device = device
+        self._prompts = run.validation_prompt or ((prompt,) if prompt else ())
+        self._seeds = [config.optimization.seed + index for index in range(len(self._prompts))]
+        self._resolution = config.instance.resolution
+        self._num_inference_steps = run.num_inference_steps
+        self._guidance_scale = run.guidance_scale
+        self._folder = run.output_dir / VALIDATION
+        self.drawn: dict[Wanted, Image.Image] = {}
+        """What the last sheet shows of the adapter, for the scores; not of step 0."""
+
+    def draw(self, step: int) -> Image.Image | None:
+        """Draw, save and give the sheet of a step; of step 0 it has the base's row alone.
+
+        Where training leaves no way back to the base, there is no base's row but from step 0.
+        """
+        if not self._prompts:
+            logger.warning("There is nothing to draw: give --validation_prompt.")
+            return None
+        (self._folder / PICTURES).mkdir(parents=True, exist_ok=True)
+        base = self._kept(BASE)
+        rows: list[Row] = []
+        with on_device(self._pipeline, self._device):
+            if base is None and (step == 0 or self._trained.gives_base_back):
+                with self._trained.off():
+                    base = self._draw(BASE)
+            if base is not None:
+                rows.append((BASE, base))
+            if step > 0:
+                with self._trained.only(self._concept):
+                    images = self._draw(f"{step:06d}")
+                rows.append((f"step {step}", images))
+                self.drawn = dict(
+                    zip(zip(self._prompts, self._seeds, strict=True), images, strict=True)
+                )
+        drawn = sheet(rows, self._prompts, _cell_px(self._resolution))
+        path = self._folder / f"{step:06d}.png"
+        save_png(drawn, path)
+        rows = rows[: base is not None] + self._rows_until(step)
+        save_png(sheet(rows, self._prompts, _STRIP_CELL_PX), self._folder / PROGRESS)
+        logger.info("Validation pictures: %s", path)
+        return drawn
+
+    def _draw(self, name: str) -> list[Image.Image]:
+        images = sample_images(
+            self._pipeline,
+            self._prompts,
+            self._seeds,
+            num_inference_steps=self._num_inference_steps,
+            guidance_scale=self._guidance_scale,
+            resolution=self._resolution,
+            progress=False,
+        )
+        for index, image in enumerate(images):
+            save_png(image, self._path(name, index), self._parameters(index))
+        return images
+
+    def _kept(self, name: str) -> list[Image.Image] | None:
+        """The pictures of an earlier time, if they are of the same prompts, seeds and settings."""
+        images: list[Image.Image] = []
+        for index in range(len(self._prompts)):
+            try:
+                with Image.open(self._path(name, index)) as file:
+                    if file.info.get("parameters") != self._parameters(index):
+                        return None
+                    images.append(file.convert("RGB"))
+            except OSError:  # there is none
+                return None
+        return images
+
+    def _rows_until(self, step: int) -> list[Row]:
+        """The steps drawn so far, evenly thinned out when they are many."""
+        names = [path.stem[:-3] for path in (self._folder / PICTURES).glob("*-00.png")]
+        steps = sorted(int(name) for name in names if name.isdecimal() and int(name) <= step)
+        thinned = steps[:: -max(1, math.ceil(len(steps) / _STRIP_ROWS))][::-1]
+        kept = [(earlier, self._kept(f"{earlier:06d}")) for earlier in thinned]
+        return [(f"step {earlier}", images) for earlier, images in kept if images is not None]
+
+    def _path(self, name: str, index: int) -> Path:
+        return self._folder / PICTURES / f"{name}-{index:02d}.png"
+
+    def _parameters(self, index: int) -> str:
+        """What decides a picture, in the words that A1111 writes into its own."""
+        return (
+            f"{self._prompts[index]}\nSteps: {self._num_inference_steps}, CFG scale: "
+            f"{self._guidance_scale:g}, Seed: {self._seeds[index]}, Size: "
+            f"{self._resolution}x{self._resolution}"
+        )
+
+
+def sheet(rows: Sequence[Row], prompts: Sequence[str], cell_px: int) -> Image.Image:
+    """Rows of pictures with their names on the left, below the prompts of the columns."""
+    text_px = max(14, cell_px // 24)
+    gap = text_px // 2
+    face, line_px = font(text_px), round(text_px * 1.3)
+    captions = [wrapped(prompt, text_px, cell_px) for prompt in prompts]
+    left = gap + math.ceil(max(face.getlength(name) for name, _ in rows)) + gap
+    top = gap + line_px * max(map(len, captions)) + gap
+    size = (left + len(prompts) * (cell_px + gap), top + len(rows) * (cell_px + gap))
+    page = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(page)
+    for column, caption in enumerate(captions):
+        x = left + column * (cell_px + gap)
+        for index, line in enumerate(caption):
+            draw.text((x, gap + index * line_px), line, font=face, fill="black")
+    for row, (name, images) in enumerate(rows):
+        y = top + row * (cell_px + gap)
+        draw.text((gap, y + cell_px // 2), name, font=face, fill="black", anchor="lm")
+        for column, image in enumerate(images):
+            page.paste(_fitted(image, cell_px), (left + column * (cell_px + gap), y))
+    return page
+
+
+def _cell_px(resolution: int) -> int:
+    """Pictures are shown pixel by pixel; tiny ones at a whole multiple, to leave captions room."""
+    return resolution * math.ceil(_MIN_CELL_PX / resolution)
+
+
+def _fitted(image: Image.Image, cell_px: int) -> Image.Image:
+    whole = cell_px % image.width == 0
+    return image.resize(
+        (cell_px, cell_px), Image.Resampling.NEAREST if whole else Image.Resampling.LANCZOS
+    )
