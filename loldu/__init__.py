@@ -1,17 +1,26 @@
-"""LoLDU: a concept is a diagonal between two fixed factors of the base weight."""
+"""LoLDU: a concept is a diagonal between two fixed factors of the base weight.
 
-from loldu.adapter.config import LoLDUConfig
-from loldu.adapter.factorization import Factors, ldu, svd
-from loldu.adapter.model import LoLDUModel, project
-from loldu.adapter.registration import register
-from loldu.concept.export import export_lora
-from loldu.concept.format import Concept, ConceptLayer, read_concept
-from loldu.concept.hotswap import hotswap_concept
-from loldu.concept.in_use import mix, set_concepts, set_strength, unload_concept
-from loldu.concept.load import load_concept, save_concept, verify_concept
-from loldu.concept.merge import save_merged
-from loldu.concept.truncate import LayerCut, Truncation, truncate
+The names below are imported when they are first used: `import loldu` alone imports neither torch
+nor PEFT, so that a command's --help is quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from loldu.errors import ConceptError
+from loldu.peft_hook import register_with_peft
+
+if TYPE_CHECKING:
+    from loldu.adapter.config import LoLDUConfig
+    from loldu.adapter.factorization import Factors, ldu, svd
+    from loldu.adapter.model import LoLDUModel, project
+    from loldu.concept.export import export_lora
+    from loldu.concept.format import Concept, ConceptLayer, read_concept
+    from loldu.concept.hotswap import hotswap_concept
+    from loldu.concept.in_use import mix, set_concepts, set_strength, unload_concept
+    from loldu.concept.load import load_concept, save_concept, verify_concept
+    from loldu.concept.merge import save_merged
+    from loldu.concept.truncate import LayerCut, Truncation, truncate
 
 __version__ = "0.1.0"
 
@@ -41,4 +50,31 @@ __all__ = [
     "verify_concept",
 ]
 
-register()
+_NAMES = {
+    "adapter.config": ("LoLDUConfig",),
+    "adapter.factorization": ("Factors", "ldu", "svd"),
+    "adapter.model": ("LoLDUModel", "project"),
+    "concept.export": ("export_lora",),
+    "concept.format": ("Concept", "ConceptLayer", "read_concept"),
+    "concept.hotswap": ("hotswap_concept",),
+    "concept.in_use": ("mix", "set_concepts", "set_strength", "unload_concept"),
+    "concept.load": ("load_concept", "save_concept", "verify_concept"),
+    "concept.merge": ("save_merged",),
+    "concept.truncate": ("LayerCut", "Truncation", "truncate"),
+}
+"""The public names of each module."""
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    for module, names in _NAMES.items():
+        if name in names:
+            globals()[name] = getattr(import_module(f"loldu.{module}"), name)
+            return globals()[name]
+    raise AttributeError(f"module 'loldu' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+register_with_peft()
