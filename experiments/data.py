@@ -18,7 +18,8 @@ import pyarrow as pa
 from loldu.errors import LoLDUError, hint
 from loldu.files import read_toml
 
-MANIFESTS = Path(__file__).parent.parent / "datasets"
+_BESIDE = Path(__file__).parent / "datasets"  # where an installed package keeps them
+MANIFESTS = _BESIDE if _BESIDE.is_dir() else Path(__file__).parent.parent / "datasets"
 
 
 @dataclass(frozen=True)
