@@ -58,10 +58,25 @@ def toml(tmp_path: Path, pictures: Path) -> Path:
     ],
 )
 def test_each_becomes_what_it_would_alone(
-    more: tuple[str, ...], flags: list[str], toml: Path, tmp_path: Path, make_config: MakeConfig
+    more: tuple[str, ...],
+    flags: list[str],
+    toml: Path,
+    tmp_path: Path,
+    make_config: MakeConfig,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """With plain descent, whose steps are the gradients, clipped and decayed.
+
+    The two runs' matrix products have different shapes and so round differently, by about 1e-7.
+    AdamW's first step is the gradient's sign: for a gradient that is itself 1e-8, rounding decides
+    it, and the CPU decides the rounding.
+    """
+    monkeypatch.setattr(
+        "trainer.training.optimizers.optimizer_class", lambda _: (torch.optim.SGD, {})
+    )
     own = ("--instance_data_dir", "--instance_prompt", "--output_dir")
     common = [*without(flags, *own), "--max_grad_norm", "0.05", *more]
+    common += ["--learning_rate", "1"]
     together, out = tmp_path / "together", ("--output_dir", str(tmp_path / "together"))
     assert run([*common, *out, "--concepts", str(toml)]) == 0
     configs = concept_configs(make_config("--concepts", str(toml), *more, *out))
@@ -78,12 +93,12 @@ def test_each_becomes_what_it_would_alone(
         assert run([*common, *told, "--output_dir", str(alone)]) == 0
         ours, theirs = (deltas(x / "concept.safetensors") for x in (folder, alone))
         assert theirs.abs().max() > 1e-3
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=2e-6)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
         last, alone_last = (
             json.loads((x / "metrics.jsonl").read_text().splitlines()[-1]) for x in (folder, alone)
         )
         for key in ("loss", "instance_loss", "prior_loss", "delta_norm"):
-            assert last[key] == pytest.approx(alone_last[key], rel=1e-3)
+            assert last[key] == pytest.approx(alone_last[key], rel=1e-4)
         assert (folder / "config.toml").exists()
         assert (folder / "summary.json").exists()
 
