@@ -1,6 +1,6 @@
-"""The three routes through an adapted layer, timed without gradients beside the frozen layer.
+"""The two routes through an adapted layer, timed without gradients beside the frozen layer.
 
-``python -m benchmarks.routes``. It shows where each is the fastest, and which one is taken.
+``python -m benchmarks.routes``. It shows where each is the faster one, and which one is taken.
 """
 
 import random
@@ -24,10 +24,9 @@ from loldu import ldu
 from loldu.adapter.functional import (
     cheapest_route,
     dense_linear,
-    factor_free_linear,
     factored_linear,
 )
-from loldu.adapter.shared_factors import SharedFactors, version_of
+from loldu.adapter.shared_factors import SharedFactors
 from loldu.provenance import provenance, write_record
 
 RESULTS = Path(__file__).parent / "results"
@@ -50,7 +49,7 @@ CASES = (
 
 @dataclass(frozen=True)
 class Options:
-    """Time the three routes through layers of several shapes, in turns."""
+    """Time the two routes through layers of several shapes, in turns."""
 
     # Times everything is timed; medians are reported.
     repetitions: int = 31
@@ -82,7 +81,7 @@ def measure(case: tuple[int, int, int, int], options: Options) -> dict[str, Any]
         "out": out,
         "in": in_,
         "r": r,
-        "taken": cheapest_route(x, factors, delta, has_bias=False),
+        "taken": cheapest_route(x, factors, delta),
         "times_as_long_as_frozen": {
             name: ratio(seconds[name], seconds["frozen"]) for name in calls if name != "frozen"
         },
@@ -90,23 +89,19 @@ def measure(case: tuple[int, int, int, int], options: Options) -> dict[str, Any]
 
 
 def routes(x: Tensor, weight: Tensor, r: int, delta: Tensor) -> dict[str, Callable[[], Tensor]]:
-    """Return the frozen layer and the three routes, by name."""
+    """Return the frozen layer and the two routes, by name."""
     factors = shared(weight, r)
-    core, around = factors.core(weight), factors.around(delta)
-    assert core is not None
+    around = factors.around(delta)
     return {
         "frozen": partial(F.linear, x, weight),
         "factored": partial(factored_linear, x, weight, None, *around),
-        "factor_free": partial(factor_free_linear, x, weight, None, core, delta),
         "dense": partial(dense_linear, x, weight, None, *around),
     }
 
 
 def shared(weight: Tensor, r: int) -> SharedFactors:
     """Return the factors of a weight as a layer holds them."""
-    factors = SharedFactors.of(ldu(weight, r), "partial", weight.dtype)
-    factors.weight_version = version_of(weight)
-    return factors
+    return SharedFactors.of(ldu(weight, r), "partial", weight.dtype)
 
 
 def table(cases: Sequence[dict[str, Any]]) -> Table:

@@ -66,8 +66,6 @@ class FactoredLayer(BaseTunerLayer):
     def keep_factors(self) -> None:
         """Take the factors held for those of the weight as it is now."""
         self._weight_version = version_of(self.weight)
-        for held in self.factors.values():
-            held.weight_version = self._weight_version
 
     def factors_of(self, adapter_name: str) -> SharedFactors:
         """Return the factors at an adapter's pivots, computing them where none are held."""
@@ -142,9 +140,7 @@ class FactoredLayer(BaseTunerLayer):
                 f"are dropped; {cure} avoids it",
                 stacklevel=2,
             )
-        shared = SharedFactors.of(factors, pivoting, weight.dtype)
-        shared.weight_version = self._weight_version
-        return shared
+        return SharedFactors.of(factors, pivoting, weight.dtype)
 
     def follow_pivots(self) -> None:
         """Bring the factors up to date with the weight, and with pivots written since."""

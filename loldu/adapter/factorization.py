@@ -39,29 +39,6 @@ class Factors:
     pivots: Int[Tensor, " r"] | Int[Tensor, "2 r"] | None
 
 
-@dataclass(frozen=True)
-class PivotCore:
-    """What stands between a weight's own rows and columns and its LDU factors.
-
-    ``A = lower · W[rows]`` and ``B = W[:, :r] · upper``, so that ``A x`` is `lower` times the
-    output ``W x`` at the pivot rows. Nested as the factors are: a smaller rank is a leading block.
-
-    Attributes:
-        rows: The pivot rows.
-        lower: ``(L11 D)⁻¹``, lower triangular.
-        upper: ``(D U11)⁻¹``, upper triangular.
-        growth: How many times as large as through the factors rounding errors are, as an estimate
-            from the norms of what is multiplied; nearly dependent leading columns make it large.
-
-    Source: the CUR form of an LU; L11 and U11 are the leading r x r blocks of L and U.
-    """
-
-    rows: Int[Tensor, " r"]
-    lower: Float[Tensor, "r r"]
-    upper: Float[Tensor, "r r"]
-    growth: float
-
-
 def ldu(
     weight: Float[Tensor, "out in"],
     r: int,
@@ -117,34 +94,6 @@ def ldu(
         diagonal.to(device, torch.float32),
         right.to(device, torch.float32),
         pivots,
-    )
-
-
-def pivot_core(weight: Float[Tensor, "out in"], factors: Factors) -> PivotCore:
-    """Return the core of an LDU by partial pivoting, in float32 (float64 for such a weight).
-
-    Args:
-        weight: The base weight W.
-        factors: Its factors, no direction of which was dropped.
-    """
-    assert factors.pivots is not None
-    rank = len(factors.pivots)
-    pivot_rows, columns = _float64(weight[factors.pivots]), _float64(weight[:, :rank])
-    core, _ = _eliminated(pivot_rows[:, :rank], pivot_rows.new_zeros(rank))
-    identity = torch.eye(rank, dtype=core.dtype, device=core.device)
-    lower = torch.linalg.solve_triangular(core, identity, upper=False, unitriangular=True)
-    lower /= core.diagonal()[:, None]
-    upper = torch.linalg.solve_triangular(core, identity, upper=True)
-    # Mean squares of the terms that are rounded: at the pivots and before C, or before B.
-    reads, writes = _float64(factors.right).square().sum(1), _float64(factors.left).square().sum(0)
-    through_core = writes @ lower.square() @ pivot_rows.square().sum(1)
-    through_core += columns.square().sum(0) @ upper.square() @ reads
-    dtype = torch.promote_types(weight.dtype, torch.float32)
-    return PivotCore(
-        factors.pivots.to(weight.device),
-        lower.to(weight.device, dtype),
-        upper.to(weight.device, dtype),
-        float((through_core / (2 * writes @ reads)).sqrt()),
     )
 
 

@@ -1,10 +1,9 @@
 """The adapted linear map ``y = W x + b + B (delta ⊙ (A x))`` behind one call.
 
-Three exact routes. The factored one multiplies by A and B and saves only ``A x`` for the backward
-pass: neither x nor a factor gradient is needed. The factor-free one reads A x off the layer's own
-output at the pivot rows and writes with the layer's own first r columns. The dense one forms
-``W + B diag(delta) A`` first, whatever the number of tokens. The cheapest is taken. Where every row
-of a batch has a delta of its own, the first two serve them all in one pass.
+Two exact routes. The factored one multiplies by A and B and saves only ``A x`` for the backward
+pass: it needs neither x nor the gradient of a factor. The dense one forms ``W + B diag(delta) A``
+first, whatever the number of tokens. The cheaper one is taken. If every row of a batch has its own
+delta, the factored route serves all rows in one pass.
 """
 
 # torch and peft are typed in part only.
@@ -19,20 +18,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from loldu.adapter.factorization import PivotCore
 from loldu.adapter.shared_factors import SharedFactors
 
-Route = Literal["factored", "factor_free", "dense"]
-
-READ_BACK = 64
-"""Multiplications that take as long as reading one number of the output back from memory."""
-
-FEWEST_READ_BACK = 64
-"""Tokens from which on that pays; with fewer, a CPU waits for the weight's own columns.
-
-Both were measured on a CPU in float32 (``benchmarks/results/routes.json``), and decide between two
-routes that are close. On a GPU, where they have not been measured, it is not tried.
-"""
+Route = Literal["factored", "dense"]
 
 
 def adapted_linear(
@@ -41,7 +29,7 @@ def adapted_linear(
     factors: SharedFactors,
     delta: Float[Tensor, "*rows r"],
 ) -> Float[Tensor, "*batch out"]:
-    """Return ``base_layer(x) + B (delta ⊙ (A x))`` by the cheapest of the three routes.
+    """Return ``base_layer(x) + B (delta ⊙ (A x))`` by the cheaper of the two routes.
 
     Args:
         x: Input of the layer.
@@ -59,11 +47,7 @@ def adapted_linear(
         return factored_update(x, base_layer(x), *factors.around(delta))
     weight, bias = base_layer.weight, _bias_of(base_layer)
     x = x.to(weight.dtype)
-    route = cheapest_route(x, factors, delta, has_bias=bias is not None)
-    if route == "factor_free" and (core := factors.core(weight)) is not None:
-        # Autocast would round what goes through the core.
-        with torch.autocast(x.device.type, enabled=False):
-            return factor_free_linear(x, weight, bias, core, delta)
+    route = cheapest_route(x, factors, delta)
     left, delta, right = factors.around(delta)
     linear = dense_linear if route == "dense" else factored_linear
     return linear(x, weight, bias, left, delta, right)
@@ -79,32 +63,6 @@ def factored_linear(
 ) -> Float[Tensor, "*batch out"]:
     """Return ``W x + b + B (delta ⊙ (A x))`` as written, of a frozen W and b."""
     return _update(x, None, weight, bias, left, delta, right)
-
-
-def factor_free_linear(
-    x: Float[Tensor, "*batch in"],
-    weight: Float[Tensor, "out in"],
-    bias: Float[Tensor, " out"] | None,
-    core: PivotCore,
-    delta: Float[Tensor, "*rows r"],
-) -> Float[Tensor, "*batch out"]:
-    """Return ``y0 + C (D U11)⁻¹ (delta ⊙ ((L11 D)⁻¹ y0[pivots])) + b`` with ``y0 = W x``.
-
-    It has no backward pass.
-    """
-    r = delta.shape[-1]
-    rows, lower, upper = core.rows[:r], core.lower[:r, :r], core.upper[:r, :r]
-    output = F.linear(x.reshape(-1, x.shape[-1]), weight, bias)
-    read = output[:, rows].to(lower.dtype)
-    if bias is not None:
-        read -= bias[rows]
-    delta = delta.to(lower.dtype)
-    if delta.dim() == 1 and r < len(read):
-        change = read @ ((upper * delta) @ lower).T
-    else:
-        change = _scale_rows(read @ lower.T, delta) @ upper.T
-    output.addmm_(change.to(output.dtype), weight[:, :r].T)
-    return output.view(*x.shape[:-1], -1)
 
 
 def dense_linear(
@@ -152,39 +110,23 @@ def cheapest_route(
     x: Float[Tensor, "*batch in"],
     factors: SharedFactors,
     delta: Float[Tensor, "*rows r"],
-    *,
-    has_bias: bool,
 ) -> Route:
     """Compare the multiplications that the routes add to a plain frozen layer's own.
 
-    In half precision no route may add delta_W to W, which would round a small delta away, nor read
-    back an output that a bias was added to. Training is never factor-free: changing the gradient
-    of the output at the pivots takes a copy of it, which cost more than the product with A saved.
+    In half precision no route may add delta_W to W, which would round a small delta away.
     """
     r, in_features = delta.shape[-1], x.shape[-1]
     out_features = factors.left.shape[0]
     tokens = x.numel() // in_features
-    full = x.dtype in (torch.float32, torch.float64)
+    can_be_dense = x.dtype in (torch.float32, torch.float64) and delta.dim() == 1
     form = out_features * r * in_features
     costs: dict[Route, int] = {"factored": tokens * r * (in_features + out_features)}
     if torch.is_grad_enabled() and (x.requires_grad or delta.requires_grad):
         # Backward: two more thin products, or the full weight gradient and its contraction.
         costs["factored"] *= 2
-        if full and delta.dim() == 1:
-            costs["dense"] = 2 * form + tokens * in_features * out_features
-        return min(costs, key=costs.__getitem__)
-    if full and delta.dim() == 1:
+        form = 2 * form + tokens * in_features * out_features
+    if can_be_dense:
         costs["dense"] = form
-    # A graph that is being compiled cannot hold what is computed at the first call.
-    if (
-        not torch.compiler.is_compiling()
-        and factors.can_be_left_out
-        and (full or not has_bias)
-        and x.device.type == "cpu"
-        and tokens >= FEWEST_READ_BACK
-    ):
-        through_core = r * r * (min(r, tokens) + tokens)
-        costs["factor_free"] = through_core + tokens * out_features * (r + READ_BACK)
     return min(costs, key=costs.__getitem__)
 
 

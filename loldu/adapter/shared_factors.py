@@ -1,6 +1,6 @@
 """The factor pair that all adapters of a layer share."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -8,13 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from loldu.adapter.diagonal import gram
-from loldu.adapter.factorization import Factors, PivotCore, Pivoting, pivot_core
-
-MOST_GROWTH = 2.0
-"""How much larger rounding errors may be where factors are left out. Gaussian weights have 1.4."""
-
-LARGEST_IN_HALF = 128.0
-"""What an entry of a core may multiply, lest float16 overflows. Gaussian weights have 16."""
+from loldu.adapter.factorization import Factors, Pivoting
 
 
 def version_of(tensor: Tensor) -> tuple[int, int]:
@@ -27,9 +21,7 @@ class SharedFactors:
     """One factor pair of a layer's weight, in the dtype of the layer.
 
     In half precision, rows of `right` are scaled to at most 1 by powers of two, which is exact, and
-    `gain` gives them back to delta: a small pivot cannot overflow. Where no pivot was dropped
-    and the pivot columns are the first, a plain layer that reads its own output at the pivot rows
-    can do without the two factors.
+    `gain` gives them back to delta: a small pivot cannot overflow.
     """
 
     pivoting: Pivoting | None
@@ -39,9 +31,6 @@ class SharedFactors:
     diagonal: Float[Tensor, " r"]
     pivots: Int[Tensor, " r"] | Int[Tensor, "2 r"] | None
     rescaled: bool
-    can_be_left_out: bool
-    weight_version: tuple[int, int] | None = None
-    _core: PivotCore | None = field(default=None, init=False, repr=False)
 
     @classmethod
     def of(cls, factors: Factors, pivoting: Pivoting | None, dtype: torch.dtype) -> "SharedFactors":
@@ -52,7 +41,6 @@ class SharedFactors:
             _, exponent = torch.frexp(right.abs().amax(1))
             gain = torch.ldexp(gain, exponent)
             right = right / gain[:, None]
-        of_own_rows = pivoting == "partial" and bool((diagonal != 0).all())
         return cls(
             pivoting,
             left.to(dtype),
@@ -61,7 +49,6 @@ class SharedFactors:
             diagonal,
             factors.pivots,
             rescaled,
-            of_own_rows,
         )
 
     @property
@@ -79,23 +66,6 @@ class SharedFactors:
         """Return ``‖B_i‖ ‖A_i‖``: how much 1 in delta changes the weight, by direction."""
         left, right = self.left.to(self.gain.dtype), self.right.to(self.gain.dtype)
         return left.square().sum(0).sqrt() * right.square().sum(1).sqrt() * self.gain
-
-    def core(self, weight: Float[Tensor, "out in"]) -> PivotCore | None:
-        """Return what stands in for the factors of a weight, or None if it would be less exact.
-
-        It is made at the first call, and serves only the weight that the factors are of.
-        """
-        if version_of(weight) != self.weight_version:
-            return None
-        if self._core is None:
-            factors = Factors(
-                self.left, self.diagonal, self.right * self.gain[:, None], self.pivots
-            )
-            core = pivot_core(weight.detach(), factors)
-            overflows = self.rescaled and float(core.upper.abs().max()) > LARGEST_IN_HALF
-            self.can_be_left_out = core.growth <= MOST_GROWTH and not overflows
-            self._core = core if self.can_be_left_out else None
-        return self._core
 
     def around(
         self, delta: Float[Tensor, "*rows r"]
