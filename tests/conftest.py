@@ -196,10 +196,15 @@ def make_config(flags: list[str]) -> Callable[..., Config]:
     return lambda *more: parse([*flags, *more])
 
 
-def predict(pipeline: StableDiffusionPipeline) -> torch.Tensor:
-    """What the UNet of a pipeline says to two rows of noise, always the same."""
-    generator = torch.Generator().manual_seed(0)
-    latents = torch.randn(2, 4, 8, 8, generator=generator)
-    states = torch.randn(2, 16, 16, generator=generator)
-    with torch.no_grad():
-        return pipeline.unet(latents, torch.tensor([10, 500]), states).sample
+@pytest.fixture
+def predict() -> Callable[[StableDiffusionPipeline], torch.Tensor]:
+    """The prediction of a pipeline's UNet for two fixed rows of noise."""
+
+    def predict(pipeline: StableDiffusionPipeline) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        latents = torch.randn(2, 4, 8, 8, generator=generator)
+        states = torch.randn(2, 16, 16, generator=generator)
+        with torch.no_grad():
+            return pipeline.unet(latents, torch.tensor([10, 500]), states).sample
+
+    return predict

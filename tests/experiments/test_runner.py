@@ -18,7 +18,7 @@ from experiments.outcome import Outcome
 from experiments.results import Results
 from experiments.runner import jobs_of, run_missing
 from loldu.errors import LoLDUError
-from tests.experiments.conftest import write_result
+from tests.experiments.results import write_result
 
 
 class Inline:

@@ -9,7 +9,7 @@ from experiments.document import filled
 from experiments.results import Results
 from experiments.table import lines_of, markdown
 from loldu.errors import LoLDUError
-from tests.experiments.conftest import write_result
+from tests.experiments.results import write_result
 
 
 def test_cells(sample: Experiment, tmp_path: Path) -> None:

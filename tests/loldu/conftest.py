@@ -8,8 +8,6 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-torch.set_num_threads(1)
-
 
 class TwoLayers(nn.Module):
     """A small network with layers wider and taller than square."""

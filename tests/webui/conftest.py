@@ -1,15 +1,14 @@
 """A tiny base, two concepts of it in the folders of runs, and the state of trainings."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from loldu import LoLDUConfig, save_concept
-from loldu.base.open import load_pipeline
+from tests.webui.browser import ROOT
+from tests.webui.concepts import MakeUse, entry_of, teach
 from tests.webui.engine.server import STANDIN
 from tests.webui.engine.waiting import MakeDispatcher, patiently
 from webui.drawing.model import Use
@@ -17,22 +16,6 @@ from webui.drawing.studio import Studio, Watch
 from webui.engine import process
 from webui.engine.dispatcher import Dispatcher
 from webui.engine.jobs import Jobs
-from webui.library.entry import Entry
-
-MakeUse = Callable[..., Use]
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-def teach(folder: Path, path: Path, seed: int, prompt: str | None, **metadata: object) -> None:
-    """Save a random concept of a base."""
-    pipeline = load_pipeline(str(folder))
-    pipeline.unet.add_adapter(LoLDUConfig(r=4, init_weights=False, seed=seed))
-    save_concept(pipeline, path, metadata={"instance_prompt": prompt, **metadata})
 
 
 @pytest.fixture(scope="session")
@@ -67,10 +50,6 @@ def use(runs: Path) -> MakeUse:
     return lambda name, strength=1.0, where=runs: Use(entry_of(where / name), strength)
 
 
-def entry_of(folder: Path) -> Entry:
-    return Entry(folder.name, folder.name, None, folder, 0.0)
-
-
 @pytest.fixture
 def ticks() -> list[tuple[int, int]]:
     """What was reported of the passes through the UNet."""
@@ -91,6 +70,11 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Jobs]:
     for job in jobs.list(removed=None):
         process.send(job.folder, signal.SIGKILL)
         patiently(lambda folder=job.folder: not process.is_running(folder))
+
+
+@pytest.fixture
+def dispatcher(make_dispatcher: MakeDispatcher) -> Dispatcher:
+    return make_dispatcher()
 
 
 @pytest.fixture

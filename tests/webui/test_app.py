@@ -14,7 +14,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from tests.webui.browser import served
-from tests.webui.conftest import MakeUse
+from tests.webui.concepts import MakeUse
 from webui.app import create_demo
 from webui.backend import open_backend
 from webui.drawing.settings import read_png

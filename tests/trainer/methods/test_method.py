@@ -10,12 +10,12 @@ from loldu import load_concept, read_concept
 from loldu.adapter.layer import LoLDULayer
 from loldu.base.open import load_pipeline
 from loldu.errors import LoLDUError
-from tests.conftest import predict
 from trainer.methods.method import Trained, add_trainables, learn_words, save_result
 from trainer.options.config import Config, Method, Rank
 from trainer.training.cache import embed
 
 MakeConfig = Callable[..., Config]
+Predict = Callable[[StableDiffusionPipeline], torch.Tensor]
 WORD = ("--placeholder_token", "<toy>", "--initializer_token", "s")
 WORD += ("--instance_prompt", "a <toy> toy")
 
@@ -51,6 +51,7 @@ def test_what_is_trained_is_counted_fp32_and_changes_nothing_yet(
     rank: Rank,
     pipeline: StableDiffusionPipeline,
     make_config: MakeConfig,
+    predict: Predict,
 ) -> None:
     shapes, before = linears(pipeline), predict(pipeline)
     scale = "--train_scale" if train_scale else "--no_train_scale"
@@ -150,6 +151,7 @@ def test_the_result_loads_into_a_fresh_pipeline(
     base_folder: Path,
     tmp_path: Path,
     make_config: MakeConfig,
+    predict: Predict,
 ) -> None:
     if (method == "textual_inversion") != (more is WORD) and method not in ("loldu", "lora"):
         pytest.skip("a word and a whole model do not go together, and no word is nothing to learn")

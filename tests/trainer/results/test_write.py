@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from loldu import Concept, ConceptLayer, load_concept, read_concept
 from loldu.base.open import load_pipeline
 from loldu.concept.format import write_concept
-from tests.conftest import predict
 from trainer.__main__ import run
 from trainer.methods.method import add_trainables
 from trainer.options.config import Config, Method
@@ -47,7 +46,12 @@ def header(path: Path) -> dict[str, str]:
     [("loldu", "fp32", 1e-5), ("loldu", "fp16", 5e-3), ("svfit", "fp32", 1e-5)],
 )
 def test_the_lora_draws_what_the_concept_draws(
-    method: str, lora_file: str, tolerance: float, flags: list[str], output_dir: Path
+    method: str,
+    lora_file: str,
+    tolerance: float,
+    flags: list[str],
+    output_dir: Path,
+    predict: Callable[[StableDiffusionPipeline], torch.Tensor],
 ) -> None:
     more = ["--learning_rate", "0.3", "--method", method, "--lora_file", lora_file]
     more += ["--train_text_encoder"]

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from loldu import read_concept
-from tests.trainer.training.test_scores import FakeScorer
+from tests.trainer.training.fake_scorer import FakeScorer
 from trainer.__main__ import run
 from trainer.options.preset import parse
 from trainer.train_dreambooth_loldu import main

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from eval.protocols.live import Pictures
 from loldu import read_concept
 from loldu.base.draw import sample_images
 from loldu.errors import LoLDUError
+from tests.trainer.training.fake_scorer import FakeScorer
 from trainer.__main__ import run
 from trainer.options.config import Config
 from trainer.options.preset import parse
@@ -26,19 +26,6 @@ MakeConfig = Callable[..., Config]
 PROMPTS = ("--validation_prompt", "a photo of sks toy", "a car", "--token", "sks")
 SCORED = (*PROMPTS, "--validation_steps", "1", "--validation_scores", "--validation_images", "2")
 SCORED += ("--keep_best", "balance")
-
-
-class FakeScorer:
-    """Says what it was told to, and remembers what it was shown."""
-
-    def __init__(self, *dino: float) -> None:
-        self.dino = list(dino)
-        self.shown: list[Pictures] = []
-
-    def score(self, pictures: Pictures) -> dict[str, float]:
-        self.shown.append(pictures)
-        likeness = self.dino[len(self.shown) - 1]
-        return {"dino": likeness, "clip_i": 0.5, "clip_t": 0.25, "drift": 0.1}
 
 
 def trained_weights(folder: Path) -> dict[str, torch.Tensor]:

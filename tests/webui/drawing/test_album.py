@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from loldu.errors import LoLDUError
-from tests.webui.drawing.test_settings import SETTINGS
+from tests.webui.drawing.reference import SETTINGS
 from webui.drawing.album import Album
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from loldu import ConceptError
 from loldu.errors import LoLDUError
-from tests.webui.conftest import entry_of
+from tests.webui.concepts import entry_of
 from webui.drawing.facts import describe, facts_of, filled, suggestion
 from webui.library.about import about
 

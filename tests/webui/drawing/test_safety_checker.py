@@ -13,8 +13,8 @@ from transformers import CLIPConfig, CLIPImageProcessor
 
 from loldu import LoLDUConfig, save_concept
 from loldu.base.open import load_pipeline
-from tests.webui.conftest import MakeUse
-from tests.webui.drawing.test_studio import TASK, drawn_apart, pixels
+from tests.webui.concepts import MakeUse
+from tests.webui.drawing.reference import TASK, drawn_apart, pixels
 from webui.drawing.studio import Studio, Watch
 
 

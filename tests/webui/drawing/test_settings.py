@@ -10,20 +10,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from loldu.errors import LoLDUError
-from webui.drawing.settings import Settings, Used, parameters, png_bytes, read_png
-
-SETTINGS = Settings(
-    prompt="a photo of a sks toy,\nNegative prompt: no, «ünï»",
-    negative_prompt="blurry",
-    seed=2**32 - 1,
-    num_inference_steps=20,
-    guidance_scale=7.5,
-    width=16,
-    height=16,
-    noise_scheduler="PNDMScheduler",
-    base={"pretrained_model_name_or_path": "base", "clip_skip": 1, "fingerprint": "0123"},
-    concepts=(Used("rabbit", "abcd", 0.8), Used("a, <b>house</b>", "ef01", 1.0)),
-)
+from tests.webui.drawing.reference import SETTINGS
+from webui.drawing.settings import parameters, png_bytes, read_png
 
 
 def told(path: Path, text: str | None) -> Path:

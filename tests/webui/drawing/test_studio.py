@@ -1,5 +1,4 @@
 import shutil
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,51 +7,17 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from PIL import Image
 
 from eval.protocols.drawing import file_digest
-from loldu import ConceptError, load_concept, mix
-from loldu.base.draw import sample_images
+from loldu import ConceptError, load_concept
 from loldu.base.open import fingerprint, load_pipeline
 from loldu.errors import LoLDUError
-from tests.webui.conftest import MakeUse, teach
+from tests.webui.concepts import MakeUse, teach
+from tests.webui.drawing.reference import PROMPT, TASK, drawn_apart, pixels
 from webui.drawing import model
 from webui.drawing.line import Cancelled
 from webui.drawing.settings import Used
-from webui.drawing.studio import Picture, Studio, Task, Watch
-
-PROMPT = "a photo of a toy"
-TASK = Task((PROMPT, PROMPT), (5, 6), "dark", num_inference_steps=2, guidance_scale=3.0)
-
-
-def pixels(images: Sequence[Image.Image | Picture]) -> list[bytes]:
-    plain = (each.image if isinstance(each, Picture) else each for each in images)
-    return [np.asarray(image).tobytes() for image in plain]
-
-
-def drawn_apart(
-    base: Path,
-    concepts: dict[Path, float] | None = None,
-    task: Task = TASK,
-    **options: Any,  # noqa: ANN401
-) -> list[bytes]:
-    """The same pictures from a fresh pipeline, one at a time."""
-    pipeline = load_pipeline(str(base), **options)
-    for place, path in enumerate(concepts or ()):
-        load_concept(pipeline, path, f"apart-{place}")
-    strengths = (concepts or {}).values()
-    mix(pipeline, {f"apart-{place}": strength for place, strength in enumerate(strengths)})
-    images = []
-    for prompt, seed in zip(task.prompts, task.seeds, strict=True):
-        images += sample_images(
-            pipeline,
-            [prompt],
-            [seed],
-            negative_prompts=[task.negative_prompt],
-            num_inference_steps=2,
-            guidance_scale=3.0,
-        )
-    return pixels(images)
+from webui.drawing.studio import Studio, Task, Watch
 
 
 def test_base_and_concepts_are_drawn_as_a_fresh_pipeline_draws_them(

@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,15 @@ from webui.engine.dispatcher import Dispatcher
 from webui.engine.jobs import Jobs
 
 STANDIN = (sys.executable, str(Path(__file__).with_name("standin.py")))
+
+
+@contextmanager
+def server(jobs: Jobs, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen([sys.executable, __file__, jobs.folder, *arguments]) as running:
+        try:
+            yield running
+        finally:
+            running.kill()
 
 
 def die(*_: object, **__: object) -> None:

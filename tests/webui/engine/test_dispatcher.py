@@ -7,58 +7,28 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
 from loldu.errors import LoLDUError
-from tests.webui.engine.waiting import PATIENCE_S, MakeDispatcher, has, patiently, ticking
+from tests.webui.engine.server import server
+from tests.webui.engine.waiting import (
+    PATIENCE_S,
+    MakeDispatcher,
+    has,
+    patiently,
+    starts,
+    steps,
+    submit,
+    ticking,
+)
 from webui.engine import process
 from webui.engine.dispatcher import Dispatcher
-from webui.engine.job import ACTIVE, Job, Status
+from webui.engine.job import ACTIVE, Status
 from webui.engine.jobs import Jobs
 
-SERVER = Path(__file__).with_name("server.py")
 ENDLESS = 10**6
-
-
-@pytest.fixture
-def dispatcher(make_dispatcher: MakeDispatcher) -> Dispatcher:
-    return make_dispatcher()
-
-
-def submit(jobs: Jobs, prompt: str = "trains", steps: int = 1, owner: str = "ann") -> Job:
-    options = {
-        "instance_data_dir": "pictures",
-        "instance_prompt": prompt,
-        "max_train_steps": steps,
-    }
-    return jobs.submit(prompt, owner, options)
-
-
-def steps(job: Job) -> list[int]:
-    path = job.folder / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line)["step"] for line in lines]
-
-
-def starts(job: Job) -> list[int]:
-    """The pids of all processes that trained it."""
-    path = job.folder / "starts.txt"
-    return [int(line) for line in path.read_text().split()] if path.exists() else []
-
-
-@contextmanager
-def server(jobs: Jobs, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    with subprocess.Popen([sys.executable, SERVER, jobs.folder, *arguments]) as running:
-        try:
-            yield running
-        finally:
-            running.kill()
 
 
 def test_ten_at_once_run_in_order_and_none_is_lost(jobs: Jobs, dispatcher: Dispatcher) -> None:

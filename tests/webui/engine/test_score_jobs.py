@@ -8,20 +8,14 @@ from typing import Any
 import pytest
 
 from loldu.errors import LoLDUError
-from tests.webui.engine.test_dispatcher import starts
-from tests.webui.engine.test_dispatcher import submit as submit_training
-from tests.webui.engine.waiting import MakeDispatcher, has, ticking
+from tests.webui.engine.waiting import has, starts, ticking
+from tests.webui.engine.waiting import submit as submit_training
 from webui.engine import process
 from webui.engine.dispatcher import Dispatcher
 from webui.engine.job import Job, Kind, Status
 from webui.engine.jobs import Jobs
 
 OPTIONS = {"prompts": ("scores",), "other_prompts": ("a car",), "seeds": (0, 1)}
-
-
-@pytest.fixture
-def dispatcher(make_dispatcher: MakeDispatcher) -> Dispatcher:
-    return make_dispatcher()
 
 
 @pytest.fixture

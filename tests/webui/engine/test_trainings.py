@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from loldu import read_concept
-from tests.conftest import RESOLUTION
-from tests.webui.engine.test_dispatcher import server
+from tests.webui.engine.server import server
 from tests.webui.engine.waiting import MakeDispatcher, has, patiently, ticking
 from trainer.__main__ import run
 from webui.engine import process
@@ -30,7 +29,7 @@ def options(base_folder: Path, pictures: Path) -> dict[str, Any]:
         "pretrained_model_name_or_path": base_folder,
         "instance_data_dir": pictures,
         "instance_prompt": "a photo of sks toy",
-        "resolution": RESOLUTION,
+        "resolution": 16,
         "max_train_steps": 4,
         "rank": 4,
         "learning_rate": 1e-2,

@@ -1,5 +1,6 @@
-"""For what happens in other processes."""
+"""Jobs of the stand-in for the trainer, and waiting for other processes."""
 
+import json
 import time
 from collections.abc import Callable
 
@@ -25,3 +26,24 @@ def ticking(dispatcher: Dispatcher, true: Callable[[], object]) -> None:
 
 def has(jobs: Jobs, job: Job, *statuses: Status) -> Callable[[], bool]:
     return lambda: jobs.get(job.id).status in statuses
+
+
+def submit(jobs: Jobs, prompt: str = "trains", steps: int = 1, owner: str = "ann") -> Job:
+    options = {
+        "instance_data_dir": "pictures",
+        "instance_prompt": prompt,
+        "max_train_steps": steps,
+    }
+    return jobs.submit(prompt, owner, options)
+
+
+def steps(job: Job) -> list[int]:
+    path = job.folder / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line)["step"] for line in lines]
+
+
+def starts(job: Job) -> list[int]:
+    """The pids of all processes that trained it."""
+    path = job.folder / "starts.txt"
+    return [int(line) for line in path.read_text().split()] if path.exists() else []

@@ -13,43 +13,18 @@ import pytest
 import torch
 from PIL import Image
 
-from loldu import Concept, ConceptError, ConceptLayer
+from loldu import ConceptError
 from loldu.base.config import BaseModelConfig
 from loldu.base.record import base_options
-from loldu.concept.format import write_concept
 from loldu.errors import LoLDUError
 from loldu.pictures.open import load_image
+from tests.webui.concepts import write
 from webui.engine.job import Job, Status
 from webui.engine.jobs import Jobs
 from webui.library import collection
 from webui.library.about import about
 from webui.library.collection import MOST_BYTES, Library
 from webui.library.entry import CONCEPT
-
-LAYER = ConceptLayer(
-    component="unet",
-    name="to_q",
-    out_features=3,
-    in_features=2,
-    basis="svd",
-    base_dtype="float32",
-    delta=torch.tensor([0.5, -1.0]),
-    pivots=None,
-    fingerprint=torch.tensor([1.0, 2.0, 3.0]),
-)
-TOLD = {
-    "token": "sks",
-    "class_name": "toy",
-    "instance_prompt": "a photo of a sks toy",
-    "steps": 300,
-    "scores": {"dino": 0.5, "clip_i": 0.75},
-}
-
-
-def write(path: Path, of: str = "tiny", **told: object) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_concept(Concept(of, {}, (LAYER,), TOLD | told), path, overwrite=True)
-    return path
 
 
 def result(folder: Path, pictures: Path | None = None) -> None:

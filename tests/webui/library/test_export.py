@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from loldu import ConceptError
 from loldu.errors import LoLDUError
-from tests.webui.library.test_collection import write
+from tests.webui.concepts import write
 from trainer.__main__ import run
 from webui.engine.job import Status
 from webui.engine.jobs import Jobs

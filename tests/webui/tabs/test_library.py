@@ -10,9 +10,9 @@ import gradio as gr
 import pytest
 from PIL import Image
 
-from tests.webui.conftest import ROOT, teach
+from tests.webui.browser import ROOT
+from tests.webui.concepts import teach, write
 from tests.webui.engine.waiting import has, ticking
-from tests.webui.library.test_collection import write
 from webui.backend import Backend, open_backend
 from webui.engine.dispatcher import Dispatcher
 from webui.engine.job import Kind, Status

@@ -9,7 +9,7 @@ import gradio as gr
 import pytest
 from PIL import Image
 
-from tests.webui.conftest import entry_of
+from tests.webui.concepts import entry_of
 from tests.webui.engine.waiting import patiently
 from webui.backend import Backend, open_backend
 from webui.drawing.facts import describe, facts_of

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from loldu.base.open import load_pipeline
-from tests.webui.engine.test_jobs import ended
 from webui.engine.job import Status
 from webui.engine.jobs import Jobs
 from webui.teaching.estimate import (
@@ -52,7 +51,10 @@ def test_without_a_training_a_pass_is_measured() -> None:
 
 
 def test_a_training_tells_more_than_a_measurement(jobs: Jobs) -> None:
-    job = ended(jobs, Status.FINISHED)
+    options = {"instance_data_dir": "pictures", "instance_prompt": "a photo of sks toy"}
+    job = jobs.submit("rabbit", "ann", options)
+    jobs.begin(job, "cpu")
+    jobs.end(job, Status.FINISHED)
     (job.folder / "options.toml").write_text(
         '[base]\npretrained_model_name_or_path = "pocket/base"\n'
         "[all]\nresolution = 32\ntrain_batch_size = 2\nwith_prior_preservation = false\n"

@@ -1,0 +1,59 @@
+"""Settings and pictures to compare the studio's with."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from loldu import load_concept, mix
+from loldu.base.draw import sample_images
+from loldu.base.open import load_pipeline
+from webui.drawing.settings import Settings, Used
+from webui.drawing.studio import Picture, Task
+
+PROMPT = "a photo of a toy"
+TASK = Task((PROMPT, PROMPT), (5, 6), "dark", num_inference_steps=2, guidance_scale=3.0)
+SETTINGS = Settings(
+    prompt="a photo of a sks toy,\nNegative prompt: no, «ünï»",
+    negative_prompt="blurry",
+    seed=2**32 - 1,
+    num_inference_steps=20,
+    guidance_scale=7.5,
+    width=16,
+    height=16,
+    noise_scheduler="PNDMScheduler",
+    base={"pretrained_model_name_or_path": "base", "clip_skip": 1, "fingerprint": "0123"},
+    concepts=(Used("rabbit", "abcd", 0.8), Used("a, <b>house</b>", "ef01", 1.0)),
+)
+
+
+def pixels(images: Sequence[Image.Image | Picture]) -> list[bytes]:
+    plain = (each.image if isinstance(each, Picture) else each for each in images)
+    return [np.asarray(image).tobytes() for image in plain]
+
+
+def drawn_apart(
+    base: Path,
+    concepts: dict[Path, float] | None = None,
+    task: Task = TASK,
+    **options: Any,  # noqa: ANN401
+) -> list[bytes]:
+    """The same pictures from a fresh pipeline, one at a time."""
+    pipeline = load_pipeline(str(base), **options)
+    for place, path in enumerate(concepts or ()):
+        load_concept(pipeline, path, f"apart-{place}")
+    strengths = (concepts or {}).values()
+    mix(pipeline, {f"apart-{place}": strength for place, strength in enumerate(strengths)})
+    images = []
+    for prompt, seed in zip(task.prompts, task.seeds, strict=True):
+        images += sample_images(
+            pipeline,
+            [prompt],
+            [seed],
+            negative_prompts=[task.negative_prompt],
+            num_inference_steps=2,
+            guidance_scale=3.0,
+        )
+    return pixels(images)
