@@ -31,6 +31,7 @@ from benchmarks.floor import floor_step, random_inputs, with_shared_weights
 from benchmarks.memory import mib, peak_bytes
 from benchmarks.spread import ratio, spread
 from benchmarks.stable_diffusion import TEXT_TOKENS, noise_scheduler
+from loldu.base.stable_diffusion import STATES
 from loldu.errors import LoLDUError
 from loldu.provenance import provenance, write_record
 from trainer.methods.method import add_trainables
@@ -141,12 +142,12 @@ def the_trainer(
     base_bytes = sum(held([unet]).values())
     trained = add_trainables(pipeline, configs, {})
     dreambooths = [
-        DreamBooth(pipeline.scheduler, random_cache(unet, options), own) for own in configs.values()
+        DreamBooth(pipeline, random_cache(unet, options), own) for own in configs.values()
     ]
     objective = Objective(dreambooths, trained, config)
     optimizer = make_optimizer(config.optimization, trained.groups(config.optimization))
     ema = EMA(trained.parameters(), config.optimization.ema_decay)
-    denoiser, prepared = accelerator.prepare(Denoiser(unet, None), optimizer)
+    denoiser, prepared = accelerator.prepare(Denoiser(pipeline), optimizer)
     progress = Progress()
 
     def steps(count: int) -> None:
@@ -236,8 +237,7 @@ def random_cache(unet: UNet2DConditionModel, options: Options) -> Cache:
     return Cache(
         mean=torch.randn(shape).to(options.device),
         std=torch.rand(shape).to(options.device),
-        embeddings=text.to(options.device, unet.dtype),
-        input_ids=torch.zeros(1, TEXT_TOKENS, dtype=torch.int64, device=options.device),
+        conditioning={STATES: text.to(options.device, unet.dtype)},
         prompt_of_view=torch.zeros(PICTURES, dtype=torch.int64, device=options.device),
         instances=[range(index, index + 1) for index in range(PICTURES)],
         classes=[],

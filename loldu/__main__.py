@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from loldu.base.parts import load_base, load_pipeline, quiet
+from loldu.base.parts import load_changed_parts, load_whole
+from loldu.base.source import quiet
 from loldu.concept.export import EXPORT_DTYPES, Layout, check_file, export_lora
 from loldu.concept.format import read_concept, write_concept
 from loldu.concept.in_use import set_strength
@@ -16,7 +17,7 @@ from loldu.concept.load import concept_of, load_concept, verify_concept
 from loldu.concept.merge import check_folder, save_merged
 from loldu.concept.report import report_concept, report_truncation
 from loldu.concept.truncate import check_size, truncate
-from loldu.errors import ConceptError
+from loldu.errors import LoLDUError
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 
@@ -55,7 +56,7 @@ class Verify:
             ConceptError: It does not fit.
         """
         concept = read_concept(self.file)
-        verify_concept(load_base(self.base, concept), self.file)
+        verify_concept(load_changed_parts(self.base, concept), self.file)
         return f"{self.file} fits {self.base}: all {len(concept.layers)} layers agree.\n"
 
 
@@ -91,7 +92,7 @@ class Export:
         """
         if self.layout != "peft":  # say so before the base is loaded, which takes a while
             check_file(self.out, self.overwrite)
-        base = load_base(self.base, read_concept(self.file))
+        base = load_changed_parts(self.base, read_concept(self.file))
         load_concept(base, self.file)
         dtype = EXPORT_DTYPES[self.dtype]
         export_lora(base, self.out, self.layout, dtype=dtype, overwrite=self.overwrite)
@@ -129,7 +130,7 @@ class Truncate:
         check_size(self.r, self.max_error)
         check_file(self.out, self.overwrite)
         before = read_concept(self.file)
-        base = load_base(self.base, before)
+        base = load_changed_parts(self.base, before)
         load_concept(base, self.file)
         result = truncate(base, self.r, max_error=self.max_error)
         after = replace(
@@ -167,7 +168,7 @@ class Merge:
         """
         check_folder(self.out)
         read_concept(self.file)
-        pipeline = load_pipeline(self.base, EXPORT_DTYPES[self.dtype])
+        pipeline = load_whole(self.base, EXPORT_DTYPES[self.dtype])
         load_concept(pipeline, self.file)
         set_strength(pipeline, self.strength)
         with quiet():
@@ -195,7 +196,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     )
     try:
         sys.stdout.write(command.run())
-    except ConceptError as error:
+    except LoLDUError as error:
         sys.stderr.write(f"{error}\n")
         return 2
     except OSError as error:  # a full disk, a folder that may not be written

@@ -17,10 +17,11 @@ if not __package__:  # run by its path: import from the repository, not from thi
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from loldu.base.open import fingerprint, load_pipeline
+from loldu.base.families import network_of
+from loldu.base.open import load_pipeline, weights_digest
 from loldu.errors import LoLDUError
 from loldu.pictures.folder import CaptionedImage, digest
 from trainer.__main__ import run
@@ -33,7 +34,7 @@ from trainer.results.records import open_output_dir, refuse_another_run
 from trainer.results.write import write_result
 from trainer.training.cache import Cache, build_cache, leave_device
 from trainer.training.checkpoint import Inputs, Progress, find_checkpoint, load_checkpoint
-from trainer.training.compilation import compile_unet
+from trainer.training.compilation import compile_network
 from trainer.training.control import Control
 from trainer.training.doctor import report
 from trainer.training.ema import EMA
@@ -85,11 +86,9 @@ def main(config: Config, scorer: Scorer | None = None) -> None:
 
     # ------------------------------------------------------------------------- the frozen base
     pipeline = load_pipeline(
-        **dataclasses.asdict(config.base),
-        torch_dtype=compute_dtype(config),
-        device=accelerator.device,
+        config.base, torch_dtype=compute_dtype(config), device=accelerator.device
     )
-    base = fingerprint(pipeline)
+    network, base = network_of(pipeline), weights_digest(pipeline)
     words = learn_words(pipeline, configs)
 
     # ------------------------------------------- pictures, class pictures, their latents, prompts
@@ -111,16 +110,16 @@ def main(config: Config, scorer: Scorer | None = None) -> None:
     trained = add_trainables(pipeline, configs, words)
     leave_device(pipeline)
     objective = Objective(
-        [DreamBooth(pipeline.scheduler, caches[name], own) for name, own in configs.items()],
+        [DreamBooth(pipeline, caches[name], own) for name, own in configs.items()],
         trained,
         config,
     )
-    text_encoder = pipeline.text_encoder if trained.trains_text else None
     if config.performance.gradient_checkpointing:
-        pipeline.unet.enable_gradient_checkpointing()
+        network.enable_gradient_checkpointing()
     optimizer = make_optimizer(optimization, trained.groups(optimization))
-    denoiser, optimizer = accelerator.prepare(Denoiser(pipeline.unet, text_encoder), optimizer)
-    compile_unet(pipeline.unet, config.performance.compile)
+    denoiser = Denoiser(pipeline, trains_text=trained.trains_text)
+    denoiser, optimizer = accelerator.prepare(denoiser, optimizer)
+    compile_network(network, config.performance.compile)
     ema = EMA(trained.parameters(), optimization.ema_decay)
     progress = Progress()
     if checkpoint is not None:
@@ -222,7 +221,7 @@ def make_accelerator(config: Config) -> Accelerator:
 def prepare_class_images(
     config: Config,
     own: Config,
-    pipeline: StableDiffusionPipeline,
+    pipeline: DiffusionPipeline,
     base: str,
     accelerator: Accelerator,
 ) -> list[CaptionedImage]:
@@ -232,7 +231,7 @@ def prepare_class_images(
         config: the run's options; concepts share class pictures in its folder.
         own: the concept's options.
         pipeline: the base.
-        base: its fingerprint.
+        base: its digest.
         accelerator: for the processes to wait for each other.
     """
     if not own.prior.with_prior_preservation:

@@ -99,12 +99,12 @@ def serve(options: Options, users: list[tuple[str, str]]) -> None:
     cache = options.studio.absolute() / "cache"
     os.environ["GRADIO_TEMP_DIR"] = str(cache)
 
-    from loldu.base.open import check_source
+    from loldu.base.source import check_source
     from webui.app import create_demo
     from webui.backend import open_backend
     from webui.style import CSS, THEME
 
-    check_source(options.base, "--base", "model_index.json")
+    check_source(options.base, "--base")
     backend = open_backend(
         options.base,
         studio=options.studio,

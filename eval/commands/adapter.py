@@ -35,7 +35,7 @@ from eval.report.page import adapter_page
 from eval.report.result import FORMAT, Result, markdown_table
 from eval.report.sheet import draw_sheet, gain_rows
 from loldu import load_concept
-from loldu.base.open import fingerprint, load_pipeline
+from loldu.base.open import load_pipeline, weights_digest
 from loldu.errors import LoLDUError
 from loldu.files import save_png, write_atomically
 from loldu.pictures.folder import list_images
@@ -199,9 +199,9 @@ def draw_missing(config: AdapterConfig, origin: Origin, base: Plan, adapted: Pla
     """
     device = torch.device(pick_device(config.models.device))
     dtype = DTYPES[config.drawing.mixed_precision]
-    pipeline = load_pipeline(**asdict(origin.base), torch_dtype=dtype, device=device)
+    pipeline = load_pipeline(origin.base, torch_dtype=dtype, device=device)
     settings = config.drawing
-    plain = {"base": fingerprint(pipeline), "concept": None}
+    plain = {"base": weights_digest(pipeline), "concept": None}
     taught = plain | {"concept": file_digest(config.concept)}
     missing = [
         still_missing(plan.wanted, settings, made, redraw=config.overwrite, flag="--overwrite")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -18,7 +17,7 @@ from eval.report.output import refuse_to_overwrite, write
 from eval.report.page import result_page
 from eval.report.result import markdown_table, score_rows
 from loldu import load_concept, read_concept, unload_concept, verify_concept
-from loldu.base.open import fingerprint, load_pipeline
+from loldu.base.open import load_pipeline, weights_digest
 from loldu.base.record import base_options
 from loldu.errors import LoLDUError
 from loldu.pictures.folder import list_images
@@ -139,11 +138,11 @@ def _draw_missing(
                 "or give --pretrained_model_name_or_path if both are the same."
             )
     pipeline = load_pipeline(
-        **asdict(first),
+        first,
         torch_dtype=DTYPES[config.drawing.mixed_precision],
         device=torch.device(pick_device(config.models.device)),
     )
-    base = fingerprint(pipeline)
+    base = weights_digest(pipeline)
     made = {name: {"base": base, "concept": file_digest(path)} for name, path in concepts.items()}
     missing = {
         name: still_missing(own, config.drawing, made[name], redraw=config.redraw, flag="--redraw")

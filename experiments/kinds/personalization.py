@@ -17,7 +17,7 @@ from experiments.data import Entry, entry
 from experiments.memory import forget_peak_memory
 from experiments.outcome import Outcome
 from experiments.renaming import copy_renamed
-from loldu.base.open import fingerprint, load_pipeline
+from loldu.base.open import load_pipeline, weights_digest
 from loldu.errors import LoLDUError
 from loldu.files import save_png
 from loldu.pictures.folder import list_images
@@ -69,7 +69,7 @@ def run(run: Run, work: Path) -> Outcome:
         train_seconds=summary["train_seconds"],
         peak_memory_mib=peak_mib,
         facts={
-            "base": fingerprint(load_pipeline(run.model)),
+            "base": weights_digest(load_pipeline(run.model)),
             "instance_images": len(images),
         },
         picture=work / "strip.png",

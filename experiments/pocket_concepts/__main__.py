@@ -17,7 +17,7 @@ import tyro
 from experiments.pocket_concepts.judge import LOOKS, Drawn, Judge
 from experiments.pocket_concepts.report import by_concept, by_method, comparison
 from loldu import load_concept
-from loldu.base.open import fingerprint, load_pipeline
+from loldu.base.open import load_pipeline, weights_digest
 from loldu.files import save_png
 from loldu.provenance import write_record
 from pocket.world import CONCEPTS
@@ -68,7 +68,7 @@ def run_one(options: Options, seed: int, judge: Judge) -> dict[str, object]:
     work = WORK / options.name / f"{judge.name}-{seed}"
     flags = shlex.split(options.flags)
     pipeline = load_pipeline(BASE)
-    base = fingerprint(pipeline)
+    base = weights_digest(pipeline)
     made_with = {"flags": flags, "base": base}
     stamp, pictures = work / "made_with.json", work / "drawn.npz"
     if not stamp.exists() or json.loads(stamp.read_text()) != made_with:

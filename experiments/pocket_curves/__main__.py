@@ -21,7 +21,7 @@ from experiments.pocket_curves.report import differences, picture, table
 from experiments.pocket_curves.scorer import METRICS, CurveScorer
 from experiments.pocket_curves.variants import VARIANTS, WORD
 from experiments.renaming import copy_renamed
-from loldu.base.open import fingerprint, load_pipeline
+from loldu.base.open import load_pipeline, weights_digest
 from loldu.files import save_png
 from loldu.provenance import provenance, write_record
 from pocket.world import CONCEPTS
@@ -100,7 +100,7 @@ def run_one(name: str, flags: list[str], seed: int, judge: Judge) -> dict[str, A
         "seed": seed,
         "flags": flags,
         "parameters": summary["trainable_parameters"],
-        "base": fingerprint(load_pipeline("pocket/base")),
+        "base": weights_digest(load_pipeline("pocket/base")),
         **provenance("experiments.pocket_curves", sys.argv[1:], ("torch", "diffusers", "peft")),
         "points": [{**point, **{key: round(point[key], 4) for key in METRICS}} for point in points],
     }

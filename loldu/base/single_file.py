@@ -1,9 +1,9 @@
-"""A single-file checkpoint: what is in it, told from its header before anything is loaded."""
+"""Read the header of a single-file checkpoint, and say what is wrong before loading it."""
 
 import re
+from collections.abc import Collection
 from pathlib import Path
-
-from safetensors import SafetensorError, safe_open
+from typing import Any
 
 from loldu.errors import LoLDUError
 
@@ -14,55 +14,69 @@ LATENT_CHANNELS = 4
 _LORA = re.compile(r"(?:^|[._])(?:lora|hada|lokr)_")
 
 
-def check_checkpoint(path: Path, *, has_vae: bool) -> None:
-    """Refuse a file that is no Stable Diffusion 1.x or 2.x checkpoint of the original layout.
-
-    Args:
-        path: a .safetensors file.
-        has_vae: whether a VAE comes from elsewhere.
+def tensor_shapes(path: Path) -> dict[str, list[int]]:
+    """Return the shape of every tensor of a .safetensors file, by name.
 
     Raises:
-        LoLDUError: saying what it is instead, or which part of a checkpoint it lacks.
+        LoLDUError: If the file is damaged.
     """
-    shapes = _shapes(path)
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as opened:
+            file: Any = opened
+            return {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118  no mapping
+    except SafetensorError as error:
+        raise LoLDUError(
+            f"{path} cannot be read: it is incomplete or not a .safetensors file; download it "
+            "again."
+        ) from error
+
+
+def is_stable_diffusion(keys: Collection[str]) -> bool:
+    """Tell whether tensors of these names are a Stable Diffusion 1.x or 2.x checkpoint."""
+    return FIRST_LAYER in keys and not any(key.startswith("conditioner.") for key in keys)
+
+
+def check_checkpoint(path: Path, *, has_vae: bool) -> None:
+    """Refuse a file that is not a whole Stable Diffusion 1.x or 2.x checkpoint.
+
+    Args:
+        path: A .safetensors file.
+        has_vae: Whether the VAE comes from elsewhere.
+
+    Raises:
+        LoLDUError: If the file is something else, or lacks a part.
+    """
+    shapes = tensor_shapes(path)
     wanted = "give a Stable Diffusion 1.x or 2.x checkpoint with --pretrained_model_name_or_path"
 
     def has(*prefixes: str) -> bool:
         return any(key.startswith(prefixes) for key in shapes)
 
     if any(map(_LORA.search, shapes)):
-        raise LoLDUError(f"{path} is a LoRA, which is no base; {wanted}.")
+        raise LoLDUError(f"{path} is a LoRA, not a base; {wanted}.")
     if not has(UNET) and has("encoder.", "decoder.", *VAES):
-        raise LoLDUError(f"{path} is a VAE, which goes to --vae; {wanted}.")
+        raise LoLDUError(f"{path} is a VAE: give it with --vae; {wanted}.")
     if has("conditioner."):
         raise LoLDUError(f"{path} is an SDXL checkpoint; {wanted}.")
     if FIRST_LAYER not in shapes:
-        raise LoLDUError(f"{path} has no Stable Diffusion UNet in it; {wanted}.")
+        raise LoLDUError(f"{path} contains no Stable Diffusion UNet; {wanted}.")
     refuse_more_channels(path, shapes[FIRST_LAYER][1], LATENT_CHANNELS)
     if not has(TEXT_ENCODER):
-        raise LoLDUError(f"{path} has no text encoder in it; give a checkpoint that is whole.")
+        raise LoLDUError(f"{path} contains no text encoder; give a complete checkpoint.")
     if not has_vae and not has(*VAES):
-        raise LoLDUError(f"{path} has no VAE in it; give one with --vae.")
+        raise LoLDUError(f"{path} contains no VAE; give one with --vae.")
 
 
 def refuse_more_channels(name: str | Path, channels: int, latent_channels: int) -> None:
-    """Refuse a UNet that wants more than the noisy latents.
+    """Refuse a UNet that needs more input than the noisy latents.
 
     Raises:
-        LoLDUError: it does.
+        LoLDUError: If it does.
     """
     if channels != latent_channels:
         raise LoLDUError(
             f"The UNet of {name} takes {channels} channels, so it is for inpainting or editing; "
             "give the base for plain text to image."
         )
-
-
-def _shapes(path: Path) -> dict[str, list[int]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118  no mapping
-    except SafetensorError as error:
-        raise LoLDUError(
-            f"{path} cannot be read: it is cut short or no .safetensors file; download it again."
-        ) from error

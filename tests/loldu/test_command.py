@@ -233,8 +233,8 @@ def test_mistakes_are_told_in_one_sentence(
         "not a diffusers folder: it has no model_index.json": [
             "verify", concept, str(tmp_path / "empty"),
         ],
-        "no diffusers folder here": ["verify", concept, str(tmp_path / "none")],
-        "the text_encoder of": ["verify", concept, str(tmp_path / "broken")],
+        "does not exist: give a diffusers folder": ["verify", concept, str(tmp_path / "none")],
+        "The text_encoder of": ["verify", concept, str(tmp_path / "broken")],
         "exists: choose another name": [*export, str(kept), "--layout", "kohya"],
         "must end in .safetensors": [*export, str(tmp_path / "a.pt"), "--layout", "diffusers"],
         "either r or max_error": ["truncate", concept, base, str(tmp_path / "a.safetensors")],

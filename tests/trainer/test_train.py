@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from loldu import load_concept, read_concept
+from loldu.base.config import BaseModelConfig
 from loldu.base.open import load_pipeline
 from trainer import train_dreambooth_loldu
 from trainer.__main__ import run
@@ -92,9 +93,9 @@ def test_training_lowers_the_loss_on_noise_it_has_not_seen(
     pipeline = load_pipeline(str(base_folder))
     images = find_instances(config.instance)
     cache = build_cache(pipeline, images, [], config.instance, seed=0)
-    concept = DreamBooth(pipeline.scheduler, cache, config)
+    concept = DreamBooth(pipeline, cache, config)
     objective = Objective([concept], Trained(("default",), {}), config)
-    denoiser = Denoiser(pipeline.unet, None)
+    denoiser = Denoiser(pipeline)
 
     def loss() -> float:
         with torch.no_grad():
@@ -115,8 +116,8 @@ def test_only_the_adapter_changes(
 ) -> None:
     pipelines = []
 
-    def keep(pretrained_model_name_or_path: str, **options: Any) -> StableDiffusionPipeline:  # noqa: ANN401
-        pipelines.append(load_pipeline(pretrained_model_name_or_path, **options))
+    def keep(base: BaseModelConfig, **options: Any) -> DiffusionPipeline:  # noqa: ANN401
+        pipelines.append(load_pipeline(base, **options))
         return pipelines[-1]
 
     monkeypatch.setattr(train_dreambooth_loldu, "load_pipeline", keep)

@@ -9,25 +9,20 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from peft import get_peft_model_state_dict
 from torch import Tensor
 
+from loldu.base.families import family_of
 from loldu.concept.format import serialize
 
 LORA = "pytorch_lora_weights.safetensors"
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
-_PREFIXES = {"unet": "lora_unet", "text_encoder": "lora_te"}
 _SIDES = {"A": "down", "B": "up"}
-_ARCHITECTURES = {
-    (768, "epsilon"): "stable-diffusion-v1/lora",
-    (1024, "epsilon"): "stable-diffusion-v2-512/lora",
-    (1024, "v_prediction"): "stable-diffusion-v2-768-v/lora",
-}
 
 
-def lora_header(pipeline: StableDiffusionPipeline, metadata: dict[str, Any]) -> dict[str, str]:
+def lora_header(pipeline: DiffusionPipeline, metadata: dict[str, Any]) -> dict[str, str]:
     """What programs show of a LoRA, by its trigger phrase and its licence, and all its metadata.
 
     Args:
@@ -36,17 +31,17 @@ def lora_header(pipeline: StableDiffusionPipeline, metadata: dict[str, Any]) -> 
 
     Source: Stability AI, the model metadata standard (modelspec) 1.0.0.
     """
-    kind = pipeline.unet.config["cross_attention_dim"], pipeline.scheduler.config["prediction_type"]
+    prediction_type = pipeline.scheduler.config.get("prediction_type")
     words = metadata.get("token"), metadata.get("class_name")
     trigger = " ".join(word for word in words if word) or metadata.get("instance_prompt")
     told = {
         "sai_model_spec": "1.0.0",
-        "architecture": _ARCHITECTURES.get(kind),
+        "architecture": family_of(pipeline).lora_architecture(pipeline),
         "implementation": "diffusers",
         "title": trigger,
         "trigger_phrase": trigger,
         "license": metadata.get("license"),
-        "prediction_type": {"v_prediction": "v"}.get(kind[1], kind[1]),
+        "prediction_type": {"v_prediction": "v"}.get(prediction_type, prediction_type),
     }
     return {
         **{f"modelspec.{name}": value for name, value in told.items() if value is not None},
@@ -54,7 +49,12 @@ def lora_header(pipeline: StableDiffusionPipeline, metadata: dict[str, Any]) -> 
     }
 
 
-def lora_bytes(models: Mapping[str, Any], adapter_name: str, header: dict[str, str]) -> bytes:
+def lora_bytes(
+    models: Mapping[str, Any],
+    adapter_name: str,
+    header: dict[str, str],
+    prefixes: Mapping[str, str],
+) -> bytes:
     """PEFT's LoRA on some models of a pipeline as the content of the file.
 
     Readers scale a layer by alpha / r. All get the alpha of the first model, for some readers keep
@@ -64,6 +64,7 @@ def lora_bytes(models: Mapping[str, Any], adapter_name: str, header: dict[str, s
         models: by their names in the pipeline.
         adapter_name: of the LoRA.
         header: as `lora_header` gives it.
+        prefixes: of the keys, by model; the base's family has them.
     """
     alphas = [model.peft_config[adapter_name].lora_alpha for model in models.values()]
     tensors: dict[str, Tensor] = {}
@@ -72,7 +73,7 @@ def lora_bytes(models: Mapping[str, Any], adapter_name: str, header: dict[str, s
         for name, value in state.items():
             layer, side = name.removesuffix(".weight").rsplit(".lora_", 1)
             is_short = component == "text_encoder" and layer.startswith("encoder.")
-            full = f"{_PREFIXES[component]}.{'text_model.' if is_short else ''}{layer}"
+            full = f"{prefixes[component]}.{'text_model.' if is_short else ''}{layer}"
             key = full.replace(".", "_")
             factor = alpha / alphas[0] if side == "B" else 1
             tensors[f"{key}.alpha"] = torch.tensor(float(alphas[0]))

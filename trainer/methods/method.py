@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from peft import LoraConfig, PeftConfig
 from safetensors.torch import save
 from torch import nn
 
 from loldu import ConceptError, LoLDUConfig, save_concept
+from loldu.base.families import family_of
 from loldu.errors import LoLDUError
 from loldu.files import write_atomically
 from trainer.methods.lora_file import LORA, lora_bytes, lora_header
 from trainer.methods.parts import Diagonals, Lora, NewWords, Part, State, WholeModel, under
 from trainer.options.config import AdapterConfig, Config, OptimizationConfig
 
-UNET, TEXT_ENCODER, WORDS = "unet", "text_encoder", "words"
-TEXT_ENCODER_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
+TEXT_ENCODER, WORDS = "text_encoder", "words"
 FILE_NAMES = {
     "loldu": "concept.safetensors",
     "svfit": "concept.safetensors",
@@ -49,7 +49,7 @@ class Trained:
     @property
     def trains_text(self) -> bool:
         """Whether prompts mean something else after every step."""
-        return TEXT_ENCODER in self.parts or WORDS in self.parts
+        return any(key == WORDS or key.startswith(TEXT_ENCODER) for key in self.parts)
 
     @property
     def gives_base_back(self) -> bool:
@@ -72,7 +72,8 @@ class Trained:
         return [
             {
                 "params": [p for name in self.concepts for p in part.parameters(name)],
-                "lr": rates.get(key) or optimization.learning_rate,
+                # text_encoder_2 of a base with several has the rate of the first
+                "lr": rates.get(key.rstrip("_0123456789")) or optimization.learning_rate,
             }
             for key, part in self.parts.items()
         ]
@@ -91,11 +92,11 @@ class Trained:
             part.load_state_dict(under(key, state))
 
     def delta_norms(self) -> list[float | None]:
-        """How far each concept's UNet is from the base's, or its word where that alone is trained.
+        """How far each concept's network is from the base's; its word if only that is trained.
 
         The host waits for the device once.
         """
-        part = self.parts.get(UNET) or next(iter(self.parts.values()))
+        part = next(iter(self.parts.values()))  # the network comes first
         norms = [part.delta_norm(concept) for concept in self.concepts]
         known = [norm for norm in norms if norm is not None]
         return torch.stack(known).tolist() if known else [None] * len(norms)
@@ -125,9 +126,7 @@ class Trained:
             yield
 
 
-def learn_words(
-    pipeline: StableDiffusionPipeline, configs: Mapping[str, Config]
-) -> dict[str, Part]:
+def learn_words(pipeline: DiffusionPipeline, configs: Mapping[str, Config]) -> dict[str, Part]:
     """Teach tokenizer and text encoder the concepts' new words, before any prompt is encoded.
 
     Raises:
@@ -156,7 +155,7 @@ def learn_words(
 
 
 def add_trainables(
-    pipeline: StableDiffusionPipeline, configs: Mapping[str, Config], words: Mapping[str, Part]
+    pipeline: DiffusionPipeline, configs: Mapping[str, Config], words: Mapping[str, Part]
 ) -> Trained:
     """Put on the frozen pipeline, in its compute dtype, what the method trains, in fp32.
 
@@ -175,17 +174,16 @@ def add_trainables(
     adapter, seed = config.adapter, config.optimization.seed
     parts: dict[str, Part] = {}
     torch.manual_seed(seed)  # LoRA's A is random
+    family = family_of(pipeline)
+    targets = {family.network: adapter.target_modules or family.target_modules}
+    if adapter.train_text_encoder:
+        targets |= dict.fromkeys(family.text_encoders, family.text_target_modules)
     if adapter.method == "dreambooth":
-        parts[UNET] = WholeModel(pipeline.unet)
-        if adapter.train_text_encoder:
-            parts[TEXT_ENCODER] = WholeModel(pipeline.text_encoder)
+        parts = {key: WholeModel(getattr(pipeline, key)) for key in targets}
     elif adapter.method != "textual_inversion":
-        targets = {UNET: adapter.target_modules}
-        if adapter.train_text_encoder:
-            targets[TEXT_ENCODER] = TEXT_ENCODER_TARGETS
         for key, names in targets.items():
             model = getattr(pipeline, key)
-            rank = _rank(model, names, adapter)
+            rank = _rank(model, names, adapter, family.target_modules)
             try:
                 parts[key] = _adapt(model, adapter, names, rank, seed, [*configs])
             except ValueError as error:
@@ -231,7 +229,9 @@ def diagonal_config(
     )
 
 
-def _rank(model: nn.Module, targets: tuple[str, ...], adapter: AdapterConfig) -> int:
+def _rank(
+    model: nn.Module, targets: tuple[str, ...], adapter: AdapterConfig, usual: tuple[str, ...]
+) -> int:
     """The rank asked for; `full` is that of the largest layer, which the smaller ones clamp.
 
     The scale alpha / rank multiplies the diagonal's steps, so it must be the same on all layers.
@@ -244,8 +244,8 @@ def _rank(model: nn.Module, targets: tuple[str, ...], adapter: AdapterConfig) ->
     ]
     if not shapes:
         raise LoLDUError(
-            f"--target_modules {' '.join(targets)} matches no layer of the UNet; the attention "
-            "layers are to_q, to_k, to_v and to_out.0."
+            f"--target_modules {' '.join(targets)} matches no layer of the {type(model).__name__}; "
+            f"usual ones are {', '.join(usual)}."
         )
     if adapter.rank != "full":
         return adapter.rank
@@ -253,7 +253,7 @@ def _rank(model: nn.Module, targets: tuple[str, ...], adapter: AdapterConfig) ->
 
 
 def save_result(
-    pipeline: StableDiffusionPipeline,
+    pipeline: DiffusionPipeline,
     trained: Trained,
     concept: str,
     config: Config,
@@ -280,7 +280,9 @@ def save_result(
             raise LoLDUError(f"The concept cannot be saved: {error}.") from error
     elif method == "lora":
         models = {key: getattr(pipeline, key) for key in trained.parts if key != WORDS}
-        write_atomically(path, lora_bytes(models, concept, lora_header(pipeline, metadata)))
+        prefixes = family_of(pipeline).lora_prefixes
+        content = lora_bytes(models, concept, lora_header(pipeline, metadata), prefixes)
+        write_atomically(path, content)
     elif method == "dreambooth":
         with tempfile.TemporaryDirectory(dir=folder, prefix=".pipeline-") as temporary:
             pipeline.save_pretrained(temporary)

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from peft import PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from transformers import CLIPTextModel
+from transformers import PreTrainedModel
 
 from loldu import project, set_concepts
 from loldu.adapter.components import layers_with
@@ -243,7 +243,7 @@ class NewWords(Part):
 
     gives_base_back = False
 
-    def __init__(self, text_encoder: CLIPTextModel, initializers: Mapping[str, int]) -> None:
+    def __init__(self, text_encoder: PreTrainedModel, initializers: Mapping[str, int]) -> None:
         """Give a text encoder the words that its tokenizer already knows."""
         table = text_encoder.get_input_embeddings()
         assert isinstance(table, nn.Embedding)

@@ -6,9 +6,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 
 from loldu import __version__
+from loldu.base.families import network_of
 from loldu.base.record import digest_of_file, public_base
 from loldu.prompts import class_after, token_and_class
 from trainer.options.config import Config, sections
@@ -53,9 +54,7 @@ class Training:
     scores: dict[str, float] | None = None
 
 
-def describe(
-    config: Config, training: Training, pipeline: StableDiffusionPipeline
-) -> dict[str, Any]:
+def describe(config: Config, training: Training, pipeline: DiffusionPipeline) -> dict[str, Any]:
     """The metadata of a concept file: what it is called, what it was made of, and how.
 
     It holds no date, so that the same run gives the same bytes. What is not known is left out.
@@ -125,8 +124,8 @@ def license_of(config: Config) -> str | None:
     return config.result.license or (LICENSES.get(base_name(config)) if is_on_hub(config) else None)
 
 
-def _revision(config: Config, pipeline: StableDiffusionPipeline) -> str | None:
+def _revision(config: Config, pipeline: DiffusionPipeline) -> str | None:
     """The commit that the hub gave, which its cache tells, or else the revision asked for."""
-    place = str(pipeline.unet.config.get("_name_or_path") or "")
+    place = str(network_of(pipeline).config.get("_name_or_path") or "")
     commit = re.search(r"[/\\]snapshots[/\\]([0-9a-f]{40})(?![0-9a-f])", place)
     return commit[1] if commit else config.base.revision

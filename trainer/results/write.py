@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 
 from loldu import ConceptError, export_lora
 from loldu.base.draw import sample_images
@@ -27,7 +27,7 @@ MAX_SAMPLES = 4
 def write_result(
     config: Config,
     concept: str,
-    pipeline: StableDiffusionPipeline,
+    pipeline: DiffusionPipeline,
     trained: Trained,
     training: Training,
     device: torch.device,
@@ -69,7 +69,7 @@ def write_result(
 def draw_samples(
     config: Config,
     concept: str,
-    pipeline: StableDiffusionPipeline,
+    pipeline: DiffusionPipeline,
     trained: Trained,
     prompt: str,
     device: torch.device,
@@ -115,7 +115,7 @@ def draw_samples(
 
 
 def _write_lora(
-    config: Config, concept: str, pipeline: StableDiffusionPipeline, metadata: dict[str, Any]
+    config: Config, concept: str, pipeline: DiffusionPipeline, metadata: dict[str, Any]
 ) -> None:
     """Export the concept; what no LoRA can hold does not cost the result."""
     path = config.run.output_dir / LORA

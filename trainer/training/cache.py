@@ -1,14 +1,16 @@
-"""What the frozen VAE and text encoder say, asked once: then only the UNet stays on the device."""
+"""Encode pictures and prompts once, so that only the network stays on the device."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from loldu.base.families import family_of
+from loldu.base.family import Conditioning
 from loldu.errors import LoLDUError
 from loldu.pictures.crop import load_views
 from loldu.pictures.folder import CaptionedImage
@@ -20,18 +22,16 @@ ENCODED_AT_ONCE = 8
 
 @dataclass(frozen=True)
 class Cache:
-    """The VAE's posterior of every view of every picture, and its prompt's embedding.
+    """The VAE's posterior of every view of every picture, and every encoded prompt.
 
     Mean and standard deviation are kept, not one sample, so that each step draws its own. Both are
-    scaled for the UNet. `instances[i]` and `classes[i]` are the views of a picture, which is there
-    as often as it is repeated. `weights` are those of the squared errors, if there is a mask. The
-    prompts' tokens are for a text encoder that is trained too.
+    scaled for the network. `instances[i]` and `classes[i]` are the views of a picture, which is
+    there as often as it is repeated. `weights` are those of the squared errors, if there is a mask.
     """
 
     mean: Float[Tensor, "views c h w"]
     std: Float[Tensor, "views c h w"]
-    embeddings: Float[Tensor, "prompts tokens dim"]
-    input_ids: Int[Tensor, "prompts tokens"]
+    conditioning: Conditioning
     prompt_of_view: Int[Tensor, " views"]
     instances: list[range]
     classes: list[range]
@@ -40,7 +40,7 @@ class Cache:
 
 @torch.no_grad()
 def build_cache(
-    pipeline: StableDiffusionPipeline,
+    pipeline: DiffusionPipeline,
     instances: Sequence[CaptionedImage],
     classes: Sequence[CaptionedImage],
     options: InstanceConfig,
@@ -52,7 +52,7 @@ def build_cache(
     Raises:
         LoLDUError: when a picture cannot be used, or the VAE answers with inf or NaN.
     """
-    pictures = [*instances, *classes]
+    family, pictures = family_of(pipeline), [*instances, *classes]
     prompts = sorted({picture.caption for picture in pictures})
     owners: list[int] = []
     moments: list[tuple[Tensor, Tensor]] = []
@@ -69,10 +69,10 @@ def build_cache(
         waiting.append(view)
         masks.append(mask)
         if len(waiting) == ENCODED_AT_ONCE:
-            moments.append(_encode(pipeline.vae, waiting))
+            moments.append(family.encode_pictures(pipeline, torch.stack(waiting)))
             waiting.clear()
     if waiting:
-        moments.append(_encode(pipeline.vae, waiting))
+        moments.append(family.encode_pictures(pipeline, torch.stack(waiting)))
     mean, std = (torch.cat(part) for part in zip(*moments, strict=True))
     _refuse_non_finite(mean + std, [pictures[owner] for owner in owners])
     ranges = [
@@ -83,8 +83,7 @@ def build_cache(
     return Cache(
         mean=mean,
         std=std,
-        embeddings=embed(pipeline, prompts),
-        input_ids=tokenize(pipeline, prompts).to(mean.device),
+        conditioning=family.encode_text(pipeline, prompts),
         prompt_of_view=torch.tensor(
             [prompts.index(pictures[owner].caption) for owner in owners], device=mean.device
         ),
@@ -94,50 +93,25 @@ def build_cache(
     )
 
 
-@torch.no_grad()
-def embed(
-    pipeline: StableDiffusionPipeline, prompts: Sequence[str]
-) -> Float[Tensor, "prompts tokens dim"]:
-    """The UNet's `encoder_hidden_states` of each prompt."""
-    device = pipeline.text_encoder.device
-    return torch.cat(
-        [
-            pipeline.encode_prompt(prompt, device, 1, do_classifier_free_guidance=False)[0]
-            for prompt in prompts
-        ]
-    )
-
-
-def tokenize(
-    pipeline: StableDiffusionPipeline, prompts: Sequence[str]
-) -> Int[Tensor, "prompts tokens"]:
-    """The text encoder's input for each prompt, as the pipeline makes it."""
-    tokenizer = pipeline.tokenizer
-    return tokenizer(
-        list(prompts),
-        padding="max_length",
-        max_length=tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
-    ).input_ids
-
-
 @contextmanager
-def on_device(pipeline: StableDiffusionPipeline, device: torch.device) -> Iterator[None]:
-    """Bring VAE and text encoder to the UNet's device for a while; no dtype is touched."""
-    pipeline.vae.to(device)
-    pipeline.text_encoder.to(device)
+def on_device(pipeline: DiffusionPipeline, device: torch.device) -> Iterator[None]:
+    """Bring VAE and text encoders to the network's device for a while, in their own dtypes."""
+    family = family_of(pipeline)
+    for name in (family.vae, *family.text_encoders):
+        getattr(pipeline, name).to(device)
     try:
         yield
     finally:
         leave_device(pipeline)
 
 
-def leave_device(pipeline: StableDiffusionPipeline) -> None:
-    """Send to main memory what no step needs: the VAE, and a text encoder that is not trained."""
-    pipeline.vae.to("cpu")
-    if not any(parameter.requires_grad for parameter in pipeline.text_encoder.parameters()):
-        pipeline.text_encoder.to("cpu")
+def leave_device(pipeline: DiffusionPipeline) -> None:
+    """Send to main memory what no step needs: the VAE, and text encoders that are not trained."""
+    family = family_of(pipeline)
+    for name in (family.vae, *family.text_encoders):
+        part = getattr(pipeline, name)
+        if not any(parameter.requires_grad for parameter in part.parameters()):
+            part.to("cpu")
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
@@ -146,13 +120,6 @@ def _repeated(pictures: Sequence[CaptionedImage], views: list[range]) -> list[ra
     return [
         own for picture, own in zip(pictures, views, strict=True) for _ in range(picture.repeats)
     ]
-
-
-def _encode(vae: AutoencoderKL, views: list[Tensor]) -> tuple[Tensor, Tensor]:
-    inputs = torch.stack(views).to(vae.device, vae.dtype)
-    posterior = vae.encode(inputs, return_dict=False)[0]
-    scale = vae.config["scaling_factor"]
-    return posterior.mean * scale, posterior.std * scale
 
 
 def _refuse_non_finite(latents: Tensor, pictures: Sequence[CaptionedImage]) -> None:

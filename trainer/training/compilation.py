@@ -3,17 +3,17 @@
 from contextlib import AbstractContextManager
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin
 
 from trainer.options.config import Compile
 
 
-def compile_unet(unet: UNet2DConditionModel, how: Compile) -> None:
-    """Compile the UNet, or its transformer blocks, at the first call."""
+def compile_network(network: ModelMixin, how: Compile) -> None:
+    """Compile the network, or its transformer blocks, at the first call."""
     if how == "blocks":
-        unet.compile_repeated_blocks()
+        network.compile_repeated_blocks()
     elif how == "unet":
-        unet.compile()
+        network.compile()
 
 
 def uncompiled() -> AbstractContextManager[object]:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from jaxtyping import Float
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from loldu.base.families import network_of
 from loldu.errors import Stopped
 from trainer.methods.method import Trained, save_result
 from trainer.options.concepts import FOLDER, SINGLE
@@ -57,7 +58,7 @@ class Run:
     config: Config
     configs: dict[str, Config]
     inputs: Inputs
-    pipeline: StableDiffusionPipeline
+    pipeline: DiffusionPipeline
     trained: Trained
     ema: EMA
     accelerator: Accelerator
@@ -83,7 +84,8 @@ def fit(
     of_concept = [trained.parameters(name) for name in run.configs]
     rates = [group["lr"] for group in trained.groups(optimization)]
     adapt = run.config.performance.on_oom == "adapt"
-    ladder = MemoryLadder(run.pipeline.unet, trained, accelerator, objective.rows, adapt=adapt)
+    network = network_of(run.pipeline)
+    ladder = MemoryLadder(network, trained, accelerator, objective.rows, adapt=adapt)
     is_main = accelerator.is_main_process
     log = MetricsLog(run.configs, trained, run.trackers, progress, enabled=is_main)
     clock = Clock(progress.seconds)

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.utils.memory import clear_device_cache
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin
 
 from loldu.errors import LoLDUError
 from trainer.methods.method import Trained
@@ -31,7 +31,7 @@ class MemoryLadder:
 
     def __init__(
         self,
-        unet: UNet2DConditionModel,
+        network: ModelMixin,
         trained: Trained,
         accelerator: Accelerator,
         rows: int,
@@ -39,7 +39,7 @@ class MemoryLadder:
         adapt: bool,
     ) -> None:
         """Start at the top, with so many rows a concept; without `adapt` there is only that."""
-        self._unet, self._trained, self._accelerator = unet, trained, accelerator
+        self._network, self._trained, self._accelerator = network, trained, accelerator
         self._rows = self._rows_at_once = rows
         self._adapt = adapt
 
@@ -69,11 +69,11 @@ class MemoryLadder:
             self._step_down(needed)
 
     def _can_step_down(self) -> bool:
-        return not self._unet.is_gradient_checkpointing or self._rows_at_once > 1
+        return not self._network.is_gradient_checkpointing or self._rows_at_once > 1
 
     def _step_down(self, needed: str) -> None:
-        if not self._unet.is_gradient_checkpointing:
-            self._unet.enable_gradient_checkpointing()
+        if not self._network.is_gradient_checkpointing:
+            self._network.enable_gradient_checkpointing()
             cure = "with gradient checkpointing"
         else:
             self._rows_at_once = (self._rows_at_once + 1) // 2

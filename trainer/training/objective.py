@@ -3,22 +3,22 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
 import numpy as np
 import torch
-from diffusers import ConfigMixin, DDPMScheduler, UNet2DConditionModel
-from jaxtyping import Float, Int
+from diffusers import DiffusionPipeline
+from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
-from transformers import CLIPTextModel
 
-from loldu.errors import LoLDUError
+from loldu.base.families import family_of, network_of
+from loldu.base.family import Conditioning
 from trainer.methods.method import Trained
 from trainer.options.config import Config, OptimizationConfig
 from trainer.training.cache import Cache
 
 _ORDER, _VIEWS, _NOISE = 1, 2, 3
 """Streams of the seed, so that no two draws share one."""
+_COLUMNS = ("noisy", "timesteps", "target", "weights")
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Batch:
     """What one forward pass is made of: concept rows first, then class rows."""
 
     views: Int[Tensor, " rows"]
-    timesteps: Int[Tensor, " rows"]
-    noise: Float[Tensor, "rows c h w"]
-    posterior_noise: Float[Tensor, "rows c h w"]
+    timesteps: Num[Tensor, " rows"]
+    noise: Float[Tensor, "rows ..."]
+    posterior_noise: Float[Tensor, "rows ..."]
 
     def part(self, rows: slice) -> "Batch":
         """Some of its rows."""
@@ -37,36 +37,49 @@ class Batch:
 
 @dataclass(frozen=True)
 class Rows:
-    """What the network is asked, row by row, and what it should answer.
+    """Inputs of the network, one row each, and the right prediction for them.
 
-    `weights` are those of the rows' errors, `states` what the frozen text encoder makes of the
-    prompts whose tokens are `input_ids`.
+    Attributes:
+        noisy: Noisy latents.
+        timesteps: How noisy they are.
+        target: The right prediction.
+        weights: Weights of the rows' errors.
+        conditioning: Prompts, encoded by the frozen text encoders.
     """
 
-    noisy: Float[Tensor, "rows c h w"]
-    timesteps: Int[Tensor, " rows"]
-    states: Float[Tensor, "rows tokens dim"]
-    input_ids: Int[Tensor, "rows tokens"]
-    target: Float[Tensor, "rows c h w"]
+    noisy: Float[Tensor, "rows ..."]
+    timesteps: Num[Tensor, " rows"]
+    target: Float[Tensor, "rows ..."]
     weights: Float[Tensor, " rows"]
+    conditioning: Conditioning
 
     def __getitem__(self, part: slice) -> "Rows":
         """Some of the rows."""
-        return Rows(*(tensor[part] for tensor in self._tensors()))
+        return self._of({name: tensor[part] for name, tensor in self._columns().items()})
 
-    def answered_by(self, denoiser: nn.Module, live: bool = False) -> Float[Tensor, "rows c h w"]:
-        """The network's prediction; live has it read the prompts itself."""
-        ids = self.input_ids if live else None
-        return denoiser(self.noisy, self.timesteps, self.states, ids)
+    def answered_by(self, denoiser: nn.Module, live: bool = False) -> Float[Tensor, "rows ..."]:
+        """The network's prediction; `live` encodes the prompts anew."""
+        return denoiser(self.noisy, self.timesteps, self.conditioning, live)
 
     @staticmethod
     def interleaved(all_rows: Sequence["Rows"]) -> "Rows":
         """Rows of N batches in turn, so that row i is of batch i % N."""
-        columns = zip(*(rows._tensors() for rows in all_rows), strict=True)
-        return Rows(*(torch.stack(column, dim=1).flatten(0, 1) for column in columns))
+        columns = [rows._columns() for rows in all_rows]
+        return Rows._of(
+            {
+                name: torch.stack([of_batch[name] for of_batch in columns], dim=1).flatten(0, 1)
+                for name in columns[0]
+            }
+        )
 
-    def _tensors(self) -> list[Tensor]:
-        return [getattr(self, field.name) for field in fields(self)]
+    def _columns(self) -> dict[str, Tensor]:
+        own = {name: getattr(self, name) for name in _COLUMNS}
+        return {**self.conditioning, **own}
+
+    @staticmethod
+    def _of(columns: dict[str, Tensor]) -> "Rows":
+        own = [columns.pop(name) for name in _COLUMNS]
+        return Rows(*own, conditioning=columns)
 
 
 @dataclass(frozen=True)
@@ -83,38 +96,40 @@ class Losses:
 
 
 class Denoiser(nn.Module):
-    """The UNet, and the text encoder where it is trained too, as one module to be wrapped."""
+    """The network, and the text encoders if they are trained too, as one module to be wrapped."""
 
-    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel | None) -> None:
-        """Take what is trained; without a text encoder prompts come as its states."""
+    def __init__(self, pipeline: DiffusionPipeline, *, trains_text: bool = False) -> None:
+        """Take the network of a pipeline, and its text encoders if they are trained."""
         super().__init__()
-        self.unet = unet
-        self.text_encoder = text_encoder
+        self._family = family_of(pipeline)
+        self.network = network_of(pipeline)
+        names = self._family.text_encoders if trains_text else ()
+        self.text_encoders = nn.ModuleDict({name: getattr(pipeline, name) for name in names})
 
     def forward(
         self,
-        noisy: Float[Tensor, "rows c h w"],
-        timesteps: Int[Tensor, " rows"],
-        states: Float[Tensor, "rows tokens dim"],
-        input_ids: Int[Tensor, "rows tokens"] | None = None,
-    ) -> Float[Tensor, "rows c h w"]:
-        """The UNet's prediction; of prompts as they are now where their tokens are given."""
-        if self.text_encoder is not None and input_ids is not None:
-            states = self.text_encoder(input_ids)[0]
-        inputs = noisy.to(states.dtype), timesteps, states
-        return self.unet(*inputs, return_dict=False)[0].float()
+        noisy: Float[Tensor, "rows ..."],
+        timesteps: Num[Tensor, " rows"],
+        conditioning: Conditioning,
+        live: bool = False,
+    ) -> Float[Tensor, "rows ..."]:
+        """The network's prediction; `live` encodes the prompts anew."""
+        if self.text_encoders and live:
+            encoders = dict(self.text_encoders.items())
+            conditioning = self._family.encode_again(encoders, conditioning)
+        return self._family.predict(self.network, noisy, timesteps, conditioning)
 
 
 class DreamBooth:
     """The batches of one concept, and how wrong an answer to them is."""
 
-    def __init__(self, noise_scheduler: ConfigMixin, cache: Cache, config: Config) -> None:
+    def __init__(self, pipeline: DiffusionPipeline, cache: Cache, config: Config) -> None:
         """Take the base's noise schedule, the concept's pictures and its options.
 
         Raises:
-            LoLDUError: the base predicts neither noise nor velocity.
+            LoLDUError: If the base predicts something that cannot be trained.
         """
-        self._noise_scheduler = training_noise_scheduler(noise_scheduler)
+        self._noise_schedule = family_of(pipeline).noise_schedule(pipeline)
         self._cache = cache
         self._prior_loss_weight = config.prior.prior_loss_weight
         self._snr_gamma = config.optimization.snr_gamma
@@ -134,7 +149,6 @@ class DreamBooth:
         Source: Guttenberg, Diffusion with Offset Noise (the noise offset).
         """
         shape = self._cache.mean.shape[1:]
-        last = self._noise_scheduler.config["num_train_timesteps"]
         parts: list[tuple[np.ndarray, ...]] = []
         for kind, (pictures, rows) in enumerate(
             ((self._cache.instances, self.concept_rows), (self._cache.classes, self.class_rows))
@@ -144,10 +158,10 @@ class DreamBooth:
             start = pass_index * share + process_index * rows
             views = [view_at(pictures, start + row, self._seed, kind) for row in range(rows)]
             rng = np.random.default_rng([self._seed, _NOISE, kind, pass_index])
-            timesteps = rng.integers(last, size=share)
+            timesteps = self._noise_schedule.draw_timesteps(rng, share)
             noise = rng.standard_normal((2, share, *shape), dtype=np.float32)
             if self._noise_offset:  # drawn last, so that without it all else is as it was
-                offset = rng.standard_normal((share, shape[0], 1, 1), dtype=np.float32)
+                offset = rng.standard_normal((share, shape[0], *[1] * len(shape[1:])), np.float32)
                 noise[0] += self._noise_offset * offset
             parts.append(
                 (np.array(views, np.int64), timesteps[mine], noise[0, mine], noise[1, mine])
@@ -157,26 +171,22 @@ class DreamBooth:
     def rows(self, batch: Batch) -> Rows:
         """What the network is asked in a batch: concept rows first, then class rows."""
         cache, timesteps = self._cache, batch.timesteps
-        noise_scheduler: Any = self._noise_scheduler  # its types want an IntTensor; int64 is right
         latents = cache.mean[batch.views] + cache.std[batch.views] * batch.posterior_noise
-        target = batch.noise
-        if noise_scheduler.config["prediction_type"] == "v_prediction":
-            target = noise_scheduler.get_velocity(latents, batch.noise, timesteps)
+        noisy, target = self._noise_schedule.noise_and_target(latents, batch.noise, timesteps)
         if self._snr_gamma is None:
             weights = torch.ones(len(timesteps), device=timesteps.device)
         else:
-            weights = min_snr_weights(noise_scheduler, timesteps, self._snr_gamma)
+            weights = self._noise_schedule.min_snr_weights(timesteps, self._snr_gamma)
         prompts = cache.prompt_of_view[batch.views]
         return Rows(
-            noisy=noise_scheduler.add_noise(latents, batch.noise, timesteps),
+            noisy=noisy,
             timesteps=timesteps,
-            states=cache.embeddings[prompts],
-            input_ids=cache.input_ids[prompts],
             target=target,
             weights=weights,
+            conditioning={name: tensor[prompts] for name, tensor in cache.conditioning.items()},
         )
 
-    def errors(self, squares: Float[Tensor, "rows c h w"], batch: Batch) -> Float[Tensor, " rows"]:
+    def errors(self, squares: Float[Tensor, "rows ..."], batch: Batch) -> Float[Tensor, " rows"]:
         """Means of the rows' squared errors, weighted as their pictures' masks say."""
         if self._cache.weights is not None:
             squares = squares * self._cache.weights[batch.views]
@@ -265,38 +275,6 @@ def view_at(pictures: list[range], position: int, seed: int, kind: int) -> int:
     order = np.random.default_rng([seed, _ORDER, kind, epoch]).permutation(len(pictures))
     views = pictures[order[place]]
     return views[int(np.random.default_rng([seed, _VIEWS, kind, position]).integers(len(views)))]
-
-
-def training_noise_scheduler(noise_scheduler: ConfigMixin) -> DDPMScheduler:
-    """The base's own noise schedule and prediction type, apart from its sampler's state.
-
-    Raises:
-        LoLDUError: for a prediction type other than epsilon and v_prediction.
-    """
-    scheduler = DDPMScheduler.from_config(noise_scheduler.config)
-    assert isinstance(scheduler, DDPMScheduler)
-    prediction_type = scheduler.config["prediction_type"]
-    if prediction_type not in ("epsilon", "v_prediction"):
-        raise LoLDUError(
-            f"The base predicts {prediction_type}; only epsilon and v_prediction can be trained."
-        )
-    return scheduler
-
-
-def min_snr_weights(
-    noise_scheduler: DDPMScheduler, timesteps: Int[Tensor, " rows"], gamma: float
-) -> Float[Tensor, " rows"]:
-    """Min-SNR weights: min(SNR, gamma) on the x0 error, whatever the network predicts.
-
-    The x0 error is the noise error divided by SNR, and the v error divided by SNR + 1.
-
-    Source: Hang et al., Efficient Diffusion Training via Min-SNR Weighting Strategy, Sec. 3.4.
-    """
-    alpha_bar = noise_scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
-    snr = alpha_bar / (1 - alpha_bar)
-    if noise_scheduler.config["prediction_type"] == "v_prediction":
-        return snr.clamp(max=gamma) / (snr + 1)
-    return (gamma / snr).clamp(max=1)
 
 
 def lr_factor(optimization: OptimizationConfig, step: int) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from PIL import Image
 from tqdm import tqdm
 
@@ -25,7 +25,7 @@ BATCH_SIZE = 8
 
 
 def class_images(
-    pipeline: StableDiffusionPipeline,
+    pipeline: DiffusionPipeline,
     prior: PriorConfig,
     output_dir: Path,
     *,

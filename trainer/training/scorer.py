@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 
-from loldu.base.open import quiet
+from loldu.base.source import quiet
 from loldu.errors import LoLDUError
 from loldu.prompts import class_after, token_and_class, without_token
 from trainer.options.config import Config

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from PIL import Image
 
 from eval.protocols.live import Pictures
@@ -61,7 +61,7 @@ class LiveScores:
         self._base: list[Image.Image] = []
         self._folder = config.run.output_dir
 
-    def see_base(self, pipeline: StableDiffusionPipeline) -> None:
+    def see_base(self, pipeline: DiffusionPipeline) -> None:
         """Draw what the base makes of other prompts, while it is still as it came."""
         self._base = self._draw(pipeline, self._plan.others, {})
 
@@ -74,7 +74,7 @@ class LiveScores:
 
     def measure(
         self,
-        pipeline: StableDiffusionPipeline,
+        pipeline: DiffusionPipeline,
         step: int,
         device: torch.device,
         drawn: Mapping[Wanted, Image.Image],
@@ -115,7 +115,7 @@ class LiveScores:
 
     def _draw(
         self,
-        pipeline: StableDiffusionPipeline,
+        pipeline: DiffusionPipeline,
         wanted: Sequence[Wanted],
         drawn: Mapping[Wanted, Image.Image],
     ) -> list[Image.Image]:

@@ -20,7 +20,7 @@ from loldu import (
     unload_concept,
 )
 from loldu.base.config import BaseModelConfig
-from loldu.base.open import fingerprint, load_pipeline
+from loldu.base.open import load_pipeline, weights_digest
 from loldu.base.record import CONFIG, base_options, public_base
 from loldu.errors import LoLDUError
 from webui.drawing.facts import called
@@ -61,10 +61,10 @@ class Model:
         self.options = options
         dtype = torch.float16 if device == "cuda" else torch.float32
         self.pipeline = load_pipeline(
-            **asdict(options), torch_dtype=dtype, device=device, safety_checker=True
+            options, torch_dtype=dtype, device=device, safety_checker=True
         )
         self.safety = SafetyChecker(self.pipeline)
-        self.base = {**public_base(options), "fingerprint": fingerprint(self.pipeline)}
+        self.base = {**public_base(options), "fingerprint": weights_digest(self.pipeline)}
         self._loaded: OrderedDict[Path, _Loaded] = OrderedDict()
         self._names = (f"concept-{number}" for number in itertools.count())
 

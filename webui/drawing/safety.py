@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from PIL import Image
 
 _SIDE_PX = 6
@@ -18,12 +18,13 @@ class SafetyChecker:
     and is not to reach this one.
     """
 
-    def __init__(self, pipeline: StableDiffusionPipeline) -> None:
+    def __init__(self, pipeline: DiffusionPipeline) -> None:
         """Take the checker, if there is one."""
         # The libraries' annotations say less than what the parts are.
-        self._checker: Any = pipeline.safety_checker
-        self._extract: Any = pipeline.feature_extractor
-        pipeline.safety_checker = None
+        self._checker: Any = pipeline.components.get("safety_checker")
+        self._extract: Any = pipeline.components.get("feature_extractor")
+        if self._checker is not None:
+            pipeline.register_modules(safety_checker=None)
 
     def objections(self, images: Sequence[Image.Image]) -> list[bool]:
         """Which pictures are not to be shown."""

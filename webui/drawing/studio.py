@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from PIL import Image
 
 from eval.protocols.score import pick_device
 from loldu.base.config import BaseModelConfig
 from loldu.base.draw import sample_images
+from loldu.base.families import network_of
 from loldu.errors import LoLDUError
 from webui.drawing.line import Cancelled, Line
 from webui.drawing.model import Model, Use, options_for
@@ -192,8 +193,8 @@ def _draw(
 
 
 @contextmanager
-def _watched(pipeline: StableDiffusionPipeline, total: int, watch: Watch) -> Iterator[None]:
-    """Report every pass through the UNet; a scheduler may make one or two more than its steps."""
+def _watched(pipeline: DiffusionPipeline, total: int, watch: Watch) -> Iterator[None]:
+    """Report every pass of the network; a scheduler may make one or two more than its steps."""
     passes = itertools.count(1)
 
     def count(*_: object) -> None:
@@ -201,7 +202,7 @@ def _watched(pipeline: StableDiffusionPipeline, total: int, watch: Watch) -> Ite
         if watch.stop.is_set():
             raise Cancelled
 
-    handle = pipeline.unet.register_forward_hook(count)
+    handle = network_of(pipeline).register_forward_hook(count)
     try:
         yield
     finally:

@@ -4,7 +4,6 @@ import re
 import shutil
 import unicodedata
 import zipfile
-from dataclasses import asdict
 from pathlib import Path
 
 from loldu import ConceptError, export_lora, load_concept, read_concept
@@ -62,7 +61,7 @@ def export_as_lora(entry: Entry, base: str, trained: Path | None, folder: Path) 
         concept = read_concept(entry.path)
         dtype = BASE_DTYPES[concept.layers[0].base_dtype]  # in which an SVD is the same
         options = base_options(concept, entry.path, base)
-        pipeline = load_pipeline(**asdict(options), torch_dtype=dtype)
+        pipeline = load_pipeline(options, torch_dtype=dtype)
         load_concept(pipeline, entry.path)
         told = {
             name: value

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 
+from loldu.base.families import family_of, network_of
 from trainer.results.records import METRICS
 from webui.engine.job import Job, Status
 from webui.engine.options import OPTIONS
@@ -82,18 +84,19 @@ def _seconds_a_row(folder: Path, base: str, side: int) -> float | None:
 
 
 @torch.no_grad()
-def measured_pass(pipeline: StableDiffusionPipeline, rows: int, side: int) -> float:
+def measured_pass(pipeline: DiffusionPipeline, rows: int, side: int) -> float:
     """Seconds of a forward pass of so many pictures, after one that is not counted."""
-    unet, latent = pipeline.unet, side // pipeline.vae_scale_factor
-    channels, width = unet.config["in_channels"], unet.config["cross_attention_dim"]
-    sample = torch.zeros(rows, channels, latent, latent, dtype=unet.dtype, device=unet.device)
-    text = torch.zeros(rows, 77, width, dtype=unet.dtype, device=unet.device)
+    family, network = family_of(pipeline), network_of(pipeline)
+    device, rng = network.device, np.random.default_rng(0)
+    timesteps = torch.from_numpy(family.noise_schedule(pipeline).draw_timesteps(rng, rows))
+    noisy = torch.zeros(rows, *family.latent_shape(pipeline, side), device=device)
+    text = family.encode_text(pipeline, [""] * rows)
 
     def taken() -> float:
         started = time.perf_counter()
-        unet(sample, torch.ones(rows, device=unet.device), encoder_hidden_states=text)
-        if unet.device.type == "cuda":
-            torch.cuda.synchronize(unet.device)
+        family.predict(network, noisy, timesteps.to(device), text)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         return time.perf_counter() - started
 
     taken()

@@ -9,6 +9,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDPMScheduler,
+    DiffusionPipeline,
     EulerDiscreteScheduler,
     StableDiffusionPipeline,
     UNet2DConditionModel,
@@ -17,11 +18,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from loldu.base.open import fingerprint, load_pipeline
+from loldu.base.config import BaseModelConfig
+from loldu.base.open import load_pipeline, weights_digest
+from loldu.base.stable_diffusion import embed, min_snr_weights, training_noise_scheduler
 from loldu.errors import LoLDUError
 from trainer.__main__ import run
-from trainer.training.cache import embed
-from trainer.training.objective import min_snr_weights, training_noise_scheduler
 
 
 def test_the_base_is_frozen_and_keeps_its_noise_scheduler(base_folder: Path) -> None:
@@ -40,10 +41,10 @@ def test_another_vae_takes_the_place_of_the_base_s(base_folder: Path, tmp_path: 
     with torch.no_grad():
         dict(vae.named_parameters())["decoder.conv_out.bias"].fill_(3)
     vae.save_pretrained(tmp_path / "vae")
-    pipeline = load_pipeline(str(base_folder), vae=str(tmp_path / "vae"))
+    pipeline = load_pipeline(BaseModelConfig(str(base_folder), vae=str(tmp_path / "vae")))
     bias = dict(pipeline.vae.named_parameters())["decoder.conv_out.bias"]
     torch.testing.assert_close(bias.detach(), torch.full((3,), 3.0))
-    assert fingerprint(pipeline) != fingerprint(load_pipeline(str(base_folder)))
+    assert weights_digest(pipeline) != weights_digest(load_pipeline(str(base_folder)))
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def deep_folder(base_folder: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("clip_skip", [0, 1, 2])
 def test_clip_skip_takes_an_earlier_layer_s_states(deep_folder: Path, clip_skip: int) -> None:
     whole = CLIPTextModel.from_pretrained(deep_folder / "text_encoder").eval()
-    pipeline = load_pipeline(str(deep_folder), clip_skip=clip_skip)
+    pipeline = load_pipeline(BaseModelConfig(str(deep_folder), clip_skip=clip_skip))
     tokens = pipeline.tokenizer(
         "a toy", padding="max_length", truncation=True, return_tensors="pt"
     ).input_ids
@@ -75,12 +76,14 @@ def test_clip_skip_takes_an_earlier_layer_s_states(deep_folder: Path, clip_skip:
 
 def test_clip_skip_beyond_the_layers_is_one_sentence(base_folder: Path) -> None:
     with pytest.raises(LoLDUError, match=r"--clip_skip is 1, but the text encoder .* 1 layers"):
-        load_pipeline(str(base_folder), clip_skip=1)
+        load_pipeline(BaseModelConfig(str(base_folder), clip_skip=1))
 
 
 def test_the_prediction_type_is_the_base_s_unless_given(base_folder: Path) -> None:
     assert load_pipeline(str(base_folder)).scheduler.config["prediction_type"] == "v_prediction"
-    scheduler = load_pipeline(str(base_folder), prediction_type="epsilon").scheduler
+    scheduler = load_pipeline(
+        BaseModelConfig(str(base_folder), prediction_type="epsilon")
+    ).scheduler
     assert scheduler.config["prediction_type"] == "epsilon"
     assert training_noise_scheduler(scheduler).config["prediction_type"] == "epsilon"
     # DDIM's step to the clean image, from the formula of what is predicted.
@@ -133,7 +136,7 @@ def test_a_base_of_zero_snr_is_trained_and_draws(
 
 def test_epsilon_from_pure_noise_is_refused(zero_snr_folder: Path) -> None:
     with pytest.raises(LoLDUError, match=r"ends in pure noise .* --prediction_type v_predict"):
-        load_pipeline(str(zero_snr_folder), prediction_type="epsilon")
+        load_pipeline(BaseModelConfig(str(zero_snr_folder), prediction_type="epsilon"))
 
 
 def test_a_variant_in_half_precision_is_trained_in_fp32(
@@ -147,7 +150,7 @@ def test_a_variant_in_half_precision_is_trained_in_fp32(
     assert (folder / "unet" / "diffusion_pytorch_model.fp16.safetensors").exists()
     more = ["--variant", "fp16", "--max_train_steps", "1"]
     assert run([*flags, "--pretrained_model_name_or_path", str(folder), *more]) == 0
-    pipeline = load_pipeline(str(folder), variant="fp16")
+    pipeline = load_pipeline(BaseModelConfig(str(folder), variant="fp16"))
     for part in ("unet", "text_encoder", "vae"):
         rounded = getattr(half, part).state_dict()
         for name, weight in getattr(pipeline, part).state_dict().items():
@@ -168,10 +171,12 @@ def test_revision_and_variant_reach_diffusers(
 
         return call
 
-    for name in ("load_config", "from_pretrained"):
-        original = getattr(StableDiffusionPipeline, name)
-        monkeypatch.setattr(StableDiffusionPipeline, name, spy(original))
-    load_pipeline(str(base_folder), revision="abc", variant="fp16")
+    for kind, name in (
+        (DiffusionPipeline, "load_config"),
+        (StableDiffusionPipeline, "from_pretrained"),
+    ):
+        monkeypatch.setattr(kind, name, spy(getattr(kind, name)))
+    load_pipeline(BaseModelConfig(str(base_folder), revision="abc", variant="fp16"))
     assert [options["revision"] for options in asked[:2]] == ["abc", "abc"]
     assert asked[1]["variant"] == "fp16"
 
@@ -184,7 +189,7 @@ def test_a_base_that_is_none_is_one_sentence(tmp_path: Path) -> None:
         "nowhere": "does not exist",
         "folder": "is not a diffusers folder: it has no model_index.json",
         "model.ckpt": "not a .safetensors checkpoint",
-        "broken.safetensors": "cut short or no .safetensors file; download it again",
+        "broken.safetensors": "incomplete or not a .safetensors file; download it again",
     }.items():
         with pytest.raises(LoLDUError, match=message) as error:
             load_pipeline(str(tmp_path / name))
@@ -243,7 +248,7 @@ def test_an_inpainting_base_is_refused(base_folder: Path, tmp_path: Path) -> Non
 def test_an_unreachable_hub_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(
-        LoLDUError, match="the hub does not give it: check the name, the connection"
+        LoLDUError, match="is neither a local folder nor on the Hub: check the name, the connection"
     ) as error:
         load_pipeline("nobody/no-such-base")
     assert "\n" not in str(error.value)

@@ -1,7 +1,6 @@
 """What a concept tells of its base is enough to load it again."""
 
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,8 @@ from loldu import Concept, load_concept, read_concept
 from loldu.base.config import BaseModelConfig
 from loldu.base.open import load_pipeline
 from loldu.base.record import base_options, public_base
+from loldu.base.stable_diffusion import embed
 from trainer.__main__ import run
-from trainer.training.cache import embed
 
 
 @pytest.fixture
@@ -43,7 +42,7 @@ def test_a_concept_is_drawn_as_it_was_trained(
     for place in (path, alone):
         options = base_options(concept, place, str(two_layers))
         assert (options.clip_skip, options.prediction_type) == (1, "epsilon")
-        pipeline = load_pipeline(**asdict(options))
+        pipeline = load_pipeline(options)
         assert pipeline.scheduler.config["prediction_type"] == "epsilon"
         before = embed(pipeline, ["sks"])
         load_concept(pipeline, place)

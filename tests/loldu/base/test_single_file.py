@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from loldu import read_concept
+from loldu.base.config import BaseModelConfig
 from loldu.base.open import load_pipeline
 from loldu.errors import LoLDUError
 from tests.loldu.base.original_layout import save_single_file, vae_weights
@@ -54,7 +55,7 @@ def same_weights(ours: StableDiffusionPipeline, theirs: StableDiffusionPipeline)
 def test_it_is_the_folder_s_pipeline(
     file: Path, base: StableDiffusionPipeline, base_folder: Path
 ) -> None:
-    pipeline = load_pipeline(str(file), single_file_config=str(base_folder))
+    pipeline = load_pipeline(BaseModelConfig(str(file), single_file_config=str(base_folder)))
     same_weights(pipeline, base)
     assert pipeline.tokenizer("a toy").input_ids == base.tokenizer("a toy").input_ids
     assert pipeline.safety_checker is None
@@ -66,11 +67,10 @@ def test_half_precision_in_the_file_or_in_the_run(
     file: Path, base_folder: Path, changed: Callable[..., Path]
 ) -> None:
     half = changed({name: weight.half() for name, weight in load_file(file).items()})
-    pipeline = load_pipeline(str(half), single_file_config=str(base_folder))
+    pipeline = load_pipeline(BaseModelConfig(str(half), single_file_config=str(base_folder)))
     assert [getattr(pipeline, part).dtype for part in PARTS] == [torch.float32] * 3
-    pipeline = load_pipeline(
-        str(file), single_file_config=str(base_folder), torch_dtype=torch.bfloat16
-    )
+    config = BaseModelConfig(str(file), single_file_config=str(base_folder))
+    pipeline = load_pipeline(config, torch_dtype=torch.bfloat16)
     assert [getattr(pipeline, part).dtype for part in PARTS] == [
         *(torch.bfloat16, torch.float32, torch.bfloat16)
     ]
@@ -105,7 +105,7 @@ def test_without_the_hub_it_says_what_to_give(file: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for layout in (None, "some/base"):
         with pytest.raises(LoLDUError, match=r"any diffusers folder .* --single_file") as told:
-            load_pipeline(str(file), single_file_config=layout)
+            load_pipeline(BaseModelConfig(str(file), single_file_config=layout))
         assert "\n" not in str(told.value)
 
 
@@ -118,7 +118,9 @@ def test_a_vae_may_be_a_file(
     vae = tmp_path / "vae.safetensors"
     save_file({f"{prefix}{name}": weight for name, weight in weights.items()}, vae)
     for name in (base_folder, file):
-        pipeline = load_pipeline(str(name), vae=str(vae), single_file_config=str(base_folder))
+        pipeline = load_pipeline(
+            BaseModelConfig(str(name), vae=str(vae), single_file_config=str(base_folder))
+        )
         got = pipeline.vae.state_dict()
         torch.testing.assert_close(got.pop("decoder.conv_out.bias"), torch.full((3,), 3.0))
         expected = base.vae.state_dict()
@@ -130,21 +132,27 @@ def test_a_vae_completes_a_file_without_one(
     base: StableDiffusionPipeline, base_folder: Path, changed: Callable[..., Path]
 ) -> None:
     path = changed(without="first_stage_model.")
-    with pytest.raises(LoLDUError, match="no VAE in it; give one with --vae"):
-        load_pipeline(str(path), single_file_config=str(base_folder))
+    with pytest.raises(LoLDUError, match="contains no VAE; give one with --vae"):
+        load_pipeline(BaseModelConfig(str(path), single_file_config=str(base_folder)))
     vae = str(base_folder / "vae")
-    same_weights(load_pipeline(str(path), single_file_config=str(base_folder), vae=vae), base)
+    same_weights(
+        load_pipeline(BaseModelConfig(str(path), single_file_config=str(base_folder), vae=vae)),
+        base,
+    )
 
 
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({"lora_unet_down_to_q.lora_down.weight": NUMBER}, "is a LoRA, which is no base"),
-        ({"unet.down_blocks.0.to_q.lora_A.weight": NUMBER}, "is a LoRA, which is no base"),
-        ({"decoder.conv_in.weight": NUMBER}, "is a VAE, which goes to --vae"),
-        ({"first_stage_model.decoder.conv_in.weight": NUMBER}, "is a VAE, which goes to --vae"),
+        ({"lora_unet_down_to_q.lora_down.weight": NUMBER}, "is a LoRA, not a base"),
+        ({"unet.down_blocks.0.to_q.lora_A.weight": NUMBER}, "is a LoRA, not a base"),
+        ({"decoder.conv_in.weight": NUMBER}, "is a VAE: give it with --vae"),
+        ({"first_stage_model.decoder.conv_in.weight": NUMBER}, "is a VAE: give it with --vae"),
         ({"conditioner.embedders.0.weight": NUMBER}, "is an SDXL checkpoint"),
-        ({"double_blocks.0.img_attn.norm.key_norm.scale": NUMBER}, "has no Stable Diffusion UNet"),
+        (
+            {"double_blocks.0.img_attn.norm.key_norm.scale": NUMBER},
+            "contains no Stable Diffusion UNet",
+        ),
     ],
 )
 def test_what_is_no_base_is_told(
@@ -152,7 +160,9 @@ def test_what_is_no_base_is_told(
 ) -> None:
     save_file(weights, tmp_path / "x.safetensors")
     with pytest.raises(LoLDUError, match=message):
-        load_pipeline(str(tmp_path / "x.safetensors"), single_file_config=str(base_folder))
+        load_pipeline(
+            BaseModelConfig(str(tmp_path / "x.safetensors"), single_file_config=str(base_folder))
+        )
 
 
 def test_what_is_not_whole_or_does_not_fit_is_told(
@@ -160,12 +170,12 @@ def test_what_is_not_whole_or_does_not_fit_is_told(
 ) -> None:
     def message(path: Path) -> str:
         with pytest.raises(LoLDUError) as error:
-            load_pipeline(str(path), single_file_config=str(base_folder))
+            load_pipeline(BaseModelConfig(str(path), single_file_config=str(base_folder)))
         assert "\n" not in str(error.value)
         return str(error.value)
 
     unet = "model.diffusion_model."
-    assert "has no text encoder in it" in message(changed(without="cond_stage_model."))
+    assert "contains no text encoder" in message(changed(without="cond_stage_model."))
     nine = {f"{unet}input_blocks.0.0.weight": torch.zeros(8, 9, 3, 3)}
     assert "takes 9 channels, so it is for inpainting" in message(changed(nine))
     assert "lacks weights" in message(changed(without=f"{unet}out.2.bias"))
@@ -173,7 +183,7 @@ def test_what_is_not_whole_or_does_not_fit_is_told(
     assert "conv_out.bias expected shape" in message(changed(wide))
     whole = changed()
     whole.write_bytes(whole.read_bytes()[:-100])
-    assert "is cut short" in message(whole)
+    assert "is incomplete" in message(whole)
 
 
 def test_a_layout_that_is_none_is_told(file: Path, tmp_path: Path) -> None:
@@ -183,10 +193,10 @@ def test_a_layout_that_is_none_is_told(file: Path, tmp_path: Path) -> None:
         "./nowhere": "--single_file_config ./nowhere does not exist: give a diffusers folder or",
     }.items():
         with pytest.raises(LoLDUError, match=message):
-            load_pipeline(str(file), single_file_config=layout)
+            load_pipeline(BaseModelConfig(str(file), single_file_config=layout))
 
 
 def test_a_vae_file_that_is_none_is_told(base_folder: Path, tmp_path: Path) -> None:
     save_file({"x.lora_down.weight": NUMBER}, tmp_path / "lora.safetensors")
     with pytest.raises(LoLDUError, match=r"The VAE .*lora\.safetensors cannot be read"):
-        load_pipeline(str(base_folder), vae=str(tmp_path / "lora.safetensors"))
+        load_pipeline(BaseModelConfig(str(base_folder), vae=str(tmp_path / "lora.safetensors")))

@@ -41,7 +41,7 @@ def dreambooth(pipeline: StableDiffusionPipeline, config: Config) -> DreamBooth:
     found = find_instances(config.instance)
     classes = [CaptionedImage(found[0].path, "a toy")]
     cache = build_cache(pipeline, found, classes, config.instance, seed=0)
-    return DreamBooth(pipeline.scheduler, cache, config)
+    return DreamBooth(pipeline, cache, config)
 
 
 @torch.no_grad()
@@ -55,7 +55,7 @@ def losses_of(
     seen: list[torch.Tensor] = []
     hook = pipeline.unet.register_forward_hook(lambda _m, _i, output: seen.append(output[0]))
     objective = Objective(concepts, Trained(("default",), {}), config)
-    losses = objective.losses(Denoiser(pipeline.unet, None), batches)
+    losses = objective.losses(Denoiser(pipeline), batches)
     hook.remove()
     return losses, seen[0]
 

@@ -9,10 +9,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from loldu import load_concept, read_concept
 from loldu.adapter.layer import LoLDULayer
 from loldu.base.open import load_pipeline
+from loldu.base.stable_diffusion import embed
 from loldu.errors import LoLDUError
 from trainer.methods.method import Trained, add_trainables, learn_words, save_result
 from trainer.options.config import Config, Method, Rank
-from trainer.training.cache import embed
 
 MakeConfig = Callable[..., Config]
 Predict = Callable[[StableDiffusionPipeline], torch.Tensor]

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from loldu import Concept, ConceptLayer, load_concept, read_concept
 from loldu.base.open import load_pipeline
+from loldu.base.stable_diffusion import embed
 from loldu.concept.format import write_concept
 from trainer.__main__ import run
 from trainer.methods.method import add_trainables
@@ -22,7 +23,6 @@ from trainer.options.preset import parse
 from trainer.results import write as result
 from trainer.results.metadata import Training, describe, license_of, name_of, public_sections
 from trainer.results.write import write_result
-from trainer.training.cache import embed
 from trainer.training.checkpoint import Progress
 
 CLASS = ["--class_prompt", "a photo of a toy"]

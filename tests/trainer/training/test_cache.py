@@ -4,11 +4,12 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+from loldu.base.stable_diffusion import STATES, embed
 from loldu.errors import LoLDUError
 from loldu.pictures.crop import load_views
 from loldu.pictures.folder import CaptionedImage
 from trainer.options.config import InstanceConfig
-from trainer.training.cache import build_cache, embed
+from trainer.training.cache import build_cache
 from trainer.training.instances import find_instances
 from trainer.training.objective import view_at
 
@@ -29,8 +30,9 @@ def test_moments_are_the_vae_s_and_views_belong_to_their_picture(
         scale = pipeline.vae.config.scaling_factor
         torch.testing.assert_close(cache.mean[row], posterior.mean[0] * scale)
         torch.testing.assert_close(cache.std[row], posterior.std[0] * scale)
-    prompts = [cache.embeddings[index] for index in cache.prompt_of_view]
-    assert len(cache.embeddings) == 2
+    embeddings = cache.conditioning[STATES]
+    prompts = [embeddings[index] for index in cache.prompt_of_view]
+    assert len(embeddings) == 2
     torch.testing.assert_close(prompts[0], embed(pipeline, ["sks"])[0])
     torch.testing.assert_close(prompts[7], embed(pipeline, ["a toy"])[0])
 

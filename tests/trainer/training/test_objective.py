@@ -8,6 +8,7 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import compute_snr
 
+from loldu.base.stable_diffusion import STATES, min_snr_weights, training_noise_scheduler
 from loldu.errors import LoLDUError
 from loldu.pictures.folder import CaptionedImage
 from trainer.methods.method import Trained, add_trainables
@@ -21,8 +22,6 @@ from trainer.training.objective import (
     Losses,
     Objective,
     lr_factor,
-    min_snr_weights,
-    training_noise_scheduler,
     view_at,
 )
 
@@ -37,7 +36,7 @@ def make_cache(pipeline: StableDiffusionPipeline, config: Config, classes: int =
 
 
 def dreambooth(pipeline: StableDiffusionPipeline, config: Config, classes: int = 0) -> DreamBooth:
-    return DreamBooth(pipeline.scheduler, make_cache(pipeline, config, classes), config)
+    return DreamBooth(pipeline, make_cache(pipeline, config, classes), config)
 
 
 def losses_of(
@@ -50,7 +49,7 @@ def losses_of(
     """Of one concept, on the pipeline as it is."""
     nothing = Trained(("default",), {})
     objective = Objective([concept], trained or nothing, config)
-    (losses,) = objective.losses(Denoiser(pipeline.unet, None), [batch])
+    (losses,) = objective.losses(Denoiser(pipeline), [batch])
     return losses
 
 
@@ -103,7 +102,7 @@ def test_the_loss_is_the_mean_squared_error_of_the_base_s_prediction(
     pipeline.scheduler.register_to_config(prediction_type=prediction_type)
     config = make_config("--prior_loss_weight", "0.5", "--noise_offset", "0.1")
     cache = make_cache(pipeline, config, classes=2)
-    concept = DreamBooth(pipeline.scheduler, cache, config)
+    concept = DreamBooth(pipeline, cache, config)
     batch = concept.draw(0)
     with torch.no_grad():
         losses = losses_of(pipeline, concept, config, batch)
@@ -113,7 +112,7 @@ def test_the_loss_is_the_mean_squared_error_of_the_base_s_prediction(
         alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
         latent = cache.mean[view] + cache.std[view] * posterior_noise
         target = noise if prediction_type == "epsilon" else alpha * noise - sigma * latent
-        state = cache.embeddings[cache.prompt_of_view[view]][None]
+        state = cache.conditioning[STATES][cache.prompt_of_view[view]][None]
         with torch.no_grad():
             noisy = (alpha * latent + sigma * noise)[None]
             prediction = pipeline.unet(noisy, timestep, state).sample[0]
@@ -220,7 +219,7 @@ def test_the_losses_of_parts_add_up(
     config = make_config(*rows_of_each)
     concepts = [dreambooth(pipeline, config, 2), dreambooth(pipeline, config, 1)]
     objective = Objective(concepts, Trained(("one", "two"), {}), config)
-    denoiser, batches = Denoiser(pipeline.unet, None), objective.draw(0)
+    denoiser, batches = Denoiser(pipeline), objective.draw(0)
 
     def values(rows: slice) -> torch.Tensor:
         return torch.stack([x.values() for x in objective.losses(denoiser, batches, rows)])

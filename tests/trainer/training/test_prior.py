@@ -5,7 +5,7 @@ import pytest
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from loldu.base.open import fingerprint
+from loldu.base.open import weights_digest
 from loldu.errors import LoLDUError
 from loldu.pictures.folder import CaptionedImage
 from trainer.options.config import PriorConfig
@@ -21,7 +21,7 @@ def draw(
         pipeline,
         options,
         folder,
-        base=fingerprint(pipeline),
+        base=weights_digest(pipeline),
         resolution=16,
         seed=seed,
         num_inference_steps=1,

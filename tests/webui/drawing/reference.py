@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from loldu import load_concept, mix
+from loldu.base.config import BaseModelConfig
 from loldu.base.draw import sample_images
 from loldu.base.open import load_pipeline
 from webui.drawing.settings import Settings, Used
@@ -41,7 +42,7 @@ def drawn_apart(
     **options: Any,  # noqa: ANN401
 ) -> list[bytes]:
     """The same pictures from a fresh pipeline, one at a time."""
-    pipeline = load_pipeline(str(base), **options)
+    pipeline = load_pipeline(BaseModelConfig(str(base), **options))
     for place, path in enumerate(concepts or ()):
         load_concept(pipeline, path, f"apart-{place}")
     strengths = (concepts or {}).values()

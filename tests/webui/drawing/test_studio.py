@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 
 from eval.protocols.drawing import file_digest
 from loldu import ConceptError, load_concept
-from loldu.base.open import fingerprint, load_pipeline
+from loldu.base.config import BaseModelConfig
+from loldu.base.open import load_pipeline, weights_digest
 from loldu.errors import LoLDUError
 from tests.webui.concepts import MakeUse, teach
 from tests.webui.drawing.reference import PROMPT, TASK, drawn_apart, pixels
@@ -69,7 +70,7 @@ def test_pictures_tell_their_settings(
     settings = studio.draw_concepts(TASK, uses, watch)[1].settings
     assert (settings.prompt, settings.negative_prompt, settings.seed) == (PROMPT, "dark", 6)
     assert settings.concepts == (Used("rabbit", digests[0], 0.7), Used("house", digests[1], 1.0))
-    assert settings.base["fingerprint"] == fingerprint(load_pipeline(str(base_folder)))
+    assert settings.base["fingerprint"] == weights_digest(load_pipeline(str(base_folder)))
     assert settings.base_name == base_folder.name
     assert (settings.width, settings.noise_scheduler) == (16, "DDIMScheduler")
     assert studio.draw_base(TASK, uses, watch)[0].settings.concepts == ()
@@ -113,22 +114,18 @@ def test_the_base_is_loaded_once_its_weights_stay_and_concepts_used_last_too(
     watch: Watch,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    loaded: list[StableDiffusionPipeline] = []
+    loaded: list[DiffusionPipeline] = []
     read: list[str] = []
 
-    def load(name: str, **options: Any) -> StableDiffusionPipeline:  # noqa: ANN401
-        loaded.append(load_pipeline(name, **options))
+    def load(base: BaseModelConfig, **options: Any) -> DiffusionPipeline:  # noqa: ANN401
+        loaded.append(load_pipeline(base, **options))
         return loaded[-1]
 
     def put_on(pipeline: Any, path: Path, name: str) -> None:  # noqa: ANN401
         read.append(path.parent.name)
         load_concept(pipeline, path, name)
 
-    monkeypatch.setattr(
-        model,
-        "load_pipeline",
-        lambda **options: load(options.pop("pretrained_model_name_or_path"), **options),
-    )
+    monkeypatch.setattr(model, "load_pipeline", load)
     monkeypatch.setattr(model, "load_concept", put_on)
     monkeypatch.setattr(model, "MAX_LOADED", 2)
     short = replace(TASK, prompts=(PROMPT,), seeds=(1,), num_inference_steps=1)

@@ -1,0 +1,34 @@
+"""The model families that can be opened, and the family of a pipeline."""
+
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+from loldu.base.family import Family
+from loldu.base.stable_diffusion import StableDiffusion
+from loldu.errors import LoLDUError
+
+FAMILIES: list[Family] = [StableDiffusion()]
+"""Every family; a new one is added here."""
+
+
+def family_of(pipeline: DiffusionPipeline) -> Family:
+    """Return the family of a pipeline.
+
+    Raises:
+        LoLDUError: If no family has pipelines of this class.
+    """
+    for family in FAMILIES:
+        if isinstance(pipeline, family.pipeline_class):
+            return family
+    raise LoLDUError(f"A {type(pipeline).__name__} cannot be trained; only {known_families()} can.")
+
+
+def network_of(pipeline: DiffusionPipeline) -> Any:  # noqa: ANN401
+    """Return the network that denoises and carries the adapter (a diffusers model)."""
+    return getattr(pipeline, family_of(pipeline).network)
+
+
+def known_families() -> str:
+    """Return the names of all families, for messages."""
+    return ", ".join(family.name for family in FAMILIES)

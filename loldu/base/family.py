@@ -1,0 +1,167 @@
+"""The seam between the project and a kind of base model.
+
+A family is one module: a subclass of `Family`, and one line in `loldu/base/families.py`. Training,
+scoring and the studio ask the family of a pipeline and name no pipeline class themselves.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from jaxtyping import Float, Num
+from PIL import Image
+from torch import Tensor, nn
+
+from loldu.base.config import BaseModelConfig
+from loldu.errors import LoLDUError
+
+Conditioning = dict[str, Tensor]
+"""Encoded prompts: tensors by name, each with one row per prompt."""
+
+
+class NoiseSchedule(ABC):
+    """How training mixes latents with noise, and what the network should predict."""
+
+    @abstractmethod
+    def draw_timesteps(self, rng: np.random.Generator, count: int) -> Num[np.ndarray, " rows"]:
+        """Draw the timesteps of `count` rows."""
+
+    @abstractmethod
+    def noise_and_target(
+        self,
+        latents: Float[Tensor, "rows ..."],
+        noise: Float[Tensor, "rows ..."],
+        timesteps: Num[Tensor, " rows"],
+    ) -> tuple[Float[Tensor, "rows ..."], Float[Tensor, "rows ..."]]:
+        """Return the noisy latents, and the prediction that is right for them."""
+
+    def min_snr_weights(
+        self, timesteps: Num[Tensor, " rows"], gamma: float
+    ) -> Float[Tensor, " rows"]:
+        """Return the Min-SNR weights of the rows' squared errors.
+
+        Raises:
+            LoLDUError: If the schedule has no such weights.
+        """
+        raise LoLDUError("This base cannot be trained with --snr_gamma; leave the option out.")
+
+
+class Family(ABC):
+    """One kind of base model; it has no state, every method takes the pipeline or its network.
+
+    Attributes:
+        name: Name of the family in messages.
+        pipeline_class: Class of its pipelines.
+        network: Component that denoises and carries the adapter.
+        text_encoders: Components that encode prompts.
+        vae: Component that encodes pictures.
+        target_modules: Layers of the network that adapters change by default.
+        text_target_modules: Layers of the text encoders that adapters change.
+        lora_prefixes: By component, the prefix of its keys in a LoRA file with kohya's names.
+    """
+
+    name: ClassVar[str]
+    pipeline_class: ClassVar[type[DiffusionPipeline]]
+    network: ClassVar[str]
+    text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    vae: ClassVar[str] = "vae"
+    target_modules: ClassVar[tuple[str, ...]] = ("to_k", "to_q", "to_v", "to_out.0")
+    text_target_modules: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "out_proj")
+    lora_prefixes: ClassVar[Mapping[str, str]]
+
+    @abstractmethod
+    def matches(self, index: Mapping[str, Any]) -> bool:
+        """Tell whether a folder with this `model_index.json` is of the family."""
+
+    def matches_file(self, keys: Collection[str]) -> bool:
+        """Tell whether a single-file checkpoint with tensors of these names is of the family."""
+        return False
+
+    @abstractmethod
+    def open(
+        self,
+        base: BaseModelConfig,
+        *,
+        torch_dtype: torch.dtype,
+        safety_checker: bool,
+    ) -> DiffusionPipeline:
+        """Load the pipeline on the CPU; the caller freezes and moves it.
+
+        Args:
+            base: Where the base is and how it is read.
+            torch_dtype: Dtype of network and text encoders; the VAE is float32.
+            safety_checker: Whether to keep the base's own safety checker.
+
+        Raises:
+            LoLDUError: If the base cannot be read or trained.
+        """
+
+    @abstractmethod
+    def encode_text(self, pipeline: DiffusionPipeline, prompts: Sequence[str]) -> Conditioning:
+        """Encode prompts, on the text encoders' device.
+
+        The result also holds the tokens, so that `encode_again` can start from them.
+        """
+
+    @abstractmethod
+    def encode_again(
+        self, text_encoders: Mapping[str, nn.Module], conditioning: Conditioning
+    ) -> Conditioning:
+        """Encode the tokens in `conditioning` anew, with text encoders that are being trained."""
+
+    @abstractmethod
+    def encode_pictures(
+        self, pipeline: DiffusionPipeline, pixels: Float[Tensor, "rows 3 height width"]
+    ) -> tuple[Float[Tensor, "rows ..."], Float[Tensor, "rows ..."]]:
+        """Return mean and standard deviation of pictures' latents, scaled for the network.
+
+        Args:
+            pipeline: The base.
+            pixels: Pictures in [-1, 1].
+        """
+
+    @abstractmethod
+    def noise_schedule(self, pipeline: DiffusionPipeline) -> NoiseSchedule:
+        """Return the noise schedule that the base was trained with.
+
+        Raises:
+            LoLDUError: If the base predicts something that cannot be trained.
+        """
+
+    @abstractmethod
+    def predict(
+        self,
+        network: nn.Module,
+        noisy: Float[Tensor, "rows ..."],
+        timesteps: Num[Tensor, " rows"],
+        conditioning: Conditioning,
+    ) -> Float[Tensor, "rows ..."]:
+        """Call the network; the prediction is float32."""
+
+    @abstractmethod
+    def draw(
+        self,
+        pipeline: DiffusionPipeline,
+        prompts: list[str],
+        generators: list[torch.Generator],
+        *,
+        negative_prompts: list[str] | None,
+        num_inference_steps: int,
+        guidance_scale: float,
+        resolution: int | None,
+    ) -> list[Image.Image]:
+        """Draw one picture per prompt, each from the noise of its own generator."""
+
+    @abstractmethod
+    def latent_shape(self, pipeline: DiffusionPipeline, resolution: int) -> tuple[int, ...]:
+        """Return the shape of the latents of one square picture of `resolution` pixels."""
+
+    def lora_architecture(self, pipeline: DiffusionPipeline) -> str | None:
+        """Return the architecture that the header of a LoRA file names, if it has a name.
+
+        Source: Stability AI, the model metadata standard (modelspec) 1.0.0.
+        """
+        return None

@@ -1,0 +1,320 @@
+"""Stable Diffusion 1.x and 2.x: one CLIP text encoder, a UNet, and a schedule of alphas."""
+
+# diffusers and transformers are typed in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, ConfigMixin, DDPMScheduler, StableDiffusionPipeline
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor, nn
+
+from loldu.base.config import BaseModelConfig
+from loldu.base.family import Conditioning, Family, NoiseSchedule
+from loldu.base.single_file import check_checkpoint, is_stable_diffusion, refuse_more_channels
+from loldu.base.source import check_source, reading
+from loldu.errors import LoLDUError
+
+STATES, TOKENS = "encoder_hidden_states", "input_ids"
+"""Names of the two tensors of a conditioning: the UNet's input and the text encoder's."""
+
+
+class StableDiffusion(Family):
+    """Stable Diffusion 1.x and 2.x, from a folder, the Hub or a single file."""
+
+    name = "Stable Diffusion 1.x and 2.x"
+    pipeline_class = StableDiffusionPipeline
+    network = "unet"
+    lora_prefixes: ClassVar[Mapping[str, str]] = {"unet": "lora_unet", "text_encoder": "lora_te"}
+
+    def matches(self, index: Mapping[str, Any]) -> bool:
+        """Tell whether a folder has the UNet and the one text encoder of Stable Diffusion."""
+        kinds = {part: index.get(part, [None, None])[1] for part in ("unet", "text_encoder")}
+        wanted = {"unet": "UNet2DConditionModel", "text_encoder": "CLIPTextModel"}
+        return kinds == wanted and "text_encoder_2" not in index
+
+    def matches_file(self, keys: Collection[str]) -> bool:
+        """Tell whether a single file has the UNet of Stable Diffusion 1.x or 2.x."""
+        return is_stable_diffusion(keys)
+
+    def open(
+        self, base: BaseModelConfig, *, torch_dtype: torch.dtype, safety_checker: bool
+    ) -> StableDiffusionPipeline:
+        """Load UNet and text encoder in `torch_dtype`, the VAE in float32: some overflow in fp16.
+
+        Raises:
+            LoLDUError: If the base cannot be read or trained.
+        """
+        name, path = base.pretrained_model_name_or_path, Path(base.pretrained_model_name_or_path)
+        if path.is_file():
+            check_checkpoint(path, has_vae=base.vae is not None)
+        parts: dict[str, Any] = {}
+        if base.vae is not None:
+            layout = (base.single_file_config, None) if path.is_file() else (name, base.revision)
+            parts["vae"] = _load_vae(base.vae, *layout)
+        if path.is_file():
+            pipeline: Any = _load_single_file(base, torch_dtype, parts)
+        else:
+            pipeline = _load_folder(base, torch_dtype, parts, safety_checker=safety_checker)
+        in_channels = pipeline.unet.config["in_channels"]
+        refuse_more_channels(name, in_channels, pipeline.vae.config["latent_channels"])
+        if path.is_file() or not safety_checker:
+            pipeline.safety_checker = None
+        if base.prediction_type is not None:
+            pipeline.scheduler.register_to_config(prediction_type=base.prediction_type)
+        _check_noise_schedule(pipeline, name)
+        _leave_out_last_layers(pipeline.text_encoder, base.clip_skip)
+        pipeline.vae.enable_slicing()  # decoding a batch at once would need more than training does
+        return pipeline
+
+    def encode_text(
+        self,
+        pipeline: Any,  # noqa: ANN401
+        prompts: Sequence[str],
+    ) -> Conditioning:
+        """Encode prompts as the UNet's `encoder_hidden_states`, and keep their tokens."""
+        tokenizer, device = pipeline.tokenizer, pipeline.text_encoder.device
+        tokens = tokenizer(
+            list(prompts),
+            padding="max_length",
+            max_length=tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        )
+        return {STATES: embed(pipeline, prompts), TOKENS: tokens.input_ids.to(device)}
+
+    def encode_again(
+        self, text_encoders: Mapping[str, nn.Module], conditioning: Conditioning
+    ) -> Conditioning:
+        """Encode the tokens anew, with a text encoder that is being trained."""
+        states = text_encoders["text_encoder"](conditioning[TOKENS])[0]
+        return {**conditioning, STATES: states}
+
+    @torch.no_grad()
+    def encode_pictures(
+        self,
+        pipeline: Any,  # noqa: ANN401
+        pixels: Float[Tensor, "rows 3 height width"],
+    ) -> tuple[Float[Tensor, "rows c h w"], Float[Tensor, "rows c h w"]]:
+        """Return mean and standard deviation of the VAE's posterior, scaled for the UNet."""
+        vae = pipeline.vae
+        posterior = vae.encode(pixels.to(vae.device, vae.dtype), return_dict=False)[0]
+        scale = vae.config["scaling_factor"]
+        return posterior.mean * scale, posterior.std * scale
+
+    def noise_schedule(self, pipeline: Any) -> NoiseSchedule:  # noqa: ANN401
+        """Return the base's own schedule of alphas.
+
+        Raises:
+            LoLDUError: If the base predicts neither noise nor velocity.
+        """
+        return AlphaSchedule(pipeline.scheduler)
+
+    def predict(
+        self,
+        network: nn.Module,
+        noisy: Float[Tensor, "rows c h w"],
+        timesteps: Int[Tensor, " rows"],
+        conditioning: Conditioning,
+    ) -> Float[Tensor, "rows c h w"]:
+        """Call the UNet."""
+        states = conditioning[STATES]
+        return network(noisy.to(states.dtype), timesteps, states, return_dict=False)[0].float()
+
+    @torch.no_grad()
+    def draw(
+        self,
+        pipeline: Any,  # noqa: ANN401
+        prompts: list[str],
+        generators: list[torch.Generator],
+        *,
+        negative_prompts: list[str] | None,
+        num_inference_steps: int,
+        guidance_scale: float,
+        resolution: int | None,
+    ) -> list[Image.Image]:
+        """Draw one picture per prompt; latents are decoded in the VAE's own precision."""
+        output = pipeline(
+            prompt=prompts,
+            negative_prompt=negative_prompts,
+            generator=generators,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            height=resolution,
+            width=resolution,
+            output_type="latent",
+        )
+        vae = pipeline.vae
+        latents = output.images.to(vae.dtype) / vae.config["scaling_factor"]
+        decoded = vae.decode(latents, return_dict=False)[0]
+        return pipeline.image_processor.postprocess(decoded, output_type="pil")
+
+    def latent_shape(self, pipeline: Any, resolution: int) -> tuple[int, ...]:  # noqa: ANN401
+        """Return channels, height and width of the latents of a square picture."""
+        side = resolution // pipeline.vae_scale_factor
+        return pipeline.unet.config["in_channels"], side, side
+
+    def lora_architecture(self, pipeline: Any) -> str | None:  # noqa: ANN401
+        """Return the modelspec name, told by the width of the text encoder and the prediction.
+
+        Source: Stability AI, the model metadata standard (modelspec) 1.0.0.
+        """
+        width = pipeline.unet.config["cross_attention_dim"]
+        return {
+            (768, "epsilon"): "stable-diffusion-v1/lora",
+            (1024, "epsilon"): "stable-diffusion-v2-512/lora",
+            (1024, "v_prediction"): "stable-diffusion-v2-768-v/lora",
+        }.get((width, pipeline.scheduler.config["prediction_type"]))
+
+
+class AlphaSchedule(NoiseSchedule):
+    """Noisy latents are sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) noise, with integer timesteps."""
+
+    def __init__(self, noise_scheduler: ConfigMixin) -> None:
+        """Take the noise scheduler of the base.
+
+        Raises:
+            LoLDUError: If the base predicts neither noise nor velocity.
+        """
+        self._noise_scheduler: Any = training_noise_scheduler(noise_scheduler)
+
+    def draw_timesteps(self, rng: np.random.Generator, count: int) -> Int[np.ndarray, " rows"]:
+        """Draw timesteps uniformly."""
+        return rng.integers(self._noise_scheduler.config["num_train_timesteps"], size=count)
+
+    def noise_and_target(
+        self,
+        latents: Float[Tensor, "rows c h w"],
+        noise: Float[Tensor, "rows c h w"],
+        timesteps: Int[Tensor, " rows"],
+    ) -> tuple[Float[Tensor, "rows c h w"], Float[Tensor, "rows c h w"]]:
+        """Return the noisy latents, and the noise or the velocity that the base predicts."""
+        target = noise
+        if self._noise_scheduler.config["prediction_type"] == "v_prediction":
+            target = self._noise_scheduler.get_velocity(latents, noise, timesteps)
+        return self._noise_scheduler.add_noise(latents, noise, timesteps), target
+
+    def min_snr_weights(
+        self, timesteps: Int[Tensor, " rows"], gamma: float
+    ) -> Float[Tensor, " rows"]:
+        """Return Min-SNR weights for what the base predicts."""
+        return min_snr_weights(self._noise_scheduler, timesteps, gamma)
+
+
+@torch.no_grad()
+def embed(
+    pipeline: Any,  # noqa: ANN401
+    prompts: Sequence[str],
+) -> Float[Tensor, "prompts tokens dim"]:
+    """Return the UNet's `encoder_hidden_states` of each prompt."""
+    device = pipeline.text_encoder.device
+    return torch.cat(
+        [
+            pipeline.encode_prompt(prompt, device, 1, do_classifier_free_guidance=False)[0]
+            for prompt in prompts
+        ]
+    )
+
+
+def training_noise_scheduler(noise_scheduler: ConfigMixin) -> DDPMScheduler:
+    """Return the base's noise schedule and prediction type, apart from its sampler's state.
+
+    Raises:
+        LoLDUError: If the prediction type is neither epsilon nor v_prediction.
+    """
+    scheduler = DDPMScheduler.from_config(noise_scheduler.config)
+    assert isinstance(scheduler, DDPMScheduler)
+    prediction_type = scheduler.config["prediction_type"]
+    if prediction_type not in ("epsilon", "v_prediction"):
+        raise LoLDUError(
+            f"The base predicts {prediction_type}; only epsilon and v_prediction can be trained."
+        )
+    return scheduler
+
+
+def min_snr_weights(
+    noise_scheduler: DDPMScheduler, timesteps: Int[Tensor, " rows"], gamma: float
+) -> Float[Tensor, " rows"]:
+    """Return Min-SNR weights: min(SNR, gamma) on the x0 error, whatever the network predicts.
+
+    The x0 error is the noise error divided by SNR, and the v error divided by SNR + 1.
+
+    Source: Hang et al., Efficient Diffusion Training via Min-SNR Weighting Strategy, Sec. 3.4.
+    """
+    alpha_bar = noise_scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
+    snr = alpha_bar / (1 - alpha_bar)
+    if noise_scheduler.config["prediction_type"] == "v_prediction":
+        return snr.clamp(max=gamma) / (snr + 1)
+    return (gamma / snr).clamp(max=1)
+
+
+def _load_folder(
+    base: BaseModelConfig,
+    torch_dtype: torch.dtype,
+    parts: dict[str, Any],
+    *,
+    safety_checker: bool,
+) -> StableDiffusionPipeline:
+    if not safety_checker:
+        parts = {**parts, "safety_checker": None, "requires_safety_checker": False}
+    name = base.pretrained_model_name_or_path
+    with reading("base", name):
+        return StableDiffusionPipeline.from_pretrained(
+            name,
+            dtype={"vae": torch.float32, "default": torch_dtype},
+            revision=base.revision,
+            variant=base.variant,
+            **parts,
+        )
+
+
+def _load_single_file(
+    base: BaseModelConfig, torch_dtype: torch.dtype, parts: dict[str, Any]
+) -> StableDiffusionPipeline:
+    name, layout = base.pretrained_model_name_or_path, base.single_file_config
+    with reading("base", name, layout):
+        pipeline = StableDiffusionPipeline.from_single_file(
+            name, config=layout, torch_dtype=torch.float32, **parts
+        )
+        if torch_dtype != torch.float32:
+            pipeline.unet.to(torch_dtype)
+            pipeline.text_encoder.to(torch_dtype)
+    # Concepts know their base by this name, so it must not depend on the file's folder.
+    pipeline.register_to_config(_name_or_path=Path(name).name)
+    return pipeline
+
+
+def _load_vae(vae: str, layout: str | None, revision: str | None) -> AutoencoderKL:
+    check_source(vae, "--vae", "config.json")
+    with reading("VAE", vae, layout):
+        if Path(vae).is_file():
+            options = {"config": layout, "subfolder": "vae", "config_revision": revision}
+            return AutoencoderKL.from_single_file(vae, torch_dtype=torch.float32, **options)
+        return AutoencoderKL.from_pretrained(vae, dtype=torch.float32)
+
+
+def _leave_out_last_layers(text_encoder: Any, count: int) -> None:  # noqa: ANN401
+    """Apply clip skip: training, drawing and saving all use the shortened text encoder."""
+    layers = text_encoder.encoder.layers
+    if count >= len(layers):
+        raise LoLDUError(
+            f"--clip_skip is {count}, but the text encoder of this base has {len(layers)} layers; "
+            "it must be less."
+        )
+    text_encoder.encoder.layers = layers[: len(layers) - count]
+    text_encoder.config.num_hidden_layers = len(layers) - count
+
+
+def _check_noise_schedule(pipeline: StableDiffusionPipeline, name: str) -> None:
+    config = pipeline.scheduler.config
+    if config["prediction_type"] == "epsilon" and config.get("rescale_betas_zero_snr"):
+        raise LoLDUError(
+            f"The noise schedule of {name} ends in pure noise (rescale_betas_zero_snr), from which "
+            "epsilon draws nothing; if it predicts velocity, give --prediction_type v_prediction."
+        )
