@@ -60,7 +60,8 @@ def write_result(
     samples = draw_samples(config, concept, pipeline, trained, metadata["instance_prompt"], device)
     names = dict.fromkeys((main.name, LORA, LEARNED_WORD, CONFIG, METRICS))
     files = {name: size_bytes(folder / name) for name in names if (folder / name).exists()}
-    result = Result(config, metadata, training, files, samples, repository)
+    kind = type(pipeline).__name__
+    result = Result(config, metadata, training, files, samples, repository, kind)
     write_atomically(folder / CARD, str(model_card(result)))
     pictures = [name for sample in samples for name in (sample.base, sample.adapted) if name]
     return [CARD, *pictures, *(name for name in files if name != CONFIG)]

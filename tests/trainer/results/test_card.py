@@ -36,7 +36,7 @@ def make_card(make_config: Callable[..., Config]) -> Callable[..., ModelCard]:
             "versions": {"torch": "2.15.0"},
         }
         config = make_config(*flags)
-        result = Result(config, metadata, TRAINING, FILES, [], None)
+        result = Result(config, metadata, TRAINING, FILES, [], None, "StableDiffusionPipeline")
         return model_card(replace(result, **changes))
 
     return make
@@ -68,9 +68,10 @@ def test_front_matter_is_what_the_hub_wants(make_card: Callable[..., ModelCard])
 def test_a_base_that_is_nowhere_else_has_no_name_in_the_front_matter(
     make_card: Callable[..., ModelCard], base_folder: Path
 ) -> None:
-    data = make_card().data.to_dict()
+    card = make_card()
+    data = card.data.to_dict()
     assert not data.keys() & {"base_model", "base_model_relation", "license", "widget"}
-    assert f"`{base_folder.name}` stands for your copy of the base." in make_card().text
+    assert f"Replace `{base_folder.name}` with the path of your copy of the base." in card.text
 
 
 def test_it_says_how_it_was_trained(make_card: Callable[..., ModelCard]) -> None:
