@@ -1,30 +1,24 @@
-"""Look into a concept file, check it against a base, cut it down, or export or merge it."""
+"""Inspect a concept file, verify it against a base, truncate, export or merge it."""
 
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
-from loldu.base.parts import load_changed_parts, load_whole
-from loldu.base.source import quiet
-from loldu.concept.export import EXPORT_DTYPES, Layout, check_file, export_lora
-from loldu.concept.format import read_concept, write_concept
-from loldu.concept.in_use import set_strength
-from loldu.concept.load import concept_of, load_concept, verify_concept
-from loldu.concept.merge import check_folder, save_merged
+from loldu.command import run_command
+from loldu.concept import ExportDtype, Layout
+from loldu.concept.reader import read_file
 from loldu.concept.report import report_concept, report_truncation
-from loldu.concept.truncate import check_size, truncate
-from loldu.errors import LoLDUError
 
-Dtype = Literal["float32", "float16", "bfloat16"]
+# torch takes seconds to import: each command imports it with the functions that need it.
 
 
 @dataclass(frozen=True)
 class Inspect:
-    """Tell what a concept file holds: its base, its layers, the size of its changes, its metadata.
+    """Show the content of a concept file: base, layers, size of the changes, metadata.
 
     Attributes:
         file: The concept, a .safetensors file.
@@ -33,13 +27,17 @@ class Inspect:
     file: tyro.conf.Positional[Path]
 
     def run(self) -> str:
-        """Return the report."""
-        return report_concept(read_concept(self.file), self.file)
+        """Return the report.
+
+        Raises:
+            ConceptError: If the file is missing, damaged, or not a concept.
+        """
+        return report_concept(read_file(self.file), self.file)
 
 
 @dataclass(frozen=True)
 class Verify:
-    """Tell whether a concept fits a base model, and which layer differs first if it does not.
+    """Check whether a concept fits a base model, and name the first layer that differs.
 
     Attributes:
         file: The concept, a .safetensors file.
@@ -50,11 +48,16 @@ class Verify:
     base: tyro.conf.Positional[str]
 
     def run(self) -> str:
-        """Compare every layer, and return the good news.
+        """Compare every layer with the base and return a sentence that they agree.
 
         Raises:
-            ConceptError: It does not fit.
+            ConceptError: If the concept does not fit.
         """
+        read_file(self.file)  # a bad file is refused before the slow imports
+        from loldu.base.parts import load_changed_parts
+        from loldu.concept.format import read_concept
+        from loldu.concept.load import verify_concept
+
         concept = read_concept(self.file)
         verify_concept(load_changed_parts(self.base, concept), self.file)
         return f"{self.file} fits {self.base}: all {len(concept.layers)} layers agree.\n"
@@ -64,33 +67,39 @@ class Verify:
 class Export:
     """Write a concept as an ordinary LoRA, which changes every weight exactly as the concept does.
 
-    The LoRA holds the concept at strength 1. It is hundreds of times as large as the concept, for
-    it carries the factors that the concept derives from the base.
+    The LoRA holds the concept at strength 1. It is hundreds of times as large as the concept,
+    because it contains the factors, which the concept derives from the base.
 
     Attributes:
         file: The concept, a .safetensors file.
         base: The base it was trained on: a diffusers folder or a hub id.
-        out: What to write: a .safetensors file, or a folder for the layout peft.
-        layout: kohya for A1111, ComfyUI and their kin; diffusers for `load_lora_weights`; peft for
-            `PeftModel.from_pretrained`, with a folder for each component.
-        dtype: float32 keeps all that was trained; float16 and bfloat16 halve the file.
-        overwrite: Replace what stands at `out`.
+        out: Where to write: a .safetensors file, or a folder for the layout peft.
+        layout: kohya for A1111, ComfyUI and similar programs; diffusers for `load_lora_weights`;
+            peft for `PeftModel.from_pretrained`, with a folder for each component.
+        dtype: float32 keeps full precision; float16 and bfloat16 halve the file.
+        overwrite: Replace `out` if it exists.
     """
 
     file: tyro.conf.Positional[Path]
     base: tyro.conf.Positional[str]
     out: tyro.conf.Positional[Path]
     layout: Layout
-    dtype: Dtype = "float32"
+    dtype: ExportDtype = "float32"
     overwrite: bool = False
 
     def run(self) -> str:
-        """Load the concept onto its base, write the LoRA and say so.
+        """Load the concept onto its base, write the LoRA and return a sentence that says where.
 
         Raises:
-            ConceptError: The concept does not fit, or the file exists.
+            ConceptError: If the concept does not fit, or the file exists.
         """
-        if self.layout != "peft":  # say so before the base is loaded, which takes a while
+        read_file(self.file)
+        from loldu.base.parts import load_changed_parts
+        from loldu.concept.export import EXPORT_DTYPES, check_file, export_lora
+        from loldu.concept.format import read_concept
+        from loldu.concept.load import load_concept
+
+        if self.layout != "peft":  # checked before the base is loaded, which takes a while
             check_file(self.out, self.overwrite)
         base = load_changed_parts(self.base, read_concept(self.file))
         load_concept(base, self.file)
@@ -101,7 +110,7 @@ class Export:
 
 @dataclass(frozen=True)
 class Truncate:
-    """Write the nearest concept of fewer directions, and tell its exact error.
+    """Write the nearest concept with fewer directions, and report its exact error.
 
     The error is ‖delta_W - delta_W'‖ / ‖delta_W‖, for every component of the pipeline and in total.
 
@@ -110,8 +119,9 @@ class Truncate:
         base: The base it was trained on: a diffusers folder or a hub id.
         out: The .safetensors file to write.
         r: How many directions to keep in every layer.
-        max_error: In place of r: keep in every layer as few as leave its relative error no greater.
-        overwrite: Replace what stands at `out`.
+        max_error: Instead of r: keep as few directions in every layer as this relative error
+            allows.
+        overwrite: Replace `out` if it exists.
     """
 
     file: tyro.conf.Positional[Path]
@@ -122,11 +132,18 @@ class Truncate:
     overwrite: bool = False
 
     def run(self) -> str:
-        """Load the concept onto its base, truncate it, write the result and tell the error.
+        """Load the concept onto its base, write the truncated one and return the errors.
 
         Raises:
-            ConceptError: The concept does not fit, r or max_error is not sound, or the file exists.
+            ConceptError: If the concept does not fit, r or max_error is invalid, or the file
+                exists.
         """
+        from loldu.base.parts import load_changed_parts
+        from loldu.concept.export import check_file
+        from loldu.concept.format import read_concept, write_concept
+        from loldu.concept.load import concept_of, load_concept
+        from loldu.concept.truncate import check_size, truncate
+
         check_size(self.r, self.max_error)
         check_file(self.out, self.overwrite)
         before = read_concept(self.file)
@@ -137,12 +154,14 @@ class Truncate:
             concept_of(base, "truncated", before.metadata), base=before.base, config=before.config
         )
         write_concept(after, self.out, overwrite=self.overwrite)
-        return f"Wrote {self.out}:\n" + report_truncation(before, result)
+        parameters_before = sum(layer.delta.numel() for layer in before.layers)
+        report = report_truncation(parameters_before, result.summary())
+        return f"Wrote {self.out}:\n{report}"
 
 
 @dataclass(frozen=True)
 class Merge:
-    """Write a whole pipeline with a concept in its weights, for programs that know no adapters.
+    """Write a whole pipeline with a concept in its weights, for programs without adapters.
 
     It is as large as the base, and loads with `DiffusionPipeline.from_pretrained`.
 
@@ -150,24 +169,31 @@ class Merge:
         file: The concept, a .safetensors file.
         base: The base it was trained on: a diffusers folder or a hub id.
         out: The folder to write; it must not exist.
-        strength: How much of the concept: 1 as trained.
-        dtype: Of all weights, which are loaded in it; sums are made in float32 and rounded once.
+        strength: Strength of the concept: 1 as trained.
+        dtype: Dtype of all weights; sums are computed in float32 and rounded once.
     """
 
     file: tyro.conf.Positional[Path]
     base: tyro.conf.Positional[str]
     out: tyro.conf.Positional[Path]
     strength: float = 1.0
-    dtype: Dtype = "float32"
+    dtype: ExportDtype = "float32"
 
     def run(self) -> str:
-        """Load the concept onto its base, write the pipeline and say so.
+        """Load the concept onto its base, write the pipeline and return a sentence.
 
         Raises:
-            ConceptError: The concept does not fit, or the folder exists.
+            ConceptError: If the concept does not fit, or the folder exists.
         """
+        read_file(self.file)
+        from loldu.base.parts import load_whole
+        from loldu.base.source import quiet
+        from loldu.concept.export import EXPORT_DTYPES
+        from loldu.concept.in_use import set_strength
+        from loldu.concept.load import load_concept
+        from loldu.concept.merge import check_folder, save_merged
+
         check_folder(self.out)
-        read_concept(self.file)
         pipeline = load_whole(self.base, EXPORT_DTYPES[self.dtype])
         load_concept(pipeline, self.file)
         set_strength(pipeline, self.strength)
@@ -186,27 +212,19 @@ Command = (
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Run the command, and tell a person's mistake in one sentence with status 2."""
-    command: Inspect | Verify | Export | Truncate | Merge = tyro.cli(
-        Command,  # pyright: ignore[reportArgumentType]  a union of annotated types is a form
-        args=argv,
-        prog="python -m loldu",
-        description=__doc__,
-        use_underscores=True,
-    )
-    try:
+    """Run the command and return its exit status: 2 after a mistake, told in one sentence."""
+
+    def write_report() -> None:
+        command: Inspect | Verify | Export | Truncate | Merge = tyro.cli(
+            Command,  # pyright: ignore[reportArgumentType]  a union of annotated types is a form
+            args=argv,
+            prog="python -m loldu",
+            description=__doc__,
+            use_underscores=True,
+        )
         sys.stdout.write(command.run())
-    except LoLDUError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    except OSError as error:  # a full disk, a folder that may not be written
-        place, reason = error.filename or "a file", error.strerror or error
-        sys.stderr.write(f"{place} cannot be read or written ({reason}): choose another place\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("Stopped; nothing was written.\n")
-        return 130
-    return 0
+
+    return run_command(write_report, interrupted="Stopped; nothing was written.")
 
 
 if __name__ == "__main__":

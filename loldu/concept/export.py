@@ -13,7 +13,7 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Float
@@ -27,17 +27,14 @@ from transformers.pytorch_utils import Conv1D
 from loldu.adapter.components import BARE, adapted_layers, bare, components, layers_with
 from loldu.adapter.config import LoLDUConfig
 from loldu.adapter.layer import LoLDULayer
+from loldu.concept import ExportDtype, Layout
 from loldu.concept.format import serialize
 from loldu.concept.load import base_id
 from loldu.errors import ConceptError
 from loldu.files import write_atomically
 
-Layout = Literal["diffusers", "peft", "kohya"]
-
-EXPORT_DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
+EXPORT_DTYPES: dict[str, torch.dtype] = {
+    name: getattr(torch, name) for name in get_args(ExportDtype)
 }
 
 _COMPONENT_OF_CLASS = {
@@ -336,10 +333,10 @@ def _component_of(model: nn.Module) -> str:
 
 
 def check_file(path: Path, overwrite: bool) -> None:
-    """Check that a LoRA file can be written here.
+    """Check that a .safetensors file can be written here.
 
     Raises:
-        ConceptError: It cannot.
+        ConceptError: If the name does not end in .safetensors, or the file exists.
     """
     if path.is_dir() or path.suffix != ".safetensors":
         raise ConceptError(f"{path} cannot be the file to write: its name must end in .safetensors")

@@ -10,34 +10,33 @@ The header's ``description`` holds the base's id, the table of layers and the us
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
-import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from loldu.concept.reader import (
+    BASE_DTYPE_NAMES,
+    FORMAT,
+    VERSION,
+    ConceptFile,
+    checksum,
+    read_file,
+    sound_content,
+)
 from loldu.errors import ConceptError
 from loldu.files import write_atomically
 
-Basis = Literal["partial", "complete", "svd"]
-
-FORMAT = "loldu-concept"
-VERSION = 1
-BASE_DTYPES: dict[str, torch.dtype] = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-}
-FINGERPRINT_SIZE = 3
+BASE_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in BASE_DTYPE_NAMES}
 
 
 def require_finite(strength: float | int, adapter_name: str | None) -> None:
@@ -60,7 +59,8 @@ class ConceptLayer:
         name: The layer's name in its component.
         out_features: Rows of the base weight.
         in_features: Columns of the base weight.
-        basis: Where the factors come from: LDU with partial or complete pivoting, or SVD.
+        factorization: Name of the factorization: "partial" or "complete" (pivoting of an LDU), or
+            "svd".
         base_dtype: Dtype the base had, which bounds how well the fingerprint is known.
         delta: Change of the diagonal.
         pivots: Pivot rows, or pivot rows and columns for complete pivoting; None for an SVD.
@@ -71,7 +71,7 @@ class ConceptLayer:
     name: str
     out_features: int
     in_features: int
-    basis: Basis
+    factorization: str
     base_dtype: str
     delta: Float[Tensor, " r"]
     pivots: Int[Tensor, " r"] | Int[Tensor, "2 r"] | None
@@ -119,7 +119,7 @@ def write_concept(
     for name, group in groupby(concept.layers, key=lambda layer: layer.component):
         layers = list(group)
         components[name] = {
-            "basis": layers[0].basis,
+            "basis": layers[0].factorization,
             "base_dtype": layers[0].base_dtype,
             "layers": [[y.name, y.out_features, y.in_features, y.delta.numel()] for y in layers],
         }
@@ -143,7 +143,7 @@ def write_concept(
     header = {
         "format": FORMAT,
         "version": str(VERSION),
-        "checksum": checksum(description, tensors),
+        "checksum": checksum(description, {name: t.numpy() for name, t in tensors.items()}),
         "description": description,
     }
     write_atomically(path, serialize(tensors, header))
@@ -153,100 +153,51 @@ def read_concept(path: str | os.PathLike[str]) -> Concept:
     """Read a concept file; nothing in it is executed or trusted.
 
     Raises:
-        ConceptError: The file is missing, damaged, or not a concept.
+        ConceptError: If the file is missing, damaged, or not a concept.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ConceptError(f"{path} does not exist: check the path of the concept file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header: dict[str, str] = file.metadata() or {}
-            _require_ours(header, path)
-            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, UnicodeDecodeError) as error:
-        raise ConceptError(
-            f"{path} is not a readable .safetensors file ({error}): it is damaged or of another "
-            "kind"
-        ) from error
-    if header.get("checksum") != checksum(header.get("description", ""), tensors):
-        raise ConceptError(f"{path} is damaged, its checksum does not fit: get the file again")
-    try:
-        content = json.loads(header["description"])
-        layers = tuple(_layers(content["components"], tensors))
-        base, config, metadata = content["base"], content["config"], content["metadata"]
-        if not isinstance(base, str) or not isinstance(config, dict):
-            raise TypeError("base and config")
-        if not isinstance(metadata, dict):
-            raise TypeError("metadata")
-    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise ConceptError(
-            f"{path} does not hold what a concept file must ({error}): it was not written by loldu"
-        ) from error
-    return Concept(base, config, layers, metadata)
-
-
-def _require_ours(header: dict[str, str], path: Path) -> None:
-    if header.get("format") != FORMAT:
-        raise ConceptError(
-            f"{path} is a .safetensors file but not a LoLDU concept (a LoRA or model weights?): "
-            "load it with the library that wrote it"
+    file = read_file(path)
+    with sound_content(Path(path)):
+        fingerprints = torch.from_numpy(file.arrays["fingerprint"].copy())
+        layers = tuple(
+            ConceptLayer(
+                entry.component,
+                entry.name,
+                entry.out_features,
+                entry.in_features,
+                entry.factorization,
+                entry.base_dtype,
+                torch.from_numpy(delta),
+                pivots,
+                fingerprint,
+            )
+            for entry, delta, pivots, fingerprint in zip(
+                file.layers, file.deltas(), _pivots(file), fingerprints, strict=True
+            )
         )
-    if header.get("version") != str(VERSION):
-        raise ConceptError(
-            f"{path} has concept format version {header.get('version')}, this loldu reads "
-            f"{VERSION}: install a newer loldu"
-        )
+    return Concept(file.base, file.config, layers, file.metadata)
 
 
-def _layers(components: dict[str, Any], tensors: dict[str, Tensor]) -> Iterator[ConceptLayer]:
-    """Cut the flat tensors into layers, checking every size and index against the others."""
-    delta, fingerprints = tensors["delta"], tensors["fingerprint"]
-    pivots = tensors.get("pivots", torch.empty(0, dtype=torch.int32))
-    if delta.ndim != 1 or delta.dtype not in (torch.float32, torch.float16):
-        raise TypeError("delta")
-    if not torch.isfinite(delta).all():
-        raise ValueError("delta")
-    if pivots.ndim != 1 or pivots.dtype not in (torch.uint8, torch.int16, torch.int32):
+def _pivots(file: ConceptFile) -> list[Tensor | None]:
+    """Cut the flat pivots into those of each layer, checking every index."""
+    stored = file.arrays.get("pivots", np.empty(0, np.int32))
+    if stored.ndim != 1 or stored.dtype not in (np.uint8, np.int16, np.int32):
         raise TypeError("pivots")
-    if fingerprints.dtype != torch.float32:
-        raise TypeError("fingerprint")
-    pivots = pivots.to(torch.int64)
-    rows = [(c, part, row) for c, part in components.items() for row in part["layers"]]
-    if not rows or fingerprints.shape != (len(rows), FINGERPRINT_SIZE):
-        raise ValueError("fingerprint")
-    if len({(component, row[0]) for component, _, row in rows}) != len(rows):
-        raise ValueError("a layer occurs twice")
-    start = pivot_start = 0
-    for (component, part, (name, *sizes)), numbers in zip(rows, fingerprints, strict=True):
-        out_features, in_features, r = sizes
-        basis, base_dtype = part["basis"], part["base_dtype"]
-        if any(type(size) is not int or size >= 2**31 for size in sizes) or not (
-            isinstance(name, str) and basis in get_args(Basis) and base_dtype in BASE_DTYPES
-        ):
-            raise TypeError(f"layer {name!r}")
-        axes = {"svd": 0, "partial": 1, "complete": 2}[basis]
-        ours = pivots[pivot_start : pivot_start + axes * r]
-        if not 1 <= r <= min(out_features, in_features, delta.numel() - start):
-            raise ValueError(f"rank of {name}")
-        if ours.numel() != axes * r:
-            raise ValueError(f"pivots of {name}")
-        for line, size in zip(ours.view(axes, r), (out_features, in_features), strict=False):
-            if line.min() < 0 or line.max() >= size or line.unique().numel() != r:
-                raise ValueError(f"pivots of {name}")
-        yield ConceptLayer(
-            component,
-            name,
-            out_features,
-            in_features,
-            basis,
-            base_dtype,
-            delta[start : start + r].to(torch.float32),
-            None if axes == 0 else ours.view(axes, r).squeeze(0),
-            numbers.to(torch.float32),
-        )
-        start, pivot_start = start + r, pivot_start + axes * r
-    if start != delta.numel() or pivot_start != pivots.numel():
+    flat = torch.from_numpy(stored.astype(np.int64))
+    start, pivots = 0, list[Tensor | None]()
+    for entry in file.layers:
+        axes = {"svd": 0, "partial": 1, "complete": 2}[entry.factorization]
+        end = start + axes * entry.r
+        if end > flat.numel():
+            raise ValueError(f"pivots of {entry.name}")
+        ours = flat[start:end].view(axes, entry.r)
+        for line, size in zip(ours, (entry.out_features, entry.in_features), strict=False):
+            if line.min() < 0 or line.max() >= size or line.unique().numel() != entry.r:
+                raise ValueError(f"pivots of {entry.name}")
+        pivots.append(ours.squeeze(0) if axes else None)
+        start = end
+    if start != flat.numel():
         raise ValueError("numbers left over")
+    return pivots
 
 
 def _smallest(pivots: Int[Tensor, " n"]) -> Int[Tensor, " n"] | Tensor:
@@ -255,16 +206,6 @@ def _smallest(pivots: Int[Tensor, " n"]) -> Int[Tensor, " n"] | Tensor:
         if largest <= torch.iinfo(dtype).max:
             return pivots.to(dtype)
     return pivots.to(torch.int32)
-
-
-def checksum(description: str, tensors: dict[str, Tensor]) -> str:
-    """Return the SHA-256 of everything a concept file says."""
-    digest = hashlib.sha256(description.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def reason_of(error: Exception) -> str:

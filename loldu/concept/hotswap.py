@@ -72,7 +72,7 @@ def _check(
         problem = f"is to replace '{adapter_name}', which is merged into layer '{layer.name}'"
     elif layer.delta.numel() > (r := module.r[adapter_name]):
         problem = f"has {layer.delta.numel()} directions in layer '{layer.name}', and there are {r}"
-    elif layer.basis != (module.diagonal(adapter_name).pivoting or "svd") or not _leads(
+    elif layer.factorization != (module.diagonal(adapter_name).pivoting or "svd") or not _leads(
         layer, module.diagonal(adapter_name).pivots
     ):
         problem = f"has other directions in layer '{layer.name}' than '{adapter_name}'"

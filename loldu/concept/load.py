@@ -31,7 +31,6 @@ from loldu.adapter.injection import LayerDelta, activate, add_adapter, require_f
 from loldu.adapter.layer import LoLDULayer
 from loldu.concept.format import (
     BASE_DTYPES,
-    Basis,
     Concept,
     ConceptLayer,
     read_concept,
@@ -136,7 +135,7 @@ def load_concept(
     bases: dict[str, Pivoting | None] = {}
     for y in concept.layers:
         deltas[y.component][y.name] = LayerDelta(y.delta, y.pivots, strength)
-        bases[y.component] = None if y.basis == "svd" else y.basis
+        bases[y.component] = None if y.factorization == "svd" else y.factorization
     try:
         add_adapter(targets, adapter_name, deltas, bases)
     except ValueError as error:
@@ -256,13 +255,13 @@ def _read_layer(component: str, name: str, module: LoLDULayer, adapter_name: str
     if not torch.isfinite(delta).all():
         raise ConceptError(f"the delta of layer '{name}' is not finite: training diverged")
     pivots = None if diagonal.pivots is None else diagonal.pivots.cpu()
-    basis: Basis = diagonal.pivoting or "svd"
+    factorization = diagonal.pivoting or "svd"
     return ConceptLayer(
         component,
         name,
         module.out_features,
         module.in_features,
-        basis,
+        factorization,
         base_dtype,
         delta,
         pivots,
@@ -315,7 +314,7 @@ def _verify(layers: list[ConceptLayer], model: nn.Module, path: str | os.PathLik
             )
         elif not same_base(layer, weight.dtype, fingerprint_of(module)):
             problem = "whose weight is not the one here (perhaps it is quantized otherwise)"
-        elif layer.basis == "svd" and layer.base_dtype != dtype_name(weight):
+        elif layer.factorization == "svd" and layer.base_dtype != dtype_name(weight):
             problem = (
                 f"whose SVD changes with the dtype: it was trained on {layer.base_dtype}, and this "
                 f"is {dtype_name(weight)}"

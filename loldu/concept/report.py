@@ -1,45 +1,42 @@
-"""A concept file, and what truncation left of it, told to people."""
-
-# torch is typed in part only.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportUnknownArgumentType=false
+"""Reports of a concept file and of a truncation, as text. Needs no torch."""
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
-from loldu.concept.format import VERSION, Concept, ConceptLayer
-from loldu.concept.truncate import Truncation
+from loldu.concept.reader import VERSION, ConceptFile, LayerEntry
 
 _METHODS = {
     "partial": "LoLDU (LDU, partial pivoting)",
     "complete": "LoLDU (LDU, complete pivoting)",
     "svd": "SVFit (SVD)",
 }
-# What a layer does, without the place of its block: "attn1.to_q".
+# Strips the place of the block off a layer's name, which leaves for instance "attn1.to_q".
 _BLOCK = re.compile(r"^.*(?:block|layer)s?\.\d+\.")
 
 
-def report_concept(concept: Concept, path: Path) -> str:
-    """Return a concept as text: where it comes from, what it changes and by how much."""
+def report_concept(concept: ConceptFile, path: Path) -> str:
+    """Return a concept as text: its base, its layers and the size of their changes."""
     layers = concept.layers
-    count = sum(layer.delta.numel() for layer in layers)
+    ranks = [layer.r for layer in layers]
+    methods = {_METHODS.get(layer.factorization, layer.factorization) for layer in layers}
     facts: list[tuple[str, Any]] = [
         ("format", f"loldu-concept {VERSION}"),
         ("base", concept.base or "unknown"),
-        ("method", ", ".join(sorted({_METHODS[layer.basis] for layer in layers}))),
+        ("method", ", ".join(sorted(methods))),
         ("trained on", ", ".join(sorted({layer.base_dtype for layer in layers}))),
         ("layers", len(layers)),
-        ("rank", _span([layer.delta.numel() for layer in layers])),
-        ("parameters", f"{count:,}"),
+        ("rank", _span(ranks)),
+        ("parameters", f"{sum(ranks):,}"),
         ("bytes", f"{path.stat().st_size:,}"),
     ]
     lines = [_plain(path.name), *_pairs(facts)]
-    lines += ["", *_table(layers)]
+    lines += ["", *_table(concept)]
     for component, options in concept.config.items():
         lines += ["", f"trained with ({_plain(component)})", *_pairs(sorted(options.items()))]
     if concept.metadata:
@@ -47,15 +44,16 @@ def report_concept(concept: Concept, path: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _table(layers: Sequence[ConceptLayer]) -> Iterator[str]:
-    """One line for each kind of layer, with the size of its deltas."""
-    groups: dict[tuple[str, str], list[ConceptLayer]] = {}
-    for layer in layers:
-        groups.setdefault((layer.component, _BLOCK.sub("", layer.name)), []).append(layer)
+def _table(concept: ConceptFile) -> Iterator[str]:
+    """Yield one line for each kind of layer, with the size of its deltas."""
+    groups: dict[tuple[str, str], list[tuple[LayerEntry, NDArray[Any]]]] = {}
+    for layer, delta in zip(concept.layers, concept.deltas(), strict=True):
+        kind = layer.component, _BLOCK.sub("", layer.name)
+        groups.setdefault(kind, []).append((layer, delta))
     rows = [("component", "layers", "count", "weights", "rank", "|delta| rms", "largest")]
     for (component, kind), members in groups.items():
-        deltas = torch.cat([layer.delta for layer in members]).double()
-        shapes = sorted({(layer.out_features, layer.in_features) for layer in members})
+        deltas = np.concatenate([delta for _, delta in members]).astype(np.float64)
+        shapes = sorted({(layer.out_features, layer.in_features) for layer, _ in members})
         ends = [shapes[0], shapes[-1]] if len(shapes) > 1 else shapes
         rows.append(
             (
@@ -63,24 +61,28 @@ def _table(layers: Sequence[ConceptLayer]) -> Iterator[str]:
                 _plain(kind),
                 str(len(members)),
                 " to ".join(f"{rows} x {columns}" for rows, columns in ends),
-                _span([layer.delta.numel() for layer in members]),
-                f"{deltas.square().mean().sqrt():.2e}",
-                f"{deltas.abs().max():.2e}",
+                _span([layer.r for layer, _ in members]),
+                f"{np.sqrt(np.square(deltas).mean()):.2e}",
+                f"{np.abs(deltas).max():.2e}",
             )
         )
     yield from _aligned(rows)
 
 
-def report_truncation(before: Concept, result: Truncation) -> str:
-    """Return how much of a concept is left, and how near it is, by component and in total."""
+def report_truncation(
+    parameters_before: int, parts: Mapping[str, tuple[Sequence[int], float]]
+) -> str:
+    """Return the ranks that a truncation kept and its relative errors, as text.
+
+    Args:
+        parameters_before: Number of parameters of the whole concept.
+        parts: Rank of each layer and the relative error, by component and in total.
+    """
     rows = [("component", "layers", "rank", "parameters", "relative error")]
-    components = dict.fromkeys(cut.component for cut in result.layers)
-    for name, part in [*((c, result.of(c)) for c in components), ("total", result)]:
-        ranks = [cut.delta.numel() for cut in part.layers]
-        numbers = (str(len(ranks)), _span(ranks), f"{sum(ranks):,}", f"{part.total:.3e}")
+    for name, (ranks, error) in parts.items():
+        numbers = (str(len(ranks)), _span(ranks), f"{sum(ranks):,}", f"{error:.3e}")
         rows.append((_plain(name), *numbers))
-    count = sum(layer.delta.numel() for layer in before.layers)
-    return "\n".join([*_aligned(rows), f"  of {count:,} parameters before"]) + "\n"
+    return "\n".join([*_aligned(rows), f"  of {parameters_before:,} parameters before"]) + "\n"
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
@@ -102,6 +104,6 @@ def _span(numbers: Sequence[int]) -> str:
 
 
 def _plain(value: object) -> str:
-    """One line of text that cannot steer a terminal: a file may say anything."""
+    """Return one line without control characters: a file may contain any text."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -62,6 +62,15 @@ class Truncation:
         """Return the part in one component of a pipeline."""
         return Truncation(tuple(cut for cut in self.layers if cut.component == component))
 
+    def summary(self) -> dict[str, tuple[list[int], float]]:
+        """Return the rank of each layer and the relative error, by component and in total."""
+        components = dict.fromkeys(cut.component for cut in self.layers)
+        parts = {**{name: self.of(name) for name in components}, "total": self}
+        return {
+            name: ([cut.delta.numel() for cut in part.layers], part.total)
+            for name, part in parts.items()
+        }
+
 
 def nearest(
     delta: Float[Tensor, " k"], metric: Float[Tensor, "k k"], r: int

@@ -1,5 +1,8 @@
 """`python -m loldu inspect | verify | export | truncate | merge`."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -102,6 +105,21 @@ def test_inspect_tells_what_the_file_holds(
     delta = torch.cat([m.diagonal("default").delta().detach() for m in layers])
     sizes = f"{delta.square().mean().sqrt():.2e} {delta.abs().max():.2e}"
     assert f"unet attn2.to_k 4 16 x 8 to 32 x 8 8 {sizes}" in lines
+
+
+def test_inspect_needs_no_torch_and_ends_quietly_when_its_reader_goes(concept: str) -> None:
+    code = "import sys; from loldu.__main__ import run; status = run(sys.argv[1:]); "
+    code += "assert not {'torch', 'peft'} & {*sys.modules}; sys.exit(status)"
+    inspect = [sys.executable, "-c", code, "inspect", concept]
+    done = subprocess.run(inspect, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("toy.safetensors\n")
+    for command in (inspect, [sys.executable, "-m", "loldu", "--help"]):
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+        os.close(writer)
+        assert (done.returncode, done.stderr) == (1, b"")
 
 
 def test_verify_tells_the_base_from_others(
