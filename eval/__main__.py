@@ -17,8 +17,7 @@ from eval.commands.checks import check
 from eval.commands.compare import compare
 from eval.commands.images import evaluate_images
 from eval.commands.suite import evaluate_suite
-from loldu import ConceptError
-from loldu.errors import LoLDUError
+from loldu.command import attempt, report
 from loldu.presets import preset_flags
 
 PRESETS = Path(__file__).parent / "presets"
@@ -69,28 +68,23 @@ def parse(argv: Sequence[str]) -> Any:  # noqa: ANN401
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Run the command, and tell a person's mistake in one line with exit status 2."""
-    status, sentence = outcome(sys.argv[1:] if argv is None else argv)
-    if sentence:
-        sys.stderr.write(f"{sentence}\n")
-    return status
+    """Run the command, and return its exit status: 2 after a mistake, told in one sentence."""
+    return report(lambda: outcome(sys.argv[1:] if argv is None else argv))
 
 
 def outcome(argv: Sequence[str]) -> tuple[int, str]:
-    """Run the command; the exit status, and what is to be told if it did not reach its end."""
+    """Run the command, and return its exit status and a sentence for people, "" after success."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("eval").setLevel(logging.INFO)
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every retry
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every retry
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    try:
+
+    def score() -> None:
         config = parse(argv)
         RUN[type(config)](config)
-    except (LoLDUError, ConceptError) as error:
-        return 2, str(error)
-    except KeyboardInterrupt:
-        return 130, "Stopped; the same command goes on from here."
-    return 0, ""
+
+    return attempt(score, "Stopped; the same command continues from here.")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import logging
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,6 +16,7 @@ from experiments.document import fill
 from experiments.results import Results
 from experiments.runner import jobs_of, run_missing
 from experiments.table import markdown
+from loldu.command import run_command
 from loldu.errors import LoLDUError
 
 Name = tyro.conf.Positional[tuple[str, ...]]
@@ -138,10 +140,9 @@ def main() -> None:
         | Annotated[Report, tyro.conf.subcommand("report")]
         | Annotated[List, tyro.conf.subcommand("list")]
     )
-    try:
-        tyro.cli(commands, prog="python -m experiments").run()  # type: ignore[arg-type]
-    except LoLDUError as error:
-        sys.exit(str(error))
+    parse = partial(tyro.cli, commands, prog="python -m experiments")  # type: ignore[arg-type]
+    if status := run_command(lambda: parse().run()):
+        sys.exit(status)
 
 
 if __name__ == "__main__":

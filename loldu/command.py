@@ -10,7 +10,7 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells report it."""
 
 
-def outcome(command: Callable[[], object], interrupted: str = "Stopped.") -> tuple[int, str]:
+def attempt(command: Callable[[], object], interrupted: str = "Stopped.") -> tuple[int, str]:
     """Run a command and return its exit status and a sentence for people, "" after success.
 
     Args:
@@ -46,14 +46,14 @@ def run_command(command: Callable[[], object], interrupted: str = "Stopped.") ->
         command: The command; it raises LoLDUError for a mistake that people can fix.
         interrupted: The sentence after Ctrl-C.
     """
-    return report_outcome(lambda: outcome(command, interrupted))
+    return report(lambda: attempt(command, interrupted))
 
 
-def report_outcome(run: Callable[[], tuple[int, str]]) -> int:
+def report(run: Callable[[], tuple[int, str]]) -> int:
     """Write the sentence of an outcome to stderr, if there is one, and return the exit status.
 
     Args:
-        run: Returns the exit status and the sentence, as `outcome` does.
+        run: Returns the exit status and the sentence, as `attempt` does.
     """
     try:
         try:

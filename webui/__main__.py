@@ -11,6 +11,7 @@ from pathlib import Path
 
 import tyro
 
+from loldu.command import run_command
 from loldu.errors import LoLDUError
 
 logger = logging.getLogger("webui")
@@ -49,14 +50,12 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Serve the page until interrupted, or tell a person's mistake in one line with status 2."""
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO)
-    options = tyro.cli(Options, args=argv, prog="python -m webui", use_underscores=True)
-    try:
-        users = check(options)
-        serve(options, users)
-    except LoLDUError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    return 0
+
+    def serve_page() -> None:
+        options = tyro.cli(Options, args=argv, prog="python -m webui", use_underscores=True)
+        serve(options, check(options))
+
+    return run_command(serve_page)
 
 
 def check(options: Options) -> list[tuple[str, str]]:

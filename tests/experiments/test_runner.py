@@ -189,13 +189,15 @@ def test_unknown_method_is_told(sample: Experiment) -> None:
     ],
 )
 def test_command_tells_mistakes(
-    argv: list[str], told: str, monkeypatch: pytest.MonkeyPatch
+    argv: list[str], told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.argv", ["experiments", *argv])
     with pytest.raises(SystemExit) as error:
         main()
-    assert told in str(error.value)
-    assert "\n" not in str(error.value)
+    assert error.value.code == 2
+    sentence = capsys.readouterr().err
+    assert told in sentence
+    assert sentence.count("\n") == 1
 
 
 def test_a_killed_write_leaves_the_old_result(

@@ -302,7 +302,7 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(
     (tmp_path / "file").write_text("x")
     assert run([*flags, "--output_dir", str(tmp_path / "file" / "run")]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error == f"{tmp_path}/file/run: Not a directory."
+    assert error == f"{tmp_path}/file/run cannot be read or written: Not a directory."
 
 
 def test_the_script_runs_by_its_path(tmp_path: Path) -> None:
