@@ -259,7 +259,7 @@ def test_size_for_stable_diffusion_with_the_paper_s_settings(
             name=name,
             out_features=linear.out_features,
             in_features=linear.in_features,
-            basis="partial",
+            factorization="partial",
             base_dtype="float16",
             delta=torch.randn(32),
             pivots=torch.randperm(linear.out_features)[:32],
