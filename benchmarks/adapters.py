@@ -1,4 +1,4 @@
-"""The adapters measured beside each other, and how one model takes them in turn."""
+"""The adapters that are compared, and how one model takes them in turns."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from peft.tuners.fourierft.layer import FourierFTLayer
 from torch import Tensor, nn
 
 from benchmarks.factorize import full_lu
+from benchmarks.stable_diffusion import projections
 from loldu import LoLDUConfig
 from loldu.adapter.layer import LoLDULayer
 from loldu.adapter.targets import DIFFUSERS_ATTENTION
@@ -22,10 +23,10 @@ TARGETS = [*DIFFUSERS_ATTENTION]
 
 
 class DenseLDULinear(nn.Module):
-    """``y = (W_0 + P L diag(z) U) x + b``, the weight formed anew in every call.
+    """``y = (W_0 + P L diag(z) U) x + b``, which forms the weight in every call.
 
-    P is a matrix of its own and ``W_0 = W - P L diag(d) U``, as in the authors' released code; z
-    (r numbers) is trained and starts at d.
+    P is a matrix and ``W_0 = W - P L diag(d) U``, as in the paper's released code. z (r numbers) is
+    trained and starts at d.
     """
 
     residual: Tensor
@@ -58,7 +59,7 @@ class Method:
     """An adapter.
 
     Attributes:
-        what: In words.
+        what: Description.
         adapt: Puts it on the attention projections of a model, in place.
     """
 
@@ -69,7 +70,7 @@ class Method:
 def adapt_by_peft(config: Callable[[], PeftConfig], model: nn.Module) -> None:
     """Wrap the projections as PEFT does."""
     get_peft_model(model, config())  # pyright: ignore[reportArgumentType]  any module will do
-    del model.peft_config  # The next method finds the model as this one did.
+    del model.peft_config  # The next method finds the model unchanged.
 
 
 def adapt_densely(model: nn.Module) -> None:
@@ -99,19 +100,10 @@ METHODS = {
 }
 
 
-def projections(model: nn.Module) -> dict[str, nn.Linear]:
-    """Return the attention projections of a model without adapter, by name."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name.endswith(DIFFUSERS_ATTENTION)
-    }
-
-
 def adapted(model: nn.Module, method: Method) -> dict[str, nn.Module]:
-    """Return the layers a method puts in place of the projections, and leave the model as it was.
+    """Return the layers that a method puts in place of the projections; restore the model.
 
-    The layers of all methods share one base model, which takes them in turn.
+    The layers of all methods share one base model, which takes them in turns.
     """
     plain = projections(model)
     method.adapt(model)
@@ -121,13 +113,13 @@ def adapted(model: nn.Module, method: Method) -> dict[str, nn.Module]:
 
 
 def install(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
-    """Put layers in their places."""
+    """Put layers in place."""
     for name, layer in layers.items():
         model.set_submodule(name, layer)
 
 
 def held(modules: Iterable[nn.Module]) -> dict[int, int]:
-    """Return bytes by storage of what modules hold between steps: weights, buffers, factors."""
+    """Return the bytes of each storage that modules keep between steps, factors included."""
     tensors: list[Tensor] = []
     for root in modules:
         tensors += [*root.parameters(), *root.buffers()]
@@ -141,6 +133,6 @@ def held(modules: Iterable[nn.Module]) -> dict[int, int]:
 
 
 def storage_of(tensor: Tensor) -> tuple[int, int]:
-    """Return where the memory of a tensor begins, and its bytes: those it is a view of."""
+    """Return the address and the bytes of the storage behind a tensor."""
     storage = tensor.untyped_storage()
     return storage.data_ptr(), storage.nbytes()

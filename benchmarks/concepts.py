@@ -1,84 +1,66 @@
-"""Many concepts on one U-Net: memory, a switch, and a batch of all-different ones, beside LoRA.
+"""Many concepts on one U-Net: memory, switching, and a different concept in each row of a batch.
 
-``python -m benchmarks.concepts``. The U-Net has Stable Diffusion v1.5's attention and random
-weights, and so have the concepts: what is measured follows from the shapes. Each method has a
-U-Net of its own and does what it can: LoRA's mixed batch is PEFT's, through ``adapter_names``.
+``python -m benchmarks.concepts``. The U-Net has the attention layers of Stable Diffusion v1.5; its
+weights and the concepts are random, because what is measured follows from the shapes. LoLDU and
+LoRA have a U-Net each. LoRA's mixed batch is PEFT's own, through ``adapter_names``.
 """
 
-import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import tyro
-from diffusers import UNet2DConditionModel
 from peft import LoraConfig, PeftModel, get_peft_model
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from benchmarks.device import named, seconds_of
-from benchmarks.spread import ratio, spread
+from benchmarks.harness import Dtype, UNetOptions, in_turns, ratio, run, seconds_of, show, spread
+from benchmarks.stable_diffusion import random_inputs, random_unet
 from loldu import LoLDUConfig, load_concept, mix, save_concept, set_concepts
 from loldu.adapter.layer import LoLDULayer
 from loldu.adapter.targets import DIFFUSERS_ATTENTION
-from loldu.provenance import provenance, write_record
-
-RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(UNetOptions):
     """Measure many concepts on one U-Net: memory, switching, and a concept for every picture."""
 
     # Numbers of concepts held at once.
     concepts: tuple[int, ...] = (1, 10, 100, 1000)
-    # The most LoRAs that are held at once: adding one takes PEFT the longer, the more there are.
+    # Most LoRAs held at once: the more there are, the longer PEFT takes to add one.
     most_loras: int = 100
-    # Pictures a batch, each with a concept of its own as far as there are enough.
+    # Pictures in a batch, each with its own concept as long as there are enough.
     batch: int = 4
-    # Directions a layer; the paper's is 32.
+    # Directions of each layer; the paper uses 32.
     rank: int = 32
-    # Rank of LoRA; diffusers' own for DreamBooth.
+    # Rank of LoRA; 4 is diffusers' default for DreamBooth.
     lora_rank: int = 4
-    # Times everything is timed; medians are reported.
-    repetitions: int = 7
-    # Of the random weights.
-    seed: int = 0
-    # Widths of the U-Net's four stages; Stable Diffusion v1.5's unless given.
-    block_out_channels: tuple[int, int, int, int] = (320, 640, 1280, 1280)
-    # Width of the text's features; Stable Diffusion v1.5's unless given.
-    cross_attention_dim: int = 768
     # Side of the latents; 64 for pictures of 512 pixels.
     sample_size: int = 16
-    # Where to measure: cpu or cuda.
-    device: str = "cpu"
-    # Of the U-Net; concepts and LoRAs stay in float32, as they are trained.
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    # Where the result is written, over the last one.
-    output: Path = RESULTS / "concepts.json"
+    # Dtype of the U-Net; concepts and LoRAs stay in float32, as they are trained.
+    dtype: Dtype = "float32"
 
 
 Call = Callable[[], object]
+CALLS = ("switch", "base", "plain", "mixed")
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A U-Net with concepts, and what is done with it.
+    """A U-Net with concepts, and what is timed on it.
 
     Attributes:
-        calls: By name, what is done before the clock starts, and what is timed: to `switch` to the
-            next concept, and a batch of the `base` alone, of one concept (`plain`) and of
-            a concept for every picture (`mixed`).
-        tensor_bytes: Of all concepts, beside what they share.
-        shared_bytes: What all concepts share.
-        last_load: Seconds it took to add the last concept.
+        calls: By name, a call before the clock starts and the timed call: `switch` to the next
+            concept, then a batch of the `base` alone, of one concept (`plain`) and of a
+            different concept in each picture (`mixed`).
+        tensor_bytes: Bytes of all concepts, without the shared ones.
+        shared_bytes: Bytes that all concepts share.
+        last_load: Seconds to add the last concept.
     """
 
     calls: dict[str, tuple[Call, Call]]
@@ -87,43 +69,27 @@ class Bench:
     last_load: float
 
 
-def build_unet(options: Options) -> UNet2DConditionModel:
-    """Return the U-Net, with the same weights every time."""
+def _bench_inputs(options: Options, unet: nn.Module) -> dict[str, Tensor]:
     torch.manual_seed(options.seed)
-    unet = UNet2DConditionModel(
-        sample_size=options.sample_size,
-        block_out_channels=options.block_out_channels,
-        cross_attention_dim=options.cross_attention_dim,
-    )
-    nn.Module.to(unet.eval(), options.device, getattr(torch, options.dtype))
-    return unet
+    return random_inputs(unet, options.sample_size, options.batch)
 
 
-def inputs(options: Options) -> tuple[Tensor, Tensor, Tensor]:
-    """Return latents, timesteps and text features of a batch."""
-    generator = torch.Generator().manual_seed(options.seed)
-    side, dtype = options.sample_size, getattr(torch, options.dtype)
-    latents = torch.randn(options.batch, 4, side, side, generator=generator)
-    text = torch.randn(options.batch, 77, options.cross_attention_dim, generator=generator)
-    timesteps = torch.full((options.batch,), 500, device=options.device)
-    return latents.to(options.device, dtype), timesteps, text.to(options.device, dtype)
+def _build_unet(options: Options) -> nn.Module:
+    return random_unet(options, sample_size=options.sample_size, dtype=options.dtype)
 
 
 def loldu_bench(options: Options, concepts: int) -> Bench:
-    """Load one concept file under as many names as asked for."""
-    unet, x, names = build_unet(options), inputs(options), [f"c{i}" for i in range(concepts)]
-    source = build_unet(options)
+    """Load one concept file under as many names as there are concepts."""
+    unet, names = _build_unet(options), [f"c{i}" for i in range(concepts)]
+    inputs, rows = _bench_inputs(options, unet), _rows(names, options.batch)
+    source: Any = _build_unet(options)
     source.add_adapter(LoLDUConfig(r=options.rank, init_weights=False))
     with tempfile.TemporaryDirectory() as folder:
         path = save_concept(source, Path(folder) / "concept.safetensors")
         loads = [
             seconds_of(partial(load_concept, unet, path, name), options.device) for name in names
         ]
-    turn, rows = cycle(names), _rows(names, options.batch)
-
-    def forward() -> object:
-        return unet(*x)
-
+    turn, forward = cycle(names), partial(unet, **inputs)
     layers = [module for module in unet.modules() if isinstance(module, LoLDULayer)]
     return Bench(
         {
@@ -143,31 +109,32 @@ def loldu_bench(options: Options, concepts: int) -> Bench:
 
 
 def lora_bench(options: Options, concepts: int) -> Bench:
-    """Add as many random LoRAs as asked for, through PEFT."""
-    unet, x, names = build_unet(options), inputs(options), [f"c{i}" for i in range(concepts)]
+    """Add as many random LoRAs as there are concepts, through PEFT."""
+    unet, names = _build_unet(options), [f"c{i}" for i in range(concepts)]
+    inputs, rows = _bench_inputs(options, unet), _rows(names, options.batch)
     plain_bytes = _bytes(unet)
     config = LoraConfig(
         r=options.lora_rank, target_modules=[*DIFFUSERS_ATTENTION], init_lora_weights=False
     )
     start = perf_counter()
-    model = get_peft_model(unet, config, names[0])
+    model = get_peft_model(unet, config, names[0])  # pyright: ignore[reportArgumentType]  any module will do
     assert isinstance(model, PeftModel)
     last_load = perf_counter() - start
     for name in names[1:]:
         last_load = seconds_of(partial(model.add_adapter, name, config), options.device)
     model.eval()
-    turn, rows = cycle(names), _rows(names, options.batch)
+    turn, forward = cycle(names), partial(model, **inputs)
 
     def base() -> object:
         with model.disable_adapter():
-            return model(*x)
+            return forward()
 
     return Bench(
         {
             "switch": (_nothing, lambda: model.set_adapter(next(turn))),
             "base": (_nothing, base),
-            "plain": (lambda: model.set_adapter(names[0]), lambda: model(*x)),
-            "mixed": (_nothing, lambda: model(*x, adapter_names=rows)),
+            "plain": (lambda: model.set_adapter(names[0]), forward),
+            "mixed": (_nothing, partial(forward, adapter_names=rows)),
         },
         tensor_bytes=_bytes(unet) - plain_bytes,
         shared_bytes=0,
@@ -176,11 +143,10 @@ def lora_bench(options: Options, concepts: int) -> Bench:
 
 
 METHODS = {"loldu": loldu_bench, "lora": lora_bench}
-CALLS = ("switch", "base", "plain", "mixed")
 
 
 def _nothing() -> None:
-    """What is done before a call that needs nothing done."""
+    """Prepare nothing."""
 
 
 def _rows(names: Sequence[str], batch: int) -> list[str]:
@@ -192,19 +158,22 @@ def _bytes(module: nn.Module) -> int:
 
 
 @torch.no_grad()
-def measure(options: Options, concepts: int) -> dict[str, Any]:
-    """Return one row of the result; the methods and their calls take turns in every repetition."""
+def measure_row(options: Options, concepts: int) -> dict[str, Any]:
+    """Return the result of one number of concepts; the first round warms up."""
     methods = METHODS if concepts <= options.most_loras else {"loldu": loldu_bench}
     benches = {name: build(options, concepts) for name, build in methods.items()}
-    seconds = {name: {call: [] for call in CALLS} for name in methods}
-    for repetition in range(-1, options.repetitions):
-        for name, bench in benches.items():
-            for call in CALLS:
-                prepare, timed = bench.calls[call]
-                prepare()
-                spent = seconds_of(timed, options.device)
-                if repetition >= 0:  # The first round warms up.
-                    seconds[name][call].append(spent)
+
+    def seconds_of_call(prepare: Call, timed: Call) -> float:
+        prepare()
+        return seconds_of(timed, options.device)
+
+    calls = {
+        f"{name} {call}": partial(seconds_of_call, *bench.calls[call])
+        for name, bench in benches.items()
+        for call in CALLS
+    }
+    in_turns(calls, 1)
+    seconds = in_turns(calls, options.repetitions)
     return {
         "concepts": concepts,
         "different_in_a_batch": min(concepts, options.batch),
@@ -213,64 +182,47 @@ def measure(options: Options, concepts: int) -> dict[str, Any]:
                 "bytes_per_concept": bench.tensor_bytes // concepts,
                 "bytes_shared": bench.shared_bytes,
                 "seconds_to_load_the_last": bench.last_load,
-                "seconds": {call: spread(seconds[name][call]) for call in CALLS},
-                "mixed_to_plain": ratio(seconds[name]["mixed"], seconds[name]["plain"]),
-                "plain_to_base": ratio(seconds[name]["plain"], seconds[name]["base"]),
+                "seconds": {call: spread(seconds[f"{name} {call}"]) for call in CALLS},
+                "mixed_to_plain": ratio(seconds[f"{name} mixed"], seconds[f"{name} plain"]),
+                "plain_to_base": ratio(seconds[f"{name} plain"], seconds[f"{name} base"]),
             }
             for name, bench in benches.items()
         },
         "lora_to_loldu": {
-            call: ratio(seconds["lora"][call], seconds["loldu"][call]) for call in CALLS
+            call: ratio(seconds[f"lora {call}"], seconds[f"loldu {call}"]) for call in CALLS
         }
         if "lora" in benches
         else None,
     }
 
 
-def table(result: dict[str, Any]) -> Table:
-    """Return the result for a person."""
-    made = Table("concepts", title=f"many concepts on one U-Net, batches of {result['batch']}")
-    columns = ("method", "KB each", "load ms", "switch ms", "plain s", "mixed s", "mixed / plain")
-    for column in columns:
-        made.add_column(column, justify="right")
-    for row in result["rows"]:
-        for name, method in row["methods"].items():
-            times = {call: spread["median"] for call, spread in method["seconds"].items()}
-            made.add_row(
-                str(row["concepts"]),
-                name,
-                f"{method['bytes_per_concept'] / 1000:.1f}",
-                f"{1000 * method['seconds_to_load_the_last']:.1f}",
-                f"{1000 * times['switch']:.2f}",
-                f"{times['plain']:.3g}",
-                f"{times['mixed']:.3g}",
-                f"{method['mixed_to_plain']['median']:.3f}",
-            )
-    return made
+def measure(options: Options) -> dict[str, Any]:
+    """Return the results of all numbers of concepts."""
+    return {"rows": [measure_row(options, concepts) for concepts in options.concepts]}
+
+
+def tables(record: dict[str, Any]) -> Iterable[Table]:
+    """Yield the table."""
+    rows = [
+        {
+            "concepts": row["concepts"],
+            "method": name,
+            "KB each": method["bytes_per_concept"] / 1000,
+            "load ms": 1000 * method["seconds_to_load_the_last"],
+            "switch ms": 1000 * method["seconds"]["switch"]["median"],
+            "plain s": method["seconds"]["plain"]["median"],
+            "mixed s": method["seconds"]["mixed"]["median"],
+            "mixed / plain": method["mixed_to_plain"]["median"],
+        }
+        for row in record["rows"]
+        for name, method in row["methods"].items()
+    ]
+    yield show(f"many concepts on one U-Net, batches of {record['batch']}", rows)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, write the JSON, and show the table."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    options = tyro.cli(
-        Options, args=arguments, prog="python -m benchmarks.concepts", use_underscores=True
-    )
-    result = {
-        **provenance("benchmarks.concepts", arguments, ["torch", "diffusers", "peft"]),
-        "device": named(options.device),
-        "dtype": options.dtype,
-        "batch": options.batch,
-        "rank": options.rank,
-        "lora_rank": options.lora_rank,
-        "sample_size": options.sample_size,
-        "block_out_channels": options.block_out_channels,
-        "cross_attention_dim": options.cross_attention_dim,
-        "repetitions": options.repetitions,
-        "seed": options.seed,
-        "rows": [measure(options, concepts) for concepts in options.concepts],
-    }
-    write_record(options.output, result)
-    Console(stderr=True).print(table(result))
+    """Run the benchmark."""
+    run("concepts", Options, measure, tables, ["torch", "diffusers", "peft"], argv)
 
 
 if __name__ == "__main__":

@@ -1,65 +1,54 @@
-"""Pictures a second from files to DINO and CLIP features, beside the loop people write.
+"""Pictures a second from files to DINO and CLIP features, beside a plain loop over pictures.
 
 ``python -m benchmarks.eval_throughput``. Both networks have their true shapes and random weights.
 """
 
 import multiprocessing
-import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from PIL import Image
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.device import named
-from benchmarks.memory import mib
-from benchmarks.spread import ratio, spread
+from benchmarks.harness import Options as Shared
+from benchmarks.harness import in_turns, mib, ratio, run, show, spread
 from eval.encoders.cache import FeatureCache
 from eval.encoders.extractors import ImageExtractor, OpenClipExtractor, TimmDino
 from eval.encoders.features import see
 from eval.encoders.preprocess import published_dino
 from eval.metrics.functional import image_similarity
-from loldu.provenance import provenance, write_record
 
-RESULTS = Path(__file__).parent / "results"
 DINO, CLIP = "vit_small_patch16_224.dino", "ViT-B-32-quickgelu"
+WAYS = ("plain loop", "ours", "ours, a second time")
 WARMUP = 4
 
 
 @dataclass(frozen=True)
-class Options:
-    """Time ours and a plain loop, in turns, each in a process of its own."""
+class Options(Shared):
+    """Time ours and a plain loop, in turns, each in its own process."""
 
-    # Generated pictures; a tenth as many are real ones.
+    # Number of generated pictures; there are a tenth as many real ones.
     pictures: int = 100
     # Side of the JPEG files.
     side_px: int = 512
-    # Times everything is timed; medians are reported.
+    # How many times everything is timed; the result holds medians.
     repetitions: int = 5
-    # cpu or cuda.
-    device: str = "cpu"
-    # Of pictures and weights.
-    seed: int = 0
-    # Where the result is written, over the last one.
-    output: Path = RESULTS / "eval_throughput.json"
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one way took, above what a process with both networks in it holds."""
+    """Seconds, peak memory beyond both networks, and mean similarities of one way."""
 
     seconds: float
     peak_mib: float
@@ -68,7 +57,7 @@ class Measured:
 
 
 def render(folder: Path, count: int, side_px: int, seed: int) -> list[Path]:
-    """Write JPEG files of smooth colours under fine noise, about as large as photographs'."""
+    """Write JPEG files of smooth colours with fine noise, about as large as photographs."""
     folder.mkdir()
     rng = np.random.default_rng(seed)
     paths = [folder / f"{number:04}.jpg" for number in range(count)]
@@ -81,7 +70,7 @@ def render(folder: Path, count: int, side_px: int, seed: int) -> list[Path]:
 
 
 def load(seed: int, device: str) -> dict[str, ImageExtractor]:
-    """Both networks with random weights."""
+    """Return both networks with random weights."""
     import open_clip
     import timm
 
@@ -100,7 +89,7 @@ def load(seed: int, device: str) -> dict[str, ImageExtractor]:
 def plain_loop(
     models: dict[str, ImageExtractor], generated: Sequence[Path], real: Sequence[Path]
 ) -> dict[str, float]:
-    """One picture at a time, for one network after the other, then pair by pair."""
+    """Score one picture at a time, one network after the other, then pair by pair."""
     scores = {}
     for name, model in models.items():
         rows: list[list[Tensor]] = []
@@ -122,7 +111,7 @@ def ours(
     real: Sequence[Path],
     cache: FeatureCache | None = None,
 ) -> dict[str, float]:
-    """As `python -m eval images` does it."""
+    """Score as `python -m eval images` does."""
     seen = see([*generated, *real], models, cache, progress=False)
     return {
         name: image_similarity(seen.stack(name, generated), seen.stack(name, real))
@@ -130,8 +119,8 @@ def ours(
     }
 
 
-def measure(way: str, options: Options, generated: list[Path], real: list[Path]) -> Measured:
-    """Time one way; called in a process that has done nothing yet."""
+def measure_way(way: str, options: Options, generated: list[Path], real: list[Path]) -> Measured:
+    """Time one way, in a new process."""
     with redirect_stderr(None):
         models = load(options.seed, options.device)
     call: Callable[..., dict[str, float]] = plain_loop if way == "plain loop" else ours
@@ -148,9 +137,6 @@ def measure(way: str, options: Options, generated: list[Path], real: list[Path])
     return Measured(seconds, mib(_resident("VmHWM") - before), scores["dino"], scores["clip"])
 
 
-WAYS = ("plain loop", "ours", "ours, a second time")
-
-
 def _reset_peak() -> int:
     Path("/proc/self/clear_refs").write_text("5")
     return _resident("VmRSS")
@@ -162,36 +148,28 @@ def _resident(which: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, write the JSON, and show the table."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    options = tyro.cli(
-        Options, args=arguments, prog="python -m benchmarks.eval_throughput", use_underscores=True
-    )
-    device = named(options.device)
+def measure(options: Options) -> dict[str, Any]:
+    """Return the results of all ways."""
     if not Path("/proc/self/clear_refs").exists():
-        sys.exit("Peak memory is read from Linux' /proc, which is not here.")
+        sys.exit("Peak memory is read from /proc, which only Linux has.")
     found: dict[str, list[Measured]] = {way: [] for way in WAYS}
-    order = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
         generated = render(Path(folder) / "a", options.pictures, options.side_px, options.seed)
         few = max(2, options.pictures // 10)
         real = render(Path(folder) / "b", few, options.side_px, options.seed + 1)
-        for _ in range(options.repetitions):
-            for way in order.sample(WAYS, len(WAYS)):
-                context = multiprocessing.get_context("spawn")
-                with ProcessPoolExecutor(1, mp_context=context) as process:
-                    one = process.submit(measure, way, options, generated, real).result()
-                found[way].append(one)
-    result = {
-        **provenance("benchmarks.eval_throughput", arguments, ["torch", "timm", "open_clip_torch"]),
-        **{k: v for k, v in asdict(options).items() if k != "output"},
-        "device": device,
+
+        def seconds(way: str) -> float:
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(1, mp_context=context) as process:
+                one = process.submit(measure_way, way, options, generated, real).result()
+            found[way].append(one)
+            return one.seconds
+
+        in_turns({way: partial(seconds, way) for way in WAYS}, options.repetitions)
+    return {
         "ways": _summary(found, len(generated) + len(real)),
         "greatest_difference_of_scores": _difference(found),
     }
-    write_record(options.output, result)
-    Console(stderr=True).print(table(result))
 
 
 def _summary(found: dict[str, list[Measured]], count: int) -> dict[str, Any]:
@@ -212,15 +190,24 @@ def _difference(found: dict[str, list[Measured]]) -> float:
     return max(max(abs(one.dino - first.dino), abs(one.clip_i - first.clip_i)) for one in whole)
 
 
-def table(result: dict[str, Any]) -> Table:
-    """Return the result for a person."""
-    made = Table("way", title=f"DINO and CLIP features of {result['side_px']} px files")
-    for heading in ("pictures/s", "times as fast", "peak MiB more"):
-        made.add_column(heading, justify="right")
-    for way, told in result["ways"].items():
-        cells = (f"{told[key]['median']:.3g}" for key in told)
-        made.add_row(way, *cells)
-    return made
+def tables(record: dict[str, Any]) -> Iterable[Table]:
+    """Yield the table of the ways."""
+    rows = [
+        {
+            "way": way,
+            "pictures/s": result["pictures_per_second"]["median"],
+            "times as fast": result["times_as_fast_as_the_loop"]["median"],
+            "peak MiB more": result["peak_mib"]["median"],
+        }
+        for way, result in record["ways"].items()
+    ]
+    yield show(f"DINO and CLIP features of {record['side_px']} px files", rows)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the benchmark."""
+    libraries = ["torch", "timm", "open_clip_torch"]
+    run("eval_throughput", Options, measure, tables, libraries, argv)
 
 
 if __name__ == "__main__":

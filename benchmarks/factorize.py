@@ -1,79 +1,58 @@
 """How long the factors of an adapter take, beside a full LU, an SVD and PEFT's PiSSA.
 
-``python -m benchmarks.factorize``. The weights are random: the time follows from the shapes, which
-are those of Stable Diffusion v1.5's 128 attention projections, and of one of LLaMA2-7B's.
+``python -m benchmarks.factorize``. The weights are random, because the time follows from the
+shapes: Stable Diffusion v1.5's 128 attention projections, and one of LLaMA2-7B.
 """
 
-import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
-from diffusers import UNet2DConditionModel
 from peft import LoraConfig, PeftConfig, get_peft_model
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from benchmarks.device import named, seconds_of
-from benchmarks.spread import ratio, spread
+from benchmarks.harness import UNetOptions, in_turns, ratio, run, seconds_of, show, spread
+from benchmarks.stable_diffusion import projections, random_unet
 from loldu import LoLDUConfig, ldu
-from loldu.adapter.targets import DIFFUSERS_ATTENTION
-from loldu.provenance import provenance, write_record
-
-RESULTS = Path(__file__).parent / "results"
 
 Shape = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Options:
-    """Time the factors of every attention projection of a UNet, and of a large one, in turns."""
+class Options(UNetOptions):
+    """Time the factors of every attention projection of a U-Net, and of a large one, in turns."""
 
-    # Directions a layer; the paper's is 32.
+    # Directions of each layer; the paper uses 32.
     rank: int = 32
-    # Times everything is timed; medians are reported.
-    repetitions: int = 7
-    # Side and rank of the large projection; LLaMA2-7B's and the paper's unless given.
+    # Side and rank of the large projection; by default those of LLaMA2-7B and of the paper.
     large_size: int = 4096
     large_rank: int = 1024
-    # Times the large one is timed: an SVD of it takes a minute.
+    # How many times the large one is timed: an SVD of it takes a minute.
     large_repetitions: int = 2
-    # Of the random weights.
-    seed: int = 0
-    # Widths of the UNet's four stages; Stable Diffusion v1.5's unless given.
-    block_out_channels: tuple[int, int, int, int] = (320, 640, 1280, 1280)
-    # Width of the text's features; Stable Diffusion v1.5's unless given.
-    cross_attention_dim: int = 768
-    # Where to measure: cpu or cuda.
-    device: str = "cpu"
-    # Where the result is written, over the last one.
-    output: Path = RESULTS / "factorize.json"
 
 
 @dataclass(frozen=True)
 class Route:
-    """A way to the factors.
+    """A way to compute factors.
 
     Attributes:
-        what: In words.
-        factorize: From a weight and a rank to the factors, or to the adapted layer.
-        every_layer: Whether all layers are timed; otherwise one of each shape, and its time counts
-            for all of that shape.
+        what: Description.
+        factorize: Takes a weight and a rank; returns the factors, or the adapted layer.
+        every_layer: Whether all layers are timed. Otherwise one layer of each shape is timed, and
+            its time counts for all layers of that shape.
     """
 
     what: str
     factorize: Callable[[Tensor, int], object]
-    every_layer: bool
+    every_layer: bool = True
 
 
 def full_lu(weight: Tensor, r: int) -> tuple[Tensor, ...]:
-    """Return LoLDU's factors as its released code makes them, P left a matrix of its own."""
+    """Return LoLDU's factors as the paper's released code computes them, with P as a matrix."""
     permutation, lower, upper = torch.linalg.lu(weight)
     diagonal = upper.diagonal()
     return permutation, lower[:, :r], diagonal[:r], (upper / diagonal[:, None])[:r]
@@ -93,65 +72,52 @@ def adapt(config: Callable[..., PeftConfig], weight: Tensor, r: int, **settings:
 
 
 OURS = "ldu"
+PISSA, FAST_PISSA = (
+    partial(adapt, LoraConfig, init_lora_weights=init) for init in ("pissa", "pissa_niter_16")
+)
+BY_PEFT = "PEFT's get_peft_model with"
 ROUTES = {
-    OURS: Route("loldu.ldu: LU of the first r columns and one solve, in float64", ldu, True),
-    "full_lu": Route("torch.linalg.lu of the whole weight, in float32", full_lu, True),
+    OURS: Route("loldu.ldu: LU of the first r columns and one solve, in float64", ldu),
+    "full_lu": Route("torch.linalg.lu of the whole weight, in float32", full_lu),
     "svd": Route("torch.linalg.svd of the whole weight, in float32", full_svd, False),
-    "loldu_layer": Route("PEFT's get_peft_model with LoLDU", partial(adapt, LoLDUConfig), True),
-    "pissa_layer": Route(
-        "PEFT's get_peft_model with PiSSA, by an SVD",
-        partial(adapt, LoraConfig, init_lora_weights="pissa"),
-        False,
-    ),
+    "loldu_layer": Route(f"{BY_PEFT} LoLDU", partial(adapt, LoLDUConfig)),
+    "pissa_layer": Route(f"{BY_PEFT} PiSSA, by an SVD", PISSA, False),
     "pissa_niter_16_layer": Route(
-        "PEFT's get_peft_model with PiSSA, by a randomized SVD of 16 iterations",
-        partial(adapt, LoraConfig, init_lora_weights="pissa_niter_16"),
-        True,
+        f"{BY_PEFT} PiSSA, by a randomized SVD of 16 iterations", FAST_PISSA
     ),
 }
 
 
-def attention_shapes(block_out_channels: Sequence[int], cross_attention_dim: int) -> list[Shape]:
-    """Return (out, in) of a UNet's attention projections; no weight is allocated."""
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(
-            block_out_channels=tuple(block_out_channels), cross_attention_dim=cross_attention_dim
-        )
-    return [
-        (module.out_features, module.in_features)
-        for name, module in unet.named_modules()
-        if isinstance(module, nn.Linear) and name.endswith(DIFFUSERS_ATTENTION)
-    ]
+def attention_shapes(options: UNetOptions) -> list[Shape]:
+    """Return (out, in) of a U-Net's attention projections; no weight is allocated."""
+    unet = random_unet(options, device="meta")
+    return [(linear.out_features, linear.in_features) for linear in projections(unet).values()]
 
 
-def measure(weights: Sequence[Tensor], r: int, repetitions: int) -> dict[str, list[float]]:
-    """Return seconds for all layers, by route and repetition.
-
-    A route makes layer after layer, as whoever creates an adapter does; the routes take turns,
-    and another one begins in every repetition.
-    """
+def time_routes(weights: Sequence[Tensor], r: int, repetitions: int) -> dict[str, list[float]]:
+    """Return the seconds for all layers, by route; a route makes one layer after another."""
     alike = Counter(weight.shape for weight in weights)
     one_of_each = {weight.shape: weight for weight in weights}.values()
+
+    def seconds(route: Route) -> float:
+        return sum(
+            seconds_of(partial(route.factorize, weight, r), str(weight.device))
+            * (1 if route.every_layer else alike[weight.shape])
+            for weight in (weights if route.every_layer else one_of_each)
+        )
+
     for route in ROUTES.values():
         route.factorize(weights[0][:64, :64].contiguous(), min(r, 64))
-    seconds = {name: [0.0] * repetitions for name in ROUTES}
-    for repetition in range(repetitions):
-        first = repetition % len(ROUTES)
-        for name, route in ([*ROUTES.items()] * 2)[first : first + len(ROUTES)]:
-            for weight in weights if route.every_layer else one_of_each:
-                call = partial(route.factorize, weight, r)
-                times = 1 if route.every_layer else alike[weight.shape]
-                seconds[name][repetition] += times * seconds_of(call, str(weight.device))
-    return seconds
+    return in_turns({name: partial(seconds, route) for name, route in ROUTES.items()}, repetitions)
 
 
-def case(
+def measure_case(
     name: str, shapes: Sequence[Shape], r: int, repetitions: int, options: Options
 ) -> dict[str, Any]:
-    """Return a case of the result as JSON values; a ratio is taken within each repetition."""
+    """Return the result of some layers."""
     generator = torch.Generator().manual_seed(options.seed)
     weights = [torch.randn(shape, generator=generator).to(options.device) for shape in shapes]
-    seconds, alike = measure(weights, r, repetitions), Counter(shapes)
+    seconds, alike = time_routes(weights, r, repetitions), Counter(shapes)
     return {
         "case": name,
         "rank": r,
@@ -173,44 +139,38 @@ def case(
     }
 
 
-def table(result: dict[str, Any]) -> Table:
-    """Return the result for a person."""
-    made = Table("route", title=f"{result['case']}, r = {result['rank']}")
-    for column in ("seconds", "times ldu", "timed"):
-        made.add_column(column, justify="right")
-    for name, route in result["routes"].items():
-        ratio = result["times_as_long_as_ldu"].get(name, {"median": 1.0})
-        timed = f"{route['layers_timed']} layers"
-        made.add_row(
-            name,
-            f"{route['seconds']['median']:.3g}",
-            f"{ratio['median']:.3g}",
-            f"{timed}, scaled" if route["scaled_to_all_layers"] else timed,
-        )
-    return made
+def measure(options: Options) -> dict[str, Any]:
+    """Return the results of the U-Net's layers and of the large layer."""
+    large = [(options.large_size, options.large_size)]
+    shapes = attention_shapes(options)
+    return {
+        "cases": [
+            measure_case("unet", shapes, options.rank, options.repetitions, options),
+            measure_case(
+                "large layer", large, options.large_rank, options.large_repetitions, options
+            ),
+        ]
+    }
+
+
+def tables(record: dict[str, Any]) -> Iterable[Table]:
+    """Yield a table for each case."""
+    for case in record["cases"]:
+        rows = [
+            {
+                "route": name,
+                "seconds": route["seconds"]["median"],
+                "times ldu": case["times_as_long_as_ldu"].get(name, {"median": 1.0})["median"],
+                "layers timed": route["layers_timed"],
+            }
+            for name, route in case["routes"].items()
+        ]
+        yield show(f"{case['case']}, r = {case['rank']}", rows)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, write the JSON, and show the table."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    options = tyro.cli(
-        Options, args=arguments, prog="python -m benchmarks.factorize", use_underscores=True
-    )
-    device = named(options.device)
-    shapes = attention_shapes(options.block_out_channels, options.cross_attention_dim)
-    large, large_rank = [(options.large_size, options.large_size)], options.large_rank
-    cases = [
-        case("unet", shapes, options.rank, options.repetitions, options),
-        case("large layer", large, large_rank, options.large_repetitions, options),
-    ]
-    result = {
-        **provenance("benchmarks.factorize", arguments, ["torch", "diffusers", "peft"]),
-        "device": device,
-        "seed": options.seed,
-        "cases": cases,
-    }
-    write_record(options.output, result)
-    Console(stderr=True).print(*map(table, cases))
+    """Run the benchmark."""
+    run("factorize", Options, measure, tables, ["torch", "diffusers", "peft"], argv)
 
 
 if __name__ == "__main__":

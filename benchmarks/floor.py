@@ -1,14 +1,13 @@
-"""The floor of a training step: what no adapter on the attention projections can do without.
+"""The floor of a training step: the work that every adapter on the attention projections needs.
 
 ``python -m benchmarks.floor`` takes the steps with a progress bar, as the trainers beside it do.
 
 An adapter computes its gradients from its layer's input and from the gradient of its layer's
 output. So a step runs the frozen U-Net forward, and backward from its output to the outputs of the
-attention projections: through everything that follows the first of them, into the keys and values
-of the text, and neither into any weight nor into the layers before the first attention. Gradients
-begin at projections whose own input needs none (queries, keys and values of the first attention,
-and all keys and values of the text): these get a bias, the cheapest thing that autograd, and a
-compiler, will take for a beginning. No loss, no optimizer, no autocast.
+attention projections. It needs no gradient of a weight, and none of the layers before the first
+attention. Some projections have inputs without gradients: queries, keys and values of the first
+attention, and all keys and values of the text. These get a bias, which is the cheapest leaf for
+autograd and for a compiler. There is no loss, no optimizer and no autocast.
 """
 
 import copy
@@ -16,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import tyro
@@ -24,8 +23,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks.adapters import projections
-from benchmarks.stable_diffusion import TEXT_TOKENS
+from benchmarks.harness import Dtype
+from benchmarks.stable_diffusion import projections, random_inputs
 
 Step = Callable[[], object]
 
@@ -36,37 +35,26 @@ class Options:
 
     # A diffusers folder.
     pretrained_model_name_or_path: Path
-    # How many steps.
+    # Number of steps.
     max_train_steps: int = 100
-    # Where: cpu or cuda.
+    # Device: cpu or cuda.
     device: str = "cpu"
-    # Of weights and inputs.
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    # Dtype of weights and inputs.
+    dtype: Dtype = "float32"
     # Compile the U-Net.
     compile: bool = False
-    # Capture the step as one CUDA graph, so that nothing is launched but that.
+    # Capture the step as one CUDA graph, so that a step is one launch.
     capture: bool = False
 
 
 def with_shared_weights(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """Return a U-Net with layers of its own and the same weights, for another adapter."""
+    """Return a U-Net with its own layers and the same weights, for another adapter."""
     weights = [*unet.parameters(), *unet.buffers()]
     return copy.deepcopy(unet, {id(weight): weight for weight in weights})
 
 
-def random_inputs(unet: UNet2DConditionModel, latent_size: int, rows: int = 1) -> dict[str, Tensor]:
-    """Return what the U-Net is called with, where it is and in its dtype."""
-    shapes = {
-        "sample": (rows, 4, latent_size, latent_size),
-        "encoder_hidden_states": (rows, TEXT_TOKENS, unet.config["cross_attention_dim"]),
-    }
-    drawn = {name: torch.randn(shape) for name, shape in shapes.items()}
-    inputs = {name: tensor.to(unet.device, unet.dtype) for name, tensor in drawn.items()}
-    return {**inputs, "timestep": torch.full((rows,), 500, device=unet.device)}
-
-
 def where_gradients_begin(unet: nn.Module, inputs: dict[str, Tensor]) -> dict[str, nn.Linear]:
-    """Return the attention projections that no gradient of another one's output goes through."""
+    """Return the attention projections whose input needs no gradient, by name."""
     begins: dict[str, nn.Linear] = {}
 
     def note(name: str, linear: nn.Linear, output: Tensor) -> None:
@@ -87,7 +75,7 @@ def where_gradients_begin(unet: nn.Module, inputs: dict[str, Tensor]) -> dict[st
 def floor_step(
     unet: nn.Module, inputs: dict[str, Tensor], *, compiled: bool = False, captured: bool = False
 ) -> Step:
-    """Return the step; the U-Net is frozen and gets its biases."""
+    """Return the step of a frozen U-Net, which gets the biases."""
     biases: list[nn.Parameter] = []
     for linear in where_gradients_begin(unet, inputs).values():
         linear.bias = nn.Parameter(linear.weight.new_zeros(linear.out_features))
@@ -102,7 +90,7 @@ def floor_step(
 
 
 def _captured(step: Step) -> Step:
-    """As PyTorch's notes on CUDA graphs ask: warmed up on another stream."""
+    """Capture a step as PyTorch's notes on CUDA graphs ask: warm up on another stream first."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -115,13 +103,13 @@ def _captured(step: Step) -> Step:
 
     def replay() -> object:
         graph.replay()
-        return kept  # the graph writes there
+        return kept  # the graph writes to these tensors
 
     return replay
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Take the steps; each is done before the bar moves."""
+    """Take the steps; the bar moves when a step has finished."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = tyro.cli(
         Options, args=arguments, prog="python -m benchmarks.floor", use_underscores=True

@@ -1,84 +1,72 @@
 """Time and memory of a training step's forward and backward, by adapter, beside the frozen model.
 
-``python -m benchmarks.forward``. One attention projection at a time, of Stable Diffusion v1.5 and
-of ViT-B, then all 128 of a U-Net of Stable Diffusion v1.5's shape. The weights are random: time and
-memory follow from the shapes.
+``python -m benchmarks.forward``. It measures one attention projection at a time, of Stable
+Diffusion v1.5 and of ViT-B, then all 128 of a U-Net of Stable Diffusion v1.5's shape. The weights
+are random, because time and memory follow from the shapes.
 """
 
 import contextlib
-import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import tyro
-from diffusers import UNet2DConditionModel
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from benchmarks.adapters import (
-    FROZEN,
-    LORA,
-    METHODS,
-    adapted,
-    held,
-    install,
-    projections,
-    storage_of,
+from benchmarks.adapters import FROZEN, LORA, METHODS, adapted, held, install, storage_of
+from benchmarks.harness import (
+    Dtype,
+    UNetOptions,
+    digits,
+    in_turns,
+    mib,
+    peak_bytes,
+    ratio,
+    run,
+    seconds_of,
+    show,
+    spread,
 )
-from benchmarks.device import in_turns, named, seconds_of
-from benchmarks.memory import mib, peak_bytes
-from benchmarks.spread import ratio, spread
-from benchmarks.stable_diffusion import TEXT_TOKENS
-from loldu.provenance import provenance, write_record
-
-RESULTS = Path(__file__).parent / "results"
+from benchmarks.stable_diffusion import (
+    TEXT_TOKENS,
+    default_latent_size,
+    projections,
+    random_unet,
+)
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(UNetOptions):
     """Time forward and backward with every adapter in turn, in one process."""
 
-    # Side of the U-Net's latents, 64 for pictures of 512 pixels; unless given, 64 on a GPU and 16
-    # elsewhere. A single projection always gets the tokens of 64.
-    latent_size: int | None = None
-    # Times the U-Net's step is timed; medians are reported.
+    # How many times the U-Net's step is timed; the result holds medians.
     repetitions: int = 5
-    # Times a single projection's step is timed.
+    # How many times a single projection's step is timed.
     projection_repetitions: int = 50
-    # Of the random weights and inputs.
-    seed: int = 0
-    # Widths of the U-Net's four stages; Stable Diffusion v1.5's unless given.
-    block_out_channels: tuple[int, int, int, int] = (320, 640, 1280, 1280)
-    # Width of the text's features; Stable Diffusion v1.5's unless given. Width times width must
-    # not be below FourierFT's 1000 frequencies.
-    cross_attention_dim: int = 768
-    # Width of the vision transformer's projection, and its tokens: ViT-B's at 32 pictures.
+    # Side of the U-Net's latents, 64 for pictures of 512 pixels; unless given, 64 on a GPU and 16
+    # on a CPU. A single projection always gets the tokens of 64.
+    latent_size: int | None = None
+    # Width of the vision transformer's projection, and its tokens: those of ViT-B with 32 pictures.
+    # FourierFT's 1000 frequencies need widths whose product is at least 1000.
     vit_width: int = 768
     vit_tokens: int = 32 * 197
-    # Where to measure: cpu or cuda.
-    device: str = "cpu"
-    # Of the base model, and of autocast unless float32; what is trained stays in float32.
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    # Where the result is written, over the last one.
-    output: Path = RESULTS / "forward.json"
+    # Dtype of the base model, and of autocast unless float32; trained numbers stay in float32.
+    dtype: Dtype = "float32"
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model and what is computed with it.
+    """A model and its step.
 
     Attributes:
-        name: For the result.
-        model: Frozen; it has the projections.
-        x: The input that gradients reach, whatever the method, so that only the adapter differs.
-        forward: From x to the output.
-        repetitions: Times it is timed.
+        name: Name in the result.
+        model: Frozen model with the projections.
+        x: Input whose gradient every method computes, so that only the adapter differs.
+        forward: Maps x to the output.
+        repetitions: How many times the step is timed.
     """
 
     name: str
@@ -102,34 +90,20 @@ def cases(options: Options) -> Iterator[Case]:
         (options.vit_width, options.vit_width, options.vit_tokens),
     ):
         linear = nn.Linear(in_, out, bias=False)
-        model = _place(nn.Sequential(OrderedDict(to_q=linear)), options)
+        model = nn.Sequential(OrderedDict(to_q=linear)).requires_grad_(False)
+        nn.Module.to(model, options.device, getattr(torch, options.dtype))
         x = _random(options, 1, tokens, in_)
         name = f"projection {out} x {in_}, {tokens} tokens"
         yield Case(name, model, x, model.__call__, options.projection_repetitions)
-    unet = UNet2DConditionModel(
-        block_out_channels=options.block_out_channels,
-        cross_attention_dim=options.cross_attention_dim,
-    )
-    _place(unet, options)
+    side = default_latent_size(options.latent_size, options.device)
+    unet = random_unet(options, dtype=options.dtype)
     text = _random(options, 1, TEXT_TOKENS, options.cross_attention_dim).detach()
-    side = latent_size(options)
-    name = f"unet, {side} x {side} latents"
     latents = _random(options, 1, 4, side, side)
 
     def forward(x: Tensor) -> Tensor:
         return unet(x, 500, text, return_dict=False)[0]
 
-    yield Case(name, unet, latents, forward, options.repetitions)
-
-
-def latent_size(options: Options) -> int:
-    """Return the side of the U-Net's latents."""
-    return options.latent_size or (64 if options.device.startswith("cuda") else 16)
-
-
-def _place(model: nn.Module, options: Options) -> nn.Module:
-    model.requires_grad_(False)
-    return nn.Module.to(model, options.device, getattr(torch, options.dtype))
+    yield Case(f"unet, {side} x {side} latents", unet, latents, forward, options.repetitions)
 
 
 def _random(options: Options, *shape: int) -> Tensor:
@@ -138,7 +112,7 @@ def _random(options: Options, *shape: int) -> Tensor:
 
 
 def saved_bytes(model: nn.Module, step: Callable[[], object]) -> int:
-    """Return the bytes that a step's forward keeps for its backward, beside what the model holds.
+    """Return the bytes that a forward pass keeps for the backward pass, without the model's own.
 
     Every storage counts once and in full.
     """
@@ -154,7 +128,7 @@ def saved_bytes(model: nn.Module, step: Callable[[], object]) -> int:
 
 
 def run_step(case: Case, options: Options) -> None:
-    """Compute the output, and the gradients of the input and of what is trained."""
+    """Compute the output, and the gradients of the input and of the trained parameters."""
     trained = [parameter for parameter in case.model.parameters() if parameter.requires_grad]
     mixed = (
         contextlib.nullcontext()
@@ -166,8 +140,8 @@ def run_step(case: Case, options: Options) -> None:
     torch.autograd.grad(output, [case.x, *trained], torch.ones_like(output))
 
 
-def measure(case: Case, options: Options) -> dict[str, Any]:
-    """Return a case's part of the result; what measures memory is the warm-up."""
+def measure_case(case: Case, options: Options) -> dict[str, Any]:
+    """Return the result of one case; measuring memory is the warm-up."""
     plain = projections(case.model)
     layers = {name: adapted(case.model, method) for name, method in METHODS.items()}
     step = partial(run_step, case, options)
@@ -205,51 +179,40 @@ def measure(case: Case, options: Options) -> dict[str, Any]:
 
 
 def _quotient(a: float, b: float) -> float | None:
-    """None over zero: a frozen projection keeps nothing."""
-    return float(f"{a / b:.4g}") if b else None
+    """Divide; None over zero, because a frozen projection keeps nothing."""
+    return digits(a / b) if b else None
 
 
-def table(case: dict[str, Any]) -> Table:
-    """Return a case of the result for a person."""
-    made = Table(title=case["case"])
-    made.add_column("method", no_wrap=True)
-    memory = "peak_mib" if "peak_mib" in case["methods"][FROZEN] else "saved_mib"
-    columns = ("trained", "ms", "/ LoRA", "/ frozen", "adapter MiB", memory.replace("_mib", " MiB"))
-    for column in columns:
-        made.add_column(column, justify="right")
-    for name, method in case["methods"].items():
-        made.add_row(
-            name,
-            str(method["trained"]),
-            f"{1000 * method['seconds']['median']:.4g}",
-            f"{method['times_as_long_as'][LORA]['median']:.3f}",
-            f"{method['times_as_long_as'][FROZEN]['median']:.3f}",
-            f"{method['adapter_mib']:.3g}",
-            f"{method[memory]:.4g}",
-        )
-    return made
+def measure(options: Options) -> dict[str, Any]:
+    """Return the results of all cases."""
+    return {
+        "latent_size": default_latent_size(options.latent_size, options.device),
+        "cases": [measure_case(case, options) for case in cases(options)],
+    }
+
+
+def tables(record: dict[str, Any]) -> Iterable[Table]:
+    """Yield a table for each case."""
+    for case in record["cases"]:
+        memory = "peak_mib" if "peak_mib" in case["methods"][FROZEN] else "saved_mib"
+        rows = [
+            {
+                "method": name,
+                "trained": method["trained"],
+                "ms": 1000 * method["seconds"]["median"],
+                "/ LoRA": method["times_as_long_as"][LORA]["median"],
+                "/ frozen": method["times_as_long_as"][FROZEN]["median"],
+                "adapter MiB": method["adapter_mib"],
+                memory.replace("_mib", " MiB"): method[memory],
+            }
+            for name, method in case["methods"].items()
+        ]
+        yield show(case["case"], rows)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, write the JSON, and show the table."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    options = tyro.cli(
-        Options, args=arguments, prog="python -m benchmarks.forward", use_underscores=True
-    )
-    result = {
-        **provenance("benchmarks.forward", arguments, ["torch", "diffusers", "peft"]),
-        "device": named(options.device),
-        "dtype": options.dtype,
-        "latent_size": latent_size(options),
-        "block_out_channels": options.block_out_channels,
-        "cross_attention_dim": options.cross_attention_dim,
-        "repetitions": options.repetitions,
-        "projection_repetitions": options.projection_repetitions,
-        "seed": options.seed,
-        "cases": [measure(case, options) for case in cases(options)],
-    }
-    write_record(options.output, result)
-    Console(stderr=True).print(*map(table, result["cases"]))
+    """Run the benchmark."""
+    run("forward", Options, measure, tables, ["torch", "diffusers", "peft"], argv)
 
 
 if __name__ == "__main__":

@@ -15,18 +15,23 @@ WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize
 
 def profiled(call: Callable[[], object], *, profile_memory: bool = False) -> profile:
     """Return the profile of a call."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # it writes to stderr that it begins and ends
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # otherwise it writes to stderr
     with profile(profile_memory=profile_memory) as profiler:
         call()
     return profiler
 
 
 def kernels(take: Callable[[int], object], steps: int, *, shown: int = 25) -> dict[str, Any]:
-    """Return what a step launches: the most expensive kernels, of the GPU where there is one.
+    """Return the most expensive kernels of a step, of the GPU if there is one.
 
-    `take` takes so many steps. Calls are those that twice the steps make more, so that what is done
-    once, before the first step or after the last, is not counted. Launches are those of kernels,
-    graphs and copies; a wait is a call that blocks the host until the GPU is done.
+    Calls are counted as the difference between twice the steps and the steps, so that work before
+    the first step or after the last is not counted. Launches are those of kernels, graphs and
+    copies. A wait is a call that blocks the host until the GPU has finished.
+
+    Args:
+        take: Takes a number of steps.
+        steps: Number of steps.
+        shown: Most kernels to return.
     """
     take(1)
     _, once = _totals(take, steps)
@@ -52,7 +57,7 @@ def kernels(take: Callable[[int], object], steps: int, *, shown: int = 25) -> di
 
 
 def _totals(take: Callable[[int], object], steps: int) -> tuple[dict[str, float], Counter[str]]:
-    """Milliseconds by kernel, and calls of everything."""
+    """Return milliseconds by kernel, and numbers of all calls."""
     ms: defaultdict[str, float] = defaultdict(float)
     calls: Counter[str] = Counter()
     for event in profiled(lambda: take(steps)).key_averages():
@@ -69,7 +74,7 @@ def _on_gpu() -> bool:
 
 
 def table(result: dict[str, Any]) -> Table:
-    """Return the kernels for a person."""
+    """Return the table of the kernels."""
     made = Table("kernel", title=f"a step: {_summary(result)}")
     made.add_column("ms", justify="right")
     made.add_column("calls", justify="right")

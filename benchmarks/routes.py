@@ -1,35 +1,23 @@
 """The two routes through an adapted layer, timed without gradients beside the frozen layer.
 
-``python -m benchmarks.routes``. It shows where each is the faster one, and which one is taken.
+``python -m benchmarks.routes``. The result shows which route is faster, and which one is taken.
 """
 
-import random
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-import tyro
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from benchmarks.device import seconds_of
-from benchmarks.spread import ratio
+from benchmarks.harness import Options as Shared
+from benchmarks.harness import in_turns, ratio, run, seconds_of, show
 from loldu import ldu
-from loldu.adapter.functional import (
-    cheapest_route,
-    dense_linear,
-    factored_linear,
-)
+from loldu.adapter.functional import cheapest_route, dense_linear, factored_linear
 from loldu.adapter.shared_factors import SharedFactors
-from loldu.provenance import provenance, write_record
-
-RESULTS = Path(__file__).parent / "results"
 
 # Tokens, outputs, inputs, rank: of Stable Diffusion v1.5, of ViT-B, of LLaMA2-7B.
 CASES = (
@@ -48,40 +36,30 @@ CASES = (
 
 
 @dataclass(frozen=True)
-class Options:
-    """Time the two routes through layers of several shapes, in turns."""
+class Options(Shared):
+    """Time both routes through layers of several shapes, in turns."""
 
-    # Times everything is timed; medians are reported.
+    # How many times everything is timed; the result holds medians.
     repetitions: int = 31
-    # Of the random weights.
-    seed: int = 0
-    # Where the result is written, over the last one.
-    output: Path = RESULTS / "routes.json"
 
 
 @torch.no_grad()
-def measure(case: tuple[int, int, int, int], options: Options) -> dict[str, Any]:
-    """Return a case of the result; in every repetition the routes take turns, in a new order."""
+def measure_case(case: tuple[int, int, int, int], options: Options) -> dict[str, Any]:
+    """Return the result of one shape; the first round warms up."""
     tokens, out, in_, r = case
     torch.manual_seed(options.seed)
     layer = nn.Linear(in_, out, bias=False)
     x, delta = torch.randn(tokens, in_), 0.1 * torch.randn(r)
     calls = routes(x, layer.weight, r, delta)
-    factors = shared(layer.weight, r)
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    order = random.Random(options.seed)
-    for repetition in range(-1, options.repetitions):
-        # What ran before decides what is in the caches.
-        for name in order.sample([*calls], len(calls)):
-            spent = seconds_of(calls[name], "cpu")
-            if repetition >= 0:  # The first round warms up.
-                seconds[name].append(spent)
+    timed = {name: partial(seconds_of, call, "cpu") for name, call in calls.items()}
+    in_turns(timed, 1)
+    seconds = in_turns(timed, options.repetitions)
     return {
         "tokens": tokens,
         "out": out,
         "in": in_,
         "r": r,
-        "taken": cheapest_route(x, factors, delta),
+        "taken": cheapest_route(x, shared(layer.weight, r), delta),
         "times_as_long_as_frozen": {
             name: ratio(seconds[name], seconds["frozen"]) for name in calls if name != "frozen"
         },
@@ -90,8 +68,7 @@ def measure(case: tuple[int, int, int, int], options: Options) -> dict[str, Any]
 
 def routes(x: Tensor, weight: Tensor, r: int, delta: Tensor) -> dict[str, Callable[[], Tensor]]:
     """Return the frozen layer and the two routes, by name."""
-    factors = shared(weight, r)
-    around = factors.around(delta)
+    around = shared(weight, r).around(delta)
     return {
         "frozen": partial(F.linear, x, weight),
         "factored": partial(factored_linear, x, weight, None, *around),
@@ -104,40 +81,29 @@ def shared(weight: Tensor, r: int) -> SharedFactors:
     return SharedFactors.of(ldu(weight, r), "partial", weight.dtype)
 
 
-def table(cases: Sequence[dict[str, Any]]) -> Table:
-    """Return the result for a person."""
-    made = Table("tokens", "layer", "r", title="without gradients, times as long as frozen")
-    names = [*cases[0]["times_as_long_as_frozen"]]
-    for name in (*names, "taken"):
-        made.add_column(name, justify="right")
-    for case in cases:
-        ratios = case["times_as_long_as_frozen"]
-        made.add_row(
-            str(case["tokens"]),
-            f"{case['out']} x {case['in']}",
-            str(case["r"]),
-            *(f"{ratios[name]['median']:.2f}" for name in names),
-            case["taken"],
-        )
-    return made
+def measure(options: Options) -> dict[str, Any]:
+    """Return the results of all shapes."""
+    return {"dtype": "float32", "cases": [measure_case(case, options) for case in CASES]}
+
+
+def tables(record: dict[str, Any]) -> Iterable[Table]:
+    """Yield the table of the shapes."""
+    rows = [
+        {
+            "tokens": case["tokens"],
+            "layer": f"{case['out']} x {case['in']}",
+            "r": case["r"],
+            **{name: x["median"] for name, x in case["times_as_long_as_frozen"].items()},
+            "taken": case["taken"],
+        }
+        for case in record["cases"]
+    ]
+    yield show("without gradients, times as long as frozen", rows)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, write the JSON, and show the table."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    options = tyro.cli(
-        Options, args=arguments, prog="python -m benchmarks.routes", use_underscores=True
-    )
-    cases = [measure(case, options) for case in CASES]
-    result = {
-        **provenance("benchmarks.routes", arguments, ["torch"]),
-        "dtype": "float32",
-        "repetitions": options.repetitions,
-        "seed": options.seed,
-        "cases": cases,
-    }
-    write_record(options.output, result)
-    Console(stderr=True).print(table(cases))
+    """Run the benchmark."""
+    run("routes", Options, measure, tables, ["torch"], argv)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Runs a script or a module as Python would, and notes the most memory held so far.
+"""Run a script or a module as Python would, and record its peak memory.
 
-``python -m benchmarks.sampling SAMPLES TARGET ...``. A line is written to SAMPLES whenever there is
-more. Nothing is imported that the target does not import itself.
+``python -m benchmarks.sampling SAMPLES TARGET ...`` writes a line to SAMPLES whenever the peak
+grows. It imports nothing heavy, so that the memory is the target's own.
 """
 
 import json
@@ -19,7 +19,7 @@ EVERY_S = 0.02
 
 
 def peak_bytes() -> dict[str, int]:
-    """Return what this process has held at most: of the GPU once it uses one, else in all."""
+    """Return the peak memory of this process: on the GPU once it uses one, else resident."""
     cuda: Any = getattr(sys.modules.get("torch"), "cuda", None)
     if not hasattr(cuda, "max_memory_reserved") or not cuda.is_initialized():
         return {"resident": _resident()}
@@ -28,14 +28,14 @@ def peak_bytes() -> dict[str, int]:
 
 def _resident() -> int:
     status = Path("/proc/self/status")
-    if status.is_file():  # on Linux ru_maxrss counts in what the parent held when it forked
+    if status.is_file():  # ru_maxrss on Linux includes the parent's at the fork
         found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text(encoding="ascii"))
         return int(found[1]) * 1024 if found else 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def sample(path: Path) -> None:
-    """Note the peak whenever it is another, for as long as the process lives."""
+    """Record the peak whenever it changes, until the process ends."""
     last: dict[str, int] = {}
     with path.open("w", encoding="utf-8", buffering=1) as file:
         while True:

@@ -1,6 +1,6 @@
-"""A Stable Diffusion of v1.5's shape, or the smallest, with random weights, as a diffusers folder.
+"""Stable Diffusion with random weights: its U-Net, or all of it as a diffusers folder.
 
-Time and memory follow from the shapes.
+Random weights are enough, because time and memory follow from the shapes.
 """
 
 import string
@@ -12,15 +12,18 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from benchmarks.harness import Dtype, UNetOptions
+from loldu.adapter.targets import DIFFUSERS_ATTENTION
 
 TEXT_TOKENS = 77
 
 
 @dataclass(frozen=True)
 class Size:
-    """Widths and depths; all else is as in v1.5.
+    """Widths and depths; everything else is as in v1.5.
 
     Attributes:
         resolution: Side of the pictures, in pixels; the VAE divides it by 8.
@@ -49,8 +52,53 @@ SIZES = {
 }
 
 
+def random_unet(
+    options: UNetOptions,
+    *,
+    sample_size: int = 64,
+    dtype: Dtype = "float32",
+    device: str | None = None,
+) -> UNet2DConditionModel:
+    """Return a frozen U-Net; the same options give the same weights."""
+    torch.manual_seed(options.seed)
+    with torch.device("meta" if device == "meta" else "cpu"):
+        unet = UNet2DConditionModel(
+            sample_size=sample_size,
+            block_out_channels=options.block_out_channels,
+            cross_attention_dim=options.cross_attention_dim,
+        )
+    unet.requires_grad_(False).eval()
+    nn.Module.to(unet, device or options.device, getattr(torch, dtype))
+    return unet
+
+
+def random_inputs(unet: Any, latent_size: int, rows: int = 1) -> dict[str, Tensor]:  # noqa: ANN401
+    """Return the inputs of a U-Net, on its device and in its dtype."""
+    shapes = {
+        "sample": (rows, 4, latent_size, latent_size),
+        "encoder_hidden_states": (rows, TEXT_TOKENS, unet.config["cross_attention_dim"]),
+    }
+    drawn = {name: torch.randn(shape) for name, shape in shapes.items()}
+    inputs = {name: tensor.to(unet.device, unet.dtype) for name, tensor in drawn.items()}
+    return {**inputs, "timestep": torch.full((rows,), 500, device=unet.device)}
+
+
+def projections(model: nn.Module) -> dict[str, nn.Linear]:
+    """Return the attention projections of a model without adapter, by name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name.endswith(DIFFUSERS_ATTENTION)
+    }
+
+
+def default_latent_size(latent_size: int | None, device: str) -> int:
+    """Return the side of the latents: the one chosen, else 64 on a GPU and 16 on a CPU."""
+    return latent_size or (64 if device.startswith("cuda") else 16)
+
+
 def noise_scheduler() -> DDPMScheduler:
-    """Return v1.5's."""
+    """Return the noise scheduler of v1.5."""
     return DDPMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -61,7 +109,7 @@ def noise_scheduler() -> DDPMScheduler:
 
 
 def build_parts(size: Size, tokenizer: CLIPTokenizer) -> dict[str, nn.Module]:
-    """Return U-Net, VAE and text encoder."""
+    """Return the U-Net, the VAE and the text encoder."""
     vae: dict[str, Any] = {  # its annotations are narrower than what it takes
         "block_out_channels": size.vae,
         "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -96,7 +144,7 @@ def build_parts(size: Size, tokenizer: CLIPTokenizer) -> dict[str, nn.Module]:
 def save_random_base(
     folder: Path, size: Size, *, seed: int, dtype: torch.dtype, device: str
 ) -> None:
-    """Write the folder; the weights are made on the device."""
+    """Write a diffusers folder; the weights are drawn on the device."""
     torch.manual_seed(seed)
     tokenizer = letters_tokenizer()
     with torch.device(device):
@@ -114,7 +162,7 @@ def save_random_base(
 
 
 def save_random_pictures(folder: Path, count: int, resolution: int, *, seed: int) -> None:
-    """Write square pictures of just the resolution, so that no trainer has much to do with them."""
+    """Write square pictures of exactly this resolution, so that no trainer has to resize them."""
     folder.mkdir(parents=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
     for index, picture in enumerate(pixels):
@@ -123,7 +171,7 @@ def save_random_pictures(folder: Path, count: int, resolution: int, *, seed: int
 
 
 def letters_tokenizer() -> CLIPTokenizer:
-    """Return a tokenizer without merges, a token a letter."""
+    """Return a tokenizer without merges: each letter is a token."""
     letters = string.ascii_lowercase + string.digits
     tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]

@@ -1,9 +1,9 @@
 """Steps a second and memory: this trainer, diffusers' train_dreambooth_lora.py, and the floor.
 
-``python -m benchmarks.train_gpu --diffusers_script train_dreambooth_lora.py``. Every command is run
-as a person runs it, in a process of its own, on the same base (Stable Diffusion v1.5's shape,
-random weights) and the same pictures; speed is read off its progress bar, memory off PyTorch in its
-process. diffusers' script is run unmodified with its own defaults; it lies in `examples/dreambooth`
+``python -m benchmarks.train_gpu --diffusers_script train_dreambooth_lora.py``. Every command runs
+as a user runs it, in its own process, on the same pictures and the same base (Stable Diffusion
+v1.5's shape, random weights). The speed is read from its progress bar, the memory from PyTorch in
+its process. diffusers' script runs unmodified with its own defaults; it is in `examples/dreambooth`
 of diffusers' repository, not in its wheel. The floor is `benchmarks.floor`, on a GPU compiled and
 captured as one CUDA graph.
 """
@@ -11,28 +11,22 @@ captured as one CUDA graph.
 import hashlib
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
 import torch
-import tyro
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks import kernels, train_step
-from benchmarks.device import named
-from benchmarks.spread import ratio, spread
+from benchmarks.harness import Dtype, digits, ratio, run, show, spread
+from benchmarks.harness import Options as Shared
 from benchmarks.stable_diffusion import SIZES, save_random_base, save_random_pictures
 from benchmarks.watched import Command, Watched, watch
-from loldu.provenance import provenance, write_record
 
-RESULTS = Path(__file__).parent / "results"
-DTYPES: dict[str, train_step.Dtype] = {
-    precision: dtype for dtype, precision in train_step.PRECISIONS.items()
-}
+DTYPES: dict[str, Dtype] = {p: dtype for dtype, p in train_step.PRECISIONS.items()}
 PROMPT = "a photo of sks dog"
 PICTURES, CONCEPTS = "pictures", "concepts.toml"
 FLOOR, TRAINER, AT_ONCE, DIFFUSERS = "floor", "trainer", "concepts at once", "diffusers"
@@ -40,39 +34,37 @@ STEPS_OF_A_CONCEPT = 1000
 
 
 @dataclass(frozen=True)
-class Options:
-    """Run this trainer, diffusers' and the floor in turns, on a GPU where there is one."""
+class Options(Shared):
+    """Run this trainer, diffusers' script and the floor in turns."""
 
-    # The base, and the side of the pictures: sd15 is v1.5's, 512 pixels; smallest is for a CPU.
+    # Base model, and side of the pictures: sd15 is v1.5's, 512 pixels; smallest is for a CPU.
     size: Literal["sd15", "smallest"] = "sd15"
     # diffusers' train_dreambooth_lora.py; without it there is nothing to compare with.
     diffusers_script: Path | None = None
-    # Flags of further runs of the trainer, without their dashes, a run each: compile "rank=full".
+    # Flags of further runs of the trainer, without dashes, one string a run: compile "rank=full".
     also: tuple[str, ...] = ()
-    # Flags of diffusers' script, without their dashes: pre_compute_text_embeddings rank=32.
+    # Flags of diffusers' script, without dashes: pre_compute_text_embeddings rank=32.
     diffusers_flags: tuple[str, ...] = ()
-    # Concepts that are trained at once, beside one run of the trainer after another; 0 for none.
+    # Number of concepts trained at once, compared with one run after another; 0 for none.
     concepts: int = 8
     # Precision of every command; fp16 on a GPU and no on a CPU unless given.
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
-    # Directions a layer of LoLDU; the paper's is 32.
+    # Directions of each LoLDU layer; the paper uses 32.
     rank: int = 32
-    # Steps that are timed, after those that warm up; both a multiple of 10, for the trainer waits
-    # for the GPU after every tenth.
+    # Steps that are timed, after the warm-up steps. Both should be multiples of 10, because the
+    # trainer waits for the GPU after every tenth step.
     steps: int = 100
     warmup: int = 20
-    # Times every command is run; medians are reported.
+    # How many times every command runs; the result holds medians.
     repetitions: int = 3
-    # Of the random weights and pictures, and of the training.
-    seed: int = 0
-    # Also profile this many of the trainer's steps: kernels by time, launches, waits of the host.
+    # Number of trainer steps to profile: kernels by time, launches, waits of the host.
     profile: int = 0
-    # Where the result is written, over the last one.
-    output: Path = RESULTS / "train_gpu.json"
+    # Device of the commands, as the trainers choose it: the GPU if there is one.
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def commands(options: Options, device: str, folder: Path) -> dict[str, Command]:
-    """Return what is run, by name; the base and the pictures are in the folder."""
+    """Return the commands by name; the base and the pictures are in the folder."""
     size, precision = SIZES[options.size], precision_of(options, device)
     taken = ["--max_train_steps", str(options.warmup + options.steps)]
     base = ["--pretrained_model_name_or_path", str(folder / "base")]
@@ -101,15 +93,8 @@ def commands(options: Options, device: str, folder: Path) -> dict[str, Command]:
         made[AT_ONCE] = Command(what, "trainer", [*many, "--concepts", file], "training")
     if options.diffusers_script is not None:
         script = str(options.diffusers_script.resolve())
-        theirs = [
-            *common,
-            *pictures,
-            "--output_dir",
-            str(folder / "diffusers"),
-            "--lr_warmup_steps",
-            "0",
-        ]
-        theirs += [f"--{flag}" for flag in options.diffusers_flags]
+        theirs = [*common, *pictures, "--output_dir", str(folder / "diffusers")]
+        theirs += ["--lr_warmup_steps", "0", *(f"--{flag}" for flag in options.diffusers_flags)]
         what = "diffusers' train_dreambooth_lora.py"
         made[DIFFUSERS] = Command(what, script, theirs, "Steps")
     return made
@@ -121,7 +106,7 @@ def precision_of(options: Options, device: str) -> train_step.Precision:
 
 
 def prepare(options: Options, device: str, folder: Path) -> None:
-    """Write the base, four pictures, and the list of concepts, which all have these pictures."""
+    """Write the base, four pictures, and a list of concepts that all have these pictures."""
     size, dtype = SIZES[options.size], getattr(torch, DTYPES[precision_of(options, device)])
     save_random_base(folder / "base", size, seed=options.seed, dtype=dtype, device=device)
     save_random_pictures(folder / PICTURES, 4, size.resolution, seed=options.seed)
@@ -130,8 +115,8 @@ def prepare(options: Options, device: str, folder: Path) -> None:
     (folder / CONCEPTS).write_text(tomli_w.dumps(tables), encoding="utf-8")
 
 
-def measure(options: Options, device: str) -> dict[str, list[Watched]]:
-    """Return what was seen of every command; they take turns."""
+def watch_all(options: Options, device: str) -> dict[str, list[Watched]]:
+    """Run the commands in turns; return speed and memory of each run."""
     seen: dict[str, list[Watched]] = {}
     with tempfile.TemporaryDirectory() as name:
         prepare(options, device, Path(name))
@@ -145,12 +130,12 @@ def measure(options: Options, device: str) -> dict[str, list[Watched]]:
 
 
 def seconds_of(seen: Mapping[str, Sequence[Watched]]) -> dict[str, list[float]]:
-    """Return every command's seconds a step."""
+    """Return the seconds a step of every command."""
     return {name: [watched.seconds_per_step for watched in runs] for name, runs in seen.items()}
 
 
 def summary(name: str, seen: Mapping[str, Sequence[Watched]]) -> dict[str, Any]:
-    """Return one command's part of the result."""
+    """Return the result of one command."""
     seconds, own = seconds_of(seen), seen[name][-1].peak_mib
     others = {other: seen[other][-1].peak_mib for other in (FLOOR, DIFFUSERS) if other in seen}
     return {
@@ -160,14 +145,14 @@ def summary(name: str, seen: Mapping[str, Sequence[Watched]]) -> dict[str, Any]:
         "peak_mib": own,
         "times_as_fast_as": {other: ratio(seconds[other], seconds[name]) for other in others},
         "times_the_memory_of": {
-            other: {kind: float(f"{mine / peak[kind]:.4g}") for kind, mine in own.items()}
+            other: {kind: digits(mine / peak[kind]) for kind, mine in own.items()}
             for other, peak in others.items()
         },
     }
 
 
 def concepts_per_minute(seen: Mapping[str, Sequence[Watched]], count: int) -> dict[str, Any]:
-    """Return how many concepts of a thousand steps a minute makes, at once and one by one."""
+    """Return how many concepts of 1000 steps are trained in a minute, at once and one by one."""
     seconds = seconds_of(seen)
     one_by_one = [count * spent for spent in seconds[TRAINER]]
 
@@ -201,10 +186,10 @@ def profiled(options: Options, device: str) -> dict[str, Any]:
 
 
 def script_of(path: Path) -> dict[str, str]:
-    """Return what tells a script from others, or end the command where there is none.
+    """Return the name and the hash of a script.
 
     Raises:
-        SystemExit: There is none.
+        SystemExit: If the file does not exist.
     """
     if not path.is_file():
         sys.exit(
@@ -214,29 +199,49 @@ def script_of(path: Path) -> dict[str, str]:
     return {"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
-def table(result: dict[str, Any]) -> Table:
-    """Return the result for a person."""
-    made = Table(
-        title=f"{result['resolution']} pixels, {result['mixed_precision']}, batch 1",
-        caption=_caption(result["concepts_per_minute"]),
-    )
-    made.add_column("command", no_wrap=True)
-    kinds = [*result["commands"][FLOOR]["peak_mib"]]
-    memory = (f"{kind} MiB" for kind in kinds)
-    for column in ("steps/s", "/ diffusers", "/ floor", *memory, "/ diffusers"):
-        made.add_column(column, justify="right")
-    for name, command in result["commands"].items():
-        speed = command["times_as_fast_as"]
-        memory = command["times_the_memory_of"].get(DIFFUSERS)
-        made.add_row(
-            name,
-            f"{command['steps_per_second']['median']:.3g}",
-            f"{speed[DIFFUSERS]['median']:.2f}" if DIFFUSERS in speed else "",
-            f"{speed[FLOOR]['median']:.2f}",
-            *(f"{command['peak_mib'][kind]:.5g}" for kind in kinds),
-            f"{memory[kinds[0]]:.2f}" if memory else "",
+def measure(options: Options) -> dict[str, Any]:
+    """Return the results of all commands.
+
+    Raises:
+        SystemExit: If the options cannot work.
+    """
+    device = options.device
+    if device == "cpu" and options.size == "sd15":
+        sys.exit("PyTorch finds no GPU here; give --size smallest to run on the CPU.")
+    if min(options.repetitions, options.steps) < 1:
+        sys.exit("Nothing would be timed: give --repetitions and --steps a number of at least 1.")
+    script = None if options.diffusers_script is None else script_of(options.diffusers_script)
+    seen, many = watch_all(options, device), options.concepts
+    return {
+        "diffusers_script": script,
+        "resolution": SIZES[options.size].resolution,
+        "mixed_precision": precision_of(options, device),
+        "commands": {name: summary(name, seen) for name in seen},
+        "concepts_per_minute": concepts_per_minute(seen, many) if many else None,
+        "profile": profiled(options, device) if options.profile else None,
+    }
+
+
+def tables(record: dict[str, Any]) -> Iterable[Table]:
+    """Yield the table of the commands, and that of the profile."""
+    kinds = [*record["commands"][FLOOR]["peak_mib"]]
+    rows = []
+    for name, command in record["commands"].items():
+        speed, memory = command["times_as_fast_as"], command["times_the_memory_of"]
+        rows.append(
+            {
+                "command": name,
+                "steps/s": command["steps_per_second"]["median"],
+                "steps/s / diffusers": speed[DIFFUSERS]["median"] if DIFFUSERS in speed else "",
+                "steps/s / floor": speed[FLOOR]["median"],
+                **{f"{kind} MiB": command["peak_mib"][kind] for kind in kinds},
+                "MiB / diffusers": memory[DIFFUSERS][kinds[0]] if DIFFUSERS in memory else "",
+            }
         )
-    return made
+    title = f"{record['resolution']} pixels, {record['mixed_precision']}, batch 1"
+    yield show(title, rows, _caption(record["concepts_per_minute"]))
+    if record["profile"]:
+        yield kernels.table(record["profile"])
 
 
 def _caption(concepts: dict[str, Any] | None) -> str | None:
@@ -249,41 +254,9 @@ def _caption(concepts: dict[str, Any] | None) -> str | None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, write the JSON, and show the tables."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    options = tyro.cli(
-        Options, args=arguments, prog="python -m benchmarks.train_gpu", use_underscores=True
-    )
-    device = "cuda" if torch.cuda.is_available() else "cpu"  # as the trainers choose
-    if device == "cpu" and options.size == "sd15":
-        sys.exit("PyTorch finds no GPU here; give --size smallest to run on the CPU.")
-    if min(options.repetitions, options.steps) < 1:
-        sys.exit("Nothing would be timed: give --repetitions and --steps a number of at least 1.")
-    script = None if options.diffusers_script is None else script_of(options.diffusers_script)
-    seen = measure(options, device)
+    """Run the benchmark."""
     libraries = ["torch", "diffusers", "transformers", "peft", "accelerate"]
-    result = {
-        **provenance("benchmarks.train_gpu", arguments, libraries),
-        "device": named(device),
-        "diffusers_script": script,
-        "resolution": SIZES[options.size].resolution,
-        "mixed_precision": precision_of(options, device),
-        "rank": options.rank,
-        "warmup": options.warmup,
-        "steps": options.steps,
-        "repetitions": options.repetitions,
-        "seed": options.seed,
-        "commands": {name: summary(name, seen) for name in seen},
-        "concepts_per_minute": concepts_per_minute(seen, options.concepts)
-        if options.concepts
-        else None,
-        "profile": profiled(options, device) if options.profile else None,
-    }
-    write_record(options.output, result)
-    console = Console(stderr=True)
-    console.print(table(result))
-    if options.profile:
-        console.print(kernels.table(result["profile"]))
+    run("train_gpu", Options, measure, tables, libraries, argv)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,14 @@
 """The trainer's whole step with LoLDU, with PEFT's LoRA of the same rank, and the floor, in turns.
 
-``python -m benchmarks.train_step``. Steps are taken by the trainer's own `fit`: it draws the batch,
-adds noise, runs the U-Net forward and backward, clips, steps the optimizer and counts the losses.
-On a CPU its own clock is read, which stops before a log line is written. The floor is the forward
-and backward that no adapter can do without: see `benchmarks.floor`. All share the weights of one
-U-Net, random, of Stable Diffusion v1.5's shape unless told otherwise.
+``python -m benchmarks.train_step``. The trainer's own `fit` takes the steps: it draws the batch,
+adds noise, runs the U-Net forward and backward, clips, steps the optimizer and logs the losses. On
+a CPU the trainer's own clock is read, which excludes the writing of log lines. The floor is the
+work that every adapter needs: see `benchmarks.floor`. All share the random weights of one U-Net.
 """
 
 import os
-import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,21 +17,32 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import tyro
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from rich.console import Console
 from rich.table import Table
-from torch import nn
 
 from benchmarks.adapters import held
-from benchmarks.device import in_turns, named, seconds_of
-from benchmarks.floor import floor_step, random_inputs, with_shared_weights
-from benchmarks.memory import mib, peak_bytes
-from benchmarks.spread import ratio, spread
-from benchmarks.stable_diffusion import TEXT_TOKENS, noise_scheduler
+from benchmarks.floor import floor_step, with_shared_weights
+from benchmarks.harness import (
+    Dtype,
+    UNetOptions,
+    digits,
+    in_turns,
+    mib,
+    peak_bytes,
+    ratio,
+    run,
+    seconds_of,
+    show,
+    spread,
+)
+from benchmarks.stable_diffusion import (
+    TEXT_TOKENS,
+    default_latent_size,
+    noise_scheduler,
+    random_inputs,
+    random_unet,
+)
 from loldu.base.stable_diffusion import STATES
-from loldu.errors import LoLDUError
-from loldu.provenance import provenance, write_record
 from trainer.methods.method import add_trainables
 from trainer.options.config import (
     AdapterConfig,
@@ -53,8 +62,6 @@ from trainer.training.objective import Denoiser, DreamBooth, Objective
 from trainer.training.optimizers import make_optimizer
 from trainer.training.tracking import Trackers
 
-RESULTS = Path(__file__).parent / "results"
-Dtype = Literal["float32", "float16", "bfloat16"]
 Precision = Literal["no", "fp16", "bf16"]
 PRECISIONS: dict[Dtype, Precision] = {
     "float32": "no",
@@ -65,34 +72,24 @@ PICTURES = 4
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(UNetOptions):
     """Time the trainer's step with LoLDU and with LoRA, and the floor, in one process."""
 
-    # Directions a layer, of LoLDU and of LoRA.
+    # Directions of each layer, for LoLDU and for LoRA.
     rank: int = 32
-    # Pictures a step and concept.
+    # Pictures a step, for each concept.
     batch: int = 1
-    # Concepts that are trained at once, beside one by one.
+    # Number of concepts trained at once, compared with one by one.
     concepts: int = 4
-    # Side of the latents, 64 for pictures of 512 pixels; unless given, 64 on a GPU, 16 elsewhere.
+    # Side of the latents, 64 for pictures of 512 pixels; unless given, 64 on a GPU, 16 on a CPU.
     latent_size: int | None = None
-    # Times everything is timed; medians are reported.
+    # How many times everything is timed; the result holds medians.
     repetitions: int = 9
-    # Steps that are timed as one: on a GPU 10 or more, for the host runs ahead of it in training;
+    # Steps timed as one. On a GPU give 10 or more, because the host runs ahead of it in training;
     # one log line is among them there.
     steps: int = 1
-    # Of the random weights and inputs.
-    seed: int = 0
-    # Widths of the U-Net's four stages; Stable Diffusion v1.5's unless given.
-    block_out_channels: tuple[int, int, int, int] = (320, 640, 1280, 1280)
-    # Width of the text's features; Stable Diffusion v1.5's unless given.
-    cross_attention_dim: int = 768
-    # Where to measure: cpu or cuda.
-    device: str = "cpu"
-    # Of the base; what is trained stays in float32. float16 needs a GPU.
+    # Dtype of the base; trained numbers stay in float32. float16 needs a GPU.
     dtype: Dtype = "float32"
-    # Where the result is written, over the last one.
-    output: Path = RESULTS / "train_step.json"
 
 
 @dataclass(frozen=True)
@@ -100,10 +97,10 @@ class Variant:
     """A way to train.
 
     Attributes:
-        what: In words.
-        take: Takes so many steps and tells the seconds.
-        trained: Numbers trained.
-        state_bytes: Reads what is held between steps beside the U-Net: adapter and optimizer.
+        what: Description.
+        take: Takes a number of steps and returns the seconds.
+        trained: Number of trained parameters.
+        state_bytes: Returns the bytes held between steps beside the U-Net: adapter and optimizer.
     """
 
     what: str
@@ -113,8 +110,8 @@ class Variant:
 
 
 def the_floor(unet: UNet2DConditionModel, options: Options) -> Variant:
-    """Forward and backward alone; it trains and holds nothing."""
-    step = floor_step(unet, random_inputs(unet, latent_size(options), options.batch))
+    """Return the forward and backward pass alone, which trains and holds nothing."""
+    step = floor_step(unet, random_inputs(unet, _side(options), options.batch))
 
     def steps(count: int) -> None:
         for _ in range(count):
@@ -130,10 +127,10 @@ def the_floor(unet: UNet2DConditionModel, options: Options) -> Variant:
 def the_trainer(
     method: Method, concepts: int, unet: UNet2DConditionModel, options: Options
 ) -> Variant:
-    """Put together what the trainer's command does, with random latents in its caches.
+    """Set up a run as the trainer's command does, with random latents in its caches.
 
     Raises:
-        LoLDUError: when the device cannot do the dtype.
+        LoLDUError: If the device cannot compute in the dtype.
     """
     config = config_of(method, options)
     configs = {f"concept_{index}": config for index in range(concepts)}
@@ -178,7 +175,7 @@ def the_trainer(
 
 
 def config_of(method: Method, options: Options) -> Config:
-    """Return the options of a run; what is not told is as the trainer has it."""
+    """Return the config of a run: the trainer's defaults but for rank, batch and precision."""
     return Config(
         instance=InstanceConfig(),
         adapter=AdapterConfig(method=method, rank=options.rank),
@@ -190,11 +187,11 @@ def config_of(method: Method, options: Options) -> Config:
 
 
 def pipeline_of(unet: UNet2DConditionModel) -> StableDiffusionPipeline:
-    """Return a pipeline of which the trainer's steps need no more than the U-Net."""
+    """Return a pipeline with a U-Net only, which is all that the trainer's steps need."""
     absent: dict[str, Any] = dict.fromkeys(
         ("vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor")
     )
-    schedule: Any = noise_scheduler()  # any of diffusers' will do
+    schedule: Any = noise_scheduler()  # the annotation is narrower than what it takes
     return StableDiffusionPipeline(
         unet=unet, scheduler=schedule, requires_safety_checker=False, **absent
     )
@@ -204,7 +201,7 @@ FLOOR, LOLDU, LORA, CONCEPTS = "floor", "loldu", "lora", "loldu_concepts"
 
 
 def makers(options: Options) -> dict[str, Callable[[UNet2DConditionModel, Options], Variant]]:
-    """Return what makes each variant of a U-Net."""
+    """Return the function that sets up each variant on a U-Net."""
     return {
         FLOOR: the_floor,
         LOLDU: partial(the_trainer, "loldu", 1),
@@ -213,26 +210,18 @@ def makers(options: Options) -> dict[str, Callable[[UNet2DConditionModel, Option
     }
 
 
-def latent_size(options: Options) -> int:
-    """Return the side of the latents."""
-    return options.latent_size or (64 if options.device.startswith("cuda") else 16)
+def _side(options: Options) -> int:
+    return default_latent_size(options.latent_size, options.device)
 
 
 def build_unet(options: Options) -> UNet2DConditionModel:
     """Return the frozen U-Net."""
-    torch.manual_seed(options.seed)
-    unet = UNet2DConditionModel(
-        block_out_channels=options.block_out_channels,
-        cross_attention_dim=options.cross_attention_dim,
-    )
-    unet.requires_grad_(False).eval()
-    nn.Module.to(unet, options.device, getattr(torch, options.dtype))
-    return unet
+    return random_unet(options, dtype=options.dtype)
 
 
 def random_cache(unet: UNet2DConditionModel, options: Options) -> Cache:
-    """Return some pictures of one prompt, as the VAE and the text encoder leave them."""
-    shape = (PICTURES, 4, latent_size(options), latent_size(options))
+    """Return random encodings of some pictures and one prompt."""
+    shape = (PICTURES, 4, _side(options), _side(options))
     text = torch.randn(1, TEXT_TOKENS, options.cross_attention_dim)
     return Cache(
         mean=torch.randn(shape).to(options.device),
@@ -245,7 +234,14 @@ def random_cache(unet: UNet2DConditionModel, options: Options) -> Cache:
 
 
 def measure(options: Options) -> dict[str, Any]:
-    """Return time and memory by variant; what measures memory warms up."""
+    """Return time and memory of all variants."""
+    if not options.device.startswith("cuda"):
+        os.environ["ACCELERATE_USE_CPU"] = "1"  # also on a machine with a GPU
+    return {"latent_size": _side(options), "variants": measure_variants(options)}
+
+
+def measure_variants(options: Options) -> dict[str, Any]:
+    """Return time and memory by variant; measuring memory is the warm-up."""
     base = build_unet(options)
     variants = {
         name: make(with_shared_weights(base), options) for name, make in makers(options).items()
@@ -270,71 +266,41 @@ def measure(options: Options) -> dict[str, Any]:
             other: ratio(seconds[name], seconds[other]) for other in (FLOOR, LORA)
         }
         result["times_the_memory_of"] = {
-            other: float(f"{memory / results[other]['above_the_model_mib']:.4g}")
-            for other in (FLOOR, LORA)
+            other: digits(memory / results[other]["above_the_model_mib"]) for other in (FLOOR, LORA)
         }
     one_by_one = [options.concepts * spent for spent in seconds[LOLDU]]
     results[CONCEPTS]["times_as_long_as_one_by_one"] = ratio(seconds[CONCEPTS], one_by_one)
     return results
 
 
-def table(result: dict[str, Any]) -> Table:
-    """Return the result for a person."""
-    side = result["latent_size"]
-    at_once = result["variants"][CONCEPTS]["times_as_long_as_one_by_one"]["median"]
-    made = Table(
-        title=f"a training step, {side} x {side} latents, r = {result['rank']}",
-        caption=f"{result['concepts']} concepts at once: {at_once:.3f} times as long as one by one",
+def tables(record: dict[str, Any]) -> Iterable[Table]:
+    """Yield the table of the variants."""
+    side = record["latent_size"]
+    at_once = record["variants"][CONCEPTS]["times_as_long_as_one_by_one"]["median"]
+    rows = [
+        {
+            "variant": name,
+            "trained": variant["trained"],
+            "ms": 1000 * variant["seconds_per_step"]["median"],
+            "ms / LoRA": variant["times_as_long_as"][LORA]["median"],
+            "ms / floor": variant["times_as_long_as"][FLOOR]["median"],
+            "state MiB": variant["state_mib"],
+            "MiB": variant["above_the_model_mib"],
+            "MiB / LoRA": variant["times_the_memory_of"][LORA],
+        }
+        for name, variant in record["variants"].items()
+    ]
+    yield show(
+        f"a training step, {side} x {side} latents, r = {record['rank']}",
+        rows,
+        f"{record['concepts']} concepts at once: {at_once:.3f} times as long as one by one",
     )
-    made.add_column("variant", no_wrap=True)
-    for column in ("trained", "ms", "/ LoRA", "/ floor", "state", "MiB", "/ LoRA"):
-        made.add_column(column, justify="right")
-    for name, variant in result["variants"].items():
-        made.add_row(
-            name,
-            str(variant["trained"]),
-            f"{1000 * variant['seconds_per_step']['median']:.4g}",
-            f"{variant['times_as_long_as'][LORA]['median']:.3f}",
-            f"{variant['times_as_long_as'][FLOOR]['median']:.3f}",
-            f"{variant['state_mib']:.3g}",
-            f"{variant['above_the_model_mib']:.4g}",
-            f"{variant['times_the_memory_of'][LORA]:.3f}",
-        )
-    return made
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, write the JSON, and show the table."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    options = tyro.cli(
-        Options, args=arguments, prog="python -m benchmarks.train_step", use_underscores=True
-    )
-    device = named(options.device)
-    if device == "cpu":
-        os.environ["ACCELERATE_USE_CPU"] = "1"  # also where there is a GPU
-    try:
-        variants = measure(options)
-    except LoLDUError as error:
-        sys.exit(str(error))
-    result = {
-        **provenance(
-            "benchmarks.train_step", arguments, ["torch", "diffusers", "peft", "accelerate"]
-        ),
-        "device": device,
-        "dtype": options.dtype,
-        "rank": options.rank,
-        "batch": options.batch,
-        "concepts": options.concepts,
-        "latent_size": latent_size(options),
-        "block_out_channels": options.block_out_channels,
-        "cross_attention_dim": options.cross_attention_dim,
-        "repetitions": options.repetitions,
-        "steps": options.steps,
-        "seed": options.seed,
-        "variants": variants,
-    }
-    write_record(options.output, result)
-    Console(stderr=True).print(table(result))
+    """Run the benchmark."""
+    libraries = ["torch", "diffusers", "peft", "accelerate"]
+    run("train_step", Options, measure, tables, libraries, argv)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""How fast a command takes its steps, read off its own progress bar, and the memory it takes.
+"""Speed of a command, read from its progress bar, and its memory.
 
-The command is run as it is, in a process of its own: see `benchmarks.sampling`.
+The command runs unchanged in its own process: see `benchmarks.sampling`.
 """
 
 import json
@@ -13,20 +13,20 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.memory import mib
+from benchmarks.harness import mib
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
 class Command:
-    """What is run.
+    """A command to watch.
 
     Attributes:
-        what: In words.
-        target: A module, or a script's path.
-        arguments: Of its command line.
-        bar: What its progress bar says before the numbers.
+        what: Description.
+        target: Module, or path of a script.
+        arguments: Command line, without the program.
+        bar: Label of its progress bar.
     """
 
     what: str
@@ -37,12 +37,12 @@ class Command:
 
 @dataclass(frozen=True)
 class Watched:
-    """What was seen.
+    """Speed and memory of a command.
 
     Attributes:
-        what: The command in words.
-        seconds_per_step: Between the end of the last warm-up step and the end of the last step.
-        peak_mib: The most memory held until the last step was done.
+        what: Description of the command.
+        seconds_per_step: Mean from the end of the last warm-up step to the end of the last step.
+        peak_mib: Most memory held until the end of the last step.
     """
 
     what: str
@@ -51,10 +51,10 @@ class Watched:
 
 
 def watch(command: Command, steps: int, warmup: int) -> Watched:
-    """Run a command of so many steps, of which the first are not timed.
+    """Run a command and time its steps after the warm-up.
 
     Raises:
-        SystemExit: It failed, or showed no steps; told with its last line.
+        SystemExit: If it failed or showed no steps; with its last line.
     """
     with tempfile.TemporaryDirectory() as folder:
         samples = Path(folder) / "samples.jsonl"
@@ -69,7 +69,7 @@ def watch(command: Command, steps: int, warmup: int) -> Watched:
 
 
 def _run(command: Command, steps: int, samples: Path) -> tuple[dict[int, float], str]:
-    """Return when each step was first shown to be done, and all that was said."""
+    """Return the time at which the bar first showed each step, and the whole output."""
     target = [command.target, *command.arguments]
     done: dict[int, float] = {}
     said = line = ""
@@ -77,7 +77,7 @@ def _run(command: Command, steps: int, samples: Path) -> tuple[dict[int, float],
     with subprocess.Popen(
         [sys.executable, "-m", "benchmarks.sampling", str(samples), *target],
         cwd=ROOT,
-        env={**os.environ, "TQDM_MININTERVAL": "0", "TQDM_MINITERS": "1"},  # every step is shown
+        env={**os.environ, "TQDM_MININTERVAL": "0", "TQDM_MINITERS": "1"},  # show every step
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     ) as process:

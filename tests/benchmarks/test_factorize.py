@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.factorize import ROUTES, attention_shapes, full_lu, full_svd, main
+from benchmarks.factorize import ROUTES, Options, attention_shapes, full_lu, full_svd, main
 from loldu import ldu
 
 SMALLEST = ["--block_out_channels", "32", "32", "32", "32", "--cross_attention_dim", "16"]
 
 
 def test_the_shapes_are_those_of_stable_diffusion() -> None:
-    shapes = attention_shapes((320, 640, 1280, 1280), 768)
+    shapes = attention_shapes(Options())
     assert len(shapes) == 128
     assert set(shapes) == {(width, size) for width in (320, 640, 1280) for size in (width, 768)}
     assert sum(size == 768 for _, size in shapes) == 32  # to_k and to_v of 16 cross-attentions

@@ -2,8 +2,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from benchmarks.adapters import projections
-from benchmarks.floor import floor_step, random_inputs, where_gradients_begin, with_shared_weights
+from benchmarks.floor import floor_step, where_gradients_begin, with_shared_weights
+from benchmarks.stable_diffusion import projections, random_inputs
 
 
 def unet() -> UNet2DConditionModel:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.adapters import METHODS, DenseLDULinear, adapted, projections
+from benchmarks.adapters import METHODS, DenseLDULinear, adapted
 from benchmarks.forward import main, saved_bytes
+from benchmarks.stable_diffusion import projections
 from loldu.adapter.diagonal import LoLDUDiagonal
 from loldu.adapter.layer import LoLDULayer
 

@@ -8,7 +8,7 @@ from peft import LoraConfig
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import full_scale
-from benchmarks.full_scale import SHAPES, Options, main
+from benchmarks.full_scale import SHAPES, main
 from loldu import LoLDUConfig
 
 
@@ -48,7 +48,8 @@ def test_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shape = SHAPES["instruct"]
     monkeypatch.setitem(SHAPES, "instruct", replace(shape, build=small))
     output = tmp_path / "full.json"
-    main(Options(("instruct",), repetitions=2, layers=1, output=output))
+    flags = ["--experiments", "instruct", "--repetitions", "2", "--layers", "1"]
+    main([*flags, "--output", str(output)])
     record = json.loads(output.read_text())["models"]["instruct"]
     assert record["trained"] == {"loldu": 2 * 33, "lora": 2 * 2 * 64 * 32}
     assert set(record["creation_seconds"]) == {"loldu", "lora", "pissa"}
