@@ -3,7 +3,6 @@
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +17,8 @@ from eval.commands.compare import compare
 from eval.commands.images import evaluate_images
 from eval.commands.suite import evaluate_suite
 from loldu.command import attempt, report
-from loldu.presets import preset_flags
+from loldu.options import options as known_options
+from loldu.presets import preset_values, with_preset
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -36,25 +36,20 @@ RUN: dict[type, Callable[[Any], None]] = {
     options.CalibrateConfig: calibrate,
     options.CompareConfig: compare,
 }
-IN_PRESETS = (
-    options.AdapterConfig,
-    options.DrawingConfig,
-    options.ModelsConfig,
-    options.ProtocolConfig,
-)
 
 
 def parse(argv: Sequence[str]) -> Any:  # noqa: ANN401
-    """Return the config of a command line; a preset's flags come first, so the person's win.
+    """Return the config of a command line: flags override the preset, which overrides defaults.
 
     Raises:
         LoLDUError: For an unknown preset, an unknown key in it, or a value that cannot work.
         SystemExit: From tyro, with status 2, for an unknown flag or a value of the wrong type.
     """
-    arguments = list(argv)
+    arguments, values = list(argv), {}
     if arguments[:1] == ["adapter"]:
-        known = [option.name for part in IN_PRESETS for option in fields(part)]
-        arguments[1:1] = preset_flags(arguments, PRESETS, known)
+        values = preset_values(argv, PRESETS, known_options(options.AdapterConfig))
+        for name in {"concept", "output_dir"} & values.keys():  # tyro would ask for them
+            arguments[1:1] = [f"--{name}", str(values[name])]
     config = tyro.cli(
         Command,  # pyright: ignore[reportArgumentType]  a union of annotated types is a form
         args=arguments,
@@ -63,6 +58,7 @@ def parse(argv: Sequence[str]) -> Any:  # noqa: ANN401
         use_underscores=True,
         config=(tyro.conf.OmitArgPrefixes,),
     )
+    config = with_preset(config, values, argv) if values else config
     check(config)
     return config
 

@@ -1,65 +1,138 @@
-"""TOML presets as command-line flags, placed before the ones that were typed."""
+"""TOML presets: read them, list the shipped ones, and find the one that a command line names.
 
-from collections.abc import Sequence
+A preset has options in tables or not, and may describe itself in a table `preset`: `about` is one
+sentence, `order` its place in lists. Presets without an order come last, by name.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from loldu.errors import LoLDUError, hint
+from loldu.errors import LoLDUError
 from loldu.files import read_toml
+from loldu.options import Option, build, toml_value, typed_values, values_of
+
+T = TypeVar("T")
+
+_PACKAGES = Path(__file__).parent.parent
+"""Folder of the installed packages; in a checkout, the checkout."""
 
 
-def preset_flags(argv: Sequence[str], shipped: Path, options: Sequence[str]) -> list[str]:
-    """The flags of the preset that a command line names, the last one if several; or none.
+@dataclass(frozen=True)
+class Preset:
+    """A preset file.
 
-    Args:
-        argv: a command line, with `--preset NAME` or `--preset FILE.toml` or without.
-        shipped: folder with the presets that have names.
-        options: the keys that are known.
+    Attributes:
+        name: File name without .toml.
+        about: One sentence, or "".
+        order: Place in lists.
+        values: TOML values by option name.
+    """
+
+    name: str
+    about: str
+    order: int | float
+    values: Mapping[str, Any]
+
+
+def read_preset(path: Path) -> Preset:
+    """Return a preset file.
 
     Raises:
-        LoLDUError: for an unknown preset, or one that `read_preset` refuses.
+        LoLDUError: If it cannot be read.
+    """
+    tables = read_toml(path, "The preset")
+    own = tables.pop("preset", {})
+    if not isinstance(own, dict):
+        raise LoLDUError(f"The preset {path}: preset must be a table with about and order.")
+    return Preset(path.stem, own.get("about", ""), own.get("order", math.inf), flat(tables))
+
+
+def shipped_presets(folder: Path) -> dict[str, Preset]:
+    """Return the presets of a folder by name, in their order, with paths that lead somewhere."""
+    found = [read_preset(path) for path in folder.glob("*.toml")]
+    return {
+        preset.name: replace(
+            preset,
+            values={
+                name: installed_path(value) if isinstance(value, str) else value
+                for name, value in preset.values.items()
+            },
+        )
+        for preset in sorted(found, key=lambda preset: (preset.order, preset.name))
+    }
+
+
+def preset_values(argv: Sequence[str], folder: Path, known: Mapping[str, Option]) -> dict[str, Any]:
+    """Return the values of the preset that a command line names, the last one if several.
+
+    Args:
+        argv: A command line, with `--preset NAME` or `--preset FILE.toml` or without.
+        folder: Folder of the shipped presets, which have names.
+        known: The options that a preset may have.
+
+    Raises:
+        LoLDUError: If the preset is unknown or cannot be read, if it has an unknown option or a
+            value of the wrong type, or if a shipped one needs files that are not installed.
     """
     named = [after for flag, after in pairwise(argv) if flag == "--preset"]
     named += [flag.removeprefix("--preset=") for flag in argv if flag.startswith("--preset=")]
     if not named:
-        return []
-    if named[-1].endswith(".toml"):
-        return read_preset(Path(named[-1]), options)
-    names = sorted(path.stem for path in shipped.glob("*.toml"))
-    if named[-1] not in names:
-        raise LoLDUError(
-            f"There is no preset {named[-1]}; --preset takes {', '.join(names)} or a .toml file."
-        )
-    return read_preset(shipped / f"{named[-1]}.toml", options)
+        return {}
+    name = named[-1]
+    if name.endswith(".toml"):
+        preset = read_preset(Path(name))
+    else:
+        shipped = shipped_presets(folder)
+        if name not in shipped:
+            raise LoLDUError(
+                f"There is no preset {name}; --preset takes {', '.join(shipped)} or a .toml file."
+            )
+        preset = shipped[name]
+        _refuse_missing_files(preset, typed_options(argv))
+    return typed_values(preset.values, known, f"The preset {name}", "see --help for the options")
 
 
-def read_preset(path: Path, options: Sequence[str]) -> list[str]:
-    """A TOML file as flags; its keys are the flags' names, grouped in tables or not.
-
-    Raises:
-        LoLDUError: when it cannot be read or has a key that is not among `options`.
-    """
-    flags: list[str] = []
-    for key, value in _flat(read_toml(path, "The preset")):
-        if key not in options:
-            perhaps = hint(key, options, "see --help for the options")
-            raise LoLDUError(f"The preset {path} has the unknown key {key}; {perhaps}.")
-        flags += as_flags(key, value)
-    return flags
+def with_preset(config: T, values: Mapping[str, Any], argv: Sequence[str]) -> T:
+    """Return the config of a command line with a preset's values for options that are not typed."""
+    typed = typed_options(argv)
+    more = {name: value for name, value in values.items() if name not in typed}
+    return build(type(config), values_of(config) | more)
 
 
-def _flat(table: dict[str, Any]) -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
-    for key, value in table.items():
-        pairs += _flat(value) if isinstance(value, dict) else [(key, value)]
-    return pairs
+def typed_options(argv: Sequence[str]) -> dict[str, str]:
+    """Return the options of a command line by name, with the flag of each as it was typed."""
+    typed = [flag.partition("=")[0] for flag in argv if flag.startswith("--")]
+    return {flag[2:].replace("-", "_").removeprefix("no_"): flag for flag in typed}
 
 
-def as_flags(key: str, value: Any) -> list[str]:  # noqa: ANN401
-    """An option and its value, as TOML has it, as flags."""
-    if isinstance(value, bool):
-        return [f"--{key}" if value else f"--no_{key}"]
-    if isinstance(value, list):
-        return [f"--{key}", *map(str, value)]
-    return [f"--{key}", str(value)]
+def installed_path(place: str) -> str:
+    """Return the path beside the installed packages if only that one exists, else the same text."""
+    beside = _PACKAGES / place
+    elsewhere = "/" in place and not Path(place).exists() and beside.exists()
+    return str(beside) if elsewhere else place
+
+
+def _refuse_missing_files(preset: Preset, typed: Mapping[str, str]) -> None:
+    for name, value in preset.values.items():
+        is_path = isinstance(value, str) and value.count("/") > 1  # a hub id has one slash
+        if is_path and name not in typed and not Path(value).exists():
+            raise LoLDUError(
+                f"The preset {preset.name} needs {value}, which is neither here nor in "
+                f"{_PACKAGES}: install LoLDU with its data files (pip install loldu), or give "
+                f"another --{name}."
+            )
+
+
+def flat(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of nested tables by name, as TOML has them; None is left out."""
+    values: dict[str, Any] = {}
+    for name, value in tables.items():
+        if isinstance(value, Mapping):
+            values |= flat(value)
+        elif value is not None:
+            values[name] = toml_value(value)
+    return values

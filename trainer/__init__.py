@@ -1,1 +1,1 @@
-"""DreamBooth training of a concept adapter for Stable Diffusion."""
+"""Train a concept adapter for Stable Diffusion from a few pictures (DreamBooth)."""

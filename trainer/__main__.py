@@ -1,11 +1,11 @@
-"""`python -m trainer`: parse first, so that --help and a mistyped flag answer at once."""
+"""`python -m trainer`, or `loldu-train`; --help and a mistyped flag answer before torch loads."""
 
-import logging
 import sys
 from collections.abc import Sequence
 
-from loldu.command import attempt, report
-from trainer.options.preset import parse
+from loldu.command import report
+from trainer import command
+from trainer.options.config import Config
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -15,24 +15,13 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 def outcome(argv: Sequence[str]) -> tuple[int, str]:
     """Train, and return the exit status and a sentence for people, "" after success."""
-    logging.basicConfig(format="%(message)s")
-    for package in ("loldu", "trainer"):
-        logging.getLogger(package).setLevel(logging.INFO)
+    return command.outcome(argv, _train)
 
-    def train() -> None:
-        config = parse(argv)
-        if config.run.doctor_only:
-            from trainer.training.doctor import diagnose
 
-            diagnose(config)
-            return
-        from trainer.train_dreambooth_loldu import main
-        from trainer.training.memory import out_of_memory_in_one_sentence
+def _train(config: Config) -> None:
+    from trainer.train_dreambooth_loldu import main
 
-        with out_of_memory_in_one_sentence(config):
-            main(config)
-
-    return attempt(train, "Stopped; --resume latest continues from the last checkpoint.")
+    main(config)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,9 @@ from loldu.errors import LoLDUError
 from loldu.files import save_png
 from loldu.pictures.folder import list_images
 from loldu.pictures.open import load_image
-from loldu.presets import as_flags
-from trainer.options.preset import parse
+from loldu.presets import shipped_presets
+from trainer.options.config import Config
+from trainer.options.preset import PRESETS, configure
 from trainer.results.records import peak_memory_mib
 from trainer.train_dreambooth_loldu import main as train
 from trainer.training.scores import read_scores
@@ -50,7 +51,7 @@ def run(run: Run, work: Path) -> Outcome:
     pictures = work / "renamed" if word else folder
     if word:
         copy_renamed(folder, pictures, TOKEN, WORD)
-    config = parse(_flags(run, subject, WORD if word else TOKEN, pictures, work))
+    config = _config(run, subject, WORD if word else TOKEN, pictures, work)
     forget_peak_memory()
     train(config)
     peak_mib = peak_memory_mib()
@@ -76,11 +77,11 @@ def run(run: Run, work: Path) -> Outcome:
     )
 
 
-def _flags(run: Run, subject: Entry, token: str, pictures: Path, work: Path) -> list[str]:
-    """The trainer's command line: the row's options, and what depends on the concept."""
+def _config(run: Run, subject: Entry, token: str, pictures: Path, work: Path) -> Config:
+    """Return the trainer's options: those of the row, and those that depend on the concept."""
     options = dict(run.options)
     thing = subject.extra["class_name"]
-    start = subject.extra.get("initializer", thing.split()[-1])  # which must be one token
+    first = subject.extra.get("initializer", thing.split()[-1])  # which must be one token
 
     def filled(templates: list[str]) -> list[str]:
         return [t.format(token=token, class_name=thing) for t in templates]
@@ -90,7 +91,7 @@ def _flags(run: Run, subject: Entry, token: str, pictures: Path, work: Path) -> 
     preset = options.pop("preset")
     if options.get("with_prior_preservation") and "class_prompt" not in options:
         options["class_prompt"] = [f"a photo of a {thing}"]
-    words = {"placeholder_token": WORD, "initializer_token": start} if token == WORD else {}
+    words = {"placeholder_token": WORD, "initializer_token": first} if token == WORD else {}
     fixed = {
         "method": run.method,
         "pretrained_model_name_or_path": run.model,
@@ -107,11 +108,10 @@ def _flags(run: Run, subject: Entry, token: str, pictures: Path, work: Path) -> 
         "lora_file": "no",
         **words,
     }
-    flags = ["--preset", preset]
-    for key, value in (options | fixed).items():
-        flags += as_flags(key, value)
     again = any(work.glob("checkpoint-*"))
-    return [*flags, *(["--resume", "latest"] if again else ["--overwrite"])]
+    start = {"resume": "latest"} if again else {"overwrite": True}
+    values = {**shipped_presets(PRESETS)[preset].values, **options, **fixed, **start}
+    return configure(values, f"The row {run.method}")
 
 
 def _strip(files: Sequence[Path]) -> Image.Image:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from loldu.options import option
+
 
 @dataclass(frozen=True)
 class BaseModelConfig:
@@ -10,10 +12,12 @@ class BaseModelConfig:
 
     # A diffusers folder, a hub id or a single-file .safetensors checkpoint; the concept file works
     # on this base only.
-    pretrained_model_name_or_path: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    pretrained_model_name_or_path: str = option(
+        "stable-diffusion-v1-5/stable-diffusion-v1-5", resume="may_change", publish="name"
+    )
     # A VAE (folder, hub id or .safetensors file) in place of the base's own;
     # stabilityai/sd-vae-ft-mse draws faces and small text better on SD v1.x.
-    vae: str | None = None
+    vae: str | None = option(None, resume="may_change", publish="name")
     # Commit, branch or tag of a hub id; pin a commit to get the same base next year.
     revision: str | None = None
     # Weight files of this variant, e.g. fp16: half the download, rounded weights.
@@ -21,11 +25,11 @@ class BaseModelConfig:
     # A diffusers folder or hub id of the same kind of base, for the layout of a single file's parts
     # and its tokenizer and noise schedule; none of its weights are used. Needed without the hub,
     # which gives that of SD v1.5 or 2.1 otherwise.
-    single_file_config: str | None = None
+    single_file_config: str | None = option(None, resume="may_change", publish="name")
     # What the UNet predicts, where the base does not say so itself: a single file never does, and
     # counts as epsilon (SD 1.x) or v_prediction (SD 2.x). The wrong one draws noise from the first
     # step on.
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
     # Leave out this many of the text encoder's last layers, in training and drawing alike: 1 (which
     # A1111 calls 2) suits most anime bases, 0 the others. Concepts need it as they were trained.
-    clip_skip: int = 0
+    clip_skip: int = option(0, at_least=0)

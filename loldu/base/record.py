@@ -9,12 +9,13 @@ from typing import Any
 
 from loldu.base.config import BaseModelConfig
 from loldu.concept.format import Concept
+from loldu.options import options
 
 CONFIG, SUMMARY = "config.toml", "summary.json"
 """A run's options and its summary, files beside the concept."""
 
 _NAME = "pretrained_model_name_or_path"
-_PLACES = (_NAME, "vae", "single_file_config")
+_PLACES = {each.name for each in options(BaseModelConfig).values() if each.publish == "name"}
 _READ_AS = ("prediction_type", "clip_skip")
 """How a base is to be read, wherever it lies."""
 

@@ -13,7 +13,6 @@ from experiments.kinds import personalization
 from loldu import LoLDUConfig
 from loldu.errors import LoLDUError
 from trainer.options.config import AdapterConfig
-from trainer.options.preset import parse
 
 EXPERIMENT = read_experiment("personalization")
 SHORT = {
@@ -39,7 +38,7 @@ def test_every_row_is_a_command_the_trainer_takes(row, scale: str, tmp_path: Pat
     subject = Entry("a", "b", "c", extra={"class_name": "plush bunny"})
     word = run.method == "textual_inversion"
     token = "<new>" if word else "sks"
-    config = parse(personalization._flags(run, subject, token, tmp_path, tmp_path / "out"))
+    config = personalization._config(run, subject, token, tmp_path, tmp_path / "out")
     assert config.adapter.method == run.method
     assert config.base.pretrained_model_name_or_path == run.model
     assert config.instance.instance_prompt == f"a photo of a {token} plush bunny"
@@ -93,24 +92,17 @@ def test_the_full_scale_s_words_begin_from_one_token() -> None:
 
     tokenizer = SimpleTokenizer()
     for name in EXPERIMENT.at("full").data:
-        flags = personalization._flags(
-            replace(a_run("textual_inversion", "full"), data=name),
-            entry(name),
-            "<new>",
-            Path(),
-            Path(),
-        )
-        word = flags[flags.index("--initializer_token") + 1]
+        run = replace(a_run("textual_inversion", "full"), data=name)
+        config = personalization._config(run, entry(name), "<new>", Path(), Path())
+        word = config.instance.initializer_token
+        assert word is not None
         assert len(tokenizer.encode(word)) == 1, word
 
 
 def test_every_direction_on_sd_v1_5_has_a_scale_of_one() -> None:
     """The preset's alpha is for r = 32; the widest layer has 1,280 directions."""
-    config = parse(
-        personalization._flags(
-            a_run("loldu-full", "full"), entry("pet_cat1"), "sks", Path(), Path()
-        )
-    )
+    run = a_run("loldu-full", "full")
+    config = personalization._config(run, entry("pet_cat1"), "sks", Path(), Path())
     assert (config.adapter.rank, config.adapter.alpha) == ("full", 1280)
 
 

@@ -1,41 +1,63 @@
-"""From the command line to a Config: TOML presets become flags placed before the person's own."""
+"""From a command line, or values by option name, to a Config."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from inspect import cleandoc
 from pathlib import Path
+from typing import Any
 
 import tyro
 
 from loldu.errors import LoLDUError
-from loldu.presets import preset_flags
+from loldu.options import build, options, typed_values
+from loldu.presets import preset_values, shipped_presets, typed_options, with_preset
 from trainer.options.checks import check, check_fit
-from trainer.options.config import Config, option_names
+from trainer.options.config import Config
 
 PRESETS = Path(__file__).parent.parent / "presets"
+"""Folder of the shipped presets; a TOML file in it is a preset of every command and page."""
 
 
 def parse(argv: Sequence[str]) -> Config:
-    """The Config of a command line; one parser validates presets and flags, the last value wins.
+    """Return the Config of a command line: flags override the preset, which overrides defaults.
 
     Raises:
-        LoLDUError: for an unknown preset, an unknown key in it, or a value that cannot work.
-        SystemExit: from tyro, with status 2, for an unknown flag or a value of the wrong type.
+        LoLDUError: If the preset is unknown or has an unknown option, or a value cannot work.
+        SystemExit: From tyro, with status 2, for an unknown flag or a value of the wrong type.
     """
-    flags = [*preset_flags(argv, PRESETS, option_names()), *argv]
+    values, typed = preset_values(argv, PRESETS, options(Config)), typed_options(argv)
     config = tyro.cli(
         Config,
-        args=["--output_dir", ".", *flags],  # the doctor needs none, and tyro would ask for it
+        args=["--output_dir", ".", *argv],  # the doctor needs none, and tyro would ask for it
+        description=_description(),
         prog="python -m trainer",
         use_underscores=True,
         config=(tyro.conf.OmitArgPrefixes,),
     )
-    if not config.run.doctor_only and "output_dir" not in _named(flags):
+    config = with_preset(config, values, argv)
+    if not config.run.doctor_only and "output_dir" not in {*values, *typed}:
         raise LoLDUError("--output_dir is missing: name a folder for the run.")
     check(config)
-    check_fit(config, _named(argv))
+    check_fit(config, typed)
     return config
 
 
-def _named(flags: Sequence[str]) -> dict[str, str]:
-    """The options that flags are of, with the flag of each as it was written."""
-    written = [flag.partition("=")[0] for flag in flags if flag.startswith("--")]
-    return {flag[2:].replace("-", "_").removeprefix("no_"): flag for flag in written}
+def configure(values: Mapping[str, Any], where: str = "The training") -> Config:
+    """Return the Config with these values by option name; the others are at their defaults.
+
+    Args:
+        values: Values in TOML's types or those of their options.
+        where: Name of their source, for messages.
+
+    Raises:
+        LoLDUError: If an option is unknown, a value has the wrong type or cannot work.
+    """
+    config = build(Config, typed_values(values, options(Config), where))
+    check(config)
+    check_fit(config, {})
+    return config
+
+
+def _description() -> str:
+    presets = shipped_presets(PRESETS).values()
+    lines = "".join(f"\n  {preset.name}: {preset.about}" for preset in presets)
+    return f"{cleandoc(Config.__doc__ or '')}\n\nPresets:{lines}"

@@ -1,7 +1,9 @@
-"""Every option of the scores of a run in progress, with its trade-off."""
+"""Options of the scores of a run in progress, with their trade-offs."""
 
 from dataclasses import dataclass
 from typing import Literal
+
+from loldu.options import option
 
 BestBy = Literal["balance", "dino", "clip_i", "clip_t"]
 
@@ -12,23 +14,23 @@ class ScoresConfig:
 
     # Score pictures at every validation, into validation.jsonl and validation/scores.png: DINO and
     # CLIP-I against the training pictures, CLIP-T against the prompts, drift of other prompts from
-    # what the base draws. They show what the loss does not, for validation_images pictures a prompt
-    # each time and two more models in memory.
+    # the base's pictures. Scores show what the loss does not, but each validation draws
+    # validation_images pictures per prompt, and two more models stay in memory.
     validation_scores: bool = False
-    # Pictures of each prompt that are scored, of which the sheet shows the first: with one or two a
-    # score moves by chance as much as by training, many take long.
-    validation_images: int = 4
-    # Prompts without the token, whose pictures should stay as the base's; unless given, those
-    # validation prompts that lack it, or else the instance prompt without it. Prior preservation
-    # protects class prompts: take others to see what it leaves open.
-    drift_prompt: tuple[str, ...] = ()
-    # CLIP for clip_i, clip_t and drift: a transformers folder or hub id, or
+    # Pictures of each prompt to score; the sheet shows the first. With one or two a score moves by
+    # chance as much as by training, many take long.
+    validation_images: int = option(4, at_least=1)
+    # Prompts without the token, whose pictures should stay like the base's. By default the
+    # validation prompts without the token, or else the instance prompt with its token removed.
+    # Prior preservation protects class prompts: use others to see what remains unprotected.
+    drift_prompt: tuple[str, ...] = option((), per_concept=True)
+    # CLIP model for clip_i, clip_t and drift: a transformers folder or hub id, or
     # open_clip:NAME/PRETRAINED. Scores of different models do not compare.
     clip: str = "open_clip:ViT-B-32-quickgelu/openai"
-    # DINO: timm:NAME.TAG, timm:NAME/FILE, or a transformers folder or hub id.
+    # DINO model: timm:NAME.TAG, timm:NAME/FILE, or a transformers folder or hub id.
     dino: str = "timm:vit_small_patch16_224.dino"
-    # Also keep the result as it was at the step with the best score, in the folder best. balance is
-    # (dino + clip_i) / 2 + clip_t - drift: likeness, obedience and damage in one sum, which weighs
-    # them by convention. dino and clip_i alone reward copies of the training pictures, clip_t alone
-    # what has hardly been trained.
+    # Also keep the result of the step with the best score, in the folder best. balance is
+    # (dino + clip_i) / 2 + clip_t - drift: likeness, prompt following and damage in one sum with
+    # conventional weights. dino and clip_i alone reward copies of the training pictures, clip_t
+    # alone rewards what is hardly trained.
     keep_best: BestBy | None = None

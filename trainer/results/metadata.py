@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 from loldu import __version__
 from loldu.base.families import network_of
 from loldu.base.record import digest_of_file, public_base
+from loldu.options import options
 from loldu.prompts import class_after, token_and_class
 from trainer.options.config import Config, sections
 from trainer.training.checkpoint import Progress
@@ -29,7 +30,6 @@ LICENSES = {
 }
 """Of the best-known bases: their terms of use also bind what is derived from them."""
 
-_PLACES = {"instance_data_dir", "class_data_dir", "concepts", "output_dir"}
 _LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 
 
@@ -59,16 +59,16 @@ def describe(config: Config, training: Training, pipeline: DiffusionPipeline) ->
 
     It holds no date, so that the same run gives the same bytes. What is not known is left out.
     """
-    options = public_sections(config)
+    tables = public_sections(config)
     token, class_name = name_of(config)
     told = {
         "method": config.adapter.method,
         "token": token,
         "class_name": class_name,
         "instance_prompt": prompt_of(config, training),
-        "class_prompt": options["prior"].pop("class_prompt"),
+        "class_prompt": tables["prior"].pop("class_prompt"),
         "base": {
-            **options.pop("base"),
+            **tables.pop("base"),
             "revision": _revision(config, pipeline),
             "sha256": digest_of_file(config.base),
         },
@@ -80,17 +80,22 @@ def describe(config: Config, training: Training, pipeline: DiffusionPipeline) ->
         "versions": {"loldu": __version__, **{name: version(name) for name in _LIBRARIES}},
     }
     for name in ("instance_prompt", "token"):  # told above
-        options["instance"].pop(name, None)
-    kept = {name: options[name] for name in ("instance", "prior", "adapter", "optimization")}
+        tables["instance"].pop(name, None)
+    known = options(type(config))
+    kept: dict[str, dict[str, Any]] = {}
+    for section, table in tables.items():
+        own = {name: table[name] for name in table if known[name].publish == "concept"}
+        kept |= {section: own} if own else {}
     told["base"] = {name: value for name, value in told["base"].items() if value is not None}
     return {**{name: value for name, value in told.items() if value is not None}, **kept}
 
 
 def public_sections(config: Config) -> dict[str, dict[str, Any]]:
     """The resolved options without the places of a person's files; a local base is its name."""
+    known = options(type(config))
     public = {
-        section: {name: value for name, value in options.items() if name not in _PLACES}
-        for section, options in sections(config).items()
+        section: {name: table[name] for name in table if known[name].publish != "never"}
+        for section, table in sections(config).items()
     }
     return {**public, "base": public_base(config.base)}
 

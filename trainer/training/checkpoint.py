@@ -5,7 +5,7 @@ import logging
 import shutil
 import tomllib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -17,29 +17,16 @@ from torch.optim import Optimizer
 
 from loldu.base.record import CONFIG
 from loldu.errors import LoLDUError
+from loldu.options import options
 from trainer.methods.method import Trained
 from trainer.options.concepts import concept_configs
-from trainer.options.config import Config, PerformanceConfig, to_toml
+from trainer.options.config import Config, to_toml
 from trainer.training.ema import EMA
 
 logger = logging.getLogger(__name__)
 
 PREFIX = "checkpoint-"
 _TRAINED, _OPTIMIZER, _STATE = "trained.safetensors", "optimizer.pt", "state.json"
-_MAY_CHANGE = frozenset(
-    {
-        "pretrained_model_name_or_path",
-        "vae",
-        "single_file_config",
-        "instance_data_dir",
-        "class_data_dir",
-        "concepts",
-        *(option.name for option in fields(PerformanceConfig)),
-    }
-)
-"""Where things lie and what they cost: what a continued run may say otherwise."""
-_DRAWS_CLASS_PICTURES = {"num_inference_steps", "guidance_scale"}
-_IS_SCORED = {"validation_prompt"}
 
 
 @dataclass(frozen=True)
@@ -186,22 +173,18 @@ def _check_same_run(config: Config, folder: Path) -> None:
 def _check_same_options(config: Config, path: Path) -> None:
     was = tomllib.loads(path.read_text(encoding="utf-8"))
     now = tomllib.loads(to_toml(config))
-    may_change = _MAY_CHANGE
-    if config.optimization.lr_scheduler == "constant":  # the others are stretched over the steps
-        may_change = may_change | {"max_train_steps"}
+    same = {"same"}
+    if config.optimization.lr_scheduler != "constant":  # the others are stretched over the steps
+        same.add("same_unless_constant")
     # Scores of other prompts or models would not compare with those that are there.
-    scored = all(run.get("scores", {}).get("validation_scores") for run in (was, now))
+    if all(run.get("scores", {}).get("validation_scores") for run in (was, now)):
+        same.add("same_if_scored")
+    known = options(type(config))
     for section in now:
-        if section == "result":  # what is made of the run once it is done
-            continue
-        keys = {*was.get(section, {}), *now[section]} - may_change
-        if section == "run":
-            keys &= _DRAWS_CLASS_PICTURES | (_IS_SCORED if scored else set())
-        if section == "scores" and not scored:
-            keys = set()
-        for key in sorted(keys):
+        for key in sorted({*was.get(section, {}), *now[section]}):
             before, after = was.get(section, {}).get(key), now[section].get(key)
-            if before != after:
+            must_be_same = key not in known or known[key].resume in same
+            if must_be_same and before != after:
                 raise LoLDUError(
                     f"--{key} is {after} but was {before} in {path.parent}; resume with the "
                     f"options of that run (--preset {path} has them all)."

@@ -5,18 +5,19 @@ from typing import Any
 
 import gradio as gr
 
+from loldu.presets import Preset
 from webui.backend import Backend
 from webui.page import Page
 from webui.tabs.concepts_handlers import Form, Handlers, Pictures, examples
 from webui.teaching.crops import MAX_ZOOM
-from webui.teaching.recipes import Recipe, recipes
+from webui.teaching.recipes import presets_for
 
 _PREVIEWS = "a {token} {class} in the snow"
 
 
 def create_concepts(backend: Backend, page: Page, tab: gr.Tab) -> None:
     """Lay out the tab, and connect it."""
-    known = recipes(backend.base)
+    known = presets_for(backend.base)
     with gr.Row():
         with gr.Column(scale=1, min_width=320):
             pictures = _pictures(examples(backend.examples))
@@ -61,7 +62,7 @@ def _pictures(examples: Sequence[str]) -> Pictures:
     return Pictures(chosen, index, files, dropdown, crops, cropping, whole, zoom, x, y, remove)
 
 
-def _form(known: Mapping[str, Recipe]) -> Form:
+def _form(known: Mapping[str, Preset]) -> Form:
     first = next(iter(known.values()))
     name = gr.Textbox(label="Name", placeholder="Milo", info="What you call it.")
     with gr.Row():

@@ -11,6 +11,7 @@ from PIL import Image
 
 from loldu.errors import LoLDUError
 from loldu.pictures.folder import CaptionedImage, is_picture, min_side_px
+from loldu.presets import Preset
 from trainer.options.config import InstanceConfig, PriorConfig
 from trainer.training.doctor import examine, look_alikes, warnings
 from webui.backend import Backend, owner
@@ -18,7 +19,7 @@ from webui.engine.job import ENDED
 from webui.page import PROGRESS, told
 from webui.teaching.crops import Crop, cropped, outlined
 from webui.teaching.estimate import duration, estimated_seconds
-from webui.teaching.recipes import Order, Recipe, options_for, suggested_token
+from webui.teaching.recipes import Order, options_for, suggested_token
 from webui.teaching.uploads import MAX_PICTURES, Upload, opened
 
 _SHOWN_PX = 512
@@ -83,7 +84,7 @@ class Handlers:
     """What the tab does with what a person does."""
 
     def __init__(
-        self, backend: Backend, known: Mapping[str, Recipe], pictures: Pictures, form: Form
+        self, backend: Backend, known: Mapping[str, Preset], pictures: Pictures, form: Form
     ) -> None:
         """Answer for a server; what is filled in comes by the components of the tab."""
         self._backend, self._recipes, self._p, self._f = backend, known, pictures, form
@@ -98,7 +99,7 @@ class Handlers:
         known = self._recipes.get(recipe)
         if known is None:
             raise gr.Error("There is no such preset.", print_exception=False)
-        told = known.options
+        told = known.values
         return (
             known.about.partition(". ")[0].rstrip(".") + ".",
             told.get("max_train_steps", 1000),

@@ -1,9 +1,8 @@
-"""From what a person fills in to the trainer's options."""
+"""The presets for a base, and the trainer's options from the form of the page."""
 
 import re
-import tomllib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,50 +10,36 @@ from transformers import CLIPTokenizer
 
 from loldu.base.config import BaseModelConfig
 from loldu.errors import LoLDUError
+from loldu.options import options
+from loldu.presets import Preset, shipped_presets
 from trainer.options.preset import PRESETS
 
 TOKENS = ("sks", "ohwx", "zwx", "olis", "bnha", "phol", "kprs", "dits", "dax", "wug")
-"""All but the last two and zwx are one token of CLIP's vocabulary, and one of its rarest."""
-_ORDER = ("fast", "paper", "best", "low_vram")
+"""All but zwx and the last two are one token each in CLIP's vocabulary, among its rarest."""
 _VALIDATIONS = 10
 _WORD = re.compile(r"[^\W_][\w'-]{0,39}")
 _NAME = "pretrained_model_name_or_path"
-_BASE_OPTIONS = frozenset(option.name for option in fields(BaseModelConfig))
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A preset of the trainer.
-
-    Attributes:
-        name: what the trainer calls it.
-        about: what it is for, in the words of its file.
-        options: by name, without their tables.
-    """
-
-    name: str
-    about: str
-    options: Mapping[str, Any]
+_BASE_OPTIONS = options(BaseModelConfig)
 
 
 @dataclass(frozen=True)
 class Order:
-    """What a person wants trained; the values of a recipe stand for what they left alone.
+    """What a person wants trained; the preset decides about everything else.
 
     Attributes:
-        class_name: what kind of thing it is.
-        token: the rare word that is to mean it.
-        recipe: name of the preset.
-        max_train_steps: optimizer steps.
-        learning_rate: of the adapter.
-        rank: diagonal entries a layer, or full.
-        resolution: side in pixels.
-        with_prior_preservation: train on class pictures too.
-        train_text_encoder: train that too.
-        random_flip: train on mirrored pictures too.
-        seed: of all that is random.
-        previews: further prompts to draw while it trains, with {token} and {class}.
-        scored: measure the previews.
+        class_name: Kind of thing, such as dog.
+        token: Rare word for the concept.
+        recipe: Name of the preset.
+        max_train_steps: Optimizer steps.
+        learning_rate: Learning rate of the adapter.
+        rank: Diagonal entries per layer, or full.
+        resolution: Side in pixels.
+        with_prior_preservation: Train on class pictures too.
+        train_text_encoder: Train the text encoder too.
+        random_flip: Train on mirrored pictures too.
+        seed: Seed of all randomness.
+        previews: More prompts to draw during training, with {token} and {class}.
+        scored: Score the previews.
     """
 
     class_name: str
@@ -72,18 +57,15 @@ class Order:
     scored: bool
 
 
-def recipes(base: str) -> dict[str, Recipe]:
-    """The presets that are made for a base; if none is, those for Stable Diffusion."""
-    shipped = {path.stem: _read(path) for path in sorted(PRESETS.glob("*.toml"))}
-    names = [name for name, recipe in shipped.items() if _is_for(recipe, base)]
-    if not names:
-        names = [name for name, recipe in shipped.items() if _is_of_the_hub(recipe)]
-    names.sort(key=lambda name: _ORDER.index(name) if name in _ORDER else -1)
-    return {name: shipped[name] for name in names}
+def presets_for(base: str) -> dict[str, Preset]:
+    """Return the presets that are made for a base, or else those for Stable Diffusion."""
+    shipped = shipped_presets(PRESETS)
+    own = {name: preset for name, preset in shipped.items() if _is_for(preset, base)}
+    return own or {name: preset for name, preset in shipped.items() if _is_of_the_hub(preset)}
 
 
 def rare_tokens(base: str) -> tuple[str, ...]:
-    """Rare words to choose from: those that are one token to the base, where that can be told."""
+    """Return rare words to choose from; for a local base, those that are one token in it."""
     folder = Path(base) / "tokenizer"
     if not folder.is_dir():
         return TOKENS
@@ -92,7 +74,7 @@ def rare_tokens(base: str) -> tuple[str, ...]:
 
 
 def suggested_token(base: str, used: Collection[str]) -> str:
-    """A rare word that no other concept is called by, so that both can be in one prompt."""
+    """Return a rare word that no other concept has, so that both can be in one prompt."""
     tokens = rare_tokens(base)
     return next((token for token in tokens if token not in used), tokens[0])
 
@@ -100,27 +82,27 @@ def suggested_token(base: str, used: Collection[str]) -> str:
 def options_for(
     order: Order, base: str, pictures: Path, class_pictures: Path, *, on_gpu: bool
 ) -> dict[str, Any]:
-    """The trainer's options.
+    """Return the trainer's options by name.
 
     Args:
-        order: what is wanted.
-        base: the model.
-        pictures: folder of the concept's.
-        class_pictures: folder in which those of the class are kept for later trainings.
-        on_gpu: whether it trains on one; what a preset says of half precision is for GPUs.
+        order: What is wanted.
+        base: Base model.
+        pictures: Folder of the concept's pictures.
+        class_pictures: Folder that keeps class pictures for later trainings.
+        on_gpu: It trains on a GPU; the half precision of a preset is for GPUs.
 
     Raises:
-        LoLDUError: a word cannot be used, or there is no such recipe.
+        LoLDUError: If a word cannot be used, or there is no such preset.
     """
-    recipe = _chosen(order, base)
-    told = dict(recipe.options)
-    if not _is_for(recipe, base):  # another base has neither its variants nor its VAE
-        told = {name: told[name] for name in told if name not in _BASE_OPTIONS}
+    preset = _chosen(order, base)
+    values = dict(preset.values)
+    if not _is_for(preset, base):  # another base has neither its variants nor its VAE
+        values = {name: values[name] for name in values if name not in _BASE_OPTIONS}
     words = {"token": checked_word(order.token, "rare word"), "class": checked_class(order)}
     concept = "{token} {class}".format(**words)
     asked = [f"a photo of a {concept}", *(_filled(prompt, words) for prompt in order.previews)]
     every = max(1, order.max_train_steps // _VALIDATIONS)
-    options = told | {
+    values |= {
         _NAME: base,
         "instance_data_dir": str(pictures),
         "instance_prompt": f"a photo of a {concept}",
@@ -145,17 +127,17 @@ def options_for(
         "logging_steps": max(1, min(10, order.max_train_steps // 50)),
     }
     if not on_gpu:
-        options["mixed_precision"] = "no"
-    if order.with_prior_preservation and not told.get("class_prompt"):
-        options["class_prompt"] = [f"a photo of a {words['class']}"]
-    return {name: value for name, value in options.items() if value is not None}
+        values["mixed_precision"] = "no"
+    if order.with_prior_preservation and not values.get("class_prompt"):
+        values["class_prompt"] = [f"a photo of a {words['class']}"]
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def checked_word(word: str, what: str) -> str:
-    """One word.
+    """Return a word without spaces around it.
 
     Raises:
-        LoLDUError: it is none.
+        LoLDUError: If it is not one word.
     """
     word = word.strip()
     if not _WORD.fullmatch(word):
@@ -164,25 +146,21 @@ def checked_word(word: str, what: str) -> str:
 
 
 def checked_class(order: Order) -> str:
-    """The class of an order, in a few words.
+    """Return the class of an order, a word or a few.
 
     Raises:
-        LoLDUError: it is empty, or more than that.
+        LoLDUError: If it is empty, longer than that, or contains the rare word.
     """
     words = order.class_name.split()
-    if (
-        not words
-        or len(words) > 5
-        or not all(re.fullmatch(r"[^\W_][\w'-]{0,39}", w) for w in words)
-    ):
-        raise LoLDUError("Say in a word or a few what kind of thing it is, such as dog or toy.")
+    if not 1 <= len(words) <= 5 or not all(map(_WORD.fullmatch, words)):
+        raise LoLDUError("Say in one to five words what kind of thing it is, such as dog or toy.")
     if order.token.strip() in words:
         raise LoLDUError("The rare word is part of the class: choose another rare word.")
     return " ".join(words)
 
 
-def _chosen(order: Order, base: str) -> Recipe:
-    known = recipes(base)
+def _chosen(order: Order, base: str) -> Preset:
+    known = presets_for(base)
     if order.recipe not in known:
         raise LoLDUError(f"There is no preset {order.recipe}; choose {' or '.join(known)}.")
     return known[order.recipe]
@@ -194,18 +172,15 @@ def _filled(prompt: str, words: Mapping[str, str]) -> str:
     return prompt.strip()
 
 
-def _read(path: Path) -> Recipe:
-    text = path.read_text(encoding="utf-8")
-    head = text.partition("\n\n")[0]
-    about = " ".join(line.lstrip("# ") for line in head.splitlines())
-    tables = tomllib.loads(text).values()
-    return Recipe(path.stem, about, {name: table[name] for table in tables for name in table})
-
-
-def _is_for(recipe: Recipe, base: str) -> bool:
-    own = recipe.options[_NAME]
+def _is_for(preset: Preset, base: str) -> bool:
+    own = _base_of(preset)
     return own == base or (Path(base).exists() and Path(own).resolve() == Path(base).resolve())
 
 
-def _is_of_the_hub(recipe: Recipe) -> bool:
-    return not recipe.options[_NAME].startswith(".")
+def _is_of_the_hub(preset: Preset) -> bool:
+    own = _base_of(preset)
+    return not own.startswith(".") and not Path(own).is_absolute()
+
+
+def _base_of(preset: Preset) -> str:
+    return preset.values.get(_NAME, _BASE_OPTIONS[_NAME].default)

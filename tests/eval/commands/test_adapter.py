@@ -16,7 +16,7 @@ from eval.protocols.drawing import wanted_pictures
 from loldu.base.draw import sample_images
 from loldu.base.open import load_pipeline
 from loldu.pictures.open import load_image
-from trainer.train_dreambooth_loldu import run as train
+from trainer.__main__ import run as train
 
 SIDE = 16
 SEEDS = [3, 5]

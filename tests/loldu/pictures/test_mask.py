@@ -95,7 +95,8 @@ def test_without_a_mask_or_with_equal_weights_there_are_none() -> None:
 
 @pytest.mark.parametrize("weight", ["-0.1", "1.5", "nan"])
 def test_a_weight_that_is_no_share_is_one_sentence(weight: str, make_config: MakeConfig) -> None:
-    with pytest.raises(LoLDUError, match=r"--unmasked_weight is .*; it must be from 0 to 1\.$"):
+    stated = r"--unmasked_weight is .*; it must be at least 0 and at most 1\.$"
+    with pytest.raises(LoLDUError, match=stated):
         make_config("--unmasked_weight", weight)
 
 

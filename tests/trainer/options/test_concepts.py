@@ -147,9 +147,9 @@ def test_every_concept_has_validation_pictures_of_its_own(
         ("dog = 1", "dog stands outside a table"),
         ("['a.b']\ninstance_prompt = 'x'", r"\[a\.b\] cannot name a concept"),
         ("[dog]\ninstance_prompts = 'x'", "perhaps you meant instance_prompt"),
-        ("[dog]\nlearning_rate = 1", "unknown key learning_rate; a concept has instance_data"),
-        ("[dog]\ninstance_prompt = 1", "instance_prompt is 1; it must be a text"),
-        ("[dog]\nclass_prompt = [1]", r"class_prompt is \[1\]; it must be a list of texts"),
+        ("[dog]\nlearning_rate = 1", "unknown key learning_rate; choose from instance_data"),
+        ("[dog]\ninstance_prompt = 1", "instance_prompt is 1; it must be a string"),
+        ("[dog]\nclass_prompt = [1]", r"class_prompt is \[1\]; it must be a list, each a string"),
         ("[dog]\ninstance_prompt = 'x'", r"\[dog\]: --instance_data_dir is missing"),
     ],
 )

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from loldu.errors import LoLDUError
+from loldu.options import options
 from trainer.__main__ import run
-from trainer.options.config import Config, option_names, to_toml
+from trainer.options.config import Config, to_toml
 from trainer.options.preset import PRESETS, parse
 
 WORD = ["--method", "textual_inversion", "--instance_prompt", "a <x>"]
@@ -18,11 +19,12 @@ REQUIRED = ["--instance_data_dir", "pictures", "--output_dir", "run"]
 @pytest.mark.parametrize("preset", sorted(PRESETS.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_shipped_preset_loads_and_is_kept(preset: Path) -> None:
     sections = tomllib.loads(preset.read_text())
+    assert sections.pop("preset").keys() == {"about", "order"}
     prior = sections.get("prior", {})
     asked = ["--class_prompt", "a photo of a dog"] if "class_prompt" not in prior else []
     config = parse(["--preset", preset.stem, *REQUIRED, *asked])
-    for section, options in sections.items():
-        for key, value in options.items():
+    for section, table in sections.items():
+        for key, value in table.items():
             parsed = getattr(getattr(config, section), key)
             assert parsed == (tuple(value) if isinstance(value, list) else value), key
 
@@ -114,7 +116,7 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         parse(["--help"])
     assert exit_info.value.code == 0
     text = capsys.readouterr().out
-    for name in option_names():
+    for name in options(Config):
         assert f"--{name}" in text
 
 
@@ -124,7 +126,7 @@ def test_what_a_method_does_not_use_is_told_of_a_preset_and_no_matter_at_its_def
     caplog.set_level("INFO")
     argv = ["--preset", "pocket", "--method", "dreambooth", *REQUIRED]
     assert parse(argv).adapter.method == "dreambooth"
-    told = "Of the preset, --method dreambooth does not use --rank, --normalize_directions."
+    told = "--method dreambooth does not use --rank, --normalize_directions of the preset."
     assert caplog.messages == [told]
     parse([*argv, "--rank", "32", "--no_normalize_directions", "--train_scale"])
     assert caplog.messages == [told]

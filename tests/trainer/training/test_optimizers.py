@@ -87,7 +87,7 @@ def test_prodigy_wants_a_learning_rate_of_one(
     ("more", "message"),
     [
         (["--text_encoder_lr", "0.5"], "leave out --text_encoder_lr and --word_lr."),
-        (["--concepts", "concepts.toml"], "or train one concept a run."),
+        (["--concepts", "concepts.toml"], "or train one concept per run."),
     ],
 )
 def test_prodigy_finds_one_rate(

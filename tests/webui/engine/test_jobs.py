@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from loldu.errors import LoLDUError
-from webui.engine.job import Job, Status
+from trainer.options.preset import parse
+from webui.engine.job import Job, Kind, Status
 from webui.engine.jobs import Jobs
+from webui.engine.options import flags
 
 ROOT = Path(__file__).resolve().parents[3]
 OPTIONS = {"instance_data_dir": "pictures", "instance_prompt": "a photo of sks toy"}
@@ -92,18 +94,25 @@ def test_all_options_are_written_down_once(jobs: Jobs) -> None:
     assert written["run"]["output_dir"] == str(job.folder)
 
 
+def test_a_prompt_that_looks_like_a_flag_is_a_prompt(jobs: Jobs) -> None:
+    own = {"instance_prompt": "--push_to_hub", "class_prompt": ["a toy", "--overwrite"]}
+    config = parse(flags(submit(jobs, options={**OPTIONS, **own}).folder, Kind.TRAIN))
+    assert config.instance.instance_prompt == "--push_to_hub"
+    assert config.prior.class_prompt == ("a toy", "--overwrite")
+    assert not config.result.push_to_hub
+    assert not config.run.overwrite
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
         ({"instance_promt": "x"}, "perhaps you meant instance_prompt"),
-        ({"instance_prompt": "--push_to_hub"}, "instance_prompt may not begin with a dash"),
-        ({"class_prompt": ["a toy", "--push_to_hub"]}, "class_prompt may not begin with a dash"),
-        ({"output_dir": "/tmp"}, "output_dir is the job's own"),
-        ({"run": {"overwrite": True}}, "overwrite is the job's own"),
+        ({"output_dir": "/tmp"}, "The job sets the option output_dir itself"),
+        ({"run": {"overwrite": True}}, "The job sets the option overwrite itself"),
         ({"rank": 0}, "--rank is 0; it must be at least 1"),
-        ({"max_train_steps": "many"}, "of the wrong type"),
-        ({"instance_prompt": "\ud800"}, "cannot be written down"),
-        ({"rank": object()}, "cannot be written down"),
+        ({"max_train_steps": "many"}, "max_train_steps is 'many'; it must be a whole number"),
+        ({"instance_prompt": "\ud800"}, "cannot be written"),
+        ({"rank": object()}, "rank is .*; it must be a whole number or full"),
     ],
 )
 def test_options_that_cannot_work_are_refused_and_leave_nothing(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from eval.__main__ import parse
 from loldu.errors import LoLDUError
 from tests.webui.engine.waiting import has, starts, ticking
 from tests.webui.engine.waiting import submit as submit_training
@@ -14,6 +15,7 @@ from webui.engine import process
 from webui.engine.dispatcher import Dispatcher
 from webui.engine.job import Job, Kind, Status
 from webui.engine.jobs import Jobs
+from webui.engine.options import flags
 
 OPTIONS = {"prompts": ("scores",), "other_prompts": ("a car",), "seeds": (0, 1)}
 
@@ -97,15 +99,21 @@ def test_options_are_evals(jobs: Jobs, files: Path) -> None:
     }
 
 
+def test_a_token_that_looks_like_a_flag_is_a_token(jobs: Jobs, files: Path) -> None:
+    job = submit(jobs, files, token="--redraw", class_name="--concept")
+    config = parse(flags(job.folder, Kind.SCORE))
+    assert (config.token, config.class_name) == ("--redraw", "--concept")
+    assert config.concept == job.folder / "concept" / "concept.safetensors"
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
         ({"clp": "x"}, "perhaps you meant clip"),
-        ({"token": "--overwrite"}, "token may not begin with a dash"),
-        ({"output_dir": "/tmp"}, "output_dir is the job's own"),
-        ({"concept": "/etc/passwd"}, "concept is the job's own"),
+        ({"output_dir": "/tmp"}, "The job sets the option output_dir itself"),
+        ({"concept": "/etc/passwd"}, "The job sets the option concept itself"),
         ({"num_inference_steps": 0}, "--num_inference_steps is 0; it must be at least 1"),
-        ({"seeds": ["many"]}, "of the wrong type"),
+        ({"seeds": ["many"]}, r"seeds is \['many'\]; it must be a list, each a whole number"),
     ],
 )
 def test_options_that_cannot_work_are_refused_and_leave_nothing(

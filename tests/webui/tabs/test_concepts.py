@@ -17,7 +17,7 @@ from webui.page import PROGRESS
 from webui.tabs import concepts
 from webui.tabs.concepts_handlers import Form, Handlers, Pictures
 from webui.teaching.crops import Crop
-from webui.teaching.recipes import recipes
+from webui.teaching.recipes import presets_for
 
 ANN = gr.Request(username="ann")
 
@@ -54,7 +54,7 @@ def tab(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> Tab:
         with gr.Blocks():
             return concepts._pictures([]), concepts._form(known)
 
-    known = recipes(backend.base)
+    known = presets_for(backend.base)
     pictures, form = asyncio.run(build())  # outside of a loop gradio makes several, closing none
     monkeypatch.setattr(backend.studio, "seconds_a_pass", lambda *_: 0.1, raising=False)
     handlers = Handlers(backend, known, pictures, form)
@@ -106,7 +106,7 @@ def test_a_training_is_asked_for_as_filled_in(tab: Tab, backend: Backend) -> Non
         ("token", "a b", "must be one word"),
         ("rank", "many", "Rank is a number"),
         ("max_train_steps", None, "Steps needs a number"),
-        ("resolution", 100, "must be a multiple of 8"),
+        ("resolution", 100, "must be .* a multiple of 8"),
         ("resolution", 512, "The crop of 0.png has 50 pixels a side"),
         ("recipe", "another", "There is no preset"),
         ("learning_rate", 0, "--learning_rate is 0.0; it must be above 0"),

@@ -9,7 +9,7 @@ from loldu.errors import LoLDUError
 from trainer.options.preset import PRESETS, parse
 from webui.engine.job import Kind
 from webui.engine.options import flags, write_options
-from webui.teaching.recipes import Order, options_for, rare_tokens, recipes, suggested_token
+from webui.teaching.recipes import Order, options_for, presets_for, rare_tokens, suggested_token
 
 SD = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 ORDER = Order(
@@ -55,10 +55,10 @@ def test_every_preset_is_taken_by_the_trainer(preset: str, tmp_path: Path) -> No
 
 
 def test_a_base_has_its_own_presets_first() -> None:
-    assert list(recipes("pocket/base")) == list(recipes(str(Path("pocket/base").resolve())))
-    assert list(recipes("pocket/base")) == ["pocket"]
-    assert list(recipes(SD)) == ["fast", "paper", "best", "low_vram"]
-    assert list(recipes("/somewhere/sd15.safetensors")) == list(recipes(SD))
+    assert list(presets_for("pocket/base")) == list(presets_for(str(Path("pocket/base").resolve())))
+    assert list(presets_for("pocket/base")) == ["pocket"]
+    assert list(presets_for(SD)) == ["fast", "paper", "best", "low_vram"]
+    assert list(presets_for("/somewhere/sd15.safetensors")) == list(presets_for(SD))
 
 
 def test_another_base_has_no_variants_of_a_presets_base(tmp_path: Path) -> None:
