@@ -3,14 +3,13 @@
 import sys
 from collections.abc import Sequence
 
-from loldu.command import report
 from trainer import command
 from trainer.options.config import Config
 
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Train, and return the exit status: 2 after a mistake, 130 after a stop."""
-    return report(lambda: outcome(sys.argv[1:] if argv is None else argv))
+    return command.run(sys.argv[1:] if argv is None else argv, _train)
 
 
 def outcome(argv: Sequence[str]) -> tuple[int, str]:

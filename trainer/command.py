@@ -3,12 +3,19 @@
 import logging
 from collections.abc import Callable, Sequence
 
-from loldu.command import attempt
+from loldu.command import attempt, report
 from trainer.options.config import Config
 from trainer.options.preset import parse
 
+Train = Callable[[Config], None]
 
-def outcome(argv: Sequence[str], train: Callable[[Config], None]) -> tuple[int, str]:
+
+def run(argv: Sequence[str], train: Train) -> int:
+    """Train, and return the exit status: 2 after a mistake, 130 after a stop."""
+    return report(lambda: outcome(argv, train))
+
+
+def outcome(argv: Sequence[str], train: Train) -> tuple[int, str]:
     """Train, and return the exit status and a sentence for people, "" after success.
 
     Args:

@@ -22,10 +22,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from loldu.base.families import network_of
 from loldu.base.open import load_pipeline, weights_digest
-from loldu.command import report
 from loldu.errors import LoLDUError
 from loldu.pictures.folder import CaptionedImage, digest
-from trainer.command import outcome
+from trainer.command import run
 from trainer.methods.method import add_trainables, learn_words
 from trainer.options.concepts import SINGLE, concept_configs
 from trainer.options.config import Config
@@ -251,4 +250,4 @@ def prepare_class_images(
 
 
 if __name__ == "__main__":
-    sys.exit(report(lambda: outcome(sys.argv[1:], main)))
+    sys.exit(run(sys.argv[1:], main))
