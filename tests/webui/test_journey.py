@@ -1,7 +1,7 @@
 """A person's whole way through the studio, in a real browser, on the embedded base.
 
 With `STUDIO_PICTURES=docs/studio STUDIO_STEPS=80`, after `make demo`, the pictures of
-`docs/webui.md` are taken on the way.
+`docs/studio.md` are taken on the way.
 """
 
 import io

@@ -13,7 +13,7 @@ from typing import Any
 from webui.engine.options import max_train_steps
 from webui.engine.process import LOG
 
-# As docs/trainer.md and docs/eval.md name them; the modules, which do too, take seconds to import.
+# The names in docs/train-reference.md and docs/eval.md; importing the modules takes seconds.
 CONTROL, CONFIG, CARD, CONCEPTS = "control", "config.toml", "README.md", "concepts"
 REPORT = "report.png"
 _METRICS, _SCORES, _PICTURES = "metrics.jsonl", "validation.jsonl", "validation/pictures"
