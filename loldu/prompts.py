@@ -1,14 +1,24 @@
-"""What a concept is called: the rare token and the class, told from the prompts."""
+"""Find the rare token and the class of a concept in its prompts and captions."""
 
+import re
+from collections import Counter
 from collections.abc import Sequence
+
+_SAYS_LITTLE = re.compile(
+    "an?|the|my|this|that|of|in|on|at|with|and|by|from|photo(graph)?|picture|image|close-up|"
+    "portrait|painting|drawing|rendering|illustration"
+)
+"""A word of a prompt that names neither a concept nor a class."""
 
 
 def token_and_class(instance_prompt: str, class_prompts: Sequence[str]) -> tuple[str, str] | None:
-    """The rare token and the class: "a photo of a sks toy", "a photo of a toy": sks, toy.
+    """Return the rare token and the class: "a photo of a sks toy", "a photo of a toy": sks, toy.
 
-    The token is the one run of words that a class prompt lacks, the class is what follows it. Of
-    several answers the one with the shortest token counts; there is none where no class prompt
-    tells the two apart.
+    The token is the one run of words that a class prompt lacks; the class is what follows it. If
+    the class prompts give several answers, the one with the shortest token counts.
+
+    Returns:
+        None if no class prompt separates the token from the class.
     """
     words = instance_prompt.split()
     found: list[tuple[str, str]] = []
@@ -19,8 +29,51 @@ def token_and_class(instance_prompt: str, class_prompts: Sequence[str]) -> tuple
     return min(found, key=lambda pair: len(pair[0]), default=None)
 
 
+def likely_token_and_class(
+    prompt: str, class_prompts: Sequence[str], token: str | None = None
+) -> tuple[str | None, str | None]:
+    """Return the rare token of a prompt and its class, guessed if nothing says which they are.
+
+    The guessed token is the first word that says something and is in no class prompt. Its class is
+    the first word after it that a class prompt has, or else the next word.
+
+    Args:
+        prompt: The instance prompt.
+        class_prompts: Prompts of the class, if there are any.
+        token: The token, if it is given.
+    """
+    if token is not None:
+        return token, class_after(*(" ".join(_words(text)) for text in (prompt, token))) or None
+    if found := token_and_class(prompt, class_prompts):
+        return found
+    ordinary = {word for class_prompt in class_prompts for word in _words(class_prompt)}
+    telling = _telling(prompt)
+    places = [place for place, word in enumerate(telling) if word not in ordinary]
+    if not places:
+        return None, None
+    after = telling[places[0] + 1 :]
+    known = [word for word in after if word in ordinary]
+    return telling[places[0]], next(iter(known or after), None)
+
+
+def common_words(captions: Sequence[str]) -> str:
+    """Return the words of the first caption that most captions contain."""
+    count = Counter(word for caption in captions for word in set(_words(caption)))
+    return " ".join(word for word in _words(captions[0]) if count[word] > len(captions) / 2)
+
+
+def lacks_word(caption: str, name: str, *, every: bool) -> bool:
+    """Tell whether a caption lacks a name: `every` asks for all of its words, or else for one.
+
+    Words that say little, such as "a photo of", are not looked for.
+    """
+    words = _telling(name)
+    there = [word in _words(caption) for word in words]
+    return bool(words) and not (all(there) if every else any(there))
+
+
 def class_after(prompt: str, token: str) -> str | None:
-    """What follows the token in a prompt, perhaps nothing; none if the token is not in it."""
+    """Return what follows the token in a prompt, or None if the token is not in it."""
     words, rare = prompt.split(), token.split()
     for start in range(len(words)):
         if words[start : start + len(rare)] == rare:
@@ -29,7 +82,7 @@ def class_after(prompt: str, token: str) -> str | None:
 
 
 def without_token(prompt: str, token: str) -> str:
-    """The prompt without the rare token, which means nothing to CLIP."""
+    """Return the prompt without the rare token, which means nothing to CLIP."""
     rare = token.split()
     words = prompt.split()
     kept: list[str] = []
@@ -39,3 +92,11 @@ def without_token(prompt: str, token: str) -> str:
         else:
             kept.append(words.pop(0))
     return " ".join(kept)
+
+
+def _telling(text: str) -> list[str]:
+    return [word for word in _words(text) if not _SAYS_LITTLE.fullmatch(word)]
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+(?:[-'’_][^\W_]+)*", text.lower())

@@ -29,9 +29,9 @@ def outcome(argv: Sequence[str], train: Train) -> tuple[int, str]:
     def run() -> None:
         config = parse(argv)
         if config.run.doctor_only:
-            from trainer.training.doctor import diagnose
+            from trainer.training.instances import inspect_only
 
-            diagnose(config)
+            inspect_only(config)
             return
         from trainer.training.memory import out_of_memory_in_one_sentence
 

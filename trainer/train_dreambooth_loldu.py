@@ -36,10 +36,9 @@ from trainer.training.cache import Cache, build_cache, leave_device
 from trainer.training.checkpoint import Inputs, Progress, find_checkpoint, load_checkpoint
 from trainer.training.compilation import compile_network
 from trainer.training.control import Control
-from trainer.training.doctor import report
 from trainer.training.ema import EMA
 from trainer.training.fit import Run, as_saved, fit
-from trainer.training.instances import find_all_instances
+from trainer.training.instances import find_all_instances, report
 from trainer.training.objective import Denoiser, DreamBooth, Objective
 from trainer.training.optimizers import make_optimizer, optimizer_class
 from trainer.training.prior import class_images

@@ -1,10 +1,10 @@
-"""The pictures of a folder, and the caption, mask and weight of each."""
+"""The pictures of a folder, and the caption, mask and number of repeats of each."""
 
 import hashlib
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loldu.errors import LoLDUError, Mistakes
@@ -24,10 +24,10 @@ class CaptionedImage:
     """A picture file and the prompt it is trained with.
 
     Attributes:
-        path: of the picture.
-        caption: its prompt.
-        repeats: how often it comes in an epoch.
-        mask: the file that marks what is to be learned of it.
+        path: Path of the picture.
+        caption: Its prompt.
+        repeats: How often it is shown per epoch.
+        mask: File that marks what to learn in it.
     """
 
     path: Path
@@ -37,10 +37,10 @@ class CaptionedImage:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The pictures of a folder, sorted by name; other files are left out with one line of log.
+    """Return the pictures of a folder, sorted by name; one log line names the files left out.
 
     Raises:
-        LoLDUError: when there is no such folder or no picture in it.
+        LoLDUError: If there is no such folder, or no picture in it.
     """
     if not folder.is_dir():
         raise LoLDUError(f"There is no folder {folder}; give one with the pictures.")
@@ -55,7 +55,7 @@ def list_images(folder: Path) -> list[Path]:
         if not is_picture(path) and path not in belonging and path.name != METADATA
     ]
     if others:
-        logger.info("Ignoring in %s what is not a picture: %s", folder, ", ".join(others))
+        logger.info("Ignored in %s, not a picture: %s", folder, ", ".join(others))
     if not images:
         raise LoLDUError(
             f"There are no pictures in {folder}; put jpg, png, webp, bmp or gif files there."
@@ -66,19 +66,23 @@ def list_images(folder: Path) -> list[Path]:
 def read_captions(
     images: Sequence[Path], prompts: Sequence[str], flag: str
 ) -> list[CaptionedImage]:
-    """Each picture with the text of its `.txt`, or of its line of `metadata.jsonl`, or a prompt.
+    """Give each picture the text of its `.txt` or `metadata.jsonl` line, or else a prompt.
 
-    Of several prompts the pictures take one after another.
+    If there are several prompts, the pictures take them in turn.
+
+    Args:
+        images: Pictures of one folder.
+        prompts: Prompts of pictures without a caption.
+        flag: The option that gives the prompts, for messages.
 
     Raises:
-        LoLDUError: when a picture has none of them, or a caption cannot be read; `flag` names the
-            option that gives the prompts.
+        LoLDUError: If a picture has no caption and there is no prompt, or a caption is unreadable.
     """
     mistakes = Mistakes()
     lines: dict[str, Line] = {}
     with mistakes.collected():
         lines = read_metadata(images[0].parent, [image.name for image in images])
-    captioned = []
+    captioned: list[CaptionedImage] = []
     for index, path in enumerate(images):
         line = lines.get(path.name, Line(None))
         prompt = prompts[index % len(prompts)] if prompts else None
@@ -93,8 +97,34 @@ def read_captions(
     return captioned
 
 
+def open_pictures(
+    folder: Path, prompts: Sequence[str], flag: str, resolution: int
+) -> list[CaptionedImage]:
+    """Return a folder's pictures with captions and masks, after opening every file once.
+
+    Args:
+        folder: Folder of the pictures.
+        prompts: Prompts of pictures without a caption, in turn.
+        flag: The option that gives the prompts, for messages.
+        resolution: Side of the training pictures in pixels.
+
+    Raises:
+        LoLDUError: If any picture, mask or caption cannot be used; the message names all of them.
+    """
+    paths = list_images(folder)
+    images = [CaptionedImage(path, "") for path in paths]  # to be opened even without captions
+    mistakes = Mistakes()
+    with mistakes.collected():
+        images = read_captions(paths, prompts, flag)
+    images = [replace(image, mask=beside(image.path, MASK_ENDING)) for image in images]
+    with mistakes.collected():
+        check_images(images, resolution)
+    mistakes.tell()
+    return images
+
+
 def digest(images: Sequence[CaptionedImage]) -> str:
-    """What tells these pictures, captions and masks from others, wherever they are."""
+    """Return a digest of pictures, captions, masks and repeats; their paths do not count."""
     whole = hashlib.sha256()
     for image in images:
         parts = [image.path.read_bytes(), image.caption.encode()]
@@ -109,7 +139,7 @@ def check_images(images: Sequence[CaptionedImage], resolution: int) -> None:
     """Open every picture and mask.
 
     Raises:
-        LoLDUError: with a sentence for each that cannot be used.
+        LoLDUError: If any cannot be used, with one sentence for each.
     """
     mistakes = Mistakes()
     for image in images:
@@ -121,12 +151,12 @@ def check_images(images: Sequence[CaptionedImage], resolution: int) -> None:
 
 
 def min_side_px(resolution: int) -> int:
-    """Under a quarter of the resolution there is nothing left to learn but blur."""
+    """Return a quarter of the resolution: smaller pictures only teach blur."""
     return math.ceil(resolution / 4)
 
 
 def beside(image: Path, ending: str) -> Path | None:
-    """The file beside a picture that has its name but for the ending, whatever its capitals."""
+    """Return the file next to a picture with its name and this ending, in any capitals."""
     named = image.with_name(image.stem + ending)
     if named.is_file():
         return named
@@ -138,7 +168,10 @@ def beside(image: Path, ending: str) -> Path | None:
 
 
 def is_picture(path: Path) -> bool:
-    """By its name alone: what cannot be read is told, not left out; hidden files are systems'."""
+    """Tell by the name whether a file is a picture.
+
+    Unreadable pictures count, so that opening them reports them. Hidden files and masks do not.
+    """
     return (
         path.suffix.lower() in SUFFIXES
         and not path.name.startswith(".")

@@ -1,6 +1,6 @@
 import pytest
 
-from loldu.prompts import class_after, token_and_class
+from loldu.prompts import class_after, likely_token_and_class, token_and_class
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,37 @@ def test_token_and_class_are_told_apart_or_not_at_all(
 )
 def test_the_class_follows_the_token(token: str, expected: str | None) -> None:
     assert class_after("a photo of a sks teddy bear", token) == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "class_prompts", "expected"),
+    [
+        ("a photo of sks dog", [], ("sks", "dog")),
+        ("A photo of a [V] teddy-bear, on grass", [], ("v", "teddy-bear")),
+        ("a red sks dog", ["a red dog"], ("sks", "dog")),
+        ("sks red dog", ["a photo of a dog"], ("sks red", "dog")),  # as in the concept file
+        ("sks dog in red", ["a photo of a dog"], ("sks", "dog")),
+        ("a sks teddy bear", ["a teddy bear", "a car"], ("sks", "teddy bear")),
+        ("a photo of a 猫", [], ("猫", None)),
+        ("a photo of the", [], (None, None)),
+    ],
+)
+def test_token_and_class(
+    prompt: str, class_prompts: list[str], expected: tuple[str | None, str | None]
+) -> None:
+    assert likely_token_and_class(prompt, class_prompts) == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "token", "expected"),
+    [
+        ("a red Sks dog", "Sks", ("Sks", "dog")),
+        ("a photo of [V] dog, asleep", "[V]", ("[V]", "dog asleep")),
+        ("a photo of a sks", "sks", ("sks", None)),
+        ("a dog", "sks", ("sks", None)),
+    ],
+)
+def test_a_given_token_is_not_guessed(
+    prompt: str, token: str, expected: tuple[str | None, str | None]
+) -> None:
+    assert likely_token_and_class(prompt, ["a dog"], token) == expected

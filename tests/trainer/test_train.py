@@ -289,7 +289,7 @@ def test_a_mistake_is_one_sentence_and_exit_status_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert run([*flags, flag, value]) == 2
-    error = capsys.readouterr().err.split("Nothing speaks against them.\n")[-1]
+    error = capsys.readouterr().err.split("These pictures look fine.\n")[-1]
     assert message in error
     assert "Traceback" not in error
     assert error.count("\n") == 1

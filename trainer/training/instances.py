@@ -1,46 +1,39 @@
-"""The pictures of a run's concepts, checked before any work."""
+"""The pictures of a run's concepts: found, checked and inspected before any work."""
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 
 from loldu.errors import Mistakes
+from loldu.pictures import inspect
 from loldu.pictures.folder import (
-    MASK_ENDING,
     CaptionedImage,
-    beside,
     check_images,
     is_picture,
     list_images,
+    open_pictures,
     read_captions,
 )
+from trainer.options.concepts import concept_configs
 from trainer.options.config import Config, InstanceConfig, PriorConfig
 
 
 def find_instances(options: InstanceConfig) -> list[CaptionedImage]:
-    """The concept's pictures, captions and masks, opened once: mistakes show before any work.
+    """Return the pictures of a concept, after opening every file once.
 
     Raises:
-        LoLDUError: for folders, pictures, masks and captions that cannot be used, all of them.
+        LoLDUError: If any picture, mask or caption cannot be used.
     """
     assert options.instance_data_dir is not None  # the options are checked
-    paths = list_images(options.instance_data_dir)
     prompts = [options.instance_prompt] if options.instance_prompt else []
-    images = [CaptionedImage(path, "") for path in paths]  # to be opened even without captions
-    mistakes = Mistakes()
-    with mistakes.collected():
-        images = read_captions(paths, prompts, "--instance_prompt")
-    images = [replace(image, mask=beside(image.path, MASK_ENDING)) for image in images]
-    with mistakes.collected():
-        check_images(images, options.resolution)
-    mistakes.tell()
-    return images
+    return open_pictures(
+        options.instance_data_dir, prompts, "--instance_prompt", options.resolution
+    )
 
 
 def find_all_instances(configs: Mapping[str, Config]) -> dict[str, list[CaptionedImage]]:
-    """The pictures of every concept.
+    """Return the pictures of every concept.
 
     Raises:
-        LoLDUError: for what cannot be used in any of them.
+        LoLDUError: If any picture of any concept cannot be used.
     """
     found: dict[str, list[CaptionedImage]] = {}
     mistakes = Mistakes()
@@ -52,12 +45,43 @@ def find_all_instances(configs: Mapping[str, Config]) -> dict[str, list[Captione
 
 
 def own_class_images(prior: PriorConfig) -> list[CaptionedImage]:
-    """The person's class pictures; those without a caption take the class prompts in turn.
+    """Return the person's own class pictures; those without a caption take the class prompts.
 
     Raises:
-        LoLDUError: when there is neither a caption nor a class prompt.
+        LoLDUError: If a picture has no caption and there is no class prompt.
     """
     own = prior.class_data_dir
     if own is None or not own.is_dir() or not any(map(is_picture, own.iterdir())):
         return []
     return read_captions(list_images(own), prior.class_prompt, "--class_prompt")
+
+
+def report(pictures: Sequence[CaptionedImage], options: InstanceConfig, prior: PriorConfig) -> None:
+    """Write a table of a concept's pictures to stderr, and what may spoil the training.
+
+    Raises:
+        LoLDUError: If one of the person's own class pictures cannot be used.
+    """
+    if prior.with_prior_preservation:
+        check_images(own_class_images(prior), options.resolution)
+    assert options.instance_data_dir is not None  # the options are checked
+    setup = inspect.TrainingSetup(
+        options.resolution,
+        options.center_crop,
+        options.instance_prompt,
+        prior.class_prompt,
+        options.token,
+        options.placeholder_token,
+    )
+    inspect.report(pictures, options.instance_data_dir, setup)
+
+
+def inspect_only(config: Config) -> None:
+    """Report on the pictures of every concept, without training (`--doctor_only`).
+
+    Raises:
+        LoLDUError: If the run could not start with these pictures.
+    """
+    configs = concept_configs(config)
+    for name, pictures in find_all_instances(configs).items():
+        report(pictures, configs[name].instance, configs[name].prior)

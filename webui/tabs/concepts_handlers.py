@@ -11,9 +11,8 @@ from PIL import Image
 
 from loldu.errors import LoLDUError
 from loldu.pictures.folder import CaptionedImage, is_picture, min_side_px
+from loldu.pictures.inspect import TrainingSetup, examine, look_alikes, warnings
 from loldu.presets import Preset
-from trainer.options.config import InstanceConfig, PriorConfig
-from trainer.training.doctor import examine, look_alikes, warnings
 from webui.backend import Backend, owner
 from webui.engine.job import ENDED
 from webui.page import PROGRESS, told
@@ -245,15 +244,12 @@ def advice(chosen: Sequence[Picture], order: Order | None) -> str:
         )
         for number, (upload, crop) in enumerate(chosen, 1)
     ]
-    instance = InstanceConfig(
-        instance_prompt=caption, token=order.token if order else "sks", resolution=resolution
+    setup = TrainingSetup(
+        resolution, instance_prompt=caption, token=order.token if order else "sks"
     )
-    found = [
-        text.replace("--", "")
-        for text in warnings(findings, look_alikes(findings), instance, PriorConfig())
-    ]
+    found = [text.replace("--", "") for text in warnings(findings, look_alikes(findings), setup)]
     if not found:
-        return '<p class="advice good">Nothing speaks against these pictures.</p>'
+        return '<p class="advice good">These pictures look fine.</p>'
     lines = "".join(f"<li>{escape(text)}</li>" for text in found)
     return f'<ul class="advice" aria-label="What may spoil the training">{lines}</ul>'
 
