@@ -60,7 +60,6 @@ from trainer.training.ema import EMA
 from trainer.training.fit import Run, fit
 from trainer.training.objective import Denoiser, DreamBooth, Objective
 from trainer.training.optimizers import make_optimizer
-from trainer.training.tracking import Trackers
 
 Precision = Literal["no", "fp16", "bf16"]
 PRECISIONS: dict[Dtype, Precision] = {
@@ -154,8 +153,7 @@ def the_trainer(
             log = RunConfig(Path(folder), checkpointing_steps=0, logging_steps=2**31)
             now = replace(config, optimization=last, run=log)
             same, control = dict.fromkeys(configs, now), Control(log, accelerator)
-            trackers = Trackers(now, 0, enabled=False)
-            run = Run(now, same, {}, pipeline, trained, ema, accelerator, control, trackers)
+            run = Run(now, same, {}, pipeline, trained, ema, accelerator, control)
             progress = fit(run, denoiser, prepared, objective, progress)
 
     def take(count: int) -> float:

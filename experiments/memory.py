@@ -1,4 +1,4 @@
-"""Peak memory of one training among others in a process; `trainer.results.records` tells it."""
+"""Peak memory of one training among others in a process; `trainer.training.memory` tells it."""
 
 import contextlib
 from pathlib import Path

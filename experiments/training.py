@@ -30,7 +30,7 @@ from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
 from experiments.memory import forget_peak_memory
 from experiments.methods.count import in_head
 from experiments.recipe import Recipe
-from trainer.results.records import peak_memory_mib
+from trainer.training.memory import peak_memory_mib
 
 CHECKPOINT_SECONDS = 60.0
 """A training that is killed loses at most this, and the epoch it was in."""

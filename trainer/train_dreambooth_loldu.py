@@ -9,8 +9,10 @@
 import dataclasses
 import logging
 import sys
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 if not __package__:  # run by its path: import from the repository, not from this file's folder
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -18,6 +20,8 @@ if not __package__:  # run by its path: import from the repository, not from thi
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from diffusers import DiffusionPipeline
+from torch import nn
+from torch.optim import Optimizer
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from loldu.base.families import network_of
@@ -25,16 +29,15 @@ from loldu.base.open import load_pipeline, weights_digest
 from loldu.errors import LoLDUError
 from loldu.pictures.folder import CaptionedImage, digest
 from trainer.command import run
-from trainer.methods.method import add_trainables, learn_words
+from trainer.methods.method import Trained, add_trainables, learn_words
 from trainer.options.concepts import SINGLE, concept_configs
 from trainer.options.config import Config
 from trainer.results.hub import open_repositories, push
 from trainer.results.metadata import Training
-from trainer.results.records import open_output_dir, refuse_another_run
-from trainer.results.write import write_result
+from trainer.results.output_dir import open_output_dir, refuse_another_run
+from trainer.results.result import write_result
 from trainer.training.cache import Cache, build_cache, leave_device
 from trainer.training.checkpoint import Inputs, Progress, find_checkpoint, load_checkpoint
-from trainer.training.compilation import compile_network
 from trainer.training.control import Control
 from trainer.training.ema import EMA
 from trainer.training.fit import Run, as_saved, fit
@@ -44,167 +47,101 @@ from trainer.training.optimizers import make_optimizer, optimizer_class
 from trainer.training.prior import class_images
 from trainer.training.scorer import Scorer
 from trainer.training.scores import LiveScores, live_scores, scores_at
-from trainer.training.tracking import Trackers, check_trackers
+from trainer.training.tracking import check_trackers, start_trackers
 
 logger = logging.getLogger("trainer")
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-WHILE_THE_FIRST_DRAWS = timedelta(hours=12)
-"""How long the other processes wait for its class and validation pictures; NCCL's ten minutes are
-too few."""
 
 
 def main(config: Config, scorer: Scorer | None = None) -> None:
     """Train a concept, or several at once, from the pictures to the concept files.
 
     Args:
-        config: the options.
-        scorer: what measures the validation pictures, where they are scored; `eval` unless given.
+        config: Options of the run.
+        scorer: Scorer of the validation pictures, if they are scored; unless given, `eval`'s.
 
     Raises:
-        LoLDUError: for what the person can put right.
-        Stopped: when it was asked to stop.
+        LoLDUError: If something is wrong that the person can correct.
+        Stopped: If a request ended the run before its last step.
     """
-    # ------------------------------------------------------------ what can fail fast, fails first
-    optimization = config.optimization
-    optimizer_class(optimization.optimizer)
+    # --------------------------------------------- check everything that needs no base model yet
+    optimizer_class(config.optimization.optimizer)
     accelerator = make_accelerator(config)
     configs = concept_configs(config)
     instances = find_all_instances(configs)
     checkpoint = find_checkpoint(config)
     refuse_another_run(config.run, checkpoint)
     scores: dict[str, LiveScores] = {}
+    repositories: dict[str, str] = {}
     if accelerator.is_main_process:
         check_trackers(config.run)
         scores = live_scores(config, configs, instances, scorer, accelerator.device)
-    repositories = open_repositories(configs) if accelerator.is_main_process else {}
-    if checkpoint is None and accelerator.is_main_process:
-        for name, own in configs.items():
-            report(instances[name], own.instance, own.prior)
+        repositories = open_repositories(configs)
+        if checkpoint is None:
+            report_pictures(configs, instances)
     control = Control(config.run, accelerator)
 
-    # ------------------------------------------------------------------------- the frozen base
-    pipeline = load_pipeline(
-        config.base, torch_dtype=compute_dtype(config), device=accelerator.device
-    )
-    network, base = network_of(pipeline), weights_digest(pipeline)
+    # ----------------------------------------------------------- load the base, and teach it words
+    dtype = compute_dtype(config)
+    pipeline = load_pipeline(config.base, torch_dtype=dtype, device=accelerator.device)
+    base = weights_digest(pipeline)
     words = learn_words(pipeline, configs)
 
-    # ------------------------------------------- pictures, class pictures, their latents, prompts
-    inputs: Inputs = {"The base": base, "The number of processes": accelerator.num_processes}
-    caches: dict[str, Cache] = {}
-    for name, own in configs.items():
-        classes = prepare_class_images(config, own, pipeline, base, accelerator)
-        pictures = [*instances[name], *classes]
-        whose = "" if name == SINGLE else f" of {name}"
-        inputs[f"A picture or caption{whose}"] = digest(pictures)
-        caches[name] = build_cache(
-            pipeline, instances[name], classes, own.instance, seed=optimization.seed
-        )
-
+    # ---------------------------------------------------------------- encode pictures and prompts
+    caches, inputs = encode_data(config, configs, instances, pipeline, base, accelerator)
     for of_concept in scores.values():
         of_concept.see_base(pipeline)
 
-    # ---------------------------------------------- what is trained, in fp32, after the base's cast
+    # ----------------------------------------------- add what is trained, in fp32, and its optimizer
     trained = add_trainables(pipeline, configs, words)
     leave_device(pipeline)
-    objective = Objective(
-        [DreamBooth(pipeline, caches[name], own) for name, own in configs.items()],
-        trained,
-        config,
-    )
-    if config.performance.gradient_checkpointing:
-        network.enable_gradient_checkpointing()
-    optimizer = make_optimizer(optimization, trained.groups(optimization))
-    denoiser = Denoiser(pipeline, trains_text=trained.trains_text)
-    denoiser, optimizer = accelerator.prepare(denoiser, optimizer)
-    compile_network(network, config.performance.compile)
-    ema = EMA(trained.parameters(), optimization.ema_decay)
+    concepts = [DreamBooth(pipeline, caches[name], own) for name, own in configs.items()]
+    objective = Objective(concepts, trained, config)
+    optimizer = make_optimizer(config.optimization, trained.groups(config.optimization))
+    ema = EMA(trained.parameters(), config.optimization.ema_decay)
+    denoiser, optimizer = prepare(config, pipeline, trained, optimizer, accelerator)
     progress = Progress()
     if checkpoint is not None:
         progress = load_checkpoint(checkpoint, inputs, trained, optimizer, ema, accelerator)
         logger.info("Resuming after step %d from %s", progress.step, checkpoint)
 
-    # ------------------------------------------------------------------------------- training
-    trainings = {
-        name: Training(
-            progress,
-            sum(parameter.numel() for parameter in trained.parameters(name)),
-            instances[name][0].caption,
-            len(cache.instances),
-            len(cache.classes),
-        )
-        for name, cache in caches.items()
-    }
-    for name, training in trainings.items():
-        logger.info(
-            "Training %s%s parameters (%s) on %d pictures and %d class pictures",
-            "" if name == SINGLE else f"{name}: ",
-            f"{training.parameters:,}",
-            config.adapter.method,
-            len(instances[name]),
-            training.class_pictures,
-        )
+    # -------------------------------------------------------------------------------------- train
+    trainings = describe_trainings(configs, instances, caches, trained, progress)
+    run = Run(
+        config, configs, inputs, pipeline, trained, ema, accelerator, control, trainings, scores
+    )
     if accelerator.is_main_process:
         open_output_dir(config, configs, checkpoint)
-    trackers = Trackers(config, progress.step, enabled=accelerator.is_main_process)
-    run = Run(
-        config=config,
-        configs=configs,
-        inputs=inputs,
-        pipeline=pipeline,
-        trained=trained,
-        ema=ema,
-        accelerator=accelerator,
-        control=control,
-        trackers=trackers,
-        trainings=trainings,
-        scores=scores,
-    )
+    start_trackers(accelerator, config, progress.step)
     with logging_redirect_tqdm(), control.listening():
         progress = fit(run, denoiser, optimizer, objective, progress)
 
-    # --------------------------------------------------------------------------------- result
-    if accelerator.is_main_process:
-        results: dict[str, list[str]] = {}
-        for name, own in configs.items():
-            measured = scores_at(own.run.output_dir, progress.step) if name in scores else None
-            training = dataclasses.replace(trainings[name], progress=progress, scores=measured)
-            device, repository = accelerator.device, repositories.get(name)
-            with as_saved(run):
-                results[name] = write_result(
-                    own, name, pipeline, trained, training, device, repository
-                )
-        push(configs, repositories, results)
+    # -------------------------------------------------------------------- write and push the result
+    push(configs, repositories, write_results(run, progress, repositories))
     accelerator.end_training()
 
 
-def compute_dtype(config: Config) -> torch.dtype:
-    """What the frozen base is held in; one that is itself trained is held in fp32."""
-    if config.adapter.method == "dreambooth":
-        return torch.float32
-    return DTYPES[config.optimization.mixed_precision]
-
-
 def make_accelerator(config: Config) -> Accelerator:
-    """The device, the precision, and as many processes as `accelerate launch` started.
+    """Return the accelerator: device, precision, and the processes of `accelerate launch`.
 
     Raises:
-        LoLDUError: when the device cannot do the precision, or several processes not --on_oom.
+        LoLDUError: If the device cannot compute in --mixed_precision, or --on_oom adapt is given
+            to several processes.
     """
     precision = config.optimization.mixed_precision
     if precision == "fp16" and not torch.cuda.is_available():
         raise LoLDUError(
             "--mixed_precision fp16 needs a CUDA GPU and there is none; use --mixed_precision no."
         )
-    # Frozen buffers are the same in every process: nothing to broadcast each step.
     accelerator = Accelerator(
         mixed_precision=precision,
         gradient_accumulation_steps=config.optimization.gradient_accumulation_steps,
         kwargs_handlers=[
+            # Frozen buffers are the same in every process: nothing to broadcast each step.
             DistributedDataParallelKwargs(broadcast_buffers=False),
-            # The others wait while the main process draws pictures, for longer than the usual
-            # ten minutes.
+            # The other processes wait while the main process draws class and validation pictures;
+            # NCCL's ten minutes are too few.
             InitProcessGroupKwargs(timeout=timedelta(hours=12)),
         ],
     )
@@ -217,35 +154,129 @@ def make_accelerator(config: Config) -> Accelerator:
     return accelerator
 
 
-def prepare_class_images(
+def report_pictures(
+    configs: Mapping[str, Config], instances: Mapping[str, Sequence[CaptionedImage]]
+) -> None:
+    """Print what the doctor finds in the pictures of every concept."""
+    for name, own in configs.items():
+        report(instances[name], own.instance, own.prior)
+
+
+def compute_dtype(config: Config) -> torch.dtype:
+    """Return the dtype of the frozen base; a base that is itself trained is in fp32."""
+    if config.adapter.method == "dreambooth":
+        return torch.float32
+    return DTYPES[config.optimization.mixed_precision]
+
+
+def encode_data(
     config: Config,
-    own: Config,
+    configs: Mapping[str, Config],
+    instances: Mapping[str, Sequence[CaptionedImage]],
     pipeline: DiffusionPipeline,
     base: str,
     accelerator: Accelerator,
-) -> list[CaptionedImage]:
-    """The class pictures of a concept, drawing those that are missing.
+) -> tuple[dict[str, Cache], Inputs]:
+    """Draw missing class pictures; encode the pictures and prompts of every concept.
 
     Args:
-        config: the run's options; concepts share class pictures in its folder.
-        own: the concept's options.
-        pipeline: the base.
-        base: its digest.
-        accelerator: for the processes to wait for each other.
+        config: Options of the run.
+        configs: Options of every concept.
+        instances: Pictures of every concept.
+        pipeline: The base.
+        base: Digest of its weights.
+        accelerator: Processes, which wait for the drawn pictures.
+
+    Returns:
+        The encoded data by concept, and digests of everything that decides it.
     """
-    if not own.prior.with_prior_preservation:
-        return []
-    with accelerator.main_process_first():  # the others find them drawn
-        return class_images(
-            pipeline,
-            own.prior,
-            config.run.output_dir,
-            base=base,
-            resolution=own.instance.resolution,
-            seed=own.optimization.seed,
-            num_inference_steps=own.run.num_inference_steps,
-            guidance_scale=own.run.guidance_scale,
+    inputs: Inputs = {"The base": base, "The number of processes": accelerator.num_processes}
+    caches: dict[str, Cache] = {}
+    for name, own in configs.items():
+        classes: list[CaptionedImage] = []
+        if own.prior.with_prior_preservation:
+            with accelerator.main_process_first():  # the other processes find the pictures drawn
+                classes = class_images(
+                    pipeline,
+                    own.prior,
+                    config.run.output_dir,  # concepts share class pictures
+                    base=base,
+                    resolution=own.instance.resolution,
+                    seed=own.optimization.seed,
+                    num_inference_steps=own.run.num_inference_steps,
+                    guidance_scale=own.run.guidance_scale,
+                )
+        whose = "" if name == SINGLE else f" of {name}"
+        inputs[f"A picture or caption{whose}"] = digest([*instances[name], *classes])
+        seed = config.optimization.seed
+        caches[name] = build_cache(pipeline, instances[name], classes, own.instance, seed=seed)
+    return caches, inputs
+
+
+def prepare(
+    config: Config,
+    pipeline: DiffusionPipeline,
+    trained: Trained,
+    optimizer: Optimizer,
+    accelerator: Accelerator,
+) -> tuple[nn.Module, Any]:
+    """Return network and optimizer as accelerate wraps them; compile the network if asked to."""
+    network = network_of(pipeline)
+    if config.performance.gradient_checkpointing:
+        network.enable_gradient_checkpointing()
+    denoiser = Denoiser(pipeline, trains_text=trained.trains_text)
+    prepared = accelerator.prepare(denoiser, optimizer)
+    if config.performance.compile == "blocks":  # in place: modules and weights keep their names
+        network.compile_repeated_blocks()
+    elif config.performance.compile == "unet":
+        network.compile()
+    return prepared
+
+
+def describe_trainings(
+    configs: Mapping[str, Config],
+    instances: Mapping[str, Sequence[CaptionedImage]],
+    caches: Mapping[str, Cache],
+    trained: Trained,
+    progress: Progress,
+) -> dict[str, Training]:
+    """Return and log the facts that every concept's file will have."""
+    trainings: dict[str, Training] = {}
+    for name, own in configs.items():
+        training = trainings[name] = Training(
+            progress,
+            parameters=sum(parameter.numel() for parameter in trained.parameters(name)),
+            caption=instances[name][0].caption,
+            pictures=len(caches[name].instances),
+            class_pictures=len(caches[name].classes),
         )
+        logger.info(
+            "Training %s%s parameters (%s) on %d pictures and %d class pictures",
+            "" if name == SINGLE else f"{name}: ",
+            f"{training.parameters:,}",
+            own.adapter.method,
+            len(instances[name]),
+            training.class_pictures,
+        )
+    return trainings
+
+
+def write_results(
+    run: Run, progress: Progress, repositories: Mapping[str, str]
+) -> dict[str, list[str]]:
+    """Write the result of every concept in the main process, and return its files to push."""
+    files: dict[str, list[str]] = {}
+    if not run.accelerator.is_main_process:
+        return files
+    for name, own in run.configs.items():
+        scores = scores_at(own.run.output_dir, progress.step) if name in run.scores else None
+        training = dataclasses.replace(run.trainings[name], progress=progress, scores=scores)
+        device, repository = run.accelerator.device, repositories.get(name)
+        with as_saved(run):
+            files[name] = write_result(
+                own, name, run.pipeline, run.trained, training, device, repository
+            )
+    return files
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ from loldu.pictures.open import load_image
 from loldu.presets import shipped_presets
 from trainer.options.config import Config
 from trainer.options.preset import PRESETS, configure
-from trainer.results.records import peak_memory_mib
 from trainer.train_dreambooth_loldu import main as train
+from trainer.training.memory import peak_memory_mib
 from trainer.training.scores import read_scores
 
 METRICS = ("dino", "clip_t", "clip_i")

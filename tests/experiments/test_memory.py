@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from experiments.memory import _CLEAR, forget_peak_memory
-from trainer.results.records import peak_memory_mib
+from trainer.training.memory import peak_memory_mib
 
 
 @pytest.mark.skipif(

@@ -1,8 +1,9 @@
-"""The steps of a run: gradients, update, and what is told, drawn, scored and saved on the way."""
+"""The training loop: gradients, updates, logs, validation pictures, scores and checkpoints."""
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,17 +22,15 @@ from trainer.methods.method import Trained, save_result
 from trainer.options.concepts import FOLDER, SINGLE
 from trainer.options.config import Config
 from trainer.results.metadata import Training, describe
-from trainer.results.records import MetricsLog
+from trainer.results.metrics_log import MetricsLog
 from trainer.training.checkpoint import Inputs, Progress, save_checkpoint
-from trainer.training.clock import Clock
-from trainer.training.compilation import uncompiled
 from trainer.training.control import Control, Request
 from trainer.training.ema import EMA
 from trainer.training.memory import MemoryLadder
 from trainer.training.objective import Objective, lr_factor
 from trainer.training.scorer import Wanted
 from trainer.training.scores import LiveScores, scores_at
-from trainer.training.tracking import Trackers
+from trainer.training.tracking import track, track_sheet
 from trainer.training.validation import Validation
 
 logger = logging.getLogger(__name__)
@@ -39,20 +38,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Run:
-    """What a run has throughout.
+    """Everything that stays the same from the first step of a run to the last.
 
     Attributes:
-        config: the options.
-        configs: those of every concept.
-        inputs: what it is made from beside them.
-        pipeline: the base, and on it what is trained.
-        trained: what is trained.
-        ema: its average over the last steps, if asked for.
-        accelerator: device, precision and processes.
-        control: what is asked of it while it trains.
-        trackers: who is told of it, beside its own files.
-        trainings: what a concept file tells of every concept, but progress and scores.
-        scores: those of every concept, where validation is scored.
+        config: Options of the run.
+        configs: Options of every concept.
+        inputs: Digests of what the run is made from beside its options.
+        pipeline: The base, with what is trained on it.
+        trained: What is trained.
+        ema: Average of what is trained, if the options ask for one.
+        accelerator: Device, precision, processes and trackers.
+        control: Requests that arrive while the run trains.
+        trainings: Facts for the concept file of every concept; progress and scores come later.
+        scores: Scores of every concept, if validation pictures are scored.
     """
 
     config: Config
@@ -63,9 +61,36 @@ class Run:
     ema: EMA
     accelerator: Accelerator
     control: Control
-    trackers: Trackers
     trainings: dict[str, Training] = field(default_factory=dict)
     scores: dict[str, LiveScores] = field(default_factory=dict)
+
+
+class Clock:
+    """Seconds of training, over all starts of a run.
+
+    Gradients, updates and log lines count. Loading, validation pictures, scores and checkpoints
+    do not count, nor do steps that were lost to a kill.
+    """
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        """Continue from the seconds of earlier starts."""
+        self._started = time.perf_counter() - seconds
+
+    @property
+    def seconds(self) -> float:
+        """Seconds so far."""
+        return time.perf_counter() - self._started
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Stop the clock inside the block."""
+        if torch.cuda.is_available():  # steps may still be running on the GPU
+            torch.cuda.synchronize()
+        before = self.seconds
+        try:
+            yield
+        finally:
+            self._started = time.perf_counter() - before
 
 
 def fit(
@@ -75,19 +100,25 @@ def fit(
     objective: Objective,
     progress: Progress,
 ) -> Progress:
-    """Take the remaining steps; `denoiser` is as accelerate wraps it.
+    """Take the remaining steps.
+
+    Args:
+        run: The run.
+        denoiser: Network, and text encoders if they are trained, as accelerate wraps them.
+        optimizer: Optimizer, as accelerate wraps it.
+        objective: Batches and losses of all concepts.
+        progress: Steps already taken.
 
     Raises:
-        Stopped: when it was asked to stop.
+        Stopped: If a request ended the run before its last step.
     """
     optimization, accelerator, trained = run.config.optimization, run.accelerator, run.trained
-    of_concept = [trained.parameters(name) for name in run.configs]
+    of_concepts = [trained.parameters(name) for name in run.configs]
     rates = [group["lr"] for group in trained.groups(optimization)]
     adapt = run.config.performance.on_oom == "adapt"
     network = network_of(run.pipeline)
     ladder = MemoryLadder(network, trained, accelerator, objective.rows, adapt=adapt)
-    is_main = accelerator.is_main_process
-    log = MetricsLog(run.configs, trained, run.trackers, progress, enabled=is_main)
+    log = MetricsLog(run.configs, trained, accelerator, progress)
     clock = Clock(progress.seconds)
     asked = Request(0)
     for scores in run.scores.values():
@@ -101,38 +132,17 @@ def fit(
                 group["lr"] = rate * factor
             passes = partial(accumulate_gradients, denoiser, objective, accelerator, ladder, step)
             log.count(ladder.take(passes))
-            if optimization.max_grad_norm:
-                accelerator.unscale_gradients(optimizer)
-                for parameters in of_concept:
-                    nn.utils.clip_grad_norm_(parameters, optimization.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-            if optimization.max_delta_norm is not None:
-                trained.project(optimization.max_delta_norm)
-            run.ema.update(step + 1)
+            update(run, optimizer, of_concepts, step)
             progress = Progress(step + 1, clock.seconds)
             asked = run.control.asked(progress.step)
             log.finish_step(progress, rates[0] * factor, last=bool(asked & Request.ENDS))
             validate(run, progress.step, asked, clock)
-            every = run.config.run.checkpointing_steps
-            due = every and progress.step % every == 0
-            if is_main and (due or asked & (Request.SAVE | Request.ENDS)):
-                with clock.stopped():
-                    save_checkpoint(
-                        run.config,
-                        run.inputs,
-                        progress,
-                        trained,
-                        optimizer,
-                        run.ema,
-                        accelerator,
-                        partial(save_concepts, run, progress),
-                    )
+            checkpoint(run, optimizer, progress, asked, clock)
             if asked & Request.ENDS:
                 break
-    run.trackers.finish()
     if asked & Request.ENDS == Request.STOP and progress.step < optimization.max_train_steps:
-        accelerator.wait_for_everyone()  # or a launcher would end the one that still writes
+        accelerator.wait_for_everyone()  # or a launcher would end the process that still writes
+        accelerator.end_training()
         logger.info("Stopped after step %d; --resume latest continues.", progress.step)
         raise Stopped
     return progress
@@ -145,7 +155,7 @@ def accumulate_gradients(
     ladder: MemoryLadder,
     step: int,
 ) -> Float[Tensor, "concepts 3"]:
-    """Every forward and backward pass of a step; the means of their losses, by concept."""
+    """Run every forward and backward pass of a step, and return the mean losses by concept."""
     passes = accelerator.gradient_accumulation_steps
     losses: list[Tensor] = []
     for pass_index in range(step * passes, (step + 1) * passes):
@@ -160,49 +170,92 @@ def accumulate_gradients(
     return torch.stack(losses).sum(dim=0) / passes
 
 
+def update(
+    run: Run,
+    optimizer: torch.optim.Optimizer,
+    of_concepts: Sequence[Sequence[nn.Parameter]],
+    step: int,
+) -> None:
+    """Clip every concept's gradients, take the optimizer's step, project, and average."""
+    optimization = run.config.optimization
+    if optimization.max_grad_norm:
+        run.accelerator.unscale_gradients(optimizer)
+        for parameters in of_concepts:
+            nn.utils.clip_grad_norm_(parameters, optimization.max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    if optimization.max_delta_norm is not None:
+        run.trained.project(optimization.max_delta_norm)
+    run.ema.update(step + 1)
+
+
 @contextmanager
 def as_saved(run: Run) -> Iterator[None]:
-    """What is trained as the result has it: averaged, and inside the ball all the same."""
+    """Inside the block, parameters are as in the result: averaged, then projected."""
     optimization = run.config.optimization
     with run.ema.applied():
         if optimization.ema_decay is not None and optimization.max_delta_norm is not None:
-            # A mean of scales times a mean of z is not a mean of deltas: it can lie outside.
+            # A mean of scales times a mean of z is not a mean of deltas: it can leave the ball.
             run.trained.project(optimization.max_delta_norm)
         yield
 
 
 def validate(run: Run, step: int, asked: Request, clock: Clock) -> None:
-    """Draw every concept's validation prompts when they are due or asked for, off the clock."""
+    """Draw every concept's validation prompts if they are due or asked for, off the clock."""
     every, last = run.config.run.validation_steps, run.config.optimization.max_train_steps
     ends = step == last or Request.FINISH in asked
     due = every and (ends or step % every == 0)
     if not run.accelerator.is_main_process or not (due or Request.SAMPLE in asked):
         return
+    uncompiled = partial(torch.compiler.set_stance, "force_eager")  # few pictures, no new graphs
     for name, own in run.configs.items():
         validation = Validation(run.pipeline, run.trained, name, own, run.accelerator.device)
         with clock.stopped(), as_saved(run), uncompiled():
-            drawn = validation.draw(step)
+            sheet = validation.draw(step)
             if due and (scores := run.scores.get(name)):
                 measure(run, name, scores, step, validation.drawn)
-        if drawn is not None:
-            run.trackers.show(name, drawn, step)
+        if sheet is not None:
+            track_sheet(run.accelerator, name, sheet, step)
 
 
 def measure(
     run: Run, name: str, scores: LiveScores, step: int, drawn: Mapping[Wanted, Image]
 ) -> None:
-    """Score a concept as it is now, `drawn` in part already, and keep it if it was never better."""
+    """Score a concept with the pictures `drawn` and more; save it if its score is the best yet."""
     with run.trained.only(name):
         measured = scores.measure(run.pipeline, step, run.accelerator.device, drawn)
-    run.trackers.log(name, measured, step)
-
+    track(run.accelerator, name, measured, step)
     scores.keep_best(step, measured, partial(save_concept, run, name, Progress(step), measured))
 
 
-def save_concepts(run: Run, progress: Progress, folder: Path) -> None:
-    """Write every concept as the result would be if the run ended here; they are small files.
+def checkpoint(
+    run: Run,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    asked: Request,
+    clock: Clock,
+) -> None:
+    """Write a checkpoint if one is due or asked for, off the clock."""
+    every = run.config.run.checkpointing_steps
+    due = every and progress.step % every == 0
+    if run.accelerator.is_main_process and (due or asked & (Request.SAVE | Request.ENDS)):
+        with clock.stopped():
+            save_checkpoint(
+                run.config,
+                run.inputs,
+                progress,
+                run.trained,
+                optimizer,
+                run.ema,
+                run.accelerator,
+                partial(save_concepts, run, progress),
+            )
 
-    The files of the other methods are not: their checkpoints hold nothing but the run's state.
+
+def save_concepts(run: Run, progress: Progress, folder: Path) -> None:
+    """Write every concept into a checkpoint, as the result would be if the run ended here.
+
+    Only for methods whose result is a concept file, which is small.
     """
     if run.config.adapter.method not in ("loldu", "svfit"):
         return

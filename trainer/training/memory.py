@@ -1,9 +1,11 @@
-"""Out of memory: said in one sentence, or met by holding less of a step at once."""
+"""Memory: measure the peak, explain an out-of-memory error, or go on with less at once."""
 
 import logging
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -19,14 +21,31 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+_STATUS = Path("/proc/self/status")
+"""Has the process's own peak on Linux; there, ru_maxrss can be the peak of a larger parent."""
+
+
+def peak_memory_mib() -> float:
+    """Return the peak memory so far: of the GPU if there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    if _STATUS.is_file() and (most := re.search(rb"VmHWM:\s*(\d+) kB", _STATUS.read_bytes())):
+        return int(most[1]) / 2**10
+    if sys.platform == "win32":  # has no such record
+        return 0.0
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, else in KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
 
 class MemoryLadder:
     """Goes down a rung each time the passes of a step need too much memory, and stays there.
 
-    The rungs: as asked; with gradient checkpointing; the rows of a batch in halves, quarters, down
-    to one at a time. What is drawn and its loss are the same on every rung, so training is the
-    same to rounding. A resumed run finds its rung again. It is for one process: of several, those
-    that have the memory would wait for ever for the gradients of the one that has not.
+    The rungs: the options as given; gradient checkpointing; half the rows of a batch at a time, a
+    quarter, down to one. Batches and losses are the same on every rung, so training changes by
+    rounding only. A resumed run starts at the top again. It works in one process only: of several,
+    those with enough memory would wait forever for the gradients of the one without.
     """
 
     def __init__(
@@ -38,21 +57,21 @@ class MemoryLadder:
         *,
         adapt: bool,
     ) -> None:
-        """Start at the top, with so many rows a concept; without `adapt` there is only that."""
+        """Start at the top, with `rows` rows per concept; without `adapt`, stay there."""
         self._network, self._trained, self._accelerator = network, trained, accelerator
         self._rows = self._rows_at_once = rows
         self._adapt = adapt
 
     def slices(self) -> list[slice]:
-        """The rows of a concept's batch, in as many parts as this rung has them."""
+        """Return the parts of a concept's batch that this rung computes one after the other."""
         starts = range(0, self._rows, self._rows_at_once)
         return [slice(start, start + self._rows_at_once) for start in starts]
 
     def take(self, passes: Callable[[], Result]) -> Result:
-        """Run the forward and backward passes of a step, again from their start on each rung.
+        """Run the forward and backward passes of a step; start them again on each lower rung.
 
         Raises:
-            RuntimeError: torch's own, at the foot of the ladder.
+            RuntimeError: If even the lowest rung needs too much memory; torch's own error.
         """
         while True:
             try:
@@ -61,10 +80,10 @@ class MemoryLadder:
                 if not (self._adapt and _is_out_of_memory(error)) or not self._can_step_down():
                     raise
                 needed = _needed(error)
-            # Only here is the traceback gone, and with it the activations that it held.
+            # Only here is the traceback gone, which kept the activations in memory.
             for parameter in self._trained.parameters():
                 parameter.grad = None
-            self._accelerator.step = 0  # of the passes since the last optimizer step
+            self._accelerator.step = 0  # passes since the last optimizer step
             clear_device_cache(garbage_collection=True)
             self._step_down(needed)
 
@@ -83,10 +102,10 @@ class MemoryLadder:
 
 @contextmanager
 def out_of_memory_in_one_sentence(config: Config) -> Iterator[None]:
-    """Say what was needed and which flags need less.
+    """Report an out-of-memory error with the memory that was needed and flags that need less.
 
     Raises:
-        LoLDUError: in place of torch's error.
+        LoLDUError: If torch runs out of memory.
     """
     try:
         yield
@@ -103,7 +122,7 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def _needed(error: RuntimeError) -> str:
-    """What torch tells about it, as far as it does."""
+    """Return the numbers in torch's message, in parentheses, or ""."""
     text = str(error)
     parts: list[str] = []
     if asked := re.search(r"ried to allocate (\d[\d.]* \w+)", text):

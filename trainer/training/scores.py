@@ -19,7 +19,7 @@ from loldu.pictures.open import load_image
 from trainer.options.config import Config
 from trainer.options.scores import BestBy
 from trainer.results.chart import Line, Panel, draw_chart
-from trainer.results.records import BEST, SCORES, SCORES_OF_BEST, VALIDATION, forget_after
+from trainer.results.output_dir import BEST, SCORES, SCORES_OF_BEST, VALIDATION, forget_after
 from trainer.training.cache import on_device
 from trainer.training.scorer import Plan, Scorer, Wanted, load_scorer, make_plan
 

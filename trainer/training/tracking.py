@@ -1,4 +1,4 @@
-"""A run's numbers and pictures for TensorBoard and Weights & Biases, when asked for."""
+"""Report a run's metrics and validation sheets to TensorBoard and Weights & Biases."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
+from accelerate import Accelerator
 from accelerate.tracking import TensorBoardTracker, WandBTracker
 from PIL import Image
 
@@ -19,10 +20,10 @@ PROJECT = "loldu"
 
 
 def check_trackers(run: RunConfig) -> None:
-    """Try libraries and logins before any work is done.
+    """Check libraries and logins before any work is done.
 
     Raises:
-        LoLDUError: when the library of a tracker is not installed, or its login fails.
+        LoLDUError: If a tracker's library is not installed, or its login fails.
     """
     for name in run.report_to:
         try:
@@ -33,53 +34,41 @@ def check_trackers(run: RunConfig) -> None:
                 f"pip install {name}, or leave the option out."
             ) from error
         if name == "wandb":
-            with _refusal(name):  # it asks for a key where there is a terminal and none is known
+            with _in_one_sentence(name):  # asks for a key if there is none and a terminal
                 wandb: Any = import_module(name)
                 wandb.login(verify=True)
 
 
-class Trackers:
-    """The trackers of a run; without any, every method does nothing."""
+def start_trackers(accelerator: Accelerator, config: Config, first_step: int) -> None:
+    """Start the trackers of a run that continues after `first_step` steps.
 
-    def __init__(self, config: Config, first_step: int, *, enabled: bool) -> None:
-        """Start them for a run that continues after `first_step` steps.
+    Raises:
+        LoLDUError: If a tracker does not start.
+    """
+    for name in config.run.report_to if accelerator.is_main_process else ():
+        tracker = _tracker(name, config, first_step)
+        with _in_one_sentence(name):
+            tracker.start()
+        accelerator.trackers.append(tracker)
 
-        Raises:
-            LoLDUError: when one does not start.
-        """
-        self._trackers: list[TensorBoardTracker | WandBTracker] = []
-        for name in config.run.report_to if enabled else ():
-            tracker = _make(name, config, first_step)
-            with _refusal(name):
-                tracker.start()
-            self._trackers.append(tracker)
 
-    def log(self, concept: str, line: dict[str, Any], step: int) -> None:
-        """Report a concept's line of `metrics.jsonl`."""
-        values = {
-            _title(concept, key): value
-            for key, value in line.items()
-            if key != "step" and value is not None
-        }
-        for tracker in self._trackers:
-            tracker.log(values, step=step)
+def track(accelerator: Accelerator, concept: str, line: dict[str, Any], step: int) -> None:
+    """Report one concept's line of `metrics.jsonl` or its scores."""
+    known = {key: value for key, value in line.items() if key != "step" and value is not None}
+    accelerator.log({_title(concept, key): value for key, value in known.items()}, step=step)
 
-    def show(self, concept: str, sheet: Image.Image, step: int) -> None:
-        """Report a concept's validation sheet."""
-        for tracker in self._trackers:
-            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-            images = {_title(concept, "validation"): np.asarray(sheet)[None]}
-            tracker.log_images(images, step=step, **layout)
 
-    def finish(self) -> None:
-        """Let them write what is left."""
-        for tracker in self._trackers:
-            tracker.finish()
+def track_sheet(accelerator: Accelerator, concept: str, sheet: Image.Image, step: int) -> None:
+    """Report one concept's validation sheet."""
+    images = {_title(concept, "validation"): np.asarray(sheet)[None]}
+    for tracker in accelerator.trackers:
+        layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+        tracker.log_images(images, step=step, **layout)
 
 
 @contextmanager
-def _refusal(name: Tracker) -> Iterator[None]:
-    """What a tracker's library says against its start, in one sentence."""
+def _in_one_sentence(name: Tracker) -> Iterator[None]:
+    """Raise any error of a tracker's library as a LoLDUError of one sentence."""
     try:
         yield
     except Exception as error:  # each library has errors of its own
@@ -91,12 +80,12 @@ def _title(concept: str, key: str) -> str:
     return key if concept == SINGLE else f"{concept}/{key}"
 
 
-def _make(name: Tracker, config: Config, first_step: int) -> TensorBoardTracker | WandBTracker:
+def _tracker(name: Tracker, config: Config, first_step: int) -> TensorBoardTracker | WandBTracker:
     folder = config.run.output_dir / TRACKING
     folder.mkdir(parents=True, exist_ok=True)
-    if name == "tensorboard":  # steps that are taken again after a kill replace their first taking
+    if name == "tensorboard":  # steps taken again after a kill replace the earlier ones
         return TensorBoardTracker(name, folder, purge_step=first_step + 1)
-    # Its steps only ever grow, so a continued run is a run of its own in the same group.
+    # W&B's steps only grow, so a resumed run is a new run in the same group.
     group = config.run.output_dir.resolve().name
-    told = {name: sections(config)[name] for name in ("adapter", "optimization")}
-    return WandBTracker(PROJECT, dir=folder, group=group, config=told)
+    options = {name: sections(config)[name] for name in ("adapter", "optimization")}
+    return WandBTracker(PROJECT, dir=folder, group=group, config=options)

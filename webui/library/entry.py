@@ -14,7 +14,7 @@ from loldu.pictures.folder import list_images
 from loldu.pictures.open import load_image
 from trainer.methods.method import FILE_NAMES, LEARNED_WORD
 from trainer.results.card import CARD
-from trainer.results.records import METRICS, SAMPLES
+from trainer.results.output_dir import METRICS, SAMPLES
 from webui.library.about import about
 
 CONCEPT, PICTURES = FILE_NAMES["loldu"], "pictures"

@@ -18,7 +18,6 @@ from trainer.options.config import Config
 from trainer.training.control import Control
 from trainer.training.ema import EMA
 from trainer.training.fit import Run, as_saved
-from trainer.training.tracking import Trackers
 
 
 def make_parameters() -> list[nn.Parameter]:
@@ -114,8 +113,8 @@ def test_the_average_is_brought_into_the_ball(
     trained = add_trainables(pipeline, configs, {})
     ema = EMA(trained.parameters(), 0.5)
     accelerator = Accelerator()
-    control, trackers = Control(config.run, accelerator), Trackers(config, 0, enabled=False)
-    of_run = Run(config, configs, {}, pipeline, trained, ema, accelerator, control, trackers)
+    control = Control(config.run, accelerator)
+    of_run = Run(config, configs, {}, pipeline, trained, ema, accelerator, control)
     layers = [module for module in pipeline.unet.modules() if isinstance(module, LoLDULayer)]
 
     def largest() -> float:

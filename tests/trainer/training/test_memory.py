@@ -1,7 +1,9 @@
-"""Out of memory, as a UNet that says so tells it."""
+"""Peak memory, and passes of a UNet that run out of memory."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +14,8 @@ from loldu import read_concept
 from loldu.errors import LoLDUError
 from trainer.__main__ import run
 from trainer.options.config import Config
-from trainer.training.memory import out_of_memory_in_one_sentence
+from trainer.training import memory
+from trainer.training.memory import out_of_memory_in_one_sentence, peak_memory_mib
 
 CUDA = (
     "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 23.64 GiB of "
@@ -149,3 +152,21 @@ def test_other_errors_are_not_taken_for_it(
     monkeypatch.setattr(UNet2DConditionModel, "forward", broken)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         run([*flags, "--on_oom", "adapt"])
+
+
+def test_peak_memory_is_the_process_s_own_where_the_system_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`ru_maxrss` survives exec: a small process of a large parent has the parent's."""
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    usage = SimpleNamespace(ru_maxrss=9 * 2**10)
+    monkeypatch.setattr(resource, "getrusage", lambda _: usage)
+    status = tmp_path / "status"
+    monkeypatch.setattr(memory, "_STATUS", status)
+    assert peak_memory_mib() == 9
+    status.write_text("VmPeak:\t   99999 kB\nVmHWM:\t    3072 kB\nVmRSS:\t    2048 kB\n")
+    assert peak_memory_mib() == 3
+    status.write_text("Name:\tpython\n")  # not every system that has the file has the line
+    assert peak_memory_mib() == 9

@@ -20,9 +20,9 @@ from trainer.__main__ import run
 from trainer.methods.method import add_trainables
 from trainer.options.config import Config, Method
 from trainer.options.preset import parse
-from trainer.results import write as result
+from trainer.results import result
 from trainer.results.metadata import Training, describe, license_of, name_of, public_sections
-from trainer.results.write import write_result
+from trainer.results.result import write_result
 from trainer.training.checkpoint import Progress
 
 CLASS = ["--class_prompt", "a photo of a toy"]

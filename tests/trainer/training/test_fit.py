@@ -1,4 +1,4 @@
-"""What counts as time of training."""
+"""The training loop: which work counts as training time."""
 
 import json
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import pytest
 from eval.protocols.live import Pictures
 from trainer.options.config import Config
 from trainer.train_dreambooth_loldu import main
-from trainer.training import clock, fit
+from trainer.training import fit
 from trainer.training.scores import LiveScores
 from trainer.training.validation import Validation
 
@@ -38,7 +38,7 @@ def test_pictures_scores_and_checkpoints_do_not_count_nor_does_a_kill(
 
         return slow
 
-    monkeypatch.setattr(clock, "time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(fit, "time", SimpleNamespace(perf_counter=lambda: now))
     for place, name, seconds in (
         (fit, "accumulate_gradients", 1),
         (Validation, "draw", 100),

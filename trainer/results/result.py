@@ -16,7 +16,7 @@ from trainer.methods.method import LEARNED_WORD, WORDS, Trained, save_result
 from trainer.options.config import Config
 from trainer.results.card import CARD, Result, Sample, model_card
 from trainer.results.metadata import Training, describe
-from trainer.results.records import METRICS, SAMPLES, size_bytes, write_summary
+from trainer.results.output_dir import METRICS, SAMPLES, size_bytes, write_summary
 from trainer.training.cache import on_device
 
 logger = logging.getLogger(__name__)
