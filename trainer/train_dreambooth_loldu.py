@@ -72,14 +72,9 @@ def main(config: Config, scorer: Scorer | None = None) -> None:
     instances = find_all_instances(configs)
     checkpoint = find_checkpoint(config)
     refuse_another_run(config.run, checkpoint)
-    scores: dict[str, LiveScores] = {}
-    repositories: dict[str, str] = {}
-    if accelerator.is_main_process:
-        check_trackers(config.run)
-        scores = live_scores(config, configs, instances, scorer, accelerator.device)
-        repositories = open_repositories(configs)
-        if checkpoint is None:
-            report_pictures(configs, instances)
+    scores, repositories = check_outputs(config, configs, instances, scorer, accelerator)
+    if checkpoint is None and accelerator.is_main_process:
+        report_pictures(configs, instances)
     control = Control(config.run, accelerator)
 
     # ----------------------------------------------------------- load the base, and teach it words
@@ -93,7 +88,7 @@ def main(config: Config, scorer: Scorer | None = None) -> None:
     for of_concept in scores.values():
         of_concept.see_base(pipeline)
 
-    # ----------------------------------------------- add what is trained, in fp32, and its optimizer
+    # ---------------------------------------------- add what is trained, in fp32, and its optimizer
     trained = add_trainables(pipeline, configs, words)
     leave_device(pipeline)
     concepts = [DreamBooth(pipeline, caches[name], own) for name, own in configs.items()]
@@ -104,7 +99,6 @@ def main(config: Config, scorer: Scorer | None = None) -> None:
     progress = Progress()
     if checkpoint is not None:
         progress = load_checkpoint(checkpoint, inputs, trained, optimizer, ema, accelerator)
-        logger.info("Resuming after step %d from %s", progress.step, checkpoint)
 
     # -------------------------------------------------------------------------------------- train
     trainings = describe_trainings(configs, instances, caches, trained, progress)
@@ -152,6 +146,25 @@ def make_accelerator(config: Config) -> Accelerator:
         )
     logger.setLevel(logging.INFO if accelerator.is_main_process else logging.WARNING)
     return accelerator
+
+
+def check_outputs(
+    config: Config,
+    configs: Mapping[str, Config],
+    instances: Mapping[str, Sequence[CaptionedImage]],
+    scorer: Scorer | None,
+    accelerator: Accelerator,
+) -> tuple[dict[str, LiveScores], dict[str, str]]:
+    """Check trackers, scorer and repositories in the main process, before any work is done.
+
+    Returns:
+        Scores and repository names by concept.
+    """
+    if not accelerator.is_main_process:
+        return {}, {}
+    check_trackers(config.run)
+    scores = live_scores(config, configs, instances, scorer, accelerator.device)
+    return scores, open_repositories(configs)
 
 
 def report_pictures(

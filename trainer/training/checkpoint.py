@@ -148,6 +148,7 @@ def load_checkpoint(
             f"The checkpoint {folder} is damaged; delete it and resume from the one before "
             f"({str(error).splitlines()[0]})."
         ) from error
+    logger.info("Resuming after step %d from %s", progress.step, folder)
     return progress
 
 
