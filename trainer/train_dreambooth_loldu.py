@@ -29,7 +29,9 @@ from loldu.base.open import load_pipeline, weights_digest
 from loldu.errors import LoLDUError
 from loldu.pictures.folder import CaptionedImage, digest
 from trainer.command import run
-from trainer.methods.method import Trained, add_trainables, learn_words
+from trainer.methods.method import add_trainables, method_named
+from trainer.methods.textual_inversion import learn_words
+from trainer.methods.trained import Trained
 from trainer.options.concepts import SINGLE, concept_configs
 from trainer.options.config import Config
 from trainer.results.hub import open_repositories, push
@@ -177,7 +179,7 @@ def report_pictures(
 
 def compute_dtype(config: Config) -> torch.dtype:
     """Return the dtype of the frozen base; a base that is itself trained is in fp32."""
-    if config.adapter.method == "dreambooth":
+    if method_named(config.adapter.method).trains_base:
         return torch.float32
     return DTYPES[config.optimization.mixed_precision]
 

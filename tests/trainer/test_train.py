@@ -20,7 +20,7 @@ from loldu.base.config import BaseModelConfig
 from loldu.base.open import load_pipeline
 from trainer import train_dreambooth_loldu
 from trainer.__main__ import run
-from trainer.methods.method import Trained
+from trainer.methods.trained import Trained
 from trainer.options.preset import parse
 from trainer.training.cache import build_cache
 from trainer.training.instances import find_instances

@@ -8,9 +8,9 @@ import tomli_w
 
 from loldu.base.config import BaseModelConfig
 from loldu.options import option, options, toml_value
+from trainer.methods import MethodName as Method
 from trainer.options.scores import ScoresConfig
 
-Method = Literal["loldu", "svfit", "lora", "dreambooth", "textual_inversion"]
 Rank = int | Literal["full"]
 Tracker = Literal["tensorboard", "wandb"]
 OptimizerName = Literal["adamw", "adamw8bit", "prodigy"]

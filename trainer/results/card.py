@@ -10,27 +10,18 @@ import jinja2
 from huggingface_hub import ModelCard, ModelCardData
 
 from loldu.base.record import CONFIG
+from trainer.methods.dreambooth import PIPELINE
+from trainer.methods.loldu import CONCEPT
 from trainer.methods.lora_file import LORA
-from trainer.methods.method import FILE_NAMES, LEARNED_WORD
+from trainer.methods.method import all_methods, method_named
+from trainer.methods.textual_inversion import LEARNED_WORD
 from trainer.options.config import Config
 from trainer.results.metadata import Training, base_name, is_on_hub, license_of
 
 CARD, TEMPLATE = "README.md", "card.md.jinja"
-CONCEPT, WHOLE = FILE_NAMES["loldu"], FILE_NAMES["dreambooth"]
 _USUAL_STEPS, _USUAL_GUIDANCE = 50, 7.5
 """Defaults of diffusers' pipelines."""
-_METHODS = {
-    "loldu": "[LoLDU](https://arxiv.org/abs/2410.13618)",
-    "svfit": "SVFit",
-    "lora": "LoRA",
-    "dreambooth": "DreamBooth",
-    "textual_inversion": "Textual Inversion",
-}
 _ABOUT = {
-    CONCEPT: "the concept, exactly as trained, for LoLDU on this base",
-    LORA: "a LoRA, for A1111, ComfyUI and diffusers",
-    LEARNED_WORD: "the embedding of its word, for A1111, ComfyUI and diffusers",
-    WHOLE: "the whole pipeline, for diffusers",
     CONFIG: "every option of the run: `--preset config.toml` repeats it",
     "metrics.jsonl": "losses and the size of the change, step by step",
 }
@@ -78,19 +69,17 @@ def card_data(
     config: Config, prompt: str | None = None, samples: Sequence[Sample] = ()
 ) -> ModelCardData:
     """Return the card's front matter; it names the base only if the base is on the hub."""
-    method = config.adapter.method
-    has_lora = method == "lora" or (
-        method in ("loldu", "svfit") and config.result.lora_file != "no"
-    )
+    method = method_named(config.adapter.method)
+    exports = method.makes_concept and config.result.lora_file != "no"
     tags = ["text-to-image", "stable-diffusion", "diffusers", "dreambooth", "loldu"]
-    relation = "finetune" if method == "dreambooth" else "adapter"
+    relation = "finetune" if method.trains_base else "adapter"
     return ModelCardData(
         base_model=base_name(config) if is_on_hub(config) else None,
         base_model_relation=relation if is_on_hub(config) else None,
         library_name="diffusers",
         license=license_of(config),
         pipeline_tag="text-to-image",
-        tags=[*tags, "lora"] if has_lora else tags,
+        tags=[*tags, "lora"] if exports or method.file_name == LORA else tags,
         instance_prompt=prompt,
         widget=[{"text": s.prompt, "output": {"url": s.adapted}} for s in samples] or None,
     )
@@ -103,13 +92,16 @@ def model_card(result: Result) -> ModelCard:
     words = [word for word in (metadata.get("token"), metadata.get("class_name")) if word]
     on_hub = is_on_hub(config)
     text = _template().render(
-        {**vars(result), "CONCEPT": CONCEPT, "LORA": LORA, "WORD": LEARNED_WORD, "WHOLE": WHOLE},
-        ABOUT=_ABOUT,
+        vars(result),
+        CONCEPT=CONCEPT,
+        LORA=LORA,
+        WORD=LEARNED_WORD,
+        PIPELINE=PIPELINE,
+        about={**_ABOUT, **{method.file_name: method.about for method in all_methods()}},
         front_matter=card_data(config, prompt, result.samples).to_yaml(),
         title=_one_line(" ".join(words) or prompt),
         prompt=_one_line(prompt),
-        method=_METHODS[config.adapter.method],
-        main=FILE_NAMES[config.adapter.method],
+        method=method_named(config.adapter.method),
         on_hub=on_hub,
         base_name=name,
         base_link=f"[{name}](https://huggingface.co/{name})" if on_hub else f"`{name}`",

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from loldu.errors import LoLDUError
-from trainer.methods.method import Trained
+from trainer.methods.trained import Trained
 from trainer.options.concepts import SINGLE
 from trainer.options.config import Config
 from trainer.results.output_dir import METRICS, forget_after

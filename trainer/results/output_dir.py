@@ -9,7 +9,7 @@ from typing import Any
 from loldu.base.record import CONFIG, SUMMARY
 from loldu.errors import LoLDUError
 from loldu.files import write_atomically
-from trainer.methods.method import FILE_NAMES
+from trainer.methods.method import all_methods
 from trainer.options.concepts import FOLDER
 from trainer.options.config import Config, RunConfig, to_toml
 from trainer.results.card import CARD, is_card
@@ -44,7 +44,7 @@ def refuse_another_run(run: RunConfig, checkpoint: Path | None) -> None:
     if checkpoint is not None:
         continued = checkpoint.resolve().parent == folder.resolve()
     else:
-        results = {SUMMARY, *FILE_NAMES.values()}
+        results = {SUMMARY, *(method.file_name for method in all_methods())}
         finished = any((folder / name).exists() for name in results)
         continued = run.resume is not None and not finished
     if _earlier_run(folder) and not continued and not run.overwrite:
@@ -71,8 +71,7 @@ def open_output_dir(
 def _earlier_run(folder: Path) -> list[Path]:
     """Return the files of an earlier run, but class pictures: a digest tells if they fit."""
     names = [CONFIG, METRICS, SUMMARY, VALIDATION, TRACKING, CARD, SCORES, BEST, f".{BEST}.tmp"]
-    names += [FOLDER]
-    names += sorted(set(FILE_NAMES.values()))
+    names += [FOLDER, *sorted({method.file_name for method in all_methods()})]
     written = [folder / name for name in names if (folder / name).exists()]
     written += [*folder.glob(f"{SAMPLES}/*-base.png"), *folder.glob(f"{SAMPLES}/*-concept.png")]
     return [*written, *folder.glob(f"{PREFIX}*"), *folder.glob(f".{PREFIX}*.tmp")]

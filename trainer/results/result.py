@@ -12,7 +12,9 @@ from loldu.base.draw import sample_images
 from loldu.base.record import CONFIG
 from loldu.files import save_png, write_atomically
 from trainer.methods.lora_file import DTYPES, LORA, lora_header
-from trainer.methods.method import LEARNED_WORD, WORDS, Trained, save_result
+from trainer.methods.method import method_named, save_result
+from trainer.methods.textual_inversion import LEARNED_WORD
+from trainer.methods.trained import Trained
 from trainer.options.config import Config
 from trainer.results.card import CARD, Result, Sample, model_card
 from trainer.results.metadata import Training, describe
@@ -55,7 +57,7 @@ def write_result(
     main = save_result(pipeline, trained, concept, config, metadata)
     write_summary(folder, main, training.parameters, training.progress)
     logger.info("Saved %s (%s bytes)", main, f"{size_bytes(main):,}")
-    if config.adapter.method in ("loldu", "svfit") and config.result.lora_file != "no":
+    if method_named(config.adapter.method).makes_concept and config.result.lora_file != "no":
         _write_lora(config, concept, pipeline, metadata)
     samples = draw_samples(config, concept, pipeline, trained, metadata["instance_prompt"], device)
     names = dict.fromkeys((main.name, LORA, LEARNED_WORD, CONFIG, METRICS))
@@ -102,7 +104,7 @@ def draw_samples(
         with on_device(pipeline, device):
             with trained.only(concept):
                 pictures = dict(zip(names, draw(), strict=True))
-            if config.adapter.method != "dreambooth" and WORDS not in trained.parts:
+            if trained.gives_base_back:
                 base_names = [f"{SAMPLES}/{index}-base.png" for index in range(len(prompts))]
                 with trained.off():
                     pictures |= dict(zip(base_names, draw(), strict=True))

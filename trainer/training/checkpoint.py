@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from loldu.base.record import CONFIG
 from loldu.errors import LoLDUError
 from loldu.options import options
-from trainer.methods.method import Trained
+from trainer.methods.trained import Trained
 from trainer.options.concepts import concept_configs
 from trainer.options.config import Config, to_toml
 from trainer.training.ema import EMA

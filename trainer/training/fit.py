@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from loldu.base.families import network_of
 from loldu.errors import Stopped
-from trainer.methods.method import Trained, save_result
+from trainer.methods.method import method_named, save_result
+from trainer.methods.trained import Trained
 from trainer.options.concepts import FOLDER, SINGLE
 from trainer.options.config import Config
 from trainer.results.metadata import Training, describe
@@ -257,7 +258,7 @@ def save_concepts(run: Run, progress: Progress, folder: Path) -> None:
 
     Only for methods whose result is a concept file, which is small.
     """
-    if run.config.adapter.method not in ("loldu", "svfit"):
+    if not method_named(run.config.adapter.method).makes_concept:
         return
     with as_saved(run):
         for name, own in run.configs.items():

@@ -14,7 +14,7 @@ from accelerate.utils.memory import clear_device_cache
 from diffusers import ModelMixin
 
 from loldu.errors import LoLDUError
-from trainer.methods.method import Trained
+from trainer.methods.trained import Trained
 from trainer.options.config import Config
 
 logger = logging.getLogger(__name__)

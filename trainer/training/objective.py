@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from loldu.base.families import family_of, network_of
 from loldu.base.family import Conditioning
-from trainer.methods.method import Trained
+from trainer.methods.trained import Trained
 from trainer.options.config import Config, OptimizationConfig
 from trainer.training.cache import Cache
 

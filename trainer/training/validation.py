@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from loldu.base.draw import sample_images
 from loldu.files import save_png
 from loldu.pictures.lettering import font, wrapped
-from trainer.methods.method import Trained
+from trainer.methods.trained import Trained
 from trainer.options.config import Config
 from trainer.training.cache import on_device
 from trainer.training.scorer import Wanted

@@ -12,12 +12,13 @@ from loldu.errors import LoLDUError
 from loldu.files import save_png
 from loldu.pictures.folder import list_images
 from loldu.pictures.open import load_image
-from trainer.methods.method import FILE_NAMES, LEARNED_WORD
+from trainer.methods.loldu import CONCEPT
+from trainer.methods.textual_inversion import LEARNED_WORD
 from trainer.results.card import CARD
 from trainer.results.output_dir import METRICS, SAMPLES
 from webui.library.about import about
 
-CONCEPT, PICTURES = FILE_NAMES["loldu"], "pictures"
+PICTURES = "pictures"
 _TAKEN = (CONCEPT, CONFIG, SUMMARY, METRICS, CARD, LEARNED_WORD)
 _PICTURE_PX, _MOST_PICTURES = 256, 5
 

@@ -12,7 +12,7 @@ from loldu.base.record import base_options
 from loldu.concept.format import BASE_DTYPES
 from loldu.errors import LoLDUError
 from trainer.methods.lora_file import DTYPES, LORA, lora_header
-from trainer.methods.method import LEARNED_WORD
+from trainer.methods.textual_inversion import LEARNED_WORD
 from trainer.results.card import CARD
 from trainer.results.output_dir import METRICS, SAMPLES
 from webui.library.about import about

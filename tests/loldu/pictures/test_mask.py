@@ -12,7 +12,7 @@ from loldu.errors import LoLDUError
 from loldu.pictures.folder import CaptionedImage
 from loldu.pictures.mask import load_mask, loss_weights
 from trainer.__main__ import run
-from trainer.methods.method import Trained
+from trainer.methods.trained import Trained
 from trainer.options.config import Config
 from trainer.training.cache import build_cache
 from trainer.training.instances import find_instances

@@ -11,7 +11,9 @@ from loldu.adapter.layer import LoLDULayer
 from loldu.base.open import load_pipeline
 from loldu.base.stable_diffusion import embed
 from loldu.errors import LoLDUError
-from trainer.methods.method import Trained, add_trainables, learn_words, save_result
+from trainer.methods.method import add_trainables, save_result
+from trainer.methods.textual_inversion import learn_words
+from trainer.methods.trained import Trained
 from trainer.options.config import Config, Method, Rank
 
 MakeConfig = Callable[..., Config]

@@ -11,7 +11,8 @@ from diffusers.training_utils import compute_snr
 from loldu.base.stable_diffusion import STATES, min_snr_weights, training_noise_scheduler
 from loldu.errors import LoLDUError
 from loldu.pictures.folder import CaptionedImage
-from trainer.methods.method import Trained, add_trainables
+from trainer.methods.method import add_trainables
+from trainer.methods.trained import Trained
 from trainer.options.config import Config
 from trainer.training.cache import Cache, build_cache
 from trainer.training.instances import find_instances

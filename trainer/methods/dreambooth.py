@@ -1,0 +1,73 @@
+"""DreamBooth as it was published: train every weight; the result is a whole pipeline."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from trainer.methods.method import Method, target_modules
+from trainer.methods.trained import State, Trainable, Trained
+from trainer.options.config import Config
+
+PIPELINE = "pipeline"
+
+
+class DreamBooth(Method):
+    """Every weight of the network, and of the text encoders if they are trained too."""
+
+    title = "DreamBooth"
+    file_name = PIPELINE
+    about = "the whole pipeline, for diffusers"
+    trains_base = True
+
+    def add(
+        self, pipeline: DiffusionPipeline, config: Config, concepts: Sequence[str]
+    ) -> dict[str, Trainable]:
+        """Make the models trainable."""
+        components = target_modules(pipeline, config.adapter)
+        return {component: WholeModel(getattr(pipeline, component)) for component in components}
+
+    def save(
+        self,
+        path: Path,
+        pipeline: DiffusionPipeline,
+        trained: Trained,
+        concept: str,
+        metadata: dict[str, Any],
+    ) -> None:
+        """Write the whole pipeline."""
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".pipeline-") as temporary:
+            pipeline.save_pretrained(temporary)
+            shutil.rmtree(path, ignore_errors=True)
+            os.replace(temporary, path)
+            Path(temporary).mkdir()  # for the context to remove
+
+
+class WholeModel(Trainable):
+    """Every weight of one model, for one concept."""
+
+    gives_base_back = False
+
+    def __init__(self, model: nn.Module) -> None:
+        """Make all weights trainable, in fp32."""
+        self._model = model.float().requires_grad_(True)
+
+    def parameters(self, concept: str) -> list[nn.Parameter]:
+        """Return all weights."""
+        return [*self._model.parameters()]
+
+    def state_dict(self) -> State:
+        """Return all weights."""
+        return self._model.state_dict()
+
+    def load_state_dict(self, state: State) -> None:
+        """Load all weights."""
+        self._model.load_state_dict(state)
+
+
+METHOD = DreamBooth()

@@ -1,0 +1,162 @@
+"""LoLDU: train a diagonal between fixed LDU factors of each layer; the result is a concept file."""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from diffusers import DiffusionPipeline
+from jaxtyping import Float
+from peft import PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from torch import Tensor, nn
+
+from loldu import ConceptError, LoLDUConfig, project, save_concept, set_concepts
+from loldu.adapter.components import layers_with
+from loldu.errors import LoLDUError
+from trainer.methods.method import Method, rank_of, refusal, target_modules
+from trainer.methods.trained import State, Trainable, Trained, below
+from trainer.options.config import AdapterConfig, Config
+
+CONCEPT = "concept.safetensors"
+
+
+class LoLDU(Method):
+    """Diagonals between the factors of one factorization."""
+
+    title = "[LoLDU](https://arxiv.org/abs/2410.13618)"
+    file_name = CONCEPT
+    about = "the concept, exactly as trained, for LoLDU on this base"
+    makes_concept = is_adapter = True
+    factorization: ClassVar[Literal["ldu", "svd"]] = "ldu"
+
+    def add(
+        self, pipeline: DiffusionPipeline, config: Config, concepts: Sequence[str]
+    ) -> dict[str, Trainable]:
+        """Add an adapter for every concept.
+
+        Raises:
+            LoLDUError: If no layer matches, or the adapter refuses its options.
+        """
+        adapter, parts = config.adapter, dict[str, Trainable]()
+        for component, targets in target_modules(pipeline, adapter).items():
+            model = getattr(pipeline, component)
+            rank = rank_of(model, targets, adapter)
+            try:
+                own = [self._config(adapter, targets, rank, config) for _ in concepts]
+                parts[component] = Diagonals(model, dict(zip(concepts, own, strict=True)))
+            except ValueError as error:
+                raise refusal(adapter, error) from error
+        return parts
+
+    def save(
+        self,
+        path: Path,
+        pipeline: DiffusionPipeline,
+        trained: Trained,
+        concept: str,
+        metadata: dict[str, Any],
+    ) -> None:
+        """Write the concept file.
+
+        Raises:
+            LoLDUError: If the adapter cannot be saved, such as after training diverged.
+        """
+        try:
+            save_concept(pipeline, path, concept, metadata, overwrite=True)
+        except ConceptError as error:
+            raise LoLDUError(f"The concept cannot be saved: {error}.") from error
+
+    def _config(
+        self, adapter: AdapterConfig, targets: tuple[str, ...], rank: int, config: Config
+    ) -> PeftConfig:
+        return LoLDUConfig(
+            r=rank,
+            alpha=adapter.alpha,
+            factorization=self.factorization,
+            diagonal_init=adapter.diagonal_init,
+            residual=adapter.residual,
+            pivoting=adapter.pivoting,
+            normalize_directions=adapter.normalize_directions,
+            train_scale=adapter.train_scale,
+            seed=config.optimization.seed,
+            target_modules=list(targets),
+        )
+
+
+class Diagonals(Trainable):
+    """Adapters on one model, one for each concept; every row of a batch has its own."""
+
+    def __init__(self, model: Any, configs: Mapping[str, PeftConfig]) -> None:  # noqa: ANN401
+        """Add an adapter for every concept to a model of diffusers or transformers.
+
+        Raises:
+            ValueError: If the adapter refuses its options, or no layer matches.
+        """
+        self._model, self._concepts = model, [*configs]
+        with warnings.catch_warnings():
+            # PEFT warns whenever a model gets its second adapter this way, which is meant here.
+            warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+            for concept, config in configs.items():
+                model.add_adapter(config, adapter_name=concept)
+        for concept in configs:  # PEFT trains only the active one
+            for parameter in self.parameters(concept):
+                parameter.requires_grad_(True)
+                parameter.data = parameter.data.float()
+        self._set_rows(self._concepts)
+
+    def parameters(self, concept: str) -> list[nn.Parameter]:
+        """Return the offsets of a concept's diagonals and scales."""
+        layers = layers_with(self._model, concept).values()
+        return [parameter for layer in layers for parameter in layer.diagonal(concept).parameters()]
+
+    def state_dict(self) -> State:
+        """Return offsets, start and pivots of every concept."""
+        return {
+            f"{concept}.{name}": tensor
+            for concept in self._concepts
+            for name, tensor in get_peft_model_state_dict(self._model, adapter_name=concept).items()
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Load offsets, start and pivots of every concept."""
+        for concept in self._concepts:
+            set_peft_model_state_dict(self._model, below(concept, state), adapter_name=concept)
+
+    def delta_norm(self, concept: str) -> Float[Tensor, ""]:
+        """Return ‖delta_W‖_F over all layers together."""
+        layers = layers_with(self._model, concept).values()
+        return torch.stack([layer.delta_norm(concept) for layer in layers]).norm()
+
+    def project(self, max_delta_norm: float) -> None:
+        """Rescale every delta_W that is outside its ball."""
+        for concept in self._concepts:
+            project(self._model, max_delta_norm, concept)
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Inside the block, every row is the base's."""
+        with self._rows([None]):
+            yield
+
+    @contextmanager
+    def only(self, concept: str) -> Iterator[None]:
+        """Inside the block, every row has this concept."""
+        with self._rows([concept]):
+            yield
+
+    @contextmanager
+    def _rows(self, rows: Sequence[str | None]) -> Iterator[None]:
+        set_concepts(self._model, rows)
+        try:
+            yield
+        finally:
+            self._set_rows(self._concepts)
+
+    def _set_rows(self, concepts: Sequence[str]) -> None:
+        # A single concept is the active adapter: the fastest way to have it on all rows.
+        set_concepts(self._model, concepts if len(concepts) > 1 else None)
+
+
+METHOD = LoLDU()

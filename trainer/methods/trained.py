@@ -1,0 +1,164 @@
+"""What a run trains: one `Trainable` for each trained model of the pipeline."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from trainer.options.config import Config, OptimizationConfig
+
+TEXT_ENCODER, WORDS = "text_encoder", "words"
+
+State = dict[str, Tensor]
+
+
+class Trainable(ABC):
+    """The trained parameters of one model of the pipeline, such as its adapters.
+
+    Attributes:
+        gives_base_back: Whether `off` restores the base after training has begun.
+    """
+
+    gives_base_back = True
+
+    @abstractmethod
+    def parameters(self, concept: str) -> list[nn.Parameter]:
+        """Return the parameters of a concept."""
+
+    @abstractmethod
+    def state_dict(self) -> State:
+        """Return the state for a checkpoint."""
+
+    @abstractmethod
+    def load_state_dict(self, state: State) -> None:
+        """Load the state of a checkpoint."""
+
+    def delta_norm(self, concept: str) -> Float[Tensor, ""] | None:
+        """Return the Frobenius norm of a concept's change of the weights, if it is known.
+
+        It stays on the device, so that the host waits once for all concepts.
+        """
+        return None
+
+    def project(self, max_delta_norm: float) -> None:
+        """Project the change of every weight onto a ball, if the method has such a limit."""
+        return None
+
+    def save_beside(self, folder: Path, concept: str, config: Config) -> None:
+        """Write a file of its own beside the concept's result, if it has one."""
+        return None
+
+    def off(self) -> AbstractContextManager[None]:
+        """Inside the block, the model is the base's, if `gives_base_back`."""
+        return nullcontext()
+
+    def only(self, concept: str) -> AbstractContextManager[None]:
+        """Inside the block, every row of a batch has this concept."""
+        return nullcontext()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Everything that a run trains, for one concept or several independent ones.
+
+    Attributes:
+        concepts: Names of the concepts, which share the passes through the base.
+        parts: Trainables by component of the pipeline, the network's first; new words are `WORDS`.
+    """
+
+    concepts: tuple[str, ...]
+    parts: Mapping[str, Trainable]
+
+    @property
+    def trains_text(self) -> bool:
+        """Whether the encoding of prompts changes with every step."""
+        return any(key == WORDS or key.startswith(TEXT_ENCODER) for key in self.parts)
+
+    @property
+    def gives_base_back(self) -> bool:
+        """Whether `off` restores the base after training has begun."""
+        return all(part.gives_base_back for part in self.parts.values())
+
+    def parameters(self, concept: str | None = None) -> list[nn.Parameter]:
+        """Return the trained parameters, in fp32, of one concept or of all."""
+        concepts = self.concepts if concept is None else [concept]
+        return [
+            parameter
+            for name in concepts
+            for part in self.parts.values()
+            for parameter in part.parameters(name)
+        ]
+
+    def groups(self, optimization: OptimizationConfig) -> list[dict[str, Any]]:
+        """Return the optimizer's groups: parameters and their learning rate."""
+        rates = {TEXT_ENCODER: optimization.text_encoder_lr, WORDS: optimization.word_lr}
+        return [
+            {
+                "params": [p for name in self.concepts for p in part.parameters(name)],
+                # text_encoder_2 of a base with several has the rate of the first
+                "lr": rates.get(key.rstrip("_0123456789")) or optimization.learning_rate,
+            }
+            for key, part in self.parts.items()
+        ]
+
+    def state_dict(self) -> State:
+        """Return the state of all parts, for a checkpoint."""
+        return {
+            f"{key}.{name}": tensor
+            for key, part in self.parts.items()
+            for name, tensor in part.state_dict().items()
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Load the state of a checkpoint."""
+        for key, part in self.parts.items():
+            part.load_state_dict(below(key, state))
+
+    def delta_norms(self) -> list[float | None]:
+        """Return the norm of each concept's change of the network, or of its word alone.
+
+        The host waits for the device once.
+        """
+        part = next(iter(self.parts.values()))  # the network comes first
+        norms = [part.delta_norm(concept) for concept in self.concepts]
+        known = [norm for norm in norms if norm is not None]
+        return torch.stack(known).tolist() if known else [None] * len(norms)
+
+    def project(self, max_delta_norm: float) -> None:
+        """Project the change of every weight onto its ball.
+
+        Source: LoLDU, Eq. (10)-(12).
+        """
+        for part in self.parts.values():
+            part.project(max_delta_norm)
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Inside the block, the pipeline is the base alone."""
+        with ExitStack() as stack:
+            for part in self.parts.values():
+                stack.enter_context(part.off())
+            yield
+
+    @contextmanager
+    def only(self, concept: str) -> Iterator[None]:
+        """Inside the block, every row of a batch has this concept, for drawing."""
+        with ExitStack() as stack:
+            for part in self.parts.values():
+                stack.enter_context(part.only(concept))
+            yield
+
+
+def below(prefix: str, state: State) -> State:
+    """Return the entries below a prefix, without the prefix."""
+    return {
+        name.removeprefix(f"{prefix}."): tensor
+        for name, tensor in state.items()
+        if name.startswith(f"{prefix}.")
+    }
