@@ -1,7 +1,7 @@
-"""A result as the one LoRA file that A1111, ComfyUI and diffusers all read.
+"""Write the one kind of LoRA file that A1111, ComfyUI and diffusers all read.
 
-Its keys are those of kohya's scripts, the only ones that all three know; its name is the one that
-diffusers' `load_lora_weights` looks for in a folder or repository with several files.
+Its keys are those of kohya's scripts, the only ones that all three read. diffusers'
+`load_lora_weights` looks for its name in a folder or repository with several files.
 """
 
 import json
@@ -23,18 +23,18 @@ _SIDES = {"A": "down", "B": "up"}
 
 
 def lora_header(pipeline: DiffusionPipeline, metadata: dict[str, Any]) -> dict[str, str]:
-    """What programs show of a LoRA, by its trigger phrase and its licence, and all its metadata.
+    """Return the header of a LoRA file: what programs show of it, and all its metadata.
 
     Args:
         pipeline: The base.
-        metadata: That of the concept, as `describe` gives it.
+        metadata: Metadata of the concept, as `describe` returns it.
 
     Source: Stability AI, the model metadata standard (modelspec) 1.0.0.
     """
     prediction_type = pipeline.scheduler.config.get("prediction_type")
     words = metadata.get("token"), metadata.get("class_name")
     trigger = " ".join(word for word in words if word) or metadata.get("instance_prompt")
-    told = {
+    shown = {
         "sai_model_spec": "1.0.0",
         "architecture": family_of(pipeline).lora_architecture(pipeline),
         "implementation": "diffusers",
@@ -44,7 +44,7 @@ def lora_header(pipeline: DiffusionPipeline, metadata: dict[str, Any]) -> dict[s
         "prediction_type": {"v_prediction": "v"}.get(prediction_type, prediction_type),
     }
     return {
-        **{f"modelspec.{name}": value for name, value in told.items() if value is not None},
+        **{f"modelspec.{name}": value for name, value in shown.items() if value is not None},
         "training": json.dumps(metadata),
     }
 
@@ -55,16 +55,16 @@ def lora_bytes(
     header: dict[str, str],
     prefixes: Mapping[str, str],
 ) -> bytes:
-    """PEFT's LoRA on some models of a pipeline as the content of the file.
+    """Return the content of a LoRA file for PEFT's LoRA on some models of a pipeline.
 
-    Readers scale a layer by alpha / r. All get the alpha of the first model, for some readers keep
-    one alone; what is left goes into up.
+    Readers scale a layer by alpha / r, and some keep only one alpha. So all layers get the alpha of
+    the first model, and the up matrix is scaled by the rest.
 
     Args:
-        models: by their names in the pipeline.
-        adapter_name: of the LoRA.
-        header: as `lora_header` gives it.
-        prefixes: of the keys, by model; the base's family has them.
+        models: Models by their names in the pipeline.
+        adapter_name: Name of the LoRA.
+        header: Header, as `lora_header` returns it.
+        prefixes: Prefixes of the keys by model; the base's family has them.
     """
     alphas = [model.peft_config[adapter_name].lora_alpha for model in models.values()]
     tensors: dict[str, Tensor] = {}

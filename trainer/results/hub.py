@@ -1,4 +1,4 @@
-"""The result on the Hugging Face hub: asked about first, pushed last."""
+"""Push the result to the Hugging Face hub; its repository is checked before training."""
 
 import logging
 import shlex
@@ -18,18 +18,18 @@ from trainer.results.metadata import public_sections
 logger = logging.getLogger(__name__)
 
 _FAILURES = (HTTPError, OSError, ValueError, RuntimeError)
-"""What the hub's library raises: refusals, no connection, bad names, its storage's own."""
+"""Errors of the hub's library: refusals, no connection, bad names, storage."""
 
 
 def open_repositories(configs: Mapping[str, Config]) -> dict[str, str]:
-    """Make the repositories that --push_to_hub asks for: what is wrong shows before training.
+    """Create the repositories for --push_to_hub before training, so that mistakes show early.
 
     Returns:
-        One a concept, by its full name; none without --push_to_hub.
+        Full name of the repository by concept; empty without --push_to_hub.
 
     Raises:
-        LoLDUError: There is no login; or the hub refuses a name, the card or the right to write;
-            or a repository has files already, or is public although --hub_private is given.
+        LoLDUError: If there is no login, the hub refuses a name, the card or write access, a
+            repository already has files, or it is public although --hub_private is given.
     """
     return {
         concept: _open(config, "" if concept == SINGLE else f"-{concept}")
@@ -66,7 +66,7 @@ def _open(config: Config, suffix: str) -> str:
     files = [file.rfilename for file in repository.siblings or () if file.rfilename[0] != "."]
     if files and not config.run.overwrite:
         raise LoLDUError(
-            f"The repository {name} has files already ({', '.join(files[:3])}); name another with "
+            f"The repository {name} already has files ({', '.join(files[:3])}); name another with "
             "--hub_model_id, or replace them with --overwrite."
         )
     return name
@@ -77,10 +77,10 @@ def push(
     repositories: Mapping[str, str],
     files: Mapping[str, Sequence[str]],
 ) -> None:
-    """Put every concept's files into its repository, in one commit each.
+    """Push every concept's files to its repository, in one commit each.
 
     Raises:
-        LoLDUError: The hub does not take some; the message has the commands to try again.
+        LoLDUError: If the hub refuses some; the message has the commands to push them later.
     """
     failures: list[str] = []
     for concept, repository in repositories.items():
@@ -93,7 +93,7 @@ def push(
 
 
 def _push(config: Config, repository: str, names: Sequence[str]) -> None:
-    """The options go along without the places of a person's files."""
+    """Push files and options; the options have no local paths."""
     folder = config.run.output_dir
     operations = [CommitOperationAdd(name, folder / name) for name in names]
     options = tomli_w.dumps(public_sections(config)).encode()
@@ -103,7 +103,7 @@ def _push(config: Config, repository: str, names: Sequence[str]) -> None:
     except _FAILURES as error:
         include = " ".join(f"--include {shlex.quote(name)}" for name in names)
         raise LoLDUError(
-            f"The result is in {folder}, but the hub did not take it ({_reason(error)}); push it "
+            f"The result is in {folder}, but the hub refused it ({_reason(error)}); push it "
             f"by hand: hf upload {repository} {shlex.quote(str(folder))} . {include}"
         ) from error
     logger.info("Pushed to https://huggingface.co/%s", repository)

@@ -1,4 +1,4 @@
-"""What a result tells about its making; where things lay is nobody's business."""
+"""Metadata of a result: how it was made, without local paths."""
 
 import re
 from dataclasses import dataclass
@@ -28,22 +28,22 @@ LICENSES = {
     "stabilityai/stable-diffusion-2-1": "openrail++",
     "stabilityai/stable-diffusion-2-1-base": "openrail++",
 }
-"""Of the best-known bases: their terms of use also bind what is derived from them."""
+"""Licences of well-known bases, whose terms also bind what is derived from them."""
 
 _LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 
 
 @dataclass(frozen=True)
 class Training:
-    """What a run came to, beside its options.
+    """Facts about the training of a concept that are not in its options.
 
     Attributes:
-        progress: Steps taken and the time they took.
-        parameters: How many numbers were trained.
-        caption: The prompt of the first picture.
-        pictures: How many pictures of the concept there were.
-        class_pictures: How many of its class.
-        scores: Of the concept, by metric; none where it was not scored.
+        progress: Steps and seconds.
+        parameters: Trained numbers.
+        caption: Prompt of the first picture.
+        pictures: Pictures of the concept.
+        class_pictures: Class pictures.
+        scores: Scores by metric, if the concept was scored.
     """
 
     progress: Progress
@@ -55,9 +55,9 @@ class Training:
 
 
 def describe(config: Config, training: Training, pipeline: DiffusionPipeline) -> dict[str, Any]:
-    """The metadata of a concept file: what it is called, what it was made of, and how.
+    """Return the metadata of a concept file: its names, its base, its data and its options.
 
-    It holds no date, so that the same run gives the same bytes. What is not known is left out.
+    There is no date in it, so that the same run gives the same bytes. Unknown values are left out.
     """
     tables = public_sections(config)
     token, class_name = name_of(config)
@@ -79,7 +79,7 @@ def describe(config: Config, training: Training, pipeline: DiffusionPipeline) ->
         "scores": training.scores,
         "versions": {"loldu": __version__, **{name: version(name) for name in _LIBRARIES}},
     }
-    for name in ("instance_prompt", "token"):  # told above
+    for name in ("instance_prompt", "token"):  # at the top level
         tables["instance"].pop(name, None)
     known = options(type(config))
     kept: dict[str, dict[str, Any]] = {}
@@ -91,7 +91,7 @@ def describe(config: Config, training: Training, pipeline: DiffusionPipeline) ->
 
 
 def public_sections(config: Config) -> dict[str, dict[str, Any]]:
-    """The resolved options without the places of a person's files; a local base is its name."""
+    """Return the resolved options without local paths; a local base has only its name."""
     known = options(type(config))
     public = {
         section: {name: table[name] for name in table if known[name].publish != "never"}
@@ -101,18 +101,18 @@ def public_sections(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def base_name(config: Config) -> str:
-    """The hub id of the base, or the name of its folder or file."""
+    """Return the hub id of the base, or the name of its folder or file."""
     path = Path(config.base.pretrained_model_name_or_path)
     return path.resolve().name if path.exists() else str(path)
 
 
 def is_on_hub(config: Config) -> bool:
-    """Whether others can get the base by its name."""
+    """Tell whether the base is on the hub."""
     return not Path(config.base.pretrained_model_name_or_path).exists()
 
 
 def name_of(config: Config) -> tuple[str | None, str | None]:
-    """The rare token and the class, where they were given or the prompts tell."""
+    """Return the rare token and the class, as given or derived from the prompts."""
     prompt = config.instance.instance_prompt or ""
     if token := config.instance.token or config.instance.placeholder_token:
         return token, class_after(prompt, token) or None
@@ -120,17 +120,17 @@ def name_of(config: Config) -> tuple[str | None, str | None]:
 
 
 def prompt_of(config: Config, training: Training) -> str:
-    """A prompt that asks for the concept."""
+    """Return a prompt of the concept."""
     return config.instance.instance_prompt or training.caption
 
 
 def license_of(config: Config) -> str | None:
-    """The licence that was asked for, or else the base's where it is known."""
+    """Return the licence in the options, or else the base's, if it is known."""
     return config.result.license or (LICENSES.get(base_name(config)) if is_on_hub(config) else None)
 
 
 def _revision(config: Config, pipeline: DiffusionPipeline) -> str | None:
-    """The commit that the hub gave, which its cache tells, or else the revision asked for."""
+    """Return the base's commit, which the hub's cache names, or else the given revision."""
     place = str(network_of(pipeline).config.get("_name_or_path") or "")
     commit = re.search(r"[/\\]snapshots[/\\]([0-9a-f]{40})(?![0-9a-f])", place)
     return commit[1] if commit else config.base.revision

@@ -1,4 +1,4 @@
-"""The end of a run: the concept, the same as a LoRA, samples and the card."""
+"""Write the result of a run: the concept, the same as a LoRA, samples and the model card."""
 
 import logging
 from functools import partial
@@ -35,22 +35,22 @@ def write_result(
     device: torch.device,
     repository: str | None,
 ) -> list[str]:
-    """Write all that a run leaves of a concept, what matters most first.
+    """Write the files of a concept's result, the most important first.
 
     Args:
-        config: The concept's options.
-        concept: Its name in the run.
-        pipeline: The base with what was trained.
+        config: Options of the concept.
+        concept: Name of the concept in the run.
+        pipeline: The base, with what was trained on it.
         trained: What was trained.
-        training: What it took.
+        training: Facts about the training.
         device: Where to draw.
-        repository: Where the result is to lie on the hub; none if it stays here.
+        repository: Name of the repository on the hub, if the result is pushed.
 
     Returns:
-        The files for the hub, beside the options, as they are called in the output_dir.
+        The files to push, by their names in the output folder; the options are not among them.
 
     Raises:
-        LoLDUError: What was trained is not fit to be saved.
+        LoLDUError: If what was trained cannot be saved.
     """
     folder = config.run.output_dir
     metadata = describe(config, training, pipeline)
@@ -79,8 +79,8 @@ def draw_samples(
 ) -> list[Sample]:
     """Draw the validation prompts, or else `prompt`, with base and concept from the same noise.
 
-    One picture at a time, in the least memory; without it there are no samples, but a result. A
-    base that training has overwritten, or that lacks a word of the prompt, is not drawn.
+    One picture at a time, to need the least memory; if there is too little, there are no samples.
+    The base is not drawn if training has overwritten it, or if it lacks a word of the prompt.
     """
     run = config.run
     if not config.result.sample_at_end:
@@ -120,7 +120,7 @@ def draw_samples(
 def _write_lora(
     config: Config, concept: str, pipeline: DiffusionPipeline, metadata: dict[str, Any]
 ) -> None:
-    """Export the concept; what no LoRA can hold does not cost the result."""
+    """Export the concept as a LoRA; if that is impossible, warn and keep the concept."""
     path = config.run.output_dir / LORA
     try:
         export_lora(

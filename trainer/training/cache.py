@@ -22,11 +22,18 @@ ENCODED_AT_ONCE = 8
 
 @dataclass(frozen=True)
 class Cache:
-    """The VAE's posterior of every view of every picture, and every encoded prompt.
+    """Encoded pictures and prompts of a concept.
 
-    Mean and standard deviation are kept, not one sample, so that each step draws its own. Both are
-    scaled for the network. `instances[i]` and `classes[i]` are the views of a picture, which is
-    there as often as it is repeated. `weights` are those of the squared errors, if there is a mask.
+    Mean and standard deviation are kept instead of one sample, so that each step draws its own.
+
+    Attributes:
+        mean: Mean of the VAE's posterior for every view of every picture, scaled for the network.
+        std: Standard deviation of the same posterior.
+        conditioning: Encoded prompts.
+        prompt_of_view: Row of `conditioning` for every view.
+        instances: Views of each concept picture, which appears once per repeat.
+        classes: Views of each class picture.
+        weights: Weights of the squared errors, if there is a mask.
     """
 
     mean: Float[Tensor, "views c h w"]
@@ -50,7 +57,7 @@ def build_cache(
     """Encode every view of every picture in fp32, and every distinct prompt, each once.
 
     Raises:
-        LoLDUError: when a picture cannot be used, or the VAE answers with inf or NaN.
+        LoLDUError: If a picture cannot be used, or the VAE returns inf or NaN.
     """
     family, pictures = family_of(pipeline), [*instances, *classes]
     prompts = sorted({picture.caption for picture in pictures})
@@ -127,6 +134,6 @@ def _refuse_non_finite(latents: Tensor, pictures: Sequence[CaptionedImage]) -> N
     for picture, good in zip(pictures, finite, strict=True):
         if not good:
             raise LoLDUError(
-                f"The VAE answers with inf or NaN for {picture.path}; the VAE is damaged or "
-                "overflows: give another one with --vae."
+                f"The VAE returns inf or NaN for {picture.path}; it is damaged or overflows: give "
+                "another one with --vae."
             )

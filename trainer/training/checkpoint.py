@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent."""
+"""Write, find and load checkpoints; a checkpoint is whole or absent."""
 
 import json
 import logging
@@ -31,14 +31,14 @@ _TRAINED, _OPTIMIZER, _STATE = "trained.safetensors", "optimizer.pt", "state.jso
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: finished optimizer steps and the `Clock`'s seconds spent on them."""
+    """Finished optimizer steps, and the seconds of the run's `Clock`."""
 
     step: int = 0
     seconds: float = 0.0
 
 
 Inputs = dict[str, str | int]
-"""What a run is made from beside its options: digests, by what they are of."""
+"""Digests of what a run is made from beside its options, by name."""
 
 
 def save_checkpoint(
@@ -51,11 +51,24 @@ def save_checkpoint(
     accelerator: Accelerator,
     save_concepts: Callable[[Path], object],
 ) -> Path:
-    """Write `checkpoint-<step>` under another name and rename it: half a checkpoint has no name.
+    """Write `checkpoint-<step>` under a temporary name and rename it, so that it is never partial.
 
-    The learning rate and all randomness follow from the step, so adapter, its average,
-    optimizer, loss scaler and step are the whole state. The concept files, which `save_concepts`
-    writes into the folder it is given, are for people, and nothing is read back from them.
+    The learning rate and all randomness follow from the step. So the trained parameters, their
+    average, optimizer, loss scaler and step are the whole state. Eight arguments, because they are
+    that state and the options that belong to it.
+
+    Args:
+        config: Options of the run.
+        inputs: Digests of base and pictures, compared on resuming.
+        progress: Steps and seconds.
+        trained: What is trained.
+        optimizer: Its optimizer.
+        ema: Its average.
+        accelerator: Its loss scaler.
+        save_concepts: Writes the concept files for people into a folder; resuming ignores them.
+
+    Returns:
+        The folder of the checkpoint.
     """
     final = config.run.output_dir / f"{PREFIX}{progress.step:06d}"
     folder = final.with_name(f".{final.name}.tmp")
@@ -82,15 +95,15 @@ def save_checkpoint(
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first."""
+    """Return the complete checkpoints of a run, oldest first."""
     return sorted(path for path in output_dir.glob(f"{PREFIX}*") if (path / _STATE).is_file())
 
 
 def find_checkpoint(config: Config) -> Path | None:
-    """The checkpoint that --resume names; none for `latest` when there is none yet.
+    """Return the checkpoint that --resume names, or None for `latest` if there is none yet.
 
     Raises:
-        LoLDUError: when the named folder is no checkpoint, or its run had other options.
+        LoLDUError: If the folder is not a checkpoint, or its run had other options.
     """
     resume = config.run.resume
     if resume is None:
@@ -98,13 +111,13 @@ def find_checkpoint(config: Config) -> Path | None:
     if resume == "latest":
         found = checkpoints(config.run.output_dir)
         if not found:
-            logger.info("No checkpoint in %s yet: starting anew.", config.run.output_dir)
+            logger.info("No checkpoint in %s yet: starting from step 0.", config.run.output_dir)
             return None
         folder = found[-1]
     else:
         folder = Path(resume)
         if not (folder / _STATE).is_file():
-            raise LoLDUError(f"--resume {folder} is not a checkpoint folder, nor latest.")
+            raise LoLDUError(f"--resume {folder} is not a checkpoint folder; name one, or latest.")
     _check_same_run(config, folder)
     return folder
 
@@ -117,11 +130,11 @@ def load_checkpoint(
     ema: EMA,
     accelerator: Accelerator,
 ) -> Progress:
-    """Put what is trained, its average, optimizer and loss scaler back as they were.
+    """Load trained parameters, their average, optimizer and loss scaler.
 
     Raises:
-        LoLDUError: when a file of the checkpoint is damaged, or the base, the pictures or the
-            number of processes are not those of its run.
+        LoLDUError: If a file of the checkpoint is damaged, or the base, the pictures or the
+            number of processes have changed.
     """
     try:
         weights = load_file(folder / _TRAINED)
@@ -153,19 +166,19 @@ def load_checkpoint(
 
 
 def _concepts(config: Config) -> dict[str, Config]:
-    """The options of each of several concepts, by its name and beside the run's own."""
+    """Return the options of every concept, if the run has --concepts."""
     return concept_configs(config) if config.instance.concepts else {}
 
 
 def _check_same_run(config: Config, folder: Path) -> None:
-    """A resumed run is the same run: everything that decides the adapter must be as it was."""
+    """Check that the options that decide the adapter are those of the checkpoint."""
     for path, now in [
         (folder / CONFIG, config),
         *((folder / f"concept.{name}.toml", own) for name, own in _concepts(config).items()),
     ]:
         if not path.is_file():
             raise LoLDUError(
-                f"--concepts has a concept that {folder} has not (there is no {path.name}); resume "
+                f"--concepts has a concept that {folder} lacks (there is no {path.name}); resume "
                 "with the concepts of that run."
             )
         _check_same_options(now, path)

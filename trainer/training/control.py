@@ -1,4 +1,4 @@
-"""What may be asked of a run while it trains, by signal or by an empty file."""
+"""Requests to a run while it trains, by signal or by an empty file."""
 
 import logging
 import os
@@ -24,16 +24,16 @@ CONTROL = "control"
 
 
 class Request(Flag):
-    """The name of a request, in small letters, is that of its file in `<output_dir>/control/`."""
+    """A request; its lower-case name is the name of its file in `<output_dir>/control/`."""
 
     SAVE = auto()
-    """A checkpoint now."""
+    """Write a checkpoint now."""
     SAMPLE = auto()
-    """Validation pictures now."""
+    """Draw validation pictures now."""
     STOP = auto()
-    """A checkpoint, and an end from which --resume latest continues."""
+    """Write a checkpoint and end; --resume latest continues from there."""
     FINISH = auto()
-    """A checkpoint and the result as it is now, and an end."""
+    """Write a checkpoint and the result as it is now, and end."""
     ENDS = STOP | FINISH
 
 
@@ -50,22 +50,22 @@ _SIGNALS = {
     if hasattr(signal, name)  # no platform has them all
 }
 _AGAIN_S = 1.0
-"""A launcher passes on the Ctrl-C that its processes have already had: that is not a second one."""
+"""A launcher passes on the Ctrl-C that its processes already received; that is no second Ctrl-C."""
 _STOPPING = b"\nStopping after this step, with a checkpoint; once more stops at once, without.\n"
 
 
 class Control:
-    """Gathers requests; between two steps the loop takes them with `asked`.
+    """Collects requests; between two steps the loop takes them with `asked`.
 
-    A request counts from the moment when this is made: the files of an earlier run are removed.
+    Requests from before this object exists do not count: the files of an earlier run are removed.
     """
 
     def __init__(self, run: RunConfig, accelerator: Accelerator) -> None:
-        """Take the run's folder and processes."""
+        """Watch the run's output folder."""
         self._folder = run.output_dir / CONTROL
         self._accelerator = accelerator
-        # Several processes have to agree on the step, which makes them wait for the device: they
-        # do so where the log makes them wait anyway.
+        # Several processes must agree on the step, which makes them wait for the device; they agree
+        # at the steps where the log makes them wait anyway.
         self._every = 1 if accelerator.num_processes == 1 else run.logging_steps
         self._by_signal = Request(0)
         self._stopping_since: float | None = None
@@ -74,7 +74,7 @@ class Control:
             self._take_files()
 
     def asked(self, step: int) -> Request:
-        """What was asked for since the last time, the same in every process after this step."""
+        """Return the requests since the last call, the same in every process."""
         if step % self._every:
             return Request(0)
         requests, self._by_signal = self._by_signal, Request(0)
@@ -84,14 +84,14 @@ class Control:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Make the folder of requests and hear signals for as long as the block lasts.
+        """Make the folder of requests and handle signals inside the block.
 
-        Before, Ctrl-C ends the process as it always does: there is nothing to save yet.
+        Before the block, Ctrl-C ends the process as usual: there is nothing to save yet.
         """
         former: dict[int, Any] = {}
         if self._accelerator.is_main_process:
             self._folder.mkdir(parents=True, exist_ok=True)
-        if threading.current_thread() is threading.main_thread():  # others may not set handlers
+        if threading.current_thread() is threading.main_thread():  # others cannot set handlers
             for number in _SIGNALS:
                 if signal.getsignal(number) != signal.SIG_IGN:
                     former[number] = signal.signal(number, self._on_signal)
@@ -101,38 +101,38 @@ class Control:
             for number, handler in former.items():
                 signal.signal(number, handler)
             if self._accelerator.is_main_process:
-                with suppress(OSError):  # a request that came too late is in it
+                with suppress(OSError):  # not empty: a request came too late
                     self._folder.rmdir()
 
     def _take_files(self) -> Request:
-        """The requests in the folder; a file is taken once, by removing it."""
+        """Return the requests in the folder, and remove their files."""
         try:
             names = os.listdir(self._folder)
-        except OSError:  # mostly because nobody made the folder
+        except OSError:  # usually because nobody made the folder
             return Request(0)
         taken = Request(0)
         for name in names:
             if name in _FILES:
                 try:
                     (self._folder / name).unlink()
-                except OSError:  # withdrawn, or still held open by its writer
+                except OSError:  # withdrawn, or still open in its writer
                     continue
                 taken |= _FILES[name]
             elif not name.startswith(".") and name not in self._strangers:
                 self._strangers.add(name)
                 known = ", ".join(_FILES)
-                logger.warning("%s is no request; known are %s.", self._folder / name, known)
+                logger.warning("%s is not a request; requests are %s.", self._folder / name, known)
         return taken
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Note the request; the second time that a stop is asked for, stop at once."""
+        """Note the request; at the second request to stop, stop at once."""
         request, now = _SIGNALS[number], time.monotonic()
         self._by_signal |= request
         if request is not Request.STOP:
             return
         if self._stopping_since is None:
             self._stopping_since = now
-            if self._accelerator.is_main_process:  # logging may be in the middle of a line here
+            if self._accelerator.is_main_process:  # logging may be in the middle of a line
                 os.write(2, _STOPPING)
         elif now - self._stopping_since >= _AGAIN_S:
             raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""The average of what is trained over the last steps."""
+"""A running average of the trained parameters."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,30 +8,30 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """An exponential moving average of parameters; without a decay there is none, at no cost.
+    """An exponential moving average of parameters; without a decay it does nothing.
 
     average <- d average + (1 - d) parameters after every step, in one fused call that the host does
     not wait for.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], decay: float | None) -> None:
-        """Start the average at what the parameters are now."""
+        """Start the average at the current parameters."""
         self._decay = decay
         self._parameters: list[Tensor] = [] if decay is None else [*parameters]
         self._average = [parameter.detach().clone() for parameter in self._parameters]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take the parameters after a step, counted from 1, into the average."""
+        """Add the parameters after a step, counted from 1, to the average."""
         if self._decay is not None:
             weight = 1 - decay_at(step, self._decay)
             torch._foreach_lerp_(self._average, self._parameters, weight)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Give the parameters the average's values for as long as the block lasts.
+        """Inside the block, the parameters have the average's values.
 
-        Only values come and go: the parameters stay the same objects.
+        The values are copied; the parameters stay the same objects.
         """
         trained = [parameter.detach().clone() for parameter in self._parameters]
         self._write(self._average)
@@ -41,18 +41,18 @@ class EMA:
             self._write(trained)
 
     def state(self) -> list[Tensor]:
-        """The average, for a checkpoint."""
+        """Return the average, for a checkpoint."""
         return self._average
 
     @torch.no_grad()
     def load(self, state: list[Tensor]) -> None:
-        """Put a checkpoint's average back.
+        """Load the average of a checkpoint.
 
         Raises:
-            ValueError: it is that of other parameters.
+            ValueError: If its shapes are not those of the parameters.
         """
         if [tensor.shape for tensor in state] != [tensor.shape for tensor in self._average]:
-            raise ValueError("the average is that of other parameters")
+            raise ValueError("the average belongs to other parameters")
         for average, saved in zip(self._average, state, strict=True):
             average.copy_(saved)
 
@@ -63,8 +63,8 @@ class EMA:
 
 
 def decay_at(step: int, decay: float) -> float:
-    """The decay of a step, counted from 1: 0 at first, then step / (step + 9) up to `decay`.
+    """Return the decay of a step, counted from 1: 0 first, then step / (step + 9) up to `decay`.
 
-    A young average would otherwise be mostly the start. It is the rule of diffusers' EMAModel.
+    With a constant decay a young average would be mostly its start. Source: diffusers' EMAModel.
     """
     return min(decay, step / (step + 9)) if step > 1 else 0.0

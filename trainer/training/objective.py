@@ -17,13 +17,13 @@ from trainer.options.config import Config, OptimizationConfig
 from trainer.training.cache import Cache
 
 _ORDER, _VIEWS, _NOISE = 1, 2, 3
-"""Streams of the seed, so that no two draws share one."""
+"""Streams of the seed: every kind of draw has its own."""
 _COLUMNS = ("noisy", "timesteps", "target", "weights")
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one forward pass is made of: concept rows first, then class rows."""
+    """The random draws of one forward pass: concept rows first, then class rows."""
 
     views: Int[Tensor, " rows"]
     timesteps: Num[Tensor, " rows"]
@@ -31,7 +31,7 @@ class Batch:
     posterior_noise: Float[Tensor, "rows ..."]
 
     def part(self, rows: slice) -> "Batch":
-        """Some of its rows."""
+        """Return some of the rows."""
         return Batch(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
@@ -54,16 +54,16 @@ class Rows:
     conditioning: Conditioning
 
     def __getitem__(self, part: slice) -> "Rows":
-        """Some of the rows."""
+        """Return some of the rows."""
         return self._of({name: tensor[part] for name, tensor in self._columns().items()})
 
     def answered_by(self, denoiser: nn.Module, live: bool = False) -> Float[Tensor, "rows ..."]:
-        """The network's prediction; `live` encodes the prompts anew."""
+        """Return the network's prediction; `live` encodes the prompts anew."""
         return denoiser(self.noisy, self.timesteps, self.conditioning, live)
 
     @staticmethod
     def interleaved(all_rows: Sequence["Rows"]) -> "Rows":
-        """Rows of N batches in turn, so that row i is of batch i % N."""
+        """Return the rows of N batches in turn: row i is of batch i % N."""
         columns = [rows._columns() for rows in all_rows]
         return Rows._of(
             {
@@ -84,19 +84,19 @@ class Rows:
 
 @dataclass(frozen=True)
 class Losses:
-    """Means over rows; `total` is what is descended."""
+    """Mean losses over rows; `total` is minimized."""
 
     total: Float[Tensor, ""]
     instance: Float[Tensor, ""]
     prior: Float[Tensor, ""]
 
     def values(self) -> Float[Tensor, "3"]:
-        """The numbers alone, still on the device."""
+        """Return the three numbers, detached and still on the device."""
         return torch.stack([self.total, self.instance, self.prior]).detach()
 
 
 class Denoiser(nn.Module):
-    """The network, and the text encoders if they are trained too, as one module to be wrapped."""
+    """The network, and the text encoders if they are trained, as one module for accelerate."""
 
     def __init__(self, pipeline: DiffusionPipeline, *, trains_text: bool = False) -> None:
         """Take the network of a pipeline, and its text encoders if they are trained."""
@@ -113,7 +113,7 @@ class Denoiser(nn.Module):
         conditioning: Conditioning,
         live: bool = False,
     ) -> Float[Tensor, "rows ..."]:
-        """The network's prediction; `live` encodes the prompts anew."""
+        """Return the network's prediction; `live` encodes the prompts anew."""
         if self.text_encoders and live:
             encoders = dict(self.text_encoders.items())
             conditioning = self._family.encode_again(encoders, conditioning)
@@ -121,7 +121,7 @@ class Denoiser(nn.Module):
 
 
 class DreamBooth:
-    """The batches of one concept, and how wrong an answer to them is."""
+    """The batches and losses of one concept."""
 
     def __init__(self, pipeline: DiffusionPipeline, cache: Cache, config: Config) -> None:
         """Take the base's noise schedule, the concept's pictures and its options.
@@ -140,11 +140,11 @@ class DreamBooth:
         self.class_rows = wanted if cache.classes else 0
 
     def draw(self, pass_index: int, process_index: int = 0, num_processes: int = 1) -> Batch:
-        """The batch of forward pass `pass_index`, counted from the start of the run.
+        """Return the batch of forward pass `pass_index`, counted from the start of the run.
 
-        Drawn on the CPU for all processes together and then shared out, so that two processes see
-        what one with twice the batch would, and a resumed run what the uninterrupted one would.
-        A noise offset is part of the noise: what is added to the latents is what is predicted.
+        It is drawn on the CPU for all processes together and then shared out. So two processes see
+        the rows of one process with twice the batch, and a resumed run sees the rows of an
+        uninterrupted one. A noise offset is part of the noise that the network predicts.
 
         Source: Guttenberg, Diffusion with Offset Noise (the noise offset).
         """
@@ -160,7 +160,7 @@ class DreamBooth:
             rng = np.random.default_rng([self._seed, _NOISE, kind, pass_index])
             timesteps = self._noise_schedule.draw_timesteps(rng, share)
             noise = rng.standard_normal((2, share, *shape), dtype=np.float32)
-            if self._noise_offset:  # drawn last, so that without it all else is as it was
+            if self._noise_offset:  # drawn last, so that it changes no other draw
                 offset = rng.standard_normal((share, shape[0], *[1] * len(shape[1:])), np.float32)
                 noise[0] += self._noise_offset * offset
             parts.append(
@@ -169,7 +169,7 @@ class DreamBooth:
         return Batch(*(self._to_device(np.concatenate(part)) for part in zip(*parts, strict=True)))
 
     def rows(self, batch: Batch) -> Rows:
-        """What the network is asked in a batch: concept rows first, then class rows."""
+        """Return the network's inputs for a batch: concept rows first, then class rows."""
         cache, timesteps = self._cache, batch.timesteps
         latents = cache.mean[batch.views] + cache.std[batch.views] * batch.posterior_noise
         noisy, target = self._noise_schedule.noise_and_target(latents, batch.noise, timesteps)
@@ -187,17 +187,19 @@ class DreamBooth:
         )
 
     def errors(self, squares: Float[Tensor, "rows ..."], batch: Batch) -> Float[Tensor, " rows"]:
-        """Means of the rows' squared errors, weighted as their pictures' masks say."""
+        """Return the mean squared error of every row, weighted by its picture's mask."""
         if self._cache.weights is not None:
             squares = squares * self._cache.weights[batch.views]
         return squares.flatten(1).mean(dim=1)
 
     def losses(self, errors: Float[Tensor, " rows"], concept_rows: int) -> Losses:
-        """What rows of a batch add to its means: total = instance + prior_loss_weight * prior.
+        """Return the share of some rows in the batch's mean losses.
+
+        total = instance + prior_loss_weight * prior
 
         Args:
-            errors: of rows of the batch, those of the concept first.
-            concept_rows: how many are the concept's.
+            errors: Errors of the rows, concept rows first.
+            concept_rows: Number of concept rows.
 
         Source: Ruiz et al., DreamBooth, Eq. 2.
         """
@@ -207,44 +209,43 @@ class DreamBooth:
 
     def _to_device(self, array: np.ndarray) -> Tensor:
         tensor, device = torch.from_numpy(array), self._cache.mean.device
-        if device.type == "cuda":  # a copy from pageable memory would wait for the device
+        if device.type == "cuda":  # copying pageable memory would wait for the device
             tensor = tensor.pin_memory()
         return tensor.to(device, non_blocking=True)
 
 
 class Objective:
-    """The losses of all concepts of a run, by one pass of the network over their rows."""
+    """The losses of all concepts of a run, from one pass of the network over their rows."""
 
     def __init__(self, concepts: Sequence[DreamBooth], trained: Trained, config: Config) -> None:
-        """Take the concepts, in the order of their adapters; their batches are of one size."""
+        """Take the concepts, in the order of their adapters; their batches have one size."""
         self._concepts = concepts
         self._trained = trained
         self._prior_target = config.prior.prior_target
 
     def draw(self, pass_index: int, process_index: int = 0, num_processes: int = 1) -> list[Batch]:
-        """Every concept's batch of forward pass `pass_index`: the one it would have alone."""
+        """Return every concept's batch of a forward pass: the batch that it would have alone."""
         return [
             concept.draw(pass_index, process_index, num_processes) for concept in self._concepts
         ]
 
     @property
     def rows(self) -> int:
-        """How many rows every concept's batch has."""
+        """Rows in every concept's batch."""
         return self._concepts[0].concept_rows + self._concepts[0].class_rows
 
     def losses(
         self, denoiser: nn.Module, batches: Sequence[Batch], part: slice = slice(None)
     ) -> list[Losses]:
-        """Mean squared errors of the prediction, on concept rows and on class rows, by concept.
+        """Return every concept's mean squared errors, on its concept rows and its class rows.
 
-        With `prior_target="base"` the class rows are compared with what the network says with
-        nothing trained; both passes have the same shape, so that an adapter that does nothing has
-        a prior loss of exactly 0.
+        With `prior_target="base"` the target of class rows is the base's own prediction. Both
+        passes have the same shape, so an adapter that does nothing has a prior loss of exactly 0.
 
         Args:
-            denoiser: what predicts.
-            batches: a whole batch of every concept.
-            part: the rows of each to compute; the losses of all parts add up to those of the batch.
+            denoiser: The network, as accelerate wraps it.
+            batches: A whole batch of every concept.
+            part: Rows of each batch to compute; the losses of all parts add up to the batch's.
         """
         count, first, live = len(self._concepts), self._concepts[0], self._trained.trains_text
         batches = [batch.part(part) for batch in batches]
@@ -270,7 +271,7 @@ class Objective:
 
 
 def view_at(pictures: list[range], position: int, seed: int, kind: int) -> int:
-    """The view at a position of an endless list in which every epoch is a shuffle of its own."""
+    """Return the view at a position of an endless list with a new shuffle every epoch."""
     epoch, place = divmod(position, len(pictures))
     order = np.random.default_rng([seed, _ORDER, kind, epoch]).permutation(len(pictures))
     views = pictures[order[place]]
@@ -278,7 +279,7 @@ def view_at(pictures: list[range], position: int, seed: int, kind: int) -> int:
 
 
 def lr_factor(optimization: OptimizationConfig, step: int) -> float:
-    """What the learning rates of a step are multiplied by: warm-up, then the schedule down to 0."""
+    """Return the factor on a step's learning rates: warm-up, then the schedule."""
     warmup, last = optimization.lr_warmup_steps, optimization.max_train_steps
     if step < warmup:
         return (step + 1) / warmup

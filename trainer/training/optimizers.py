@@ -1,4 +1,4 @@
-"""The optimizers: torch's fused AdamW, and two of other libraries, which are an extra."""
+"""The optimizers: torch's fused AdamW, and two of other libraries (`loldu[optimizers]`)."""
 
 import importlib
 import logging
@@ -14,18 +14,18 @@ logger = logging.getLogger(__name__)
 
 _FROM_LIBRARIES: dict[OptimizerName, tuple[str, str, dict[str, Any]]] = {
     "adamw8bit": ("bitsandbytes.optim", "AdamW8bit", {}),
-    # As its authors advise for diffusion models; the safeguard is for warm-up, harmless without.
+    # As its authors advise for diffusion models; the safeguard helps with warm-up only.
     "prodigy": ("prodigyopt", "Prodigy", {"use_bias_correction": True, "safeguard_warmup": True}),
 }
 FEWEST_IN_8_BITS = 4096
-"""bitsandbytes keeps the state of a smaller tensor in 32 bits."""
+"""bitsandbytes keeps the state of smaller tensors in 32 bits."""
 
 
 def optimizer_class(name: OptimizerName) -> tuple[type[Optimizer], dict[str, Any]]:
-    """The class of an optimizer and its own settings.
+    """Return the class of an optimizer, and its settings.
 
     Raises:
-        LoLDUError: its library is not installed.
+        LoLDUError: If its library is not installed.
     """
     if name == "adamw":
         return AdamW, {"fused": True}
@@ -40,17 +40,17 @@ def optimizer_class(name: OptimizerName) -> tuple[type[Optimizer], dict[str, Any
 
 
 def make_optimizer(optimization: OptimizationConfig, groups: Sequence[dict[str, Any]]) -> Optimizer:
-    """The optimizer of what is trained, in groups with a learning rate each.
+    """Return the optimizer of groups of parameters, each with its learning rate.
 
     Raises:
-        LoLDUError: its library is not installed.
+        LoLDUError: If its library is not installed.
     """
     name = optimization.optimizer
     parameters = [parameter for group in groups for parameter in group["params"]]
     if name == "adamw8bit" and all(p.numel() < FEWEST_IN_8_BITS for p in parameters):
         logger.warning(
-            "--optimizer adamw8bit saves nothing here: no trained tensor has %d numbers, the "
-            "fewest that are kept in 8 bits.",
+            "--optimizer adamw8bit saves nothing here: it keeps only tensors of %d numbers or "
+            "more in 8 bits, and none is that large.",
             FEWEST_IN_8_BITS,
         )
     kind, settings = optimizer_class(name)

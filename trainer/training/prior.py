@@ -1,4 +1,4 @@
-"""Class pictures for prior preservation: brought by the person, or drawn once with the base."""
+"""Class pictures for prior preservation: the person's own, or drawn once with the base."""
 
 import hashlib
 import json
@@ -35,15 +35,15 @@ def class_images(
     num_inference_steps: int,
     guidance_scale: float,
 ) -> list[CaptionedImage]:
-    """The class pictures and their prompts, generating those that are missing.
+    """Return the class pictures with their prompts; draw those that are missing.
 
     Pictures in `class_data_dir` are the person's own and used as they are. Otherwise picture i is
-    drawn with the i-th class prompt (in turn) and seed + i, in a subfolder named by a digest of
-    everything that decides it, so that pictures of another base or prompt are never mistaken for
-    these, an interrupted run draws only the rest, and later runs draw nothing.
+    drawn with the i-th class prompt (in turn) and seed + i, into a subfolder whose name is a digest
+    of everything that decides the pictures. So pictures of another base or prompt are never
+    reused, an interrupted run draws only the rest, and later runs draw nothing.
 
     Raises:
-        LoLDUError: when the person's pictures have no captions.
+        LoLDUError: If the person's pictures have no captions, or there is nothing to draw.
     """
     own = prior.class_data_dir
     if images := own_class_images(prior):
@@ -51,7 +51,7 @@ def class_images(
     if not prior.class_prompt:
         raise LoLDUError(
             f"--class_data_dir {own} has no pictures; put some there, or give --class_prompt to "
-            "have them drawn."
+            "draw them."
         )
     recipe = {
         "base": base,
@@ -89,7 +89,7 @@ def _draw_missing(
     images: list[CaptionedImage],
     seed: int,
 ) -> None:
-    """Draw batch by batch, always the same batches, so that what is drawn later is the same."""
+    """Draw the batches that lack a picture; batches are fixed, so that pictures never change."""
     batches = [range(len(images))[at : at + BATCH_SIZE] for at in range(0, len(images), BATCH_SIZE)]
     lacking = [batch for batch in batches if not all(images[i].path.exists() for i in batch)]
     if not lacking:

@@ -1,4 +1,4 @@
-"""Pictures of a run in progress: the base's above the adapter's, always from the same noise."""
+"""Validation pictures: the base's row above the adapter's, always from the same noise."""
 
 import logging
 import math
@@ -41,9 +41,16 @@ class Validation:
         config: Config,
         device: torch.device,
     ) -> None:
-        """Take the base with what is trained on it, a concept with its options, and the device.
+        """Prepare to draw one concept of a run.
 
-        Without validation prompts, the instance prompt is what a requested sample shows.
+        Without validation prompts, a requested sample shows the instance prompt.
+
+        Args:
+            pipeline: The base, with what is trained on it.
+            trained: What is trained.
+            concept: Name of the concept.
+            config: Options of the concept.
+            device: Where to draw.
         """
         run, prompt = config.run, config.instance.instance_prompt
         self._pipeline = pipeline
@@ -57,12 +64,12 @@ class Validation:
         self._guidance_scale = run.guidance_scale
         self._folder = run.output_dir / VALIDATION
         self.drawn: dict[Wanted, Image.Image] = {}
-        """What the last sheet shows of the adapter, for the scores; not of step 0."""
+        """The adapter's pictures on the last sheet, for the scores; empty at step 0."""
 
     def draw(self, step: int) -> Image.Image | None:
-        """Draw, save and give the sheet of a step; of step 0 it has the base's row alone.
+        """Draw, save and return the sheet of a step; at step 0 it has only the base's row.
 
-        Where training leaves no way back to the base, there is no base's row but from step 0.
+        If training overwrites the base, its row is on later sheets only if step 0 was drawn.
         """
         if not self._prompts:
             logger.warning("There is nothing to draw: give --validation_prompt.")
@@ -106,7 +113,7 @@ class Validation:
         return images
 
     def _kept(self, name: str) -> list[Image.Image] | None:
-        """The pictures of an earlier time, if they are of the same prompts, seeds and settings."""
+        """Return pictures drawn earlier, if they have the same prompts, seeds and settings."""
         images: list[Image.Image] = []
         for index in range(len(self._prompts)):
             try:
@@ -114,12 +121,12 @@ class Validation:
                     if file.info.get("parameters") != self._parameters(index):
                         return None
                     images.append(file.convert("RGB"))
-            except OSError:  # there is none
+            except OSError:  # no such picture
                 return None
         return images
 
     def _rows_until(self, step: int) -> list[Row]:
-        """The steps drawn so far, evenly thinned out when they are many."""
+        """Return the rows of earlier steps, evenly thinned out if there are many."""
         names = [path.stem[:-3] for path in (self._folder / PICTURES).glob("*-00.png")]
         steps = sorted(int(name) for name in names if name.isdecimal() and int(name) <= step)
         thinned = steps[:: -max(1, math.ceil(len(steps) / _STRIP_ROWS))][::-1]
@@ -130,7 +137,7 @@ class Validation:
         return self._folder / PICTURES / f"{name}-{index:02d}.png"
 
     def _parameters(self, index: int) -> str:
-        """What decides a picture, in the words that A1111 writes into its own."""
+        """Return everything that decides a picture, in the format of A1111's PNG text."""
         return (
             f"{self._prompts[index]}\nSteps: {self._num_inference_steps}, CFG scale: "
             f"{self._guidance_scale:g}, Seed: {self._seeds[index]}, Size: "
@@ -139,7 +146,7 @@ class Validation:
 
 
 def sheet(rows: Sequence[Row], prompts: Sequence[str], cell_px: int) -> Image.Image:
-    """Rows of pictures with their names on the left, below the prompts of the columns."""
+    """Return a page of pictures: row names on the left, prompts above the columns."""
     text_px = max(14, cell_px // 24)
     gap = text_px // 2
     face, line_px = font(text_px), round(text_px * 1.3)
@@ -162,7 +169,7 @@ def sheet(rows: Sequence[Row], prompts: Sequence[str], cell_px: int) -> Image.Im
 
 
 def _cell_px(resolution: int) -> int:
-    """Pictures are shown pixel by pixel; tiny ones at a whole multiple, to leave captions room."""
+    """Return the side of a cell; tiny pictures are enlarged by a whole factor, for the captions."""
     return resolution * math.ceil(_MIN_CELL_PX / resolution)
 
 

@@ -126,7 +126,7 @@ def test_a_repository_with_files_is_left_alone(
     siblings = [SimpleNamespace(rfilename=name) for name in names]
     api.model_info.return_value = SimpleNamespace(private=False, siblings=siblings)
     assert run(push_flags) == 2
-    assert "ann/run has files already (model.safetensors); name another" in capsys.readouterr().err
+    assert "ann/run already has files (model.safetensors); name another" in capsys.readouterr().err
     assert run([*push_flags, "--overwrite", "--no_sample_at_end"]) == 0
     api.create_commit.assert_called_once()
 
@@ -149,7 +149,7 @@ def test_a_failed_push_leaves_all_and_says_how_to_go_on(
     told = capsys.readouterr().err.splitlines()[-1]
     include = " ".join(f"--include {name}" for name in files)
     assert told.endswith(
-        "the hub did not take it (Storage is full); push it by hand: "
+        "the hub refused it (Storage is full); push it by hand: "
         f"hf upload ann/run {folder} . {include}"
     )
 

@@ -208,7 +208,9 @@ def test_what_is_no_request_stays_and_is_told_once(
         assert control.asked(4) == Request(0)
     assert names(folder, "*") == [".stop.tmp", "save", "stopp"]
     warned = [record.getMessage() for record in caplog.records]
-    assert warned == [f"{folder / 'stopp'} is no request; known are save, sample, stop, finish."]
+    assert warned == [
+        f"{folder / 'stopp'} is not a request; requests are save, sample, stop, finish."
+    ]
 
 
 @posix
