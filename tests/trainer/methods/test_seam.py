@@ -1,5 +1,6 @@
 """A new training method is one file and its name: a toy one, from its options to its card."""
 
+import copy
 import dataclasses
 import json
 import sys
@@ -67,7 +68,8 @@ def test_a_toy_method_trains_saves_resumes_and_has_a_card(
 
     def config(*more: str) -> Config:
         known = make_config("--checkpointing_steps", "2", "--no_sample_at_end", *more)
-        adapter: Any = dataclasses.replace(known.adapter, method="first_bias")
+        adapter = copy.copy(known.adapter)
+        object.__setattr__(adapter, "method", "first_bias")  # its type has only the known names
         return dataclasses.replace(known, adapter=adapter)
 
     folder = tmp_path / "run"
