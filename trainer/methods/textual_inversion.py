@@ -53,12 +53,12 @@ def learn_words(pipeline: DiffusionPipeline, configs: Mapping[str, Config]) -> d
     Raises:
         LoLDUError: If a word is not new, or its initializer is not one token.
     """
-    tokenizer = pipeline.tokenizer
     initializers: dict[str, int] = {}
     for concept, config in configs.items():
         word, start = config.instance.placeholder_token, config.instance.initializer_token
         if word is None or start is None:
             continue
+        tokenizer = pipeline.tokenizer
         ids = tokenizer.encode(start, add_special_tokens=False)
         if len(ids) != 1:
             raise LoLDUError(
