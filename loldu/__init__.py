@@ -12,15 +12,19 @@ from loldu.peft_hook import register_with_peft
 
 if TYPE_CHECKING:
     from loldu.adapter.config import LoLDUConfig
-    from loldu.adapter.factorization import Factors, ldu, svd
+    from loldu.adapter.factors import Factors
+    from loldu.adapter.ldu import ldu
     from loldu.adapter.model import LoLDUModel, project
+    from loldu.adapter.svd import svd
     from loldu.concept.export import export_lora
     from loldu.concept.format import Concept, ConceptLayer, read_concept
     from loldu.concept.hotswap import hotswap_concept
-    from loldu.concept.in_use import mix, set_concepts, set_strength, unload_concept
-    from loldu.concept.load import load_concept, save_concept, verify_concept
+    from loldu.concept.load import load_concept
     from loldu.concept.merge import save_merged
+    from loldu.concept.save import save_concept
+    from loldu.concept.switch import mix, set_concepts, set_strength, unload_concept
     from loldu.concept.truncate import LayerCut, Truncation, truncate
+    from loldu.concept.verify import verify_concept
 
 __version__ = "0.1.0"
 
@@ -52,15 +56,19 @@ __all__ = [
 
 _NAMES = {
     "adapter.config": ("LoLDUConfig",),
-    "adapter.factorization": ("Factors", "ldu", "svd"),
+    "adapter.factors": ("Factors",),
+    "adapter.ldu": ("ldu",),
     "adapter.model": ("LoLDUModel", "project"),
+    "adapter.svd": ("svd",),
     "concept.export": ("export_lora",),
     "concept.format": ("Concept", "ConceptLayer", "read_concept"),
     "concept.hotswap": ("hotswap_concept",),
-    "concept.in_use": ("mix", "set_concepts", "set_strength", "unload_concept"),
-    "concept.load": ("load_concept", "save_concept", "verify_concept"),
+    "concept.load": ("load_concept",),
     "concept.merge": ("save_merged",),
+    "concept.save": ("save_concept",),
+    "concept.switch": ("mix", "set_concepts", "set_strength", "unload_concept"),
     "concept.truncate": ("LayerCut", "Truncation", "truncate"),
+    "concept.verify": ("verify_concept",),
 }
 """The public names of each module."""
 

@@ -56,7 +56,7 @@ class Verify:
         read_file(self.file)  # a bad file is refused before the slow imports
         from loldu.base.parts import load_changed_parts
         from loldu.concept.format import read_concept
-        from loldu.concept.load import verify_concept
+        from loldu.concept.verify import verify_concept
 
         concept = read_concept(self.file)
         verify_concept(load_changed_parts(self.base, concept), self.file)
@@ -141,7 +141,8 @@ class Truncate:
         from loldu.base.parts import load_changed_parts
         from loldu.concept.export import check_file
         from loldu.concept.format import read_concept, write_concept
-        from loldu.concept.load import concept_of, load_concept
+        from loldu.concept.load import load_concept
+        from loldu.concept.save import concept_of
         from loldu.concept.truncate import check_size, truncate
 
         check_size(self.r, self.max_error)
@@ -189,9 +190,9 @@ class Merge:
         from loldu.base.parts import load_whole
         from loldu.base.source import quiet
         from loldu.concept.export import EXPORT_DTYPES
-        from loldu.concept.in_use import set_strength
         from loldu.concept.load import load_concept
         from loldu.concept.merge import check_folder, save_merged
+        from loldu.concept.switch import set_strength
 
         check_folder(self.out)
         pipeline = load_whole(self.base, EXPORT_DTYPES[self.dtype])

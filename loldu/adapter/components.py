@@ -12,9 +12,8 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from loldu.adapter.base_layer import weight_matrix
+from loldu.adapter.base_weight import fingerprint, weight_matrix
 from loldu.adapter.layer import LoLDULayer
-from loldu.adapter.weight_fingerprint import fingerprint
 from loldu.errors import ConceptError
 
 BARE = "model"
@@ -25,7 +24,7 @@ def components(model_or_pipeline: Any) -> dict[str, nn.Module]:  # noqa: ANN401
     """Return the modules of a pipeline by component name, or a model on its own.
 
     Raises:
-        TypeError: It is neither.
+        TypeError: If it is neither a model nor a pipeline.
     """
     if isinstance(model_or_pipeline, nn.Module):
         return {BARE: model_or_pipeline}
@@ -44,7 +43,7 @@ def bare(part: nn.Module) -> Any:  # noqa: ANN401
 
 
 def part_with(parts: Mapping[str, nn.Module], layers: Collection[str]) -> tuple[str, nn.Module]:
-    """Return the part, and its name, that has the most of the layers named."""
+    """Return the name and the part that has most of the given layers."""
 
     def count(item: tuple[str, nn.Module]) -> int:
         return sum(name in layers for name, _ in bare(item[1]).named_modules())
@@ -53,7 +52,7 @@ def part_with(parts: Mapping[str, nn.Module], layers: Collection[str]) -> tuple[
 
 
 def weight_of(module: nn.Module | None) -> Float[Tensor, "out in"] | None:
-    """Return the base weight of a layer, adapted or not; None if it has no matrix of numbers."""
+    """Return the base weight of a layer, with or without an adapter; None if it has no matrix."""
     if isinstance(module, LoLDULayer):
         return module.base_weight()
     base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
@@ -61,7 +60,7 @@ def weight_of(module: nn.Module | None) -> Float[Tensor, "out in"] | None:
 
 
 def fingerprint_of(module: nn.Module | None) -> Float[Tensor, "3"]:
-    """Return what tells the base weight of a layer that has one from others."""
+    """Return the three numbers that identify the base weight of a layer that has one."""
     if isinstance(module, LoLDULayer):
         return module.fingerprint()
     weight = weight_of(module)
@@ -70,10 +69,10 @@ def fingerprint_of(module: nn.Module | None) -> Float[Tensor, "3"]:
 
 
 def adapted_layers(model_or_pipeline: Any) -> list[LoLDULayer]:  # noqa: ANN401
-    """Return every layer that has, or had, an adapter.
+    """Return every wrapped layer, with or without an adapter at present.
 
     Raises:
-        TypeError: It is neither a model nor a pipeline.
+        TypeError: If it is neither a model nor a pipeline.
     """
     found: dict[LoLDULayer, None] = {}
     for part in components(model_or_pipeline).values():
@@ -82,7 +81,7 @@ def adapted_layers(model_or_pipeline: Any) -> list[LoLDULayer]:  # noqa: ANN401
 
 
 def _collect(module: nn.Module, found: dict[LoLDULayer, None]) -> None:
-    # A layer may hold a thousand adapters: going through them would make every switch slow.
+    # A layer may hold a thousand adapters; visiting them would make every switch slow.
     if isinstance(module, LoLDULayer):
         found[module] = None
         _collect(module.base_layer, found)
@@ -92,7 +91,7 @@ def _collect(module: nn.Module, found: dict[LoLDULayer, None]) -> None:
 
 
 def layers_with(model: nn.Module, adapter_name: str) -> dict[str, LoLDULayer]:
-    """Return the layers of a model that have an adapter, by the name they have in the base."""
+    """Return the layers of a model that have the adapter, by their name in the base."""
     return {
         name.replace(".base_layer", ""): module
         for name, module in model.named_modules()
@@ -104,7 +103,7 @@ def require_unmerged(layers: Iterable[LoLDULayer]) -> None:
     """Check that no adapter is merged into the weight of a layer.
 
     Raises:
-        ConceptError: One is.
+        ConceptError: If one is merged.
     """
     for layer in layers:
         if layer.merged:

@@ -1,4 +1,4 @@
-"""LoLDUConfig: every option of the adapter, with its trade-off."""
+"""LoLDUConfig: the options of the adapter, each with its trade-off."""
 
 # torch and peft are typed in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -14,9 +14,9 @@ from peft import PeftConfig
 from peft.utils.other import get_pattern_key
 
 from loldu.adapter.diagonal import DIAGONAL_INITS, DiagonalInit
-from loldu.adapter.factorization import Pivoting
+from loldu.adapter.factorization import FACTORIZATIONS, methods, select
+from loldu.adapter.ldu import Pivoting
 
-Factorization = Literal["ldu", "svd"]
 Residual = Literal["preserve", "perturb"]
 
 
@@ -38,42 +38,42 @@ class LoLDUConfig(PeftConfig):
     ``sigma_0 = alpha / r``; z (r numbers a layer) and sigma (one) are trained.
 
     Raises:
-        ValueError: An option has a value it cannot have.
+        ValueError: If an option has an invalid value.
     """
 
     r: int = field(
         default=32,
         metadata=_help(
-            "Rank: the number of trained directions a layer. Costs r floats a layer, so full "
+            "Rank: the number of trained directions per layer. Costs r floats per layer, so full "
             "rank is affordable; clamped to the smaller side of each weight."
         ),
     )
     alpha: float | int | None = field(
         default=None,
         metadata=_help(
-            "sigma starts at alpha / r, r being the rank asked for. None means alpha = r, that "
-            "is 1 in every layer, as in the paper's settings; it acts as a factor on the "
-            "learning rate."
+            "sigma starts at alpha / r, where r is the configured rank. None means alpha = r, so "
+            "that sigma starts at 1 in every layer, as in the paper; alpha acts as a factor on "
+            "the learning rate."
         ),
     )
-    factorization: Factorization = field(
+    factorization: str = field(
         default="ldu",
         metadata=_help(
             "'ldu' is LoLDU: quick to factor, nested in r, exact to reload. 'svd' is SVFit: "
-            "orthogonal directions, largest first, at hundreds of times the cost of creation."
+            "orthogonal directions, largest first, but creation takes hundreds of times as long."
         ),
     )
     diagonal_init: DiagonalInit = field(
         default="ldu",
         metadata=_help(
-            "Where z starts. With residual='preserve' and a frozen scale all choices train "
-            "alike; with a trained scale or weight decay toward zero they part."
+            "Initial value of z. With residual='preserve' and a frozen scale all choices train "
+            "the same; with a trained scale or weight decay toward zero they differ."
         ),
     )
     residual: Residual = field(
         default="preserve",
         metadata=_help(
-            "'preserve' starts at the base model whatever diagonal_init. 'perturb' keeps d in "
+            "'preserve' starts at the base model for every diagonal_init. 'perturb' keeps d in "
             "the residual, as the authors' code does for zeros, ones, standard_uniform and "
             "standard_normal: the layer's output changes before the first step."
         ),
@@ -87,22 +87,22 @@ class LoLDUConfig(PeftConfig):
     )
     train_scale: bool = field(
         default=True,
-        metadata=_help("Train sigma beside z: one more parameter a layer."),
+        metadata=_help("Also train sigma: one more parameter per layer."),
     )
     normalize_directions: bool = field(
         default=False,
         metadata=_help(
             "Measure z along direction i in units of 1 / (|B_i| |A_i|), so that a step of the "
-            "optimizer changes the weight as much along each. LDU's directions differ by a factor "
-            "of ten to forty; without units, as in the paper, the long ones learn and harm most. "
-            "Takes a learning rate several times as large."
+            "optimizer changes the weight by the same amount along each. LDU's directions differ "
+            "in length by a factor of ten to forty; without units, as in the paper, the long ones "
+            "learn and harm most. Needs a learning rate several times as large."
         ),
     )
     dropout: float = field(
         default=0.0,
         metadata=_help(
-            "Share of the entries of A x set to zero in training. r numbers a layer seldom "
-            "overfit, so there is none unless asked for, as in the paper."
+            "Share of the entries of A x set to zero in training. r numbers per layer rarely "
+            "overfit, so the default is 0, as in the paper."
         ),
     )
     target_modules: list[str] | str | None = field(
@@ -116,7 +116,7 @@ class LoLDUConfig(PeftConfig):
     )
     exclude_modules: list[str] | str | None = field(
         default=None,
-        metadata=_help("Names (or a regular expression) of layers to leave alone."),
+        metadata=_help("Names (or a regular expression) of layers that are not adapted."),
     )
     rank_pattern: dict[str, int] = field(
         default_factory=dict[str, int],
@@ -128,7 +128,7 @@ class LoLDUConfig(PeftConfig):
     )
     layers_to_transform: list[int] | int | None = field(
         default=None,
-        metadata=_help("Indexes of the blocks to adapt, when only some are wanted."),
+        metadata=_help("Indexes of the blocks to adapt; all by default."),
     )
     layers_pattern: list[str] | str | None = field(
         default=None,
@@ -152,13 +152,17 @@ class LoLDUConfig(PeftConfig):
     seed: int = field(
         default=0,
         metadata=_help(
-            "Seed of a random diagonal_init. Each layer draws from (seed, layer name), so a draw "
-            "depends neither on torch's global state nor on the order of layers."
+            "Seed of a random diagonal_init. Each layer draws from (seed, layer name), so the "
+            "values depend neither on torch's global state nor on the order of layers."
         ),
     )
 
     def __post_init__(self) -> None:
-        """Check the values and bring module lists to PEFT's form."""
+        """Check the values, and convert module lists to sets.
+
+        Raises:
+            ValueError: If an option has an invalid value.
+        """
         super().__post_init__()
         self.peft_type = LoLDUPeftType.LOLDU  # pyright: ignore[reportAttributeAccessIssue]
         self.target_modules = _as_set(self.target_modules)
@@ -172,7 +176,7 @@ class LoLDUConfig(PeftConfig):
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout!r}")
         for option, value, choices in (
-            ("factorization", self.factorization, get_args(Factorization)),
+            ("factorization", self.factorization, methods()),
             ("diagonal_init", self.diagonal_init, DIAGONAL_INITS),
             ("residual", self.residual, get_args(Residual)),
             ("pivoting", self.pivoting, get_args(Pivoting)),
@@ -190,31 +194,38 @@ class LoLDUConfig(PeftConfig):
             raise ValueError("layers_pattern needs layers_to_transform")
 
     @classmethod
-    def for_deltas(cls, ranks: Mapping[str, int], basis: Pivoting | None) -> "LoLDUConfig":
-        """Return the configuration of an adapter that brings its deltas: they are not trained.
+    def for_deltas(cls, ranks: Mapping[str, int], factorization: str) -> "LoLDUConfig":
+        """Return the configuration of an adapter whose deltas are given: they are not trained.
 
         Args:
             ranks: Rank by the full name of each layer.
-            basis: How the pivots were chosen, or None for an SVD.
+            factorization: Name of the factorization.
         """
         largest = max(ranks.values())
+        options: dict[str, Any] = {"factorization": FACTORIZATIONS[factorization].method}
+        if factorization in get_args(Pivoting):
+            options["pivoting"] = factorization
         return cls(
             r=largest,
             rank_pattern={f"^{re.escape(y)}": r for y, r in ranks.items() if r < largest},
             target_modules="|".join(re.escape(name) for name in ranks),
-            factorization="ldu" if basis else "svd",
-            pivoting=basis or "partial",
             train_scale=False,
             inference_mode=True,
+            **options,
         )
 
+    @property
+    def factorization_name(self) -> str:
+        """Name of the factorization that `factorization` and `pivoting` select."""
+        return select(self.factorization, self.pivoting)
+
     def plain_values(self) -> dict[str, Any]:
-        """Return the options as JSON has them."""
+        """Return the options as JSON values."""
         values = self.to_dict()
         return {k: sorted(v) if isinstance(v, set) else v for k, v in values.items()}
 
     def rank_and_sigma(self, layer: str) -> tuple[int, float]:
-        """Return the rank asked for and sigma_0 = alpha / r of a layer."""
+        """Return the configured rank of a layer, and its sigma_0 = alpha / r."""
         r = self.rank_pattern.get(get_pattern_key(list(self.rank_pattern), layer), self.r)
         alpha = self.alpha_pattern.get(get_pattern_key(list(self.alpha_pattern), layer), self.alpha)
         return r, 1.0 if alpha is None else alpha / r

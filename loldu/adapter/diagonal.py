@@ -1,4 +1,4 @@
-"""The diagonal: where it starts, how far it has moved the weight, and the ball it must stay in."""
+"""The diagonal: its start, the norm of its change of the weight, and the ball of allowed norms."""
 
 # torch and peft are typed in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from loldu.adapter.factorization import Pivoting
+from loldu.adapter.factorization import FACTORIZATIONS
 
 DiagonalInit = Literal[
     "ldu",
@@ -37,9 +37,8 @@ def initial_diagonal(
 
     Args:
         init: Name of the initial value.
-        diagonal: d of the base weight, whichever the factorization; directions that were
-            dropped (d = 0) stay zero.
-        generator: Source of the draws, on the CPU so that they do not depend on the device.
+        diagonal: d of the base weight; directions that were dropped (d = 0) stay zero.
+        generator: Random numbers, on the CPU so that they do not depend on the device.
 
     Source: LoLDU, Sec. IV-E and Table V.
     """
@@ -62,13 +61,13 @@ def initial_diagonal(
 
 
 def layer_generator(seed: int, layer: str) -> torch.Generator:
-    """Return a CPU generator for the draws of one layer, whatever was drawn before it."""
+    """Return a CPU generator for one layer; it depends on nothing but the seed and the name."""
     digest = hashlib.sha256(f"{seed}/{layer}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def gram(left: Float[Tensor, "out r"], right: Float[Tensor, "r in"]) -> Float[Tensor, "r r"]:
-    """Return ``G = (Bᵀ B) ∘ (A Aᵀ)``, the metric in which delta has the norm of its weight."""
+    """Return ``G = (Bᵀ B) ∘ (A Aᵀ)``, the metric with ``‖delta_W‖_F² = deltaᵀ G delta``."""
     left, right = left.to(torch.float64), right.to(torch.float64)
     return (left.T @ left) * (right @ right.T)
 
@@ -76,7 +75,7 @@ def gram(left: Float[Tensor, "out r"], right: Float[Tensor, "r in"]) -> Float[Te
 def delta_norm(delta: Float[Tensor, " r"], metric: Float[Tensor, "r r"]) -> Float[Tensor, ""]:
     """Return ``‖delta_W‖_F = sqrt(deltaᵀ G delta)`` exactly, at the cost of r²."""
     delta = delta.to(metric.dtype)
-    # Rounding may leave the form of a tiny delta a hair below zero.
+    # Rounding may leave the result for a tiny delta slightly below zero.
     return (delta @ metric @ delta).clamp_min(0).sqrt()
 
 
@@ -86,7 +85,7 @@ def projection_factor(
     """Return the factor that brings delta back onto the ball ``‖delta_W‖_F <= max_delta_norm``.
 
     The Euclidean projection onto a ball around 0 is a rescale: 1 inside, radius / norm outside.
-    It stays on the device, so that the host need not wait for it.
+    It stays on the device, so that the host does not wait for it.
 
     Source: LoLDU, Eq. (10)-(12).
     """
@@ -95,13 +94,13 @@ def projection_factor(
 
 
 class LoLDUDiagonal(nn.Module):
-    """What one adapter trains in a layer: ``delta = sigma_0 u dz + ds (u dz + z_ref)``.
+    """The trained diagonal of an adapter in a layer: ``delta = sigma_0 u dz + ds (u dz + z_ref)``.
 
-    The trainables are offsets that start at zero, so that delta is exactly zero at step 0 in
-    every dtype and weight decay pulls toward the base model. z_ref is the value z starts from, and
-    matters beside a trained scale alone; a perturbing residual, which keeps d instead, adds the
-    constant ``sigma_0 (z_ref - d)``. The units u are 1, or such that a step along any direction
-    changes the weight as much.
+    The trained parameters are offsets that start at zero, so that delta is exactly zero at step 0
+    in every dtype and weight decay pulls toward the base model. z_ref is the value z starts from;
+    it has an effect only with a trained scale. A perturbing residual, which keeps d instead, adds
+    the constant ``sigma_0 (z_ref - d)``. The units u are 1, or chosen so that a step along any
+    direction changes the weight by the same amount.
 
     Source: LoLDU, Eq. (8), written in offsets.
     """
@@ -118,37 +117,37 @@ class LoLDUDiagonal(nn.Module):
         r: int,
         sigma_0: float,
         *,
-        pivoting: Pivoting | None,
+        factorization: str,
         train_scale: bool,
         perturbs: bool,
         has_units: bool,
     ) -> None:
-        """Make a diagonal of r zeros, whose buffers are for the layer or a checkpoint to fill.
+        """Make a diagonal of r zeros; the layer or a checkpoint fills the buffers.
 
         Args:
             r: Number of directions.
-            sigma_0: Start of the scale.
-            pivoting: How the pivots are chosen, or None for an SVD, which has none.
+            sigma_0: Initial scale.
+            factorization: Name of the factorization, which decides on the shape of the pivots.
             train_scale: Whether ds and z_ref exist.
-            perturbs: Whether delta starts off zero.
+            perturbs: Whether delta starts at another value than zero.
             has_units: Whether directions have units of their own.
         """
         super().__init__()
         self.sigma_0 = sigma_0
-        self.pivoting: Pivoting | None = pivoting
+        self.factorization = factorization
         self.dz = nn.Parameter(torch.zeros(r))
         self.ds = nn.Parameter(torch.zeros(1)) if train_scale else None
         self.register_buffer("z_ref", torch.zeros(r) if train_scale else None)
         self.register_buffer("perturbation", torch.zeros(r) if perturbs else None)
         self.register_buffer("unit", torch.ones(r) if has_units else None)
-        shape = (2, r) if pivoting == "complete" else (r,)
-        pivots = None if pivoting is None else torch.zeros(shape, dtype=torch.int32)
+        axes = FACTORIZATIONS[factorization].pivot_axes
+        pivots = torch.zeros(axes, r, dtype=torch.int32).squeeze(0) if axes else None
         self.register_buffer("pivots", pivots)
 
     def forward(self) -> Float[Tensor, " r"]:
         """Return delta, with its graph.
 
-        It is computed in a call of the module, so that hooks which bring offloaded values in do.
+        It is computed in a call of the module, so that the hooks of offloading load its values.
         """
         dz = self.dz if self.unit is None else self.unit * self.dz
         delta = dz if self.sigma_0 == 1 else self.sigma_0 * dz
@@ -162,7 +161,7 @@ class LoLDUDiagonal(nn.Module):
 
     @torch.no_grad()
     def set_delta(self, delta: Float[Tensor, " r"]) -> None:
-        """Make delta this one, with sigma at its start."""
+        """Set delta, with sigma at its initial value."""
         if self.ds is not None:
             self.ds.zero_()
         target = delta / self.sigma_0
@@ -172,7 +171,7 @@ class LoLDUDiagonal(nn.Module):
 
     @torch.no_grad()
     def shrink(self, factor: Float[Tensor, ""]) -> None:
-        """Multiply delta by a factor, moving sigma toward its start by the same factor.
+        """Multiply delta by a factor, and move sigma toward its initial value by the same factor.
 
         A factor of 1 leaves every bit as it is.
         """
@@ -189,7 +188,7 @@ class LoLDUDiagonal(nn.Module):
         self.dz.copy_(torch.where(factor == 1, self.dz, target / sigma))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LoLDUDiagonal":
-        """Move between devices, never between dtypes: trainables are float32 in every mode."""
+        """Move between devices, not between dtypes: trained parameters are always float32."""
 
         def move(tensor: Tensor) -> Tensor:
             moved = fn(tensor)

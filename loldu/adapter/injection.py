@@ -1,4 +1,4 @@
-"""Adapters that bring their numbers, put on the layers of a model and taken off again."""
+"""Attach or remove an adapter with given deltas."""
 
 # torch and peft are typed in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -16,18 +16,17 @@ from torch import Tensor, nn
 
 from loldu.adapter.components import adapted_layers, bare, components, require_unmerged
 from loldu.adapter.config import LoLDUConfig
-from loldu.adapter.factorization import Pivoting
 from loldu.adapter.layer import LoLDULayer
 from loldu.adapter.model import LoLDUModel
 from loldu.errors import ConceptError
 
 
 class LayerDelta(NamedTuple):
-    """What an adapter is to do in a layer.
+    """The change of one layer by an adapter.
 
     Attributes:
-        delta: The change of the diagonal.
-        pivots: Where the factors are; an SVD has none.
+        delta: Change of the diagonal.
+        pivots: Pivots of the factors; None for a factorization without pivots.
         strength: Factor on the change.
     """
 
@@ -37,10 +36,10 @@ class LayerDelta(NamedTuple):
 
 
 def require_free(part: nn.Module, adapter_name: str) -> None:
-    """Check that a part can take an adapter of this name.
+    """Check that an adapter of this name can be added to a part.
 
     Raises:
-        ConceptError: It cannot.
+        ConceptError: If it cannot.
     """
     if not adapter_name or "." in adapter_name or hasattr(nn.ModuleDict(), adapter_name):
         raise ConceptError(
@@ -61,24 +60,24 @@ def add_adapter(
     parts: Mapping[str, nn.Module],
     adapter_name: str,
     deltas: Mapping[str, Mapping[str, LayerDelta]],
-    bases: Mapping[str, Pivoting | None],
+    factorizations: Mapping[str, str],
 ) -> None:
-    """Put an adapter of given deltas on parts of a pipeline: on all their layers, or on none.
+    """Add an adapter with given deltas to parts of a pipeline: to all the layers, or to none.
 
     Args:
         parts: Models by component.
-        adapter_name: Its name, which is free in all of them.
-        deltas: By component and by the name of the layer.
-        bases: How the pivots of each component were chosen, or None for an SVD.
+        adapter_name: Name of the adapter, not taken in any part.
+        deltas: Changes by component and name of the layer.
+        factorizations: Name of the factorization, by component.
 
     Raises:
-        ValueError: The weight of a layer has no factors at the pivots.
+        ValueError: If the weight of a layer has no factors at the pivots.
     """
     try:
         for component, layers in deltas.items():
             part = parts[component]
             ranks = {name: layer.delta.numel() for name, layer in layers.items()}
-            _inject(part, adapter_name, ranks, bases[component])
+            _inject(part, adapter_name, ranks, factorizations[component])
             for name, layer in layers.items():
                 module = bare(part).get_submodule(name)
                 module.load_delta(adapter_name, layer.delta, layer.pivots)
@@ -90,14 +89,14 @@ def add_adapter(
 
 
 def _inject(
-    part: nn.Module, adapter_name: str, ranks: Mapping[str, int], basis: Pivoting | None
+    part: nn.Module, adapter_name: str, ranks: Mapping[str, int], factorization: str
 ) -> None:
-    """Put empty adapters on exactly the named layers, each of its own rank.
+    """Add empty adapters to exactly the named layers, each with its own rank.
 
-    Where all of them are adapted already, PEFT's search for them is left out: it goes through all
-    adapters that there are.
+    If all of these layers are wrapped already, PEFT's search for them is skipped: it would go
+    through all existing adapters.
     """
-    config = LoLDUConfig.for_deltas(ranks, basis)
+    config = LoLDUConfig.for_deltas(ranks, factorization)
     layers = {name: bare(part).get_submodule(name) for name in ranks}
     if all(isinstance(layer, LoLDULayer) for layer in layers.values()):
         bare(part).peft_config[adapter_name] = config
@@ -114,7 +113,7 @@ def _inject(
                 del part.peft_config[name]
     else:
         with warnings.catch_warnings():
-            # PEFT warns whenever a model gets its second adapter this way, which is meant here.
+            # PEFT warns about the second adapter of a model, which is intended here.
             warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
             inject_adapter_in_model(config, bare(part), adapter_name, low_cpu_mem_usage=True)
     if not isinstance(part, PeftModel) and hasattr(bare(part), "_hf_peft_config_loaded"):
@@ -122,7 +121,7 @@ def _inject(
 
 
 def activate(part: nn.Module, adapter_name: str) -> None:
-    """Make an adapter the only active one of a part, to be used and not trained."""
+    """Make an adapter the only active one of a part, for inference."""
     part = getattr(part, "_orig_mod", part)
     if isinstance(part, PeftModel) and adapter_name in part.peft_config:
         part.set_adapter(adapter_name, inference_mode=True)
@@ -131,7 +130,7 @@ def activate(part: nn.Module, adapter_name: str) -> None:
 
 
 def make_active(model_or_pipeline: Any, layers: list[LoLDULayer], names: list[str]) -> None:  # noqa: ANN401
-    """Make adapters the active ones of layers, and leave what is trained as it is."""
+    """Make adapters the active ones of layers; the trained parameters stay the same."""
     for layer in layers:
         layer.activate(names)
     for part in components(model_or_pipeline).values():
@@ -142,12 +141,12 @@ def make_active(model_or_pipeline: Any, layers: list[LoLDULayer], names: list[st
 
 
 def remove(part: nn.Module, adapter_name: str) -> None:
-    """Take an adapter off a part; layers that are left with none become the plain ones again."""
+    """Remove an adapter from a part; layers without an adapter become plain layers again."""
     layers, model = adapted_layers(part), bare(part)
     if not any(adapter_name in layer.r for layer in layers):
         getattr(model, "peft_config", {}).pop(adapter_name, None)
         return
-    # Otherwise PEFT makes another adapter active.
+    # Otherwise PEFT would make another adapter active.
     make_active(part, layers, [n for n in layers[0].active_adapters if n != adapter_name])
     delete_adapter(model, adapter_name, LoLDUModel.prefix, LoLDULayer)
     for name, module in list(model.named_modules()):
@@ -158,7 +157,7 @@ def remove(part: nn.Module, adapter_name: str) -> None:
 
 
 def _forget(part: Any, configs: dict[str, Any], adapter_name: str) -> None:  # noqa: ANN401
-    """Drop an adapter's configuration, but a PeftModel's last one: PEFT cannot run it without."""
+    """Drop an adapter's configuration, except the last one of a PeftModel, which PEFT needs."""
     if isinstance(part, PeftModel):
         if len(configs) > 1:
             del configs[adapter_name]
@@ -173,5 +172,5 @@ def _forget(part: Any, configs: dict[str, Any], adapter_name: str) -> None:  # n
 
 
 def _is_shell(part: nn.Module) -> bool:
-    """Whether all adapters of a PeftModel were unloaded; it keeps the last one's configuration."""
+    """Return whether all adapters of a PeftModel were unloaded; one configuration remains."""
     return isinstance(part, PeftModel) and not adapted_layers(part)

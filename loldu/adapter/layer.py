@@ -1,20 +1,17 @@
-"""The adapted layer: one diagonal per adapter between factors that all its adapters share."""
+"""The state of the adapters of one layer: diagonals, strengths, ranks, and rows of a batch."""
 
 # torch and peft are typed in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
-import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float
-from peft.tuners.tuners_utils import check_adapters_to_merge
-from peft.utils.quantization_utils import QuantizationBackend
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from loldu.adapter.base_layer import as_stored, check_requantizable
+from loldu.adapter.base_weight import as_stored
 from loldu.adapter.config import LoLDUConfig
 from loldu.adapter.diagonal import (
     LoLDUDiagonal,
@@ -23,13 +20,12 @@ from loldu.adapter.diagonal import (
     layer_generator,
     projection_factor,
 )
-from loldu.adapter.factored_layer import FactoredLayer
-from loldu.adapter.functional import adapted_linear
-from loldu.adapter.mixing import Update, add_updates, per_row, rows_by_name, rows_of_batch, summed
+from loldu.adapter.layer_factors import LayerFactors
+from loldu.adapter.mixing import Update, per_row, rows_by_name, rows_of_batch, summed
 from loldu.adapter.shared_factors import SharedFactors
 
 
-class LoLDULayer(FactoredLayer):
+class LoLDULayer(LayerFactors):
     """Adapter state of one linear layer, by adapter name."""
 
     adapter_layer_names = ("loldu_diagonal",)
@@ -48,22 +44,22 @@ class LoLDULayer(FactoredLayer):
         """Add an adapter of rank r (clamped to the layer) that starts at the base model.
 
         Raises:
-            ValueError: The base weight is zero or not finite.
+            ValueError: If the base weight is zero or not finite.
         """
         rank = min(r, self.in_features, self.out_features)
         diagonal = LoLDUDiagonal(
             rank,
             sigma_0,
-            pivoting=config.pivoting if config.factorization == "ldu" else None,
+            factorization=config.factorization_name,
             train_scale=config.train_scale,
             perturbs=config.residual == "perturb",
             has_units=config.normalize_directions,
         )
         if self.weight.is_meta or diagonal.dz.is_meta:
-            # A checkpoint is about to bring the values; there is nothing to factor yet.
+            # A checkpoint is about to fill in the values; there is nothing to factor yet.
             diagonal.to("meta")
         else:
-            shared = self._share(rank, diagonal.pivoting, None)
+            shared = self._share(rank, diagonal.factorization, None)
             self._start(diagonal.to(self.weight.device), shared, config)
             self.factors[adapter_name] = shared
         self.r[adapter_name] = rank
@@ -73,9 +69,10 @@ class LoLDULayer(FactoredLayer):
         diagonal.requires_grad_(adapter_name in self.active_adapters and not config.inference_mode)
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
-        """Make adapters the active ones, of all rows of a batch, and those alone the trained ones.
+        """Make adapters the active ones of all rows of a batch, and train these alone.
 
-        Unlike PEFT's own, it writes nothing to the hundreds of adapters that stay as they are.
+        Unlike PEFT's own method, it writes nothing to the adapters that stay as they are: there may
+        be hundreds.
         """
         names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
         for name, diagonal in self.loldu_diagonal.items():
@@ -85,12 +82,12 @@ class LoLDULayer(FactoredLayer):
         self.activate(names)
 
     def activate(self, adapter_names: list[str]) -> None:
-        """Make adapters the active ones, of all rows, and leave what is trained as it is."""
+        """Make adapters the active ones of all rows; the trained parameters stay the same."""
         self._active_adapter = adapter_names
         self.rows = None
 
     def adapters_in_use(self) -> list[str]:
-        """Return the adapters of this layer that are active, or that rows have for their own."""
+        """Return the adapters of this layer that are active, or that rows of a batch use."""
         names = self.active_adapters if self.rows is None else dict.fromkeys(self.rows)
         return [name for name in names if name is not None and name in self.r]
 
@@ -116,14 +113,14 @@ class LoLDULayer(FactoredLayer):
             diagonal.unit.copy_(torch.where(norms == 0, 1.0, 1 / norms))
         if not config.init_weights:
             spread = 0.2 * d.square().mean().sqrt()
-            # From torch's own state, as PEFT's methods draw: two such adapters are to differ.
+            # Drawn from torch's global state, as in PEFT's methods: two such adapters must differ.
             diagonal.dz.copy_(spread.cpu() * torch.randn(d.shape, device="cpu"))
 
     @torch.no_grad()
     def load_delta(
         self, adapter_name: str, delta: Float[Tensor, " r"], pivots: Tensor | None
     ) -> None:
-        """Make an adapter (of sigma_0 = 1) a given delta on the factors at the given pivots."""
+        """Give an adapter (with sigma_0 = 1) a delta, on the factors at the given pivots."""
         diagonal = self.diagonal(adapter_name).to_empty(device=self.weight.device)
         for tensor in (*diagonal.parameters(), *diagonal.buffers()):
             tensor.zero_()
@@ -132,7 +129,9 @@ class LoLDULayer(FactoredLayer):
         diagonal.dz.copy_(delta)
         if diagonal.pivots is not None and pivots is not None:
             diagonal.pivots.copy_(pivots)
-        self.factors[adapter_name] = self._share(delta.numel(), diagonal.pivoting, diagonal.pivots)
+        self.factors[adapter_name] = self._share(
+            delta.numel(), diagonal.factorization, diagonal.pivots
+        )
 
     def delta(self, adapter_name: str) -> Float[Tensor, " r"]:
         """Return delta at the adapter's strength, with its graph."""
@@ -176,10 +175,10 @@ class LoLDULayer(FactoredLayer):
     def weighted_delta(
         self, adapter_names: Sequence[str], weights: Sequence[float | int]
     ) -> tuple[Float[Tensor, " r"], SharedFactors]:
-        """Return ``Σ_i w_i delta_i`` of adapters, as trained, and the factors they all share.
+        """Return ``Σ_i w_i delta_i`` of adapters at strength 1, and the factors that they share.
 
         Raises:
-            ValueError: They do not share factors.
+            ValueError: If they do not share factors.
         """
         sums = summed(
             Update(self.factors_of(name), self.diagonal(name).delta() * weight)
@@ -195,7 +194,7 @@ class LoLDULayer(FactoredLayer):
         return sums[0].delta, sums[0].factors
 
     def set_scale(self, adapter: str, scale: float | int) -> None:
-        """Set the strength of an adapter; 1 is as trained."""
+        """Set the strength of an adapter; 1 is the trained strength."""
         if adapter in self.strength:
             self.strength[adapter] = float(scale)
 
@@ -210,11 +209,11 @@ class LoLDULayer(FactoredLayer):
             self.strength[name] = 1.0 if scale is None else self.strength[name] / scale
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """A rank-r delta_W is a LoRA; PEFT's own conversion reads linear layers."""
+        """Return whether PEFT can convert this layer to a LoRA: it converts linear layers."""
         return isinstance(self.get_base_layer(), nn.Linear | Conv1D)
 
     def _updates(self, batch: int, adapter_names: Sequence[str] | None) -> list[Update]:
-        """Return what the layer adds to its base's output."""
+        """Return the updates that the layer adds to the output of its base."""
         if adapter_names is None:
             rows = rows_of_batch(self.rows, batch, self.layer_name)
         else:
@@ -234,7 +233,7 @@ class LoLDULayer(FactoredLayer):
         return per_row([parts.get(name) for name in rows])
 
     def _parts(self, adapter_names: Iterable[str | None]) -> dict[str | None, Update]:
-        """What each adapter does here; one of strength 0 does nothing, not even rounding."""
+        """Return the update of each adapter; strength 0 adds nothing, not even rounding."""
         training = self.loldu_diagonal.training
         return {
             name: Update(
@@ -250,142 +249,3 @@ class LoLDULayer(FactoredLayer):
         # PEFT's own version also casts the adapter to the dtype of the base.
         if adapter_name in self.loldu_diagonal and not self.diagonal(adapter_name).dz.is_meta:
             self.diagonal(adapter_name).to(device or self.weight.device)
-
-
-class Linear(nn.Module, LoLDULayer):
-    """``y = W x + b + B (delta ⊙ (A x))``; W is never rewritten, except while merged."""
-
-    def __init__(
-        self,
-        base_layer: nn.Module,
-        adapter_name: str,
-        *,
-        layer_name: str,
-        r: int,
-        sigma_0: float,
-        config: LoLDUConfig,
-        quantization: QuantizationBackend | None = None,
-    ) -> None:
-        """Wrap a linear layer and give it its first adapter."""
-        super().__init__()
-        LoLDULayer.__init__(self, base_layer, layer_name)
-        self.quantization_backend = quantization
-        self._active_adapter = adapter_name
-        self.update_layer(adapter_name, r, sigma_0, config)
-        self.register_load_state_dict_post_hook(_follow_loaded)
-
-    def forward(
-        self,
-        x: Tensor,
-        adapter_names: Sequence[str] | None = None,
-    ) -> Tensor:
-        """Apply the base layer and the active adapters, or to every row its own.
-
-        Args:
-            x: Input; its first axis is the batch.
-            adapter_names: An adapter for every row, "__base__" for none (PEFT's mixed batches).
-
-        Raises:
-            ValueError: Rows have their own adapters, and the batch does not fit them.
-        """
-        if self.disable_adapters and self.merged:
-            self.unmerge()
-        updates = [] if self.disable_adapters else self._updates(len(x), adapter_names)
-        if not updates:
-            return self.base_layer(x)
-        return self._adapted(x, updates)
-
-    def _adapted(self, x: Tensor, updates: list[Update]) -> Tensor:
-        """Apply the base layer and the updates, of which there is at least one."""
-        first, *others = updates
-        if first.dropout:
-            return add_updates(x, self.base_layer(x), updates)
-        result = adapted_linear(x, self.base_layer, first.factors, first.delta)
-        return add_updates(x, result, others)
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add the delta of adapters to the weight of the base layer.
-
-        The base weight is kept aside, so that unmerging gives it back bit by bit, but for a
-        quantized one, which is quantized again both times.
-
-        Raises:
-            ValueError: With `safe_merge`, the merged weight is not finite; or the base layer is
-                quantized, and it is not known how to do that again.
-        """
-        names = check_adapters_to_merge(self, adapter_names)
-        names = [name for name in names if name in self.loldu_diagonal]
-        if not names:
-            return
-        if self.quantization_backend is not None:
-            check_requantizable(self.quantization_backend, self.layer_name)
-        weight = self.get_base_weight()
-        merged = weight
-        for name in names:
-            merged = merged + self.get_delta_weight(name).detach()
-        merged = merged.to(weight.dtype)
-        if safe_merge and not torch.isfinite(merged).all():
-            raise ValueError(
-                f"NaNs detected in the merged weights. The adapter {', '.join(names)} seems to be "
-                f"broken (layer '{self.layer_name}'): train or load it anew"
-            )
-        if self._weight_before_merge is None:
-            self._weight_before_merge = weight
-        self.set_base_weight(merged)
-        self.merged_adapters.extend(names)
-
-    def unmerge(self) -> None:
-        """Give the base layer its own weight back."""
-        if self._weight_before_merge is None:
-            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
-            return
-        self.set_base_weight(self._weight_before_merge)
-        self._weight_before_merge = None
-        self.merged_adapters.clear()
-        self.keep_factors()
-
-    def train(self, mode: bool = True) -> "Linear":
-        """Switch between training and use, with factors at the pivots a loader may have written.
-
-        Loaders of other libraries end with it, and a compiled forward pass cannot look itself.
-        """
-        super().train(mode)
-        self.follow_pivots()
-        return self
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Linear":
-        """Move the factors along.
-
-        After a cast, LDU factors are made anew at their pivots, as they would be on reloading; an
-        SVD has nothing to hold a new one to, so its factors are cast.
-        """
-        before = self.weight.dtype
-        super()._apply(fn, recurse)
-        weight = self.weight
-        if self._weight_before_merge is not None:
-            self._weight_before_merge = fn(self._weight_before_merge)
-        same = weight.dtype == before
-        self._fingerprint = None
-        with torch.inference_mode(False):
-            moved = {
-                id(held): held.to(weight.device, held.left.dtype if same else weight.dtype)
-                for held in self.factors.values()
-                if not weight.is_meta and (same or held.pivoting is None)
-            }
-        cast = [] if weight.is_meta else [n for n, f in self.factors.items() if id(f) not in moved]
-        self.factors = {
-            name: moved[id(held)] for name, held in self.factors.items() if id(held) in moved
-        }
-        self.keep_factors()
-        # At once, for a compiled forward pass cannot; the largest rank serves the others.
-        for name in sorted(cast, key=self.r.__getitem__, reverse=True):
-            self.factors_of(name)
-        return self
-
-    def __repr__(self) -> str:
-        """Say which method wraps the layer."""
-        return "loldu." + super().__repr__()
-
-
-def _follow_loaded(layer: Linear, _: object) -> None:
-    layer.follow_pivots()

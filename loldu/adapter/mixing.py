@@ -1,4 +1,4 @@
-"""The updates of a layer in one pass: adapters summed, or every row of the batch with its own."""
+"""The updates of a layer in one pass: a sum of adapters, or one adapter per row of the batch."""
 
 # torch is typed in part only.
 # pyright: reportUnknownMemberType=false
@@ -19,12 +19,12 @@ BASE_NAME = "__base__"
 
 
 class Update(NamedTuple):
-    """What is added to the base layer's output: ``B (delta ⊙ (A x))``.
+    """An addition to the output of the base layer: ``B (delta ⊙ (A x))``.
 
     Attributes:
         factors: B and A.
-        delta: One for all, or one for every row of the batch.
-        dropout: Of the entries of ``A x``.
+        delta: Change of the diagonal, one for all rows or one for every row of the batch.
+        dropout: Share of the entries of ``A x`` that are set to zero.
     """
 
     factors: SharedFactors
@@ -35,17 +35,17 @@ class Update(NamedTuple):
 def add_updates(
     x: Float[Tensor, "*batch in"], base_output: Float[Tensor, "*batch out"], updates: list[Update]
 ) -> Float[Tensor, "*batch out"]:
-    """Return the output of an adapted layer, given that of its base."""
+    """Return the output of an adapted layer from the output of its base."""
     for factors, delta, dropout in updates:
         base_output = factored_update(x, base_output, *factors.around(delta), dropout)
     return base_output
 
 
 def summed(parts: Iterable[Update]) -> list[Update]:
-    """Return the updates of adapters that all act on every row, in as few as there can be.
+    """Return the fewest updates that equal the sum of the given ones, on every row.
 
-    ``Σ_i B diag(delta_i) A = B diag(Σ_i delta_i) A``: one serves all that share factors, and
-    entries to drop.
+    ``Σ_i B diag(delta_i) A = B diag(Σ_i delta_i) A``: adapters with the same factors and the same
+    dropout need one update.
     """
     total: dict[tuple[SharedFactors, float], Tensor] = {}
     for factors, delta, dropout in parts:
@@ -58,9 +58,9 @@ def summed(parts: Iterable[Update]) -> list[Update]:
 
 
 def per_row(rows: Sequence[Update | None]) -> list[Update]:
-    """Return the updates of a batch in which every row has an adapter of its own, or none.
+    """Return the updates of a batch in which every row has its own adapter, or none.
 
-    A row without one gets a delta of zeros, which adds nothing to any bit of the base's output.
+    A row without an adapter gets a delta of zeros, which leaves its output equal bit by bit.
     """
     ranks: dict[tuple[SharedFactors, float], int] = {}
     for part in rows:
@@ -86,12 +86,12 @@ def _padded(delta: Float[Tensor, " smaller"], r: int) -> Float[Tensor, " r"]:
 def rows_of_batch(
     concepts: tuple[str | None, ...] | None, batch: int, layer_name: str
 ) -> tuple[str | None, ...] | None:
-    """Return the adapter of every row: concept ``i % N`` of N for row i.
+    """Return the adapter of every row: row i has concept ``i % N`` of N.
 
-    Guidance shows a model the pictures more than once, one batch of them after the other.
+    With guidance the batch holds the pictures more than once, one copy after the other.
 
     Raises:
-        ValueError: The batch does not fit the concepts.
+        ValueError: If the size of the batch is not a multiple of the number of concepts.
     """
     if concepts is None:
         return None
@@ -106,10 +106,10 @@ def rows_of_batch(
 
 
 def rows_by_name(adapter_names: Sequence[str], batch: int) -> tuple[str | None, ...]:
-    """Return the adapter of every row as PEFT gives them, none for "__base__".
+    """Return the adapter of every row from PEFT's `adapter_names`; "__base__" is None.
 
     Raises:
-        ValueError: There is not one for every row.
+        ValueError: If there is not one name for every row.
     """
     if len(adapter_names) != batch:
         raise ValueError(

@@ -19,9 +19,8 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from loldu.adapter.config import LoLDUConfig
-from loldu.adapter.factorization import Pivoting
 from loldu.adapter.layer import LoLDULayer
-from loldu.adapter.layer_kinds import kind_of
+from loldu.adapter.linear import kind_of
 from loldu.adapter.mixing import BASE_NAME
 from loldu.adapter.targets import default_targets, linear_names, what_was_meant
 
@@ -34,17 +33,17 @@ class LoLDUModel(BaseTuner):
 
     prefix = "loldu_"
     tuner_layer_cls = LoLDULayer
-    # A view of PEFT's table, so that entries made later count too.
+    # A view of PEFT's table, so that later entries count too.
     target_module_mapping: Any = ChainMap(  # noqa: RUF012  the base class declares it so
         {"clip_text_model": ["q_proj", "k_proj", "v_proj", "out_proj"]},
         TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
     )
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: Any) -> Any:  # noqa: ANN401
-        """Fill in the target modules where they follow from the model.
+        """Fill in the target modules if they follow from the model.
 
         Raises:
-            ValueError: They do not.
+            ValueError: If they do not.
         """
         if peft_config.target_modules is None:
             names = linear_names(self.model)
@@ -67,7 +66,7 @@ class LoLDUModel(BaseTuner):
         """Add an adapter to the layers it targets.
 
         Raises:
-            NoMatchingPeftModuleError: It targets none; the message says what could be meant.
+            NoMatchingPeftModuleError: If it targets none; the message suggests names.
         """
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
@@ -77,7 +76,7 @@ class LoLDUModel(BaseTuner):
             raise NoMatchingPeftModuleError(f"{error} {meant}") from error
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        """Leave trainables in float32, or where that is declined give them the base's dtype."""
+        """Keep trained parameters in float32, or cast them to the dtype of the base if asked to."""
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         for layer in self.modules():
             if autocast_adapter_dtype or not isinstance(layer, LoLDULayer):
@@ -97,10 +96,10 @@ class LoLDUModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        """Give a layer the adapter, wrapping it if it is not wrapped yet.
+        """Add the adapter to a layer, and wrap the layer if it is not wrapped yet.
 
         Raises:
-            TypeError: The target is not a linear map.
+            TypeError: If the target is not a linear map.
         """
         config: LoLDUConfig = peft_config
         r, sigma_0 = config.rank_and_sigma(current_key)
@@ -124,16 +123,16 @@ class LoLDUModel(BaseTuner):
     def _replace_module(
         self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
     ) -> None:
-        # PEFT's own version asks every module for a weight, which a head saved in full need not
-        # have.
+        # PEFT's own version needs a weight in every module, but a head that is trained in full may
+        # have none.
         setattr(parent, child_name, new_module)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *_: Any, **kwargs: Any) -> Generator[None]:  # noqa: ANN401
-        """Give every row of the batch its own adapter during a call with `adapter_names`.
+        """Use one adapter per row of the batch during a call with `adapter_names`.
 
         Raises:
-            ValueError: There is no such adapter, or the model is being trained.
+            ValueError: If there is no such adapter, or the model is being trained.
         """
         adapter_names: Sequence[str] | None = kwargs.get("adapter_names")
         if adapter_names is None:
@@ -167,7 +166,7 @@ class LoLDUModel(BaseTuner):
     def add_weighted_adapter(
         self, adapters: Sequence[str], weights: Sequence[float | int], adapter_name: str
     ) -> None:
-        """Add one adapter that does exactly what several do together at the given weights.
+        """Add one adapter that equals the weighted sum of several exactly.
 
         ``Σ_i w_i B diag(delta_i) A = B diag(Σ_i w_i delta_i) A`` for adapters between the same
         factors, each as trained (at strength 1). The new adapter is frozen and not yet active.
@@ -178,7 +177,7 @@ class LoLDUModel(BaseTuner):
             adapter_name: Name of the new adapter.
 
         Raises:
-            ValueError: An adapter is unknown or trains modules in full, the new name is taken,
+            ValueError: If an adapter is unknown or trains modules in full, the new name is taken,
                 weights are missing or not finite, or adapters do not share factors in a layer, so
                 that one diagonal cannot hold their sum.
         """
@@ -189,14 +188,14 @@ class LoLDUModel(BaseTuner):
             if isinstance(layer, LoLDULayer) and not layer.r.keys().isdisjoint(adapters)
         }
         ranks = {name: delta.numel() for name, (delta, _) in deltas.items()}
-        bases: set[Pivoting | None] = {shared.pivoting for _, shared in deltas.values()}
-        if len(bases) > 1:
+        factorizations = {shared.factorization for _, shared in deltas.values()}
+        if len(factorizations) > 1:
             raise ValueError(
                 f"adapters {', '.join(adapters)} differ in pivoting or factorization from layer to "
                 "layer, which one adapter cannot: use loldu.mix, which needs no such adapter"
             )
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        self.peft_config[adapter_name] = LoLDUConfig.for_deltas(ranks, bases.pop())
+        self.peft_config[adapter_name] = LoLDUConfig.for_deltas(ranks, factorizations.pop())
         self.inject_adapter(self.model, adapter_name, low_cpu_mem_usage=True)
         for parameter in trained:
             # PEFT freezes the active adapters along with the new one.
@@ -240,9 +239,9 @@ def _pass_names(
 
 
 def project(model: nn.Module, max_delta_norm: float | int, adapter_name: str = "default") -> None:
-    """Bring every adapted layer back onto the ball ``‖delta_W‖_F <= max_delta_norm``.
+    """Rescale delta in every adapted layer to the ball ``‖delta_W‖_F <= max_delta_norm``.
 
-    To be called after an optimizer step: it rescales delta in place.
+    Call it after an optimizer step: it changes delta in place.
 
     Source: LoLDU, Eq. (10)-(12).
     """

@@ -1,4 +1,4 @@
-"""How PEFT is told about LoLDU: three of its tables, no patch."""
+"""Register LoLDU with PEFT: an entry in three of its tables, no patch."""
 
 from typing import Any, cast
 
@@ -13,12 +13,12 @@ from loldu.adapter.model import LoLDUModel
 
 
 def register() -> None:
-    """Enter LoLDU into PEFT's tables; a second call changes nothing.
+    """Add LoLDU to PEFT's tables; a second call changes nothing.
 
-    PEFT's own `register_peft_method` takes only names that PEFT itself ships.
+    PEFT's own `register_peft_method` accepts only names that PEFT itself ships.
 
     Raises:
-        RuntimeError: PEFT has a method of this name that is not ours.
+        RuntimeError: If PEFT has another method of this name.
     """
     # PEFT's annotations say PeftType, whose members are all equal to their names as strings.
     name: Any = LoLDUPeftType.LOLDU

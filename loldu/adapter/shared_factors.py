@@ -8,11 +8,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from loldu.adapter.diagonal import gram
-from loldu.adapter.factorization import Factors, Pivoting
+from loldu.adapter.factors import Factors
 
 
 def version_of(tensor: Tensor) -> tuple[int, int]:
-    """Return what changes whenever a tensor is replaced or written to in place, but by `.data`."""
+    """Return a value that changes when a tensor is replaced or written to (except by `.data`)."""
     return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
@@ -21,10 +21,10 @@ class SharedFactors:
     """One factor pair of a layer's weight, in the dtype of the layer.
 
     In half precision, rows of `right` are scaled to at most 1 by powers of two, which is exact, and
-    `gain` gives them back to delta: a small pivot cannot overflow.
+    delta is multiplied by `gain` instead: a small pivot cannot overflow.
     """
 
-    pivoting: Pivoting | None
+    factorization: str
     left: Float[Tensor, "out r"]
     right: Float[Tensor, "r in"]
     gain: Float[Tensor, " r"]
@@ -33,8 +33,8 @@ class SharedFactors:
     rescaled: bool
 
     @classmethod
-    def of(cls, factors: Factors, pivoting: Pivoting | None, dtype: torch.dtype) -> "SharedFactors":
-        """Round a factor pair to the layer's dtype; pivoting None is an SVD."""
+    def of(cls, factors: Factors, factorization: str, dtype: torch.dtype) -> "SharedFactors":
+        """Round a factor pair to the dtype of the layer."""
         left, diagonal, right = factors.left, factors.diagonal, factors.right
         gain, rescaled = torch.ones_like(diagonal), dtype in (torch.float16, torch.bfloat16)
         if rescaled:
@@ -42,7 +42,7 @@ class SharedFactors:
             gain = torch.ldexp(gain, exponent)
             right = right / gain[:, None]
         return cls(
-            pivoting,
+            factorization,
             left.to(dtype),
             right.to(dtype),
             gain,
@@ -79,11 +79,11 @@ class SharedFactors:
         return left, delta, right
 
     def pivots_of(self, rank: int) -> Tensor | None:
-        """Return the pivots of the first directions; an SVD has none."""
+        """Return the pivots of the first directions, or None without pivots."""
         return None if self.pivots is None else self.pivots[..., :rank]
 
     def begins_with(self, pivots: Tensor | None, rank: int) -> bool:
-        """Whether these factors hold `rank` directions, those of the pivots if any are given."""
+        """Return whether these factors hold `rank` directions, at the pivots if any are given."""
         if rank > self.rank:
             return False
         if pivots is None or self.pivots is None:

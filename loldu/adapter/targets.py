@@ -1,4 +1,4 @@
-"""The layers an adapter goes to by default, and what a name that matches none could have meant."""
+"""Default target layers, and suggestions for a name that matches none."""
 
 # torch and peft are typed in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 DIFFUSERS_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 DEFAULTS = (DIFFUSERS_ATTENTION, ("q_proj", "v_proj"), ("query", "value"))
-"""Attention projections as libraries name them; releases of transformers rename them at times."""
+"""Names of attention projections; releases of transformers sometimes rename them."""
 
 SPELLINGS = (
     {"to_q", "q_proj", "query", "query_proj", "q_lin", "q"},
@@ -26,7 +26,7 @@ SPELLINGS = (
 
 
 def linear_names(model: nn.Module) -> set[str]:
-    """Return what the linear layers of a model are called: the ends of their full names."""
+    """Return the last part of the full name of every linear layer of a model."""
     names: set[str] = set()
     wrapped: tuple[str, ...] = ()
     for name, part in model.named_modules():
@@ -38,7 +38,7 @@ def linear_names(model: nn.Module) -> set[str]:
             wrapped = (*wrapped, f"{name}.")
         if isinstance(base, nn.Linear | Conv1D):
             parent, _, last = name.rpartition(".")
-            # A number says nothing without the list it counts in.
+            # A number is kept with the name of its list.
             names.add(f"{parent.rpartition('.')[2]}.{last}" if last.isdigit() and parent else last)
     return names
 
@@ -46,12 +46,12 @@ def linear_names(model: nn.Module) -> set[str]:
 def default_targets(
     known: str | Iterable[str] | None, names: Collection[str]
 ) -> str | set[str] | None:
-    """Return the layers to adapt where none are named, or None where they do not follow.
+    """Return the layers to adapt by default, or None if they do not follow from the model.
 
     Args:
-        known: What PEFT's table has for the type of the model: names, or a regular expression. It
-            is passed over where the model's layers have been renamed since.
-        names: What the linear layers of the model are called.
+        known: Entry of PEFT's table for the type of the model: names, or a regular expression. It
+            is ignored if none of the names exists in the model.
+        names: Names of the linear layers of the model.
     """
     if isinstance(known, str):
         return known
@@ -61,11 +61,11 @@ def default_targets(
 
 
 def what_was_meant(targets: str | Iterable[str] | None, names: Collection[str]) -> str:
-    """Return, for people, what targets that match nothing could have meant.
+    """Return a sentence for people that suggests names in place of targets that match nothing.
 
     Args:
         targets: Names, or a regular expression.
-        names: What the linear layers of the model are called.
+        names: Names of the linear layers of the model.
     """
     near: dict[str, None] = {}
     for target in [] if targets is None or isinstance(targets, str) else sorted(targets):

@@ -14,7 +14,7 @@ import torch
 from loldu.adapter.components import BARE
 from loldu.base.source import check_source, quiet, reading
 from loldu.concept.format import BASE_DTYPES, Concept
-from loldu.concept.load import COMPONENTS
+from loldu.concept.save import COMPONENTS
 from loldu.errors import ConceptError
 
 

@@ -29,7 +29,7 @@ from loldu.adapter.config import LoLDUConfig
 from loldu.adapter.layer import LoLDULayer
 from loldu.concept import ExportDtype, Layout
 from loldu.concept.format import serialize
-from loldu.concept.load import base_id
+from loldu.concept.save import base_id
 from loldu.errors import ConceptError
 from loldu.files import write_atomically
 

@@ -1,9 +1,9 @@
 """The concept file: one .safetensors with a few flat tensors and a JSON description.
 
-Tensors: ``delta`` (all layers' deltas, one after another), ``pivots`` (likewise, in the smallest
-integer type that holds them; absent for an SVD) and ``fingerprint`` (three numbers a layer).
-The header's ``description`` holds the base's id, the table of layers and the user's metadata, and
-``checksum`` covers all of it: whatever reads back is what was written.
+Tensors: ``delta`` (the deltas of all layers, concatenated), ``pivots`` (likewise, in the smallest
+integer type that holds them; absent without pivots) and ``fingerprint`` (three numbers per layer).
+The header's ``description`` holds the id of the base, the table of layers and the metadata of the
+user. ``checksum`` covers the description and the tensors.
 """
 
 # torch and peft are typed in part only.
@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 from safetensors.torch import save
 from torch import Tensor
 
+from loldu.adapter.factorization import FACTORIZATIONS
 from loldu.concept.reader import (
     BASE_DTYPE_NAMES,
     FORMAT,
@@ -43,7 +44,7 @@ def require_finite(strength: float | int, adapter_name: str | None) -> None:
     """Check a strength.
 
     Raises:
-        ConceptError: It is not a finite number.
+        ConceptError: If it is not a finite number.
     """
     if not math.isfinite(strength):
         of = "" if adapter_name is None else f" of '{adapter_name}'"
@@ -52,19 +53,19 @@ def require_finite(strength: float | int, adapter_name: str | None) -> None:
 
 @dataclass(frozen=True)
 class ConceptLayer:
-    """What a concept changes in one layer of the base.
+    """The change of one layer of the base by a concept.
 
     Attributes:
         component: The pipeline's component, such as "unet", or "model" for a model on its own.
         name: The layer's name in its component.
         out_features: Rows of the base weight.
         in_features: Columns of the base weight.
-        factorization: Name of the factorization: "partial" or "complete" (pivoting of an LDU), or
-            "svd".
-        base_dtype: Dtype the base had, which bounds how well the fingerprint is known.
+        factorization: Name of the factorization: "partial" or "complete" (pivoting of an LDU),
+            "svd", or one that was registered.
+        base_dtype: Dtype of the base weight, which limits the precision of the fingerprint.
         delta: Change of the diagonal.
         pivots: Pivot rows, or pivot rows and columns for complete pivoting; None for an SVD.
-        fingerprint: See `fingerprint`.
+        fingerprint: Three numbers that identify the base weight.
     """
 
     component: str
@@ -83,10 +84,10 @@ class Concept:
     """The content of a concept file.
 
     Attributes:
-        base: Id of the base model, as far as it was known.
-        config: The configuration the adapter was trained with, by component.
+        base: Id of the base model, or "" if it was unknown.
+        config: The training configuration of the adapter, by component.
         layers: The changed layers.
-        metadata: What the user put in.
+        metadata: Metadata that the user added.
     """
 
     base: str
@@ -95,23 +96,13 @@ class Concept:
     metadata: dict[str, Any]
 
 
-def same_base(layer: ConceptLayer, dtype: torch.dtype, fingerprint: Float[Tensor, "3"]) -> bool:
-    """Whether a weight is the one a layer was made for, up to the coarser dtype's rounding."""
-    if dtype not in BASE_DTYPES.values():
-        return False
-    coarser = max(torch.finfo(d).eps for d in (BASE_DTYPES[layer.base_dtype], dtype))
-    # Rounding W moves a projection by 0.1 eps ‖W‖, one standard deviation; summing it moves less.
-    tolerance = max(0.75 * coarser, 1e-6) * float(layer.fingerprint[0])
-    return bool(((fingerprint - layer.fingerprint).abs() <= tolerance).all())
-
-
 def write_concept(
     concept: Concept, path: Path, *, dtype: torch.dtype = torch.float32, overwrite: bool = False
 ) -> None:
     """Write a concept file, atomically.
 
     Raises:
-        ConceptError: The file exists and is not to be overwritten, or the metadata is not JSON.
+        ConceptError: If the file exists and `overwrite` is False, or the metadata is not JSON.
     """
     if path.exists() and not overwrite:
         raise ConceptError(f"{path} exists: pass overwrite=True or choose another name")
@@ -185,7 +176,7 @@ def _pivots(file: ConceptFile) -> list[Tensor | None]:
     flat = torch.from_numpy(stored.astype(np.int64))
     start, pivots = 0, list[Tensor | None]()
     for entry in file.layers:
-        axes = {"svd": 0, "partial": 1, "complete": 2}[entry.factorization]
+        axes = FACTORIZATIONS[entry.factorization].pivot_axes
         end = start + axes * entry.r
         if end > flat.numel():
             raise ValueError(f"pivots of {entry.name}")
@@ -209,7 +200,7 @@ def _smallest(pivots: Int[Tensor, " n"]) -> Int[Tensor, " n"] | Tensor:
 
 
 def reason_of(error: Exception) -> str:
-    """Return what an error says, in one line that a sentence can quote."""
+    """Return the first line of an error's message, to be quoted in a sentence."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
 
 

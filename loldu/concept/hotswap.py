@@ -1,4 +1,4 @@
-"""Another concept in the place of a loaded one: new numbers in the same tensors."""
+"""Replace a loaded concept by another: new numbers in the same tensors."""
 
 # torch and peft are typed in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from loldu.adapter.components import adapted_layers, bare
 from loldu.adapter.layer import LoLDULayer
 from loldu.concept.format import Concept, ConceptLayer
-from loldu.concept.load import read_verified
+from loldu.concept.verify import read_verified
 from loldu.errors import ConceptError
 
 
@@ -24,20 +24,20 @@ def hotswap_concept(
     path: str | os.PathLike[str],
     adapter_name: str = "default",
 ) -> Concept:
-    """Put the content of a concept file in the place of an adapter that is loaded already.
+    """Replace the content of a loaded adapter by that of a concept file.
 
-    Nothing but numbers change, so that a compiled model needs no new graph. A concept of a smaller
-    rank, or of fewer layers, leaves the rest of the adapter zero. Which adapters are active, and
-    their strengths, stay as they are. Everything is checked before anything is changed.
+    Only numbers change, so that a compiled model needs no new graph. With a concept of a smaller
+    rank, or of fewer layers, the rest of the adapter becomes zero. The active adapters and their
+    strengths stay the same. Everything is checked before anything is changed.
 
     Args:
         model_or_pipeline: A PeftModel, a model, or a pipeline.
         path: The concept file, or a folder as for `load_concept`.
-        adapter_name: The adapter whose place it takes.
+        adapter_name: The adapter to replace.
 
     Raises:
-        ConceptError: The file is not a sound concept or was made for another base; or there is no
-            such adapter, or the concept has layers, directions or pivots that the adapter has not.
+        ConceptError: If the file is not a sound concept or was made for another base, there is no
+            such adapter, or the concept has layers, directions or pivots that the adapter lacks.
     """
     concept, targets = read_verified(model_or_pipeline, path)
     places = [y for y in adapted_layers(model_or_pipeline) if adapter_name in y.r]
@@ -72,7 +72,7 @@ def _check(
         problem = f"is to replace '{adapter_name}', which is merged into layer '{layer.name}'"
     elif layer.delta.numel() > (r := module.r[adapter_name]):
         problem = f"has {layer.delta.numel()} directions in layer '{layer.name}', and there are {r}"
-    elif layer.factorization != (module.diagonal(adapter_name).pivoting or "svd") or not _leads(
+    elif layer.factorization != module.diagonal(adapter_name).factorization or not _leads(
         layer, module.diagonal(adapter_name).pivots
     ):
         problem = f"has other directions in layer '{layer.name}' than '{adapter_name}'"
@@ -82,7 +82,7 @@ def _check(
 
 
 def _leads(layer: ConceptLayer, pivots: Tensor | None) -> bool:
-    """Whether a concept's pivots can stand where those of an adapter of no smaller rank do."""
+    """Return whether pivots of a concept can replace those of an adapter of at least its rank."""
     if layer.pivots is None or pivots is None or layer.pivots.shape == pivots.shape:
         return True
     return torch.equal(pivots[..., : layer.delta.numel()].cpu().long(), layer.pivots.long())

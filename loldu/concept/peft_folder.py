@@ -1,4 +1,4 @@
-"""A LoLDU adapter as PEFT's `save_pretrained` writes it: a folder, read as a concept."""
+"""Read the folder that PEFT's `save_pretrained` writes for a LoLDU adapter as a concept."""
 
 # torch and peft are typed in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -16,33 +16,33 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from loldu.adapter.base_layer import dtype_name
+from loldu.adapter.base_weight import dtype_name
 from loldu.adapter.components import bare, fingerprint_of, part_with, weight_of
 from loldu.adapter.config import LoLDUConfig, LoLDUPeftType
 from loldu.adapter.diagonal import LoLDUDiagonal, initial_diagonal, layer_generator
-from loldu.adapter.factorization import Pivoting, ldu
+from loldu.adapter.factorization import FACTORIZATIONS
 from loldu.concept.format import BASE_DTYPES, Concept, ConceptLayer, reason_of
 from loldu.errors import ConceptError
 
 _DIAGONAL = ".loldu_diagonal."
-# Of d's norm. Pivots of another base differ by more than 1, of a rounded one by less than 0.01;
-# singular values of other weights may be as near, but an SVD asks for the very same weights.
-_LDU_TOLERANCE, _SVD_TOLERANCE = 0.1, 1e-6
+# Relative to the norm of d. Pivots of another base differ by more than 1, of a rounded one by less
+# than 0.01. Without pivots (an SVD), d of another base may be as close, so it must be the same.
+_TOLERANCE, _EXACT_TOLERANCE = 0.1, 1e-6
 
 
 def read_peft_folder(path: Path, parts: Mapping[str, nn.Module]) -> Concept:
     """Read a folder that PEFT's `save_pretrained` wrote for one adapter of one model.
 
-    It holds the state of training, of which delta is the sum. It tells less about its base than a
-    concept file: the names and sizes of layers, and the diagonal d unless neither the scale was
-    trained nor the base perturbed. All of that is compared.
+    It holds the state of the training, from which delta follows. It identifies its base less
+    precisely than a concept file: by names and sizes of layers, and by the diagonal d if the scale
+    was trained or the base perturbed. All of these are compared.
 
     Args:
         path: The folder, with adapter_config.json and adapter_model.safetensors.
-        parts: The models it may belong to, by component; its layers tell to which.
+        parts: The models it may belong to, by component; the names of its layers decide.
 
     Raises:
-        ConceptError: It is not such a folder, or was made for another base.
+        ConceptError: If it is not such a folder, or was made for another base.
     """
     config = _read_config(path)
     states = _read_states(path)
@@ -84,7 +84,7 @@ def _read_config(path: Path) -> LoLDUConfig:
 
 
 def _read_states(path: Path) -> dict[str, dict[str, Tensor]]:
-    """The state of each layer's diagonal, by the layer's name."""
+    """Return the state of the diagonal of each layer, by the name of the layer."""
     file = path / SAFETENSORS_WEIGHTS_NAME
     if not file.is_file():
         raise ConceptError(
@@ -128,9 +128,8 @@ def _read_layer(
             f"layer '{name}' has no floating weight here: load the base's weights, not quantized, "
             f"before {path}"
         )
-    pivoting = config.pivoting if config.factorization == "ldu" else None
     try:
-        diagonal = _restore(state, config.rank_and_sigma(name)[1], pivoting)
+        diagonal = _restore(state, config.rank_and_sigma(name)[1], config.factorization_name)
         d = _diagonal_of(weight, diagonal)
     except ValueError as error:
         raise ConceptError(
@@ -140,7 +139,8 @@ def _read_layer(
     delta = diagonal.delta().detach()
     if not torch.isfinite(delta).all():
         raise ConceptError(f"the delta of layer '{name}' in {path} is not finite")
-    tolerance, dtype = (_LDU_TOLERANCE, "") if pivoting else (_SVD_TOLERANCE, ", in its dtype")
+    has_pivots = diagonal.pivots is not None
+    tolerance, dtype = (_TOLERANCE, "") if has_pivots else (_EXACT_TOLERANCE, ", in its dtype")
     start = initial_diagonal(config.diagonal_init, d, layer_generator(config.seed, name))
     for saved, here in ((diagonal.z_ref, start), (diagonal.perturbation, start - d)):
         if saved is not None and not (saved - here).norm() <= tolerance * here.norm():
@@ -153,7 +153,7 @@ def _read_layer(
         name,
         weight.shape[0],
         weight.shape[1],
-        pivoting or "svd",
+        config.factorization_name,
         base_dtype,
         delta,
         diagonal.pivots,
@@ -161,16 +161,16 @@ def _read_layer(
     )
 
 
-def _restore(state: dict[str, Tensor], sigma_0: float, pivoting: Pivoting | None) -> LoLDUDiagonal:
-    """The diagonal in its state at the end of training.
+def _restore(state: dict[str, Tensor], sigma_0: float, factorization: str) -> LoLDUDiagonal:
+    """Return the diagonal in its state at the end of training.
 
     Raises:
-        ValueError: The state has not what it must.
+        ValueError: If an entry is missing, unexpected or of another size.
     """
     diagonal = LoLDUDiagonal(
         state["dz"].numel() if "dz" in state else 0,
         sigma_0,
-        pivoting=pivoting,
+        factorization=factorization,
         train_scale="ds" in state,
         perturbs="perturbation" in state,
         has_units="unit" in state,
@@ -184,14 +184,13 @@ def _restore(state: dict[str, Tensor], sigma_0: float, pivoting: Pivoting | None
 
 
 def _diagonal_of(weight: Float[Tensor, "out in"], diagonal: LoLDUDiagonal) -> Float[Tensor, " r"]:
-    """The diagonal d of a weight at the saved pivots.
+    """Return the diagonal d of a weight at the saved pivots.
 
     Raises:
-        ValueError: The pivots or their number do not fit the weight.
+        ValueError: If the pivots or their number do not fit the weight.
     """
     r = diagonal.dz.numel()
     if not 1 <= r <= min(weight.shape):
         raise ValueError(f"{r} directions of a weight with {tuple(weight.shape)}")
-    if diagonal.pivots is None:
-        return torch.linalg.svdvals(weight.detach().cpu().double())[:r].float()
-    return ldu(weight.detach(), r, pivots=diagonal.pivots).diagonal.cpu()
+    factorize = FACTORIZATIONS[diagonal.factorization].factorize
+    return factorize(weight.detach(), r, diagonal.pivots).diagonal.cpu()

@@ -1,4 +1,4 @@
-"""A trained concept cut to fewer directions: the nearest that they can hold, and how near it is."""
+"""Truncate a trained concept to fewer directions: the nearest such concept and its error."""
 
 # torch and peft are typed in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -16,16 +16,15 @@ from torch import Tensor
 
 from loldu.adapter.components import bare, components, layers_with
 from loldu.adapter.diagonal import delta_norm
-from loldu.adapter.factorization import Pivoting
 from loldu.adapter.injection import LayerDelta, activate, add_adapter, require_free
 from loldu.adapter.layer import LoLDULayer
-from loldu.concept.load import require_diagonals_alone
+from loldu.concept.save import require_diagonals_alone
 from loldu.errors import ConceptError
 
 
 @dataclass(frozen=True)
 class LayerCut:
-    """What truncation left of an adapter in one layer.
+    """Result of a truncation in one layer.
 
     Attributes:
         component: The pipeline's component, or "model" for a model on its own.
@@ -49,7 +48,7 @@ class LayerCut:
 
 @dataclass(frozen=True)
 class Truncation:
-    """What truncation left of an adapter, layer by layer."""
+    """Result of a truncation, layer by layer."""
 
     layers: tuple[LayerCut, ...]
 
@@ -78,11 +77,11 @@ def nearest(
     """Return the delta of the first r directions whose weight is nearest to that of all k.
 
     The minimum of ``‖B diag(delta) A - B_r diag(delta') A_r‖_F`` solves ``G11 delta' = G1 delta``,
-    with ``G = (Bᵀ B) ∘ (A Aᵀ)``: what is kept takes over what it can of what is cut,
+    with ``G = (Bᵀ B) ∘ (A Aᵀ)``: the kept directions replace part of the cut ones,
 
         delta' = delta_1 + G11⁺ G12 delta_2.
 
-    Directions that were dropped make G11 singular, which the pseudo-inverse tolerates.
+    Dropped directions make G11 singular, hence the pseudo-inverse.
 
     Args:
         delta: The change of the diagonal, in float64.
@@ -102,25 +101,25 @@ def truncate(
     *,
     max_error: float | None = None,
 ) -> Truncation:
-    """Add an adapter that holds the nearest of r directions a layer to another, and activate it.
+    """Add and activate the adapter of r directions per layer that is nearest to another.
 
-    Factors are nested, so the first r directions are those of an adapter of rank r, and the new one
-    shares the factors of the old. The old adapter stays as it was, at hand: `unload_concept` frees
-    it, and `save_concept` writes the new one. The strength is that of the old.
+    Factors are nested, so the first r directions are those of an adapter of rank r, and the new
+    adapter shares the factors of the old one and has its strength. The old adapter stays loaded:
+    `unload_concept` frees it. `save_concept` writes the new one.
 
     Args:
         model_or_pipeline: A PeftModel, a model with an injected adapter, or a pipeline.
         r: How many directions to keep in every layer; layers that have no more stay as they are.
         adapter_name: The adapter to truncate.
         new_name: Name for the truncated one; it must not be taken.
-        max_error: In place of r: the relative error of every layer is to be no greater, with the
-            smallest rank that does.
+        max_error: Instead of r: take the smallest rank in every layer whose relative error is at
+            most this.
 
     Returns:
         The exact errors of the new adapter, its rounding to float32 included.
 
     Raises:
-        ConceptError: There is no such adapter, it also trains modules in full, the new name is
+        ConceptError: If there is no such adapter, it also trains modules in full, the new name is
             taken, or not exactly one of r and max_error is given.
     """
     check_size(r, max_error)
@@ -147,21 +146,21 @@ def truncate(
         pivots = layer.factors_of(adapter_name).pivots_of(cut.delta.numel())
         strength = layer.strength[adapter_name]
         deltas[cut.component][cut.name] = LayerDelta(cut.delta, pivots, strength)
-    bases: dict[str, Pivoting | None] = {
-        component: next(iter(layers.values())).diagonal(adapter_name).pivoting
+    factorizations = {
+        component: next(iter(layers.values())).diagonal(adapter_name).factorization
         for component, layers in found.items()
     }
-    add_adapter(parts, new_name, deltas, bases)
+    add_adapter(parts, new_name, deltas, factorizations)
     for part in parts.values():
         activate(part, new_name)
     return result
 
 
 def check_size(r: int | None, max_error: float | None) -> None:
-    """Check what is asked for.
+    """Check the size of a truncation.
 
     Raises:
-        ConceptError: It is not exactly one of the two, or not sound.
+        ConceptError: If not exactly one of the two is given, or it is out of range.
     """
     if (r is None) == (max_error is None):
         raise ConceptError("truncate needs either r or max_error: give one of them")
@@ -192,7 +191,7 @@ def _cut(
         lost = delta - F.pad(kept * gain[:rank], (0, whole - rank))
         return LayerCut(component, name, kept, norm, float(delta_norm(lost, metric)))
 
-    # Without a single direction that has a pivot, a layer could not be loaded.
+    # A layer without any nonzero pivot could not be loaded.
     least = int(shared.diagonal[:whole].nonzero()[0]) + 1
     if r is not None:
         if r < least:

@@ -91,7 +91,7 @@ def test_projection_is_the_nearest_point_of_the_ball(radius: float) -> None:
 @pytest.mark.parametrize("has_units", [True, False])
 def test_shrink_scales_delta(train_scale: bool, perturbs: bool, has_units: bool) -> None:
     options = {"train_scale": train_scale, "perturbs": perturbs, "has_units": has_units}
-    diagonal = LoLDUDiagonal(4, 0.5, pivoting="partial", **options)
+    diagonal = LoLDUDiagonal(4, 0.5, factorization="partial", **options)
     with torch.no_grad():
         if diagonal.unit is not None:
             diagonal.unit.copy_(torch.tensor([0.1, 1.0, 0.5, 3.0]))
@@ -106,7 +106,9 @@ def test_shrink_scales_delta(train_scale: bool, perturbs: bool, has_units: bool)
 
 
 def test_delta_is_sigma_z_minus_its_start() -> None:
-    diagonal = LoLDUDiagonal(3, 0.5, pivoting=None, train_scale=True, perturbs=True, has_units=True)
+    diagonal = LoLDUDiagonal(
+        3, 0.5, factorization="svd", train_scale=True, perturbs=True, has_units=True
+    )
     z_0, d = torch.tensor([1.0, -2.0, 0.5]), torch.tensor([0.3, 0.6, -0.9])
     dz, ds = torch.tensor([0.1, 0.2, -0.3]), 0.25
     with torch.no_grad():
@@ -121,7 +123,7 @@ def test_delta_is_sigma_z_minus_its_start() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_a_diagonal_stays_float32(dtype: torch.dtype) -> None:
     options = {"train_scale": True, "perturbs": True, "has_units": True}
-    diagonal = LoLDUDiagonal(3, 1.0, pivoting="partial", **options)
+    diagonal = LoLDUDiagonal(3, 1.0, factorization="partial", **options)
     torch.nn.init.constant_(diagonal.dz, 0.1)
     diagonal.to(dtype)
     assert {p.dtype for p in diagonal.parameters()} == {torch.float32}

@@ -1,4 +1,4 @@
-"""The factors that a layer holds for its adapters: shared, and always those of the saved pivots."""
+"""The factors that a layer holds for its adapters: shared, and always those at the saved pivots."""
 
 # torch and peft are typed in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -11,14 +11,13 @@ from jaxtyping import Float
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from loldu.adapter.base_layer import as_matrix, features_of
+from loldu.adapter.base_weight import as_matrix, features_of, fingerprint
 from loldu.adapter.diagonal import LoLDUDiagonal
-from loldu.adapter.factorization import Pivoting, ldu, svd
+from loldu.adapter.factorization import FACTORIZATIONS
 from loldu.adapter.shared_factors import SharedFactors, version_of
-from loldu.adapter.weight_fingerprint import fingerprint
 
 
-class FactoredLayer(BaseTunerLayer):
+class LayerFactors(BaseTunerLayer):
     """A base layer and the factors of its weight, by adapter name."""
 
     def __init__(self, base_layer: nn.Module, layer_name: str) -> None:
@@ -35,7 +34,7 @@ class FactoredLayer(BaseTunerLayer):
         self._weight_version = version_of(self.weight)
 
     def diagonal(self, adapter_name: str) -> LoLDUDiagonal:
-        """Return what an adapter trains in this layer."""
+        """Return the trained diagonal of an adapter in this layer."""
         diagonal = self.loldu_diagonal[adapter_name]
         assert isinstance(diagonal, LoLDUDiagonal)
         return diagonal
@@ -47,16 +46,16 @@ class FactoredLayer(BaseTunerLayer):
         return as_matrix(self.get_base_layer(), stored)
 
     def fingerprint(self) -> Float[Tensor, "3"]:
-        """Return what tells the base weight from others, computed once for every weight."""
+        """Return three numbers that identify the base weight, computed once for every weight."""
         weight = self.base_weight()
-        # Writing through `.data` is seen by no version, but by sums of what was written.
+        # A write through `.data` changes no version: sums of a row and a column are compared.
         seen = version_of(self.weight), float(weight[0].sum()), float(weight[:, 0].sum())
         if self._fingerprint is None or self._fingerprint[0] != seen:
             self._fingerprint = seen, fingerprint(weight)
         return self._fingerprint[1]
 
     def follow_weight(self) -> None:
-        """Let go of factors of a weight that has been replaced or written to since."""
+        """Drop the factors if the weight was replaced or written to since they were computed."""
         if not self.merged and not self.weight.is_meta:
             version = version_of(self.weight)
             if self._weight_version != version:
@@ -64,11 +63,15 @@ class FactoredLayer(BaseTunerLayer):
                 self._weight_version = version
 
     def keep_factors(self) -> None:
-        """Take the factors held for those of the weight as it is now."""
+        """Declare that the factors held are those of the current weight."""
         self._weight_version = version_of(self.weight)
 
     def factors_of(self, adapter_name: str) -> SharedFactors:
-        """Return the factors at an adapter's pivots, computing them where none are held."""
+        """Return the factors at the pivots of an adapter; compute them if none are held.
+
+        Raises:
+            RuntimeError: If the adapter or the weight is on the meta device.
+        """
         held = self.factors.get(adapter_name)
         if held is not None and self._is_at_pivots(held, adapter_name):
             return held
@@ -79,15 +82,15 @@ class FactoredLayer(BaseTunerLayer):
                 f"adapter '{adapter_name}' of layer '{self.layer_name}' has no values yet: "
                 "load its weights and those of the base model first"
             )
-        shared = self._share(self.r[adapter_name], diagonal.pivoting, diagonal.pivots)
+        shared = self._share(self.r[adapter_name], diagonal.factorization, diagonal.pivots)
         self.factors[adapter_name] = shared
         return shared
 
     def _is_at_pivots(self, held: SharedFactors, adapter_name: str) -> bool:
-        """Whether factors are those of an adapter's pivots, compared only after a write to them.
+        """Return whether factors are those at an adapter's pivots.
 
-        Pivots are written by loaders that no hook of the layer sees; comparing them makes the
-        host wait for the device, which a forward pass must not.
+        Loaders write pivots without calling a hook of the layer. The pivots are compared only after
+        a write, because comparing makes the host wait for the device.
         """
         pivots = self.diagonal(adapter_name).pivots
         if pivots is None or pivots.is_meta or torch.compiler.is_compiling():
@@ -101,30 +104,25 @@ class FactoredLayer(BaseTunerLayer):
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _share(self, rank: int, pivoting: Pivoting | None, pivots: Tensor | None) -> SharedFactors:
-        """Return held factors that serve, or make new ones and let every adapter they serve share.
+    def _share(self, rank: int, factorization: str, pivots: Tensor | None) -> SharedFactors:
+        """Return factors that are held already, or new ones that other adapters then share too.
 
-        Without pivots any held pair of the same kind serves: its directions are as good.
+        If no pivots are given, any pair of the same factorization will do.
         """
         self.follow_weight()
         for held in self.factors.values():
-            if held.pivoting == pivoting and held.begins_with(pivots, rank):
+            if held.factorization == factorization and held.begins_with(pivots, rank):
                 return held
-        shared = self._factorize(rank, pivoting, pivots)
+        shared = self._factorize(rank, factorization, pivots)
         for name, held in self.factors.items():
-            if held.pivoting == pivoting and shared.begins_with(held.pivots, held.rank):
+            if held.factorization == factorization and shared.begins_with(held.pivots, held.rank):
                 self.factors[name] = shared
         return shared
 
-    def _factorize(
-        self, rank: int, pivoting: Pivoting | None, pivots: Tensor | None
-    ) -> SharedFactors:
-        weight = self.base_weight()
+    def _factorize(self, rank: int, factorization: str, pivots: Tensor | None) -> SharedFactors:
+        weight, known = self.base_weight(), FACTORIZATIONS[factorization]
         try:
-            if pivoting is None:
-                factors = svd(weight, rank)
-            else:
-                factors = ldu(weight, rank, pivots=pivots, pivoting=pivoting)
+            factors = known.factorize(weight, rank, pivots)
         except ValueError as error:
             raise ValueError(f"layer '{self.layer_name}': {error}") from error
         dropped = int((factors.diagonal == 0).sum())
@@ -134,16 +132,15 @@ class FactoredLayer(BaseTunerLayer):
                 "zero): leave it out with exclude_modules"
             )
         if dropped:
-            cure = 'pivoting="complete"' if pivoting == "partial" else "a smaller rank"
             warnings.warn(
                 f"layer '{self.layer_name}': {dropped} of {rank} directions have a zero pivot and "
-                f"are dropped; {cure} avoids it",
+                f"are dropped; {known.advice} avoids it",
                 stacklevel=2,
             )
-        return SharedFactors.of(factors, pivoting, weight.dtype)
+        return SharedFactors.of(factors, factorization, weight.dtype)
 
     def follow_pivots(self) -> None:
-        """Bring the factors up to date with the weight, and with pivots written since."""
+        """Update the factors after the weight or the pivots were written to."""
         if self.weight.is_meta:
             return
         self.follow_weight()

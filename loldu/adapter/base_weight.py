@@ -1,4 +1,4 @@
-"""The layers that can be adapted: linear maps, in whatever layout their weight is stored."""
+"""The weight of a base layer as a matrix, whatever its layout and quantization."""
 
 # torch and peft are typed in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -23,7 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 
 def is_linear_map(base: nn.Module) -> bool:
-    """Whether a layer is one whose weight is a matrix, and which computes nothing else with it."""
+    """Return whether a layer is a linear map: its weight is a matrix, and it does nothing else."""
     if isinstance(base, nn.Conv2d):
         return base.groups == 1
     if isinstance(base, nn.Embedding):
@@ -32,7 +32,7 @@ def is_linear_map(base: nn.Module) -> bool:
 
 
 def features_of(base: nn.Module) -> tuple[int, int]:
-    """Return the rows and columns of W: an embedding has a row for every token."""
+    """Return the number of rows and columns of W; an embedding has a row for every token."""
     if isinstance(base, nn.Linear):
         # A quantized weight has the shape of its bytes.
         return base.out_features, base.in_features
@@ -42,19 +42,19 @@ def features_of(base: nn.Module) -> tuple[int, int]:
 
 
 def as_matrix(base: nn.Module, weight: Shaped[Tensor, "..."]) -> Shaped[Tensor, "out in"]:
-    """Return a base layer's weight as W: of patches for a convolution, of Wᵀ for GPT-2's Conv1D."""
+    """Return W from a stored weight: kernels are flattened, GPT-2's Conv1D stores Wᵀ."""
     return weight.T if isinstance(base, Conv1D) else weight.flatten(1)
 
 
 def as_stored(base: nn.Module, matrix: Float[Tensor, "out in"]) -> Float[Tensor, "..."]:
-    """Return a matrix in the layout of a base layer's own weight."""
+    """Return a matrix in the layout of the weight of a base layer."""
     if isinstance(base, Conv1D):
         return matrix.T
     return matrix.unflatten(1, base.weight.shape[1:]) if isinstance(base, nn.Conv2d) else matrix
 
 
 def dtype_name(weight: Tensor) -> str:
-    """Return a dtype's name as files have it, without the library's."""
+    """Return the name of a dtype, such as "float32"."""
     return str(weight.dtype).removeprefix("torch.")
 
 
@@ -63,10 +63,10 @@ def quantization_of(base: nn.Module, model: nn.Module | None = None) -> Quantiza
 
     Args:
         base: The layer.
-        model: The model it is in, which knows how to quantize again after a merge.
+        model: The model that contains it and knows how to quantize again after a merge.
 
     Raises:
-        TypeError: The weight cannot be had as a matrix of floating numbers.
+        TypeError: If the weight cannot be read as a matrix of floating numbers.
     """
     again = {} if model is None else get_quantization_kwargs(model)
     # PEFT insists on knowing how torchao quantizes again, which only a merge needs.
@@ -87,14 +87,14 @@ def quantization_of(base: nn.Module, model: nn.Module | None = None) -> Quantiza
 
 
 class _FourBits(Bnb4bitBackend):
-    """PEFT's way to read and write bitsandbytes' 4-bit weights, where they are as on a GPU."""
+    """Read bitsandbytes' 4-bit weights, also in the layout that its CPU kernels use."""
 
     def get_base_weight(self, base_layer: nn.Module) -> Tensor:
         weight: Any = base_layer.weight
         if not getattr(weight.quant_state, "packing_format_for_cpu", False):
             return super().get_base_weight(base_layer)
-        # On CPUs that multiply in bfloat16, evaluation has rearranged the weight and rounded its
-        # scales. Dequantizing does not read that; multiplying does.
+        # On CPUs that multiply in bfloat16, evaluation rearranges the weight and rounds its scales.
+        # Dequantizing cannot read that layout; multiplying can.
         from bitsandbytes import matmul_4bit
 
         eye = torch.eye(weight.quant_state.shape[1], dtype=torch.bfloat16, device=weight.device)
@@ -102,7 +102,7 @@ class _FourBits(Bnb4bitBackend):
 
 
 def weight_matrix(base: nn.Module) -> Float[Tensor, "out in"] | None:
-    """Return the weight of a layer that has no adapter, dequantized; None if it has no such."""
+    """Return the dequantized weight of a layer without an adapter; None if it has no matrix."""
     if not is_linear_map(base):
         return None
     try:
@@ -114,10 +114,10 @@ def weight_matrix(base: nn.Module) -> Float[Tensor, "out in"] | None:
 
 
 def check_requantizable(quantization: QuantizationBackend, layer_name: str) -> None:
-    """Warn that a merge into a quantized layer rounds, or refuse it.
+    """Warn that a merge into a quantized layer rounds.
 
     Raises:
-        ValueError: It is not known how the layer was quantized.
+        ValueError: If it is not known how to quantize the layer again.
     """
     if not quantization.supports_merge:
         raise ValueError(
@@ -130,3 +130,17 @@ def check_requantizable(quantization: QuantizationBackend, layer_name: str) -> N
         "much of the change: a live adapter, or an exported LoRA, keeps all of it",
         stacklevel=3,
     )
+
+
+def fingerprint(weight: Float[Tensor, "out in"]) -> Float[Tensor, "3"]:
+    """Return three numbers that identify a weight: its norm and two projections.
+
+    ``(‖W‖, u₁ᵀ W v₁, u₂ᵀ W v₂)`` with fixed cosine vectors, in float64. Unlike a hash it moves only
+    by the rounding when the same base is loaded in another dtype.
+    """
+    exact = weight.detach().cpu().to(torch.float64)
+    rows = torch.arange(1, exact.shape[0] + 1, dtype=torch.float64)
+    columns = torch.arange(1, exact.shape[1] + 1, dtype=torch.float64)
+    first = torch.cos(rows) @ exact @ torch.cos(2 * columns)
+    second = torch.cos(3 * rows) @ exact @ torch.cos(columns)
+    return torch.stack([exact.norm(), first, second]).to(torch.float32)
