@@ -131,7 +131,7 @@ def cheapest_route(
 
 
 def _is_plain(base_layer: nn.Linear, x: Tensor) -> bool:
-    """Whether the base layer's own call is nothing but ``W x + b`` of frozen numbers."""
+    """Return whether the base layer's own call is just ``W x + b`` with frozen W and b."""
     device, dtype = x.device.type, x.dtype
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)

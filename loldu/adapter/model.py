@@ -172,7 +172,7 @@ class LoLDUModel(BaseTuner):
         factors, each as trained (at strength 1). The new adapter is frozen and not yet active.
 
         Args:
-            adapters: Names of the adapters to sum; each may adapt layers of its own.
+            adapters: Names of the adapters to sum; each may adapt different layers.
             weights: A finite weight for each, negative ones included.
             adapter_name: Name of the new adapter.
 

@@ -1,7 +1,7 @@
-"""A LoLDU adapter as an ordinary LoRA, for every program that reads one.
+"""Export a LoLDU adapter as an ordinary LoRA, for every program that reads one.
 
-``delta_W = B diag(delta) A`` has rank r, so it is a LoRA: nothing is approximated. Three layouts of
-keys: that of diffusers, that of PEFT, and that of kohya's scripts, which A1111 and ComfyUI read.
+``delta_W = B diag(delta) A`` has rank r, so it is a LoRA: nothing is approximated. There are three
+layouts of keys: diffusers, PEFT and kohya's scripts, which A1111 and ComfyUI read.
 """
 
 # torch and peft are typed in part only.
@@ -54,33 +54,33 @@ def export_lora(
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write an adapter as a LoRA that changes every weight as the adapter does.
+    """Write an adapter as a LoRA that changes every weight exactly as the adapter does.
 
-    Like a concept file it holds the adapter at strength 1, as trained, whatever its strength is
-    now: the program that loads it sets a strength of its own, and expects 1 to be the full effect.
+    Like a concept file, it holds the adapter at strength 1, whatever its strength is now: the
+    program that loads it sets its own strength and expects 1 to be the full effect.
 
     - ``"diffusers"``: one .safetensors file for ``pipeline.load_lora_weights``.
-    - ``"kohya"``: one .safetensors file for A1111, ComfyUI and their kin, with one alpha for all
-      layers: some readers drop an alpha of a single layer. (diffusers reads it too, but of a text
-      encoder only where the output projections are among the adapted layers.)
-    - ``"peft"``: a folder for ``PeftModel.from_pretrained``; of a pipeline, one such folder inside
-      it for each adapted component. The only layout that takes fully trained modules
-      (``modules_to_save``) along.
+    - ``"kohya"``: one .safetensors file for A1111, ComfyUI and similar programs, with one alpha for
+      all layers, because some readers ignore the alpha of a single layer. (diffusers reads it too,
+      but a text encoder only if its output projections are adapted.)
+    - ``"peft"``: a folder for ``PeftModel.from_pretrained``; for a pipeline, it has one such folder
+      for each adapted component. This is the only layout that includes fully trained modules
+      (``modules_to_save``).
 
     Args:
         model_or_pipeline: A PeftModel, a model with an injected adapter, or a pipeline.
         path: The file or folder to write.
-        layout: Who is to read it.
-        adapter_name: The adapter to export; None takes the only one, or else the active one.
+        layout: Layout of the keys, by the program that reads them.
+        adapter_name: The adapter to export; None means the only one, or the active one.
         dtype: float32, or float16 or bfloat16 for half the size at their rounding.
-        metadata: Text for the header of the file (not of a PEFT folder).
+        metadata: Strings for the header of the file (unused by the PEFT layout).
         overwrite: Whether existing files may be replaced.
 
     Returns:
         The path.
 
     Raises:
-        ConceptError: It is not clear which adapter is meant, the layout cannot hold it, or the
+        ConceptError: If it is not clear which adapter is meant, the layout cannot hold it, or the
             file exists.
     """
     path = Path(path)
@@ -90,46 +90,14 @@ def export_lora(
         raise ConceptError(f"dtype must be one of {', '.join(EXPORT_DTYPES)}, got {dtype}")
     models = {name: bare(part) for name, part in components(model_or_pipeline).items()}
     adapter_name = adapter_name or _only_adapter(adapted_layers(model_or_pipeline))
-    adapted = {
-        component: layers
-        for component, model in models.items()
-        if (layers := layers_with(model, adapter_name))
-    }
-    if not adapted:
-        raise ConceptError(
-            f"there is no LoLDU adapter named '{adapter_name}' to export: check adapter_name"
-        )
+    adapted = _adapted_layers_of(models, adapter_name)
     if layout == "peft":
         base = base_id(model_or_pipeline)
-        folders = {part: path if part == BARE else path / part for part in adapted}
-        for folder in folders.values():
-            _require_new(folder / SAFETENSORS_WEIGHTS_NAME, overwrite)
-            _require_new(folder / CONFIG_NAME, overwrite)
-        contents = {
-            part: _peft_files(models[part], layers, adapter_name, base, dtype)
-            for part, layers in adapted.items()
-        }
-        for part, folder in folders.items():
-            # The config comes last: nothing loads a folder without it, should writing be cut short.
-            (folder / CONFIG_NAME).unlink(missing_ok=True)
-            for name, content in zip(
-                (SAFETENSORS_WEIGHTS_NAME, CONFIG_NAME), contents[part], strict=True
-            ):
-                write_atomically(folder / name, content)
+        _write_peft(path, models, adapted, adapter_name, base, dtype, overwrite=overwrite)
         return path
     check_file(path, overwrite)
     is_xl = "text_encoder_2" in getattr(model_or_pipeline, "components", {})
-    tensors: dict[str, Tensor] = {}
-    largest = max(layer.r[adapter_name] for layers in adapted.values() for layer in layers.values())
-    for component, layers in adapted.items():
-        _require_no_saved_modules(models[component], adapter_name, layout)
-        component = _component_of(models[component]) if component == BARE else component
-        for name, layer in layers.items():
-            tensors |= (
-                _diffusers_tensors(component, name, *_lora_factors(layer, adapter_name, dtype))
-                if layout == "diffusers"
-                else _kohya_tensors(component, name, layer, adapter_name, dtype, largest, is_xl)
-            )
+    tensors = _file_tensors(models, adapted, adapter_name, layout, dtype, is_xl=is_xl)
     write_atomically(path, serialize(tensors, {**(metadata or {}), "format": "pt"}))
     return path
 
@@ -140,13 +108,13 @@ def low_rank(
 ) -> tuple[Float[Tensor, "out r"], Float[Tensor, "r in"]]:
     """Return up and down with ``factor · delta_W = up @ down``, at strength 1.
 
-    delta goes to one side as a whole: a product in float64, rounded once, while the other side is
-    the factor itself, so that float32 loses half a unit in the last place (sqrt|delta| on both
-    sides would round both). Each direction is then balanced between the sides by a power of two,
-    which rounds nothing and keeps half precision clear of its smallest and largest numbers.
+    The whole delta goes into `up`: a product in float64, rounded once. `down` is the factor itself,
+    so that float32 loses half a unit in the last place (sqrt|delta| on both sides would round
+    both). Then a power of two balances the two sides of each direction, which rounds nothing and
+    avoids overflow and underflow in half precision.
 
     Raises:
-        ConceptError: The numbers are not finite.
+        ConceptError: If the numbers are not finite.
     """
     shared, r = layer.factors_of(adapter_name), layer.r[adapter_name]
     delta = layer.diagonal(adapter_name).delta().double() * shared.gain[:r].double()
@@ -167,11 +135,11 @@ def low_rank(
 def _lora_factors(
     layer: LoLDULayer, adapter_name: str, dtype: torch.dtype, factor: float = 1.0
 ) -> tuple[Float[Tensor, "out r ..."], Float[Tensor, "r in ..."]]:
-    """Up and down in the shapes that readers of LoRA expect: a convolution's are kernels.
+    """Return up and down in the shapes that readers of LoRA expect: kernels for a convolution.
 
     Raises:
-        ConceptError: It is an embedding, a convolution that pads or dilates as no reader does, or
-            the numbers are not finite.
+        ConceptError: If the layer is an embedding, a convolution with padding or dilation that no
+            reader supports, or the numbers are not finite.
     """
     base = layer.get_base_layer()
     if isinstance(base, nn.Embedding):
@@ -194,11 +162,35 @@ def _lora_factors(
     return up, down
 
 
+def _file_tensors(
+    models: Mapping[str, nn.Module],
+    adapted: Mapping[str, Mapping[str, LoLDULayer]],
+    adapter_name: str,
+    layout: Layout,
+    dtype: torch.dtype,
+    *,
+    is_xl: bool,
+) -> dict[str, Tensor]:
+    """Return the tensors of a single LoRA file, in the layout of diffusers or kohya."""
+    tensors: dict[str, Tensor] = {}
+    largest = max(layer.r[adapter_name] for layers in adapted.values() for layer in layers.values())
+    for component, layers in adapted.items():
+        _require_no_saved_modules(models[component], adapter_name, layout)
+        component = _component_of(models[component]) if component == BARE else component
+        for name, layer in layers.items():
+            tensors |= (
+                _diffusers_tensors(component, name, *_lora_factors(layer, adapter_name, dtype))
+                if layout == "diffusers"
+                else _kohya_tensors(component, name, layer, adapter_name, dtype, largest, is_xl)
+            )
+    return tensors
+
+
 def _diffusers_tensors(component: str, name: str, up: Tensor, down: Tensor) -> dict[str, Tensor]:
-    """Keys of diffusers; without an alpha, every layer's scale is 1 there."""
+    """Return the tensors with diffusers' keys; without an alpha, the scale of a layer is 1."""
     key = f"{component}.{_in_full(component, name)}"
     if component.startswith("text_encoder"):
-        # diffusers does not recognise `lora_A` in a text encoder of which only the MLP is adapted.
+        # diffusers does not recognise `lora_A` in a text encoder if only its MLP is adapted.
         return {
             f"{key}.lora_linear_layer.down.weight": down,
             f"{key}.lora_linear_layer.up.weight": up,
@@ -215,7 +207,7 @@ def _kohya_tensors(
     alpha: int,
     is_xl: bool,
 ) -> dict[str, Tensor]:
-    """Keys of kohya's scripts; readers scale a layer by alpha / r, which is undone in its up."""
+    """Return the tensors with kohya's keys; `up` undoes the factor alpha / r of the readers."""
     prefixes = {
         "unet": "lora_unet",
         "text_encoder": "lora_te1" if is_xl else "lora_te",
@@ -236,9 +228,36 @@ def _kohya_tensors(
 
 
 def _in_full(component: str, name: str) -> str:
-    """A layer's name with the `text_model.` that transformers 5 leaves out of CLIP's."""
+    """Return a layer's name with `text_model.`, which transformers 5 omits in CLIP."""
     is_short = component.startswith("text_encoder") and name.startswith("encoder.layers.")
     return f"text_model.{name}" if is_short else name
+
+
+def _write_peft(
+    path: Path,
+    models: Mapping[str, nn.Module],
+    adapted: Mapping[str, Mapping[str, LoLDULayer]],
+    adapter_name: str,
+    base: str,
+    dtype: torch.dtype,
+    *,
+    overwrite: bool,
+) -> None:
+    """Write a folder for `PeftModel.from_pretrained`, or one such folder for each component."""
+    folders = {part: path if part == BARE else path / part for part in adapted}
+    for folder in folders.values():
+        _require_new(folder / SAFETENSORS_WEIGHTS_NAME, overwrite)
+        _require_new(folder / CONFIG_NAME, overwrite)
+    contents = {
+        part: _peft_files(models[part], layers, adapter_name, base, dtype)
+        for part, layers in adapted.items()
+    }
+    for part, folder in folders.items():
+        weights, config = contents[part]
+        # The config comes last: a folder without it is not loaded, if writing is interrupted.
+        (folder / CONFIG_NAME).unlink(missing_ok=True)
+        write_atomically(folder / SAFETENSORS_WEIGHTS_NAME, weights)
+        write_atomically(folder / CONFIG_NAME, config)
 
 
 def _peft_files(
@@ -248,7 +267,7 @@ def _peft_files(
     base: str,
     dtype: torch.dtype,
 ) -> tuple[bytes, bytes]:
-    """The weights and the config of a PEFT LoRA adapter."""
+    """Return the weights and the config of a PEFT LoRA adapter, as the content of two files."""
     config: LoLDUConfig = model.peft_config[adapter_name]
     ranks = {name: layer.r[adapter_name] for name, layer in layers.items()}
     largest = max(ranks.values())
@@ -261,7 +280,7 @@ def _peft_files(
         lora_alpha=largest,
         rank_pattern=smaller,
         alpha_pattern=dict(smaller),
-        # As a list, names would also match where they are the end of a longer one.
+        # A list would also match names that end in one of these names.
         target_modules="|".join(re.escape(name) for name in layers),
         modules_to_save=config.modules_to_save,
         fan_in_fan_out=any(isinstance(y.get_base_layer(), Conv1D) for y in layers.values()),
@@ -282,7 +301,7 @@ def _peft_files(
 def _peft_tensors(
     name: str, layer: LoLDULayer, adapter_name: str, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """Keys of PEFT, where an embedding's LoRA is that of its transpose."""
+    """Return the tensors with PEFT's keys; PEFT transposes the LoRA of an embedding."""
     if isinstance(layer.get_base_layer(), nn.Embedding):
         up, down = low_rank(layer, adapter_name, dtype)
         transposed = {"A": up.T.contiguous(), "B": down.T.contiguous()}
@@ -292,7 +311,7 @@ def _peft_tensors(
 
 
 def _saved_modules(model: nn.Module, adapter_name: str) -> dict[str, nn.Module]:
-    """The modules that an adapter trains in full, by name."""
+    """Return the modules that an adapter trains in full, by name."""
     return {
         name: module.modules_to_save[adapter_name]
         for name, module in model.named_modules()
@@ -301,10 +320,10 @@ def _saved_modules(model: nn.Module, adapter_name: str) -> dict[str, nn.Module]:
 
 
 def _only_adapter(layers: Sequence[LoLDULayer]) -> str:
-    """The only adapter there is, or else the only active one.
+    """Return the only adapter, or else the only active one.
 
     Raises:
-        ConceptError: There is none, or more than one.
+        ConceptError: If there is none, or more than one.
     """
     present = {name for layer in layers for name in layer.r}
     if not present:
@@ -317,11 +336,27 @@ def _only_adapter(layers: Sequence[LoLDULayer]) -> str:
     return candidates.pop()
 
 
-def _component_of(model: nn.Module) -> str:
-    """The place in a pipeline of a model given on its own.
+def _adapted_layers_of(
+    models: Mapping[str, nn.Module], adapter_name: str
+) -> dict[str, dict[str, LoLDULayer]]:
+    """Return the layers that have the adapter, by component and name.
 
     Raises:
-        ConceptError: It cannot be told from its class.
+        ConceptError: If there are none.
+    """
+    adapted = {name: layers_with(model, adapter_name) for name, model in models.items()}
+    if not any(adapted.values()):
+        raise ConceptError(
+            f"there is no LoLDU adapter named '{adapter_name}' to export: check adapter_name"
+        )
+    return {name: layers for name, layers in adapted.items() if layers}
+
+
+def _component_of(model: nn.Module) -> str:
+    """Return the component name of a model on its own.
+
+    Raises:
+        ConceptError: If it does not follow from the class of the model.
     """
     kind = type(model).__name__
     if kind not in _COMPONENT_OF_CLASS:

@@ -78,7 +78,7 @@ def _check(
         problem = f"has other directions in layer '{layer.name}' than '{adapter_name}'"
     else:
         return
-    raise ConceptError(f"{path} {problem}: load it under a name of its own with load_concept")
+    raise ConceptError(f"{path} {problem}: load it under another name with load_concept")
 
 
 def _leads(layer: ConceptLayer, pivots: Tensor | None) -> bool:

@@ -1,4 +1,4 @@
-"""A model or a whole pipeline with its concepts merged, saved as an ordinary folder."""
+"""Save a model or a pipeline with its concepts merged into the weights."""
 
 # torch and peft are typed in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -30,23 +30,24 @@ def save_merged(
     model_or_pipeline: Any,  # noqa: ANN401
     folder: str | os.PathLike[str],
 ) -> Path:
-    """Write ``W + Σ_i s_i delta_W_i`` in place of every adapted weight, as an ordinary folder.
+    """Save a folder in which every adapted weight is ``W + Σ_i s_i delta_W_i``.
 
-    `DiffusionPipeline.from_pretrained`, or a single model's own, loads it without loldu and peft.
-    It holds what is in use now: the active adapters at their strengths, a mixture too. Weights keep
-    their dtype; in half precision the sum is made in float32 and rounded once. The given pipeline
-    stays as it is, unmerged, and only the changed weights are ever copied.
+    `DiffusionPipeline.from_pretrained`, or `from_pretrained` of a single model, loads it without
+    loldu and peft. The folder holds the active adapters at their current strengths, or their
+    mixture. Weights keep their dtype; in half precision the sum is computed in float32 and rounded
+    once. The given pipeline does not change, and only the changed weights are copied.
 
     Args:
         model_or_pipeline: A PeftModel, a model with an injected adapter, or a diffusers pipeline.
-        folder: The folder to write, which must not exist. It appears when it is complete.
+        folder: The folder to write; it must not exist. It appears when it is complete.
 
     Returns:
         The folder.
 
     Raises:
-        ConceptError: No concept is in use, every picture has its own, adapters are merged already
-            or of another method, weights are quantized or not in memory, or the folder exists.
+        ConceptError: If no concept is active, every picture has its own, adapters are merged
+            already or of another method, weights are quantized or not in memory, or the folder
+            exists.
     """
     folder = Path(folder)
     check_folder(folder)
@@ -86,7 +87,7 @@ def check_folder(folder: Path) -> None:
     """Check that a folder can be written here.
 
     Raises:
-        ConceptError: There is something already.
+        ConceptError: If the path exists.
     """
     if folder.exists():
         raise ConceptError(f"{folder} exists: choose another name for the folder to write")
@@ -94,22 +95,22 @@ def check_folder(folder: Path) -> None:
 
 def _require_one_mixture(layers: list[LoLDULayer]) -> None:
     if not any(layer.adapters_in_use() and not layer.disable_adapters for layer in layers):
-        raise ConceptError("no concept is in use here: load one, or make one active with mix")
+        raise ConceptError("no concept is active here: load one, or make one active with mix")
     for layer in layers:
         if layer.rows is not None:
             raise ConceptError(
-                "every picture has a concept of its own, which one set of weights cannot have: "
-                "choose with mix, or end it with set_concepts(pipeline, None)"
+                "every picture has its own concept, but one set of weights can hold only one "
+                "mixture: choose with mix, or call set_concepts(pipeline, None)"
             )
     require_unmerged(layers)
 
 
 def _without_adapters(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """Return a copy of a model that has plain layers, and shares all tensors but the merged ones.
+    """Return a copy of a model with plain layers; it shares all tensors except the merged ones.
 
     Args:
         model: The model, without PEFT's wrapper.
-        memo: What `copy.deepcopy` is to take for what, by id: every tensor for itself.
+        memo: The memo of `copy.deepcopy`, in which every tensor stands for itself.
     """
     for name, module in model.named_modules():
         if isinstance(module, LoLDULayer):
@@ -127,7 +128,7 @@ def _without_adapters(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
 
 def _merged(layer: LoLDULayer, memo: dict[int, Any]) -> nn.Module:
-    """Return a plain layer with the weight that an adapted one has in effect."""
+    """Return a plain layer with the effective weight of an adapted one."""
     base = layer.get_base_layer()
     weight = base.weight
     if not isinstance(weight, nn.Parameter) or weight.dtype not in BASE_DTYPES.values():
@@ -152,7 +153,7 @@ def _merged(layer: LoLDULayer, memo: dict[int, Any]) -> nn.Module:
 
 
 def _in_use(wrapper: ModulesToSaveWrapper) -> nn.Module:
-    """The module that a wrapper of fully trained modules calls."""
+    """Return the module that a wrapper of fully trained modules calls."""
     active = [name for name in wrapper.active_adapters if name in wrapper.modules_to_save]
     if wrapper.disable_adapters or not active:
         return wrapper.original_module
@@ -160,7 +161,7 @@ def _in_use(wrapper: ModulesToSaveWrapper) -> nn.Module:
 
 
 def _write(model_or_pipeline: Any, folder: Path) -> None:  # noqa: ANN401
-    """Save beside the place and move there, so that no reader finds half of it."""
+    """Save to a temporary folder and rename it, so that no reader finds a part of it."""
     draft = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
     try:
         model_or_pipeline.save_pretrained(draft)

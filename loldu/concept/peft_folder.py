@@ -101,7 +101,7 @@ def _read_states(path: Path) -> dict[str, dict[str, Tensor]]:
     for key, tensor in tensors.items():
         layer, found, entry = key.removeprefix("base_model.model.").partition(_DIAGONAL)
         if not found:
-            raise ConceptError(f"{file} holds '{key}', which is no part of a LoLDU adapter")
+            raise ConceptError(f"{file} holds '{key}', which is not part of a LoLDU adapter")
         states.setdefault(layer, {})[entry] = tensor
     if not states:
         raise ConceptError(f"{file} holds no layers: save the adapter again")

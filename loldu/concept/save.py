@@ -166,6 +166,6 @@ def _warn_of_quantization(model_or_pipeline: Any, adapter_name: str) -> None:  #
     if backends:
         warnings.warn(
             f"the base is quantized ({', '.join(sorted(backends))}), so this concept fits only a "
-            "base that is quantized alike: for any other, write a LoRA with export_lora",
+            "base with the same quantization: for any other base, write a LoRA with export_lora",
             stacklevel=3,
         )

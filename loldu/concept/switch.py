@@ -1,4 +1,4 @@
-"""Concepts of a model or a pipeline in use: how strong, mixed, one for every picture, unloaded."""
+"""Switch between loaded concepts: strength, mixture, one concept per picture, unloading."""
 
 # torch and peft are typed in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -17,16 +17,16 @@ from loldu.errors import ConceptError
 def unload_concept(model_or_pipeline: Any, adapter_name: str = "default") -> None:  # noqa: ANN401
     """Remove an adapter and free its vectors, and the factors that no other adapter uses.
 
-    Layers that are left without an adapter become the plain layers they were, so that a model
-    whose last concept goes is its base again. No other adapter becomes active in its place. A
-    concept may be loaded again under the same name. It ends `set_concepts`.
+    Layers without an adapter become plain layers again, so that a model without concepts is its
+    base again. No other adapter becomes active instead. The name can be used again. The effect of
+    `set_concepts` ends.
 
     Args:
         model_or_pipeline: A PeftModel, a model with an injected adapter, or a pipeline.
         adapter_name: The adapter to remove.
 
     Raises:
-        ConceptError: There is no such adapter, or adapters are merged into the base.
+        ConceptError: If there is no such adapter, or adapters are merged into the base.
     """
     layers = _require(model_or_pipeline, [adapter_name])
     for part in components(model_or_pipeline).values():
@@ -41,19 +41,19 @@ def set_strength(
     strength: float | int,
     adapter_name: str | None = None,
 ) -> None:
-    """Set how much an adapter changes the base: 0 is the base, 1 as trained, beyond 1 more.
+    """Set the strength of an adapter: 0 is the base, 1 is as trained, more than 1 exaggerates.
 
-    ``delta_W`` is multiplied by the strength and no weight is touched; at 0 the output is the
+    ``delta_W`` is multiplied by the strength and no weight changes; at 0 the output equals the
     base's bit by bit. Modules that an adapter trains in full (modules_to_save) have no strength.
 
     Args:
         model_or_pipeline: A PeftModel, a model with an injected adapter, or a pipeline.
-        strength: Any finite number; a negative one leads away from the concept.
-        adapter_name: The adapter; None means all that are active.
+        strength: A finite number; a negative one leads away from the concept.
+        adapter_name: The adapter; None means all active adapters.
 
     Raises:
-        ConceptError: There is no such adapter, none is active, adapters are merged into the base,
-            or the strength is not finite.
+        ConceptError: If there is no such adapter, none is active, adapters are merged into the
+            base, or the strength is not finite.
     """
     require_finite(strength, adapter_name)
     layers = _require(model_or_pipeline, [] if adapter_name is None else [adapter_name])
@@ -65,18 +65,18 @@ def set_strength(
 
 
 def mix(model_or_pipeline: Any, weights: Mapping[str, float | int]) -> None:  # noqa: ANN401
-    """Make the named adapters the active ones, each at a strength of its own.
+    """Make the named adapters the active ones, each at its own strength.
 
     ``delta_W = Σ_i w_i delta_W_i`` exactly, with every ``delta_W_i`` as trained; adapters that
-    share factors cost what one costs. It ends `set_concepts`, and leaves which parameters are
-    trained as it is.
+    share factors cost no more than one. The effect of `set_concepts` ends. The trained parameters
+    stay the same.
 
     Args:
         model_or_pipeline: A PeftModel, a model with an injected adapter, or a pipeline.
         weights: Strength by adapter name, negative ones included. An empty mix is the base.
 
     Raises:
-        ConceptError: There is no such adapter, one trains modules in full (modules_to_save),
+        ConceptError: If there is no such adapter, one trains modules in full (modules_to_save),
             adapters are merged into the base, or a strength is not finite.
     """
     for name, weight in weights.items():
@@ -93,20 +93,20 @@ def set_concepts(
     model_or_pipeline: Any,  # noqa: ANN401
     concepts: Sequence[str | None] | None,
 ) -> None:
-    """Give every picture of a batch a concept of its own, all drawn in one pass.
+    """Give every picture of a batch its own concept; one pass draws all of them.
 
-    Of N concepts, row i of a batch has concept ``i % N``, so that guidance, which shows the model
-    the N pictures twice, is served as well: call the pipeline with N prompts. Concepts that share
-    factors cost together what one costs. Strengths hold as set. `mix`, `load_concept`,
-    `unload_concept` and PEFT's `set_adapter` end it, as None does.
+    Call the pipeline with N prompts for N concepts. Row i of a batch has concept ``i % N``, which
+    also holds with guidance, where the batch contains the N pictures twice. Concepts that share
+    factors cost no more than one. Strengths stay the same. The effect ends with None, `mix`,
+    `load_concept`, `unload_concept` or PEFT's `set_adapter`.
 
     Args:
         model_or_pipeline: A PeftModel, a model with an injected adapter, or a pipeline.
-        concepts: Adapter name for every picture, None for the base alone; or None for the active
-            adapters on all pictures again.
+        concepts: Adapter name for every picture, None for the base alone. None instead of a list
+            uses the active adapters for all pictures again.
 
     Raises:
-        ConceptError: There is no such adapter, one trains modules in full (modules_to_save),
+        ConceptError: If there is no such adapter, one trains modules in full (modules_to_save),
             adapters are merged into the base, or the list is empty.
     """
     rows = None
@@ -125,10 +125,10 @@ def set_concepts(
 
 
 def _require(model_or_pipeline: Any, names: Collection[str]) -> list[LoLDULayer]:  # noqa: ANN401
-    """Return the adapted layers, after checking that all named adapters are there to be used.
+    """Return the adapted layers, after a check that all named adapters are loaded.
 
     Raises:
-        ConceptError: One is not there, or adapters are merged.
+        ConceptError: If one is not loaded, or adapters are merged.
     """
     layers = adapted_layers(model_or_pipeline)
     for name in names:

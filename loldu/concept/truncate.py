@@ -141,15 +141,13 @@ def truncate(
     ]
     result = Truncation(tuple(cuts))
     deltas: dict[str, dict[str, LayerDelta]] = {component: {} for component in found}
+    factorizations: dict[str, str] = {}
     for cut in result.layers:
         layer = found[cut.component][cut.name]
         pivots = layer.factors_of(adapter_name).pivots_of(cut.delta.numel())
         strength = layer.strength[adapter_name]
         deltas[cut.component][cut.name] = LayerDelta(cut.delta, pivots, strength)
-    factorizations = {
-        component: next(iter(layers.values())).diagonal(adapter_name).factorization
-        for component, layers in found.items()
-    }
+        factorizations[cut.component] = layer.diagonal(adapter_name).factorization
     add_adapter(parts, new_name, deltas, factorizations)
     for part in parts.values():
         activate(part, new_name)

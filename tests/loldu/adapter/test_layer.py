@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from loldu import LoLDUConfig, project
 from loldu.adapter.diagonal import DIAGONAL_INITS
-from loldu.adapter.layer import Linear
+from loldu.adapter.linear import Linear
 
 PRESERVING = ("ldu", "uniform", "normal", "constant")
 PERTURBING = ("zeros", "ones", "standard_uniform", "standard_normal")

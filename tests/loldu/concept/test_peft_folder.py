@@ -183,7 +183,7 @@ def test_what_is_no_such_folder_is_told(make_two_layers: MakeModel, tmp_path: Pa
         {"modules_to_save": ["head"]},
     )
     refuse("is not a readable", None, b"rubbish")
-    refuse("'head.weight', which is no part of a LoLDU", None, {"head.weight": torch.ones(1)})
+    refuse("'head.weight', which is not part of a LoLDU", None, {"head.weight": torch.ones(1)})
     refuse(r"layer 'tall' \(dz, pivots missing", None, {pivots: tensors[pivots]})
     refuse(r"layer 'tall' \(pivots missing", None, {dz: tensors[dz]})
     alone = {dz: tensors[dz], pivots: tensors[pivots]}
@@ -199,6 +199,9 @@ def test_what_is_no_such_folder_is_told(make_two_layers: MakeModel, tmp_path: Pa
     refuse("layer 'tall', which this model does not have as a linear layer", model=other)
 
     refuse("layer 'tall' has no floating weight here", model=make_two_layers().to("meta"))
+
+
+def test_another_method_is_refused(make_two_layers: MakeModel, tmp_path: Path) -> None:
     lora = get_peft_model(make_two_layers(), LoraConfig(target_modules=TARGETS))
     folder = folder_of(lora, tmp_path / "lora")
     with pytest.raises(ConceptError, match="holds a LORA adapter and not a LoLDU one"):
