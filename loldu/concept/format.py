@@ -171,7 +171,7 @@ def read_concept(path: str | os.PathLike[str]) -> Concept:
 def _pivots(file: ConceptFile) -> list[Tensor | None]:
     """Cut the flat pivots into those of each layer, checking every index."""
     stored = file.arrays.get("pivots", np.empty(0, np.int32))
-    if stored.ndim != 1 or stored.dtype not in (np.uint8, np.int16, np.int32):
+    if stored.ndim != 1 or stored.dtype.name not in ("uint8", "int16", "int32"):
         raise TypeError("pivots")
     flat = torch.from_numpy(stored.astype(np.int64))
     start, pivots = 0, list[Tensor | None]()

@@ -1,5 +1,9 @@
 """Read a concept file with numpy alone: `loldu inspect` does not wait for torch."""
 
+# safetensors is typed in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
 import hashlib
 import json
 import os
@@ -103,7 +107,7 @@ def read_file(path: str | os.PathLike[str]) -> ConceptFile:
             raise TypeError("base and config")
         if not isinstance(metadata, dict):
             raise TypeError("metadata")
-        return ConceptFile(base, config, layers, metadata, arrays)  # pyright: ignore[reportUnknownArgumentType]
+        return ConceptFile(base, config, layers, metadata, arrays)
 
 
 @contextmanager
@@ -147,11 +151,11 @@ def _require_concept(header: dict[str, str], path: Path) -> None:
 def _layer_entries(components: dict[str, Any], arrays: Arrays) -> tuple[LayerEntry, ...]:
     """Return the table of layers, with every size checked against the arrays."""
     delta, fingerprints = arrays["delta"], arrays["fingerprint"]
-    if delta.ndim != 1 or delta.dtype not in (np.float32, np.float16):
+    if delta.ndim != 1 or delta.dtype.name not in ("float32", "float16"):
         raise TypeError("delta")
     if not np.isfinite(delta).all():
         raise ValueError("delta")
-    if fingerprints.dtype != np.float32:
+    if fingerprints.dtype.name != "float32":
         raise TypeError("fingerprint")
     rows = [(c, part, row) for c, part in components.items() for row in part["layers"]]
     if not rows or fingerprints.shape != (len(rows), FINGERPRINT_SIZE):
