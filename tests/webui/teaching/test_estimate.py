@@ -55,6 +55,7 @@ def test_a_training_tells_more_than_a_measurement(jobs: Jobs) -> None:
     job = jobs.submit("rabbit", "ann", options)
     jobs.begin(job, "cpu")
     jobs.end(job, Status.FINISHED)
+    job = jobs.get(job.id)
     (job.folder / "options.toml").write_text(
         '[base]\npretrained_model_name_or_path = "pocket/base"\n'
         "[all]\nresolution = 32\ntrain_batch_size = 2\nwith_prior_preservation = false\n"
