@@ -1,1 +1,1 @@
-"""A page to draw with concepts: the base and the concept side by side, from the same seeds."""
+"""The studio: a web page to train concepts, draw with them and score them."""

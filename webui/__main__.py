@@ -18,83 +18,82 @@ logger = logging.getLogger("webui")
 
 
 @dataclass(frozen=True)
-class Options:
-    """Teach a model concepts in a browser, and draw with them.
+class StudioOptions:
+    """Serve a web page to train concepts, draw with them and score them.
 
-    Trainings outlive page and server: closed and started again, both find them.
+    Trainings continue when the page or the server is closed; both find them again.
     """
 
-    # The base of all that is trained and drawn: a diffusers folder, a hub id or a .safetensors
-    # checkpoint.
+    # Base model: a diffusers folder, a Hub id or a .safetensors checkpoint.
     base: str = "pocket/base"
-    # Address to listen on; another than this machine's own (127.0.0.1) needs --auth.
+    # Address to listen on; any address but this machine's own (127.0.0.1) needs --auth.
     host: str = "127.0.0.1"
     # Port to listen on.
     port: int = 7860
-    # Who may log in, as USER:PASSWORD; several may be given, and each sees only what is theirs.
+    # Users as USER:PASSWORD; each sees only their own trainings, concepts and pictures.
     auth: tuple[str, ...] = ()
-    # Also open the page to the internet by a link of gradio's; needs --auth.
+    # Also open the page to the internet through gradio's share link; needs --auth.
     share: bool = False
-    # Where trainings run, one at a time on each, such as cuda:0 cuda:1; every GPU there is, or else
-    # the CPU, unless given.
+    # Devices for trainings, such as cuda:0 cuda:1, one training at a time on each. By default all
+    # GPUs, or else the CPU.
     devices: tuple[str, ...] = ()
-    # Folder of the studio: its queue, its trainings and its library. Keep it, and they are kept.
+    # Folder of the queue, the trainings and the library.
     studio: Path = Path("runs/studio")
-    # Folder of runs of the command line, whose concepts everybody finds in the library too.
+    # Folder of runs of the command line; their concepts are in everybody's library.
     runs: Path = Path("runs")
-    # Folder of folders of pictures to try it with; need not be there.
+    # Folder with a folder of pictures per example; it may be missing.
     examples: Path = Path("datasets/concepts")
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Serve the page until interrupted, or tell a person's mistake in one line with status 2."""
+    """Serve the page until interrupted, and return the exit status: 2 after a user's mistake."""
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO)
 
     def serve_page() -> None:
-        options = tyro.cli(Options, args=argv, prog="python -m webui", use_underscores=True)
+        options = tyro.cli(StudioOptions, args=argv, prog="python -m webui", use_underscores=True)
         serve(options, check(options))
 
     return run_command(serve_page)
 
 
-def check(options: Options) -> list[tuple[str, str]]:
-    """The users, of options that can be served by.
+def check(options: StudioOptions) -> list[tuple[str, str]]:
+    """Return the users after checking all options.
 
     Raises:
-        LoLDUError: they cannot.
+        LoLDUError: If the page cannot be served with these options.
     """
     users = []
     for text in options.auth:
         user, _, password = text.partition(":")
         if not (user and password):
-            raise LoLDUError("--auth takes USER:PASSWORD, neither of them empty.")
+            raise LoLDUError("--auth needs USER:PASSWORD, and neither may be empty.")
         users.append((user, password))
     if len(dict(users)) < len(users):
-        raise LoLDUError("--auth names a user twice: give each one password.")
+        raise LoLDUError("--auth has a user twice: give each user one password.")
     if not users and options.share:
-        raise LoLDUError("--share opens the page to everyone: also give --auth USER:PASSWORD.")
+        raise LoLDUError("--share opens the page to everyone: add --auth USER:PASSWORD.")
     if not users and not _is_loopback(options.host):
         raise LoLDUError(
-            f"--host {options.host} lets other machines in: also give --auth USER:PASSWORD."
+            f"--host {options.host} opens the page to other machines: add --auth USER:PASSWORD."
         )
     try:
         socket.create_server((options.host, options.port)).close()
     except OSError as error:
         raise LoLDUError(
-            f"--host {options.host} --port {options.port} cannot be listened on "
-            f"({error.strerror}): give another."
+            f"Cannot listen on --host {options.host} --port {options.port} "
+            f"({error.strerror}): choose another."
         ) from error
     return users
 
 
-def serve(options: Options, users: list[tuple[str, str]]) -> None:
-    """Serve the page until interrupted; what trains then goes on.
+def serve(options: StudioOptions, users: list[tuple[str, str]]) -> None:
+    """Serve the page until interrupted; running trainings continue.
 
     Raises:
-        LoLDUError: the base, the studio's folder or a device cannot be used.
+        LoLDUError: If the base, the studio's folder or a device cannot be used.
     """
-    # Uploads and pictures on their way to a browser lie with the rest, not in a place of all users.
+    # Gradio's cache holds private pictures: keep it out of the shared temporary folder.
     cache = options.studio.absolute() / "cache"
     os.environ["GRADIO_TEMP_DIR"] = str(cache)
 

@@ -1,4 +1,4 @@
-"""The page: a header, and its tabs."""
+"""The page: a header and the tabs."""
 
 import os
 from html import escape
@@ -23,13 +23,12 @@ _TABS = (
     (SCORE, "Score", create_score),
 )
 
-
 _CACHE_S = (3600, 24 * 3600)
-"""How often what lies in the cache is looked at, and how old it may be."""
+"""How often gradio cleans its cache, and the age of files that it deletes."""
 
 
 def create_demo(backend: Backend) -> gr.Blocks:
-    """Lay out the page of a server."""
+    """Lay out the page."""
     with gr.Blocks(title="LoLDU", analytics_enabled=False, delete_cache=_CACHE_S) as demo:
         gr.HTML(header(backend))
         tabs = gr.Tabs(selected=CONCEPTS)
@@ -40,16 +39,17 @@ def create_demo(backend: Backend) -> gr.Blocks:
                     create(backend, page, tab)
 
         def begin(request: gr.Request) -> Any:  # noqa: ANN401
-            """Open the page where something is going on."""
-            going_on = [job for job in backend.jobs.list(owner(request)) if job.status not in ENDED]
-            return gr.Tabs(selected=PROGRESS) if going_on else gr.skip()
+            """Open Progress if a job is queued or running."""
+            jobs = backend.jobs.list(owner(request))
+            busy = any(job.status not in ENDED for job in jobs)
+            return gr.Tabs(selected=PROGRESS) if busy else gr.skip()
 
         demo.load(begin, None, tabs, api_visibility="private", show_progress="hidden")
     return demo
 
 
 def header(backend: Backend) -> str:
-    """What the page is, and what it runs on, as HTML."""
+    """Return the header as HTML: what the page is for, its base and its device."""
     place = "GPU" if backend.studio.device == "cuda" else f"CPU, {os.cpu_count()} cores"
     return (
         '<header class="header"><h1>LoLDU</h1><p>Teach a model a concept from 3 to 5 pictures.</p>'

@@ -1,4 +1,4 @@
-"""What stands behind every tab of the page, and who may see what of it."""
+"""Objects that all tabs share, and the owner of a request."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,17 +19,17 @@ from webui.teaching.uploads import Uploads
 
 @dataclass(frozen=True)
 class Backend:
-    """One server's: the same for everyone who looks at the page.
+    """Objects of one server, shared by everybody who uses the page.
 
     Attributes:
-        base: The model that is trained and drawn with; the server's choice, never the browser's.
-        jobs: The trainings, of everybody.
-        dispatcher: Starts them.
-        library: The concepts, of everybody.
-        studio: Draws.
-        uploads: Pictures from browsers.
-        examples: Folder of folders of pictures to try it with; there may be none.
-        album: What was drawn, of everybody.
+        base: Base model of the server; browsers cannot change it.
+        jobs: Trainings and scorings of all owners.
+        dispatcher: Starts the jobs.
+        library: Concepts of all owners.
+        studio: Draws pictures.
+        uploads: Uploaded pictures.
+        examples: Folder with a folder of pictures per example; it may be missing.
+        album: Drawn pictures of all owners.
     """
 
     base: str
@@ -43,19 +43,19 @@ class Backend:
 
     @property
     def class_pictures(self) -> Path:
-        """Where class pictures are kept for all trainings."""
+        """Folder of the class pictures that all trainings share."""
         return self.jobs.folder / "class_pictures"
 
     @property
     def trains_on_gpu(self) -> bool:
-        """Whether trainings may be in half precision."""
+        """Whether all trainings run on GPUs and may use half precision."""
         return all(device.startswith("cuda") for device in self.dispatcher.devices)
 
     def job(self, job_id: str | None, request: gr.Request) -> Job:
-        """A job of the one who asks.
+        """Return a job of the person who asks.
 
         Raises:
-            LoLDUError: there is none of that id, or it is somebody else's, which is not told.
+            LoLDUError: If there is none of that id, or it belongs to somebody else.
         """
         job = self.jobs.get(job_id or "")
         if job.owner != owner(request):
@@ -66,17 +66,17 @@ class Backend:
 def open_backend(
     base: str, *, studio: Path, runs: Path, examples: Path, devices: Sequence[str] = ()
 ) -> Backend:
-    """Open the folders of a server, and make what works on them.
+    """Open the folders of a server.
 
     Args:
-        base: the model that is trained and drawn with.
-        studio: folder of queue, trainings and library; made if there is none.
-        runs: folder of runs of the command line.
-        examples: folder of folders of pictures to try it with.
-        devices: where to train; every GPU there is, or else the CPU, unless given.
+        base: Base model.
+        studio: Folder of queue, trainings and library; made if missing.
+        runs: Folder of runs of the command line.
+        examples: Folder with a folder of pictures per example.
+        devices: Devices to train on; by default all GPUs, or else the CPU.
 
     Raises:
-        LoLDUError: a folder or a device cannot be used.
+        LoLDUError: If a folder or a device cannot be used.
     """
     gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     jobs = Jobs(studio)
@@ -93,5 +93,5 @@ def open_backend(
 
 
 def owner(request: gr.Request) -> str:
-    """Whose jobs and concepts these are: the user's who logged in, or of the one who needs not."""
+    """Return the username, or "" without authentication."""
     return request.username or ""

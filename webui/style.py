@@ -1,4 +1,4 @@
-"""How the page looks, in dark and in light and at a phone's width."""
+"""Theme and CSS of the page: dark, light and at a phone's width."""
 
 import gradio as gr
 
@@ -31,7 +31,7 @@ CSS = """
 /* As many columns as there is room for, and the same in both rows. */
 .steps .grid-container {
   grid-template-columns: repeat(auto-fill, minmax(max(140px, 22%), 1fr)) !important; }
-/* Its number would be that of a place in the row of steps; the label tells the step. */
+/* The number field would show the index of the step; the label shows the step itself. */
 .scrubber .tab-like-container { display: none; }
 .last-line { color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
 progress { width: 100%; height: .75rem; border: 0; border-radius: .4rem; overflow: hidden;
@@ -39,7 +39,7 @@ progress { width: 100%; height: .75rem; border: 0; border-radius: .4rem; overflo
 progress::-webkit-progress-bar { background: var(--border-color-primary); }
 progress::-webkit-progress-value { background: var(--color-accent); }
 progress::-moz-progress-bar { background: var(--color-accent); }
-/* Reversed, it begins at its end. */
+/* Reversed, so that it is scrolled to its end. */
 .log { display: flex; flex-direction: column-reverse; max-height: 24rem; overflow-y: auto;
   white-space: pre-wrap; overflow-wrap: anywhere; font-size: .8rem; }
 .scores { font-variant-numeric: tabular-nums; }
@@ -47,16 +47,7 @@ progress::-moz-progress-bar { background: var(--color-accent); }
 .prose .scores tr { border-bottom: 1px solid var(--border-color-primary); }
 .scores :is(th, td) { padding: .1rem .6rem; text-align: right; white-space: nowrap; }
 .scores th[scope=row] { text-align: left; }
-.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(280px, 1fr)); gap: 1rem;
-  --chart-line: var(--color-accent); --chart-raw: var(--body-text-color-subdued); }
-.charts figure { margin: 0; }
-.charts figcaption { font-size: .85rem; }
-.charts svg { width: 100%; font-size: 11px; font-variant-numeric: tabular-nums; }
-.charts text { fill: var(--body-text-color-subdued); }
-.charts .rule { stroke: var(--border-color-primary); }
-.charts polyline { fill: none; stroke: var(--ink); stroke-width: 2; stroke-linejoin: round; }
-.charts g:has(+ g) polyline { stroke-width: 1; opacity: .5; }
-.charts circle { fill: var(--ink, var(--chart-line)); }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(280px, 1fr)); }
 .cards .grid-container { grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)) !important; }
 .wide { overflow-x: auto; }
 .report { width: 100%; height: 70vh; border: 0; background: #fff; }

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from webui.__main__ import Options, check, run
+from webui.__main__ import StudioOptions, check, run
 
 
 def test_help_explains_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
@@ -18,20 +18,20 @@ def test_a_port_that_is_taken_is_told_in_a_sentence(capsys: pytest.CaptureFixtur
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert run(["--port", str(port)]) == 2
-    assert f"--port {port} cannot be listened on" in capsys.readouterr().err
+    assert f"Cannot listen on --host 127.0.0.1 --port {port} " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (["--share"], "--share opens the page to everyone: also give --auth"),
-        (["--host", "0.0.0.0"], "--host 0.0.0.0 lets other machines in: also give --auth"),
-        (["--host", "::"], "--host :: lets other machines in"),
-        (["--host", "example.org"], "--host example.org lets other machines in"),
-        (["--auth", "ann"], "--auth takes USER:PASSWORD"),
-        (["--auth", "ann:"], "--auth takes USER:PASSWORD"),
-        (["--auth", ":secret"], "--auth takes USER:PASSWORD"),
-        (["--auth", "ann:1", "ann:2"], "--auth names a user twice"),
+        (["--share"], "--share opens the page to everyone: add --auth"),
+        (["--host", "0.0.0.0"], "--host 0.0.0.0 opens the page to other machines: add --auth"),
+        (["--host", "::"], "--host :: opens the page to other machines"),
+        (["--host", "example.org"], "--host example.org opens the page to other machines"),
+        (["--auth", "ann"], "--auth needs USER:PASSWORD"),
+        (["--auth", "ann:"], "--auth needs USER:PASSWORD"),
+        (["--auth", ":secret"], "--auth needs USER:PASSWORD"),
+        (["--auth", "ann:1", "ann:2"], "--auth has a user twice"),
         (["--base", "./nothing"], "--base ./nothing does not exist"),
         (["--base", "webui"], "--base webui is not a diffusers folder"),
         (["--devices", "gpu7"], "There is no device gpu7"),
@@ -48,9 +48,9 @@ def test_what_is_not_safe_or_not_there_is_refused(
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.3.2.1", "localhost"])
 def test_this_machine_alone_needs_no_user(host: str) -> None:
-    assert check(Options(host=host, port=0)) == []
+    assert check(StudioOptions(host=host, port=0)) == []
 
 
 def test_a_password_may_have_colons() -> None:
-    users = check(Options(host="0.0.0.0", port=0, auth=("ann:a:b", "bob:c")))
+    users = check(StudioOptions(host="0.0.0.0", port=0, auth=("ann:a:b", "bob:c")))
     assert users == [("ann", "a:b"), ("bob", "c")]

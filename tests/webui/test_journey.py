@@ -106,7 +106,7 @@ def ask_for_training(page: Page, name: str, steps: int) -> None:
     if not page.get_by_label("Steps").is_visible():
         page.get_by_text("Advanced").click()
     page.get_by_label("Steps").fill(str(steps))
-    page.get_by_label("Keep the class what it is").set_checked(bool(TAKEN))
+    page.get_by_label("Preserve the class").set_checked(bool(TAKEN))
     page.get_by_role("button", name="Train", exact=True).click()
     expect(page.get_by_role("tab", name="Progress")).to_have_attribute("aria-selected", "true")
 

@@ -1,1 +1,1 @@
-"""Pictures of the base and of concepts, and the album they are kept in."""
+"""Drawing with the base and with concepts, and the album of drawn pictures."""

@@ -1,4 +1,4 @@
-"""The pictures that were drawn, kept on disk for whoever drew them."""
+"""The album: drawn pictures on disk, per owner."""
 
 import hashlib
 import os
@@ -15,25 +15,25 @@ from webui.drawing.settings import Settings
 
 @dataclass(frozen=True)
 class Kept:
-    """A picture of the album, a PNG; `id` is what it is asked for by and never a path."""
+    """A PNG of the album; `id` identifies it in requests and is never used as a path."""
 
     id: str
     path: Path
 
 
 class Album:
-    """A folder of pictures for every owner, of which the oldest go when there are too many."""
+    """A folder of pictures per owner; the oldest are deleted beyond a limit."""
 
     def __init__(self, folder: Path, limit: int = 200) -> None:
-        """Keep so many pictures of each owner in a folder; it is made when there is one to keep."""
+        """Keep at most `limit` pictures per owner; folders are made when needed."""
         self._folder = folder
         self._limit = limit
 
     def keep(self, owner: str, pictures: Sequence[tuple[Settings, bytes]]) -> None:
-        """Keep PNGs, the first one as the newest; of the same settings there is one.
+        """Save PNGs, the first one as the newest; equal settings replace a picture.
 
         Raises:
-            LoLDUError: the disk does not take them.
+            LoLDUError: If they cannot be written.
         """
         folder, now = self._of(owner), time.time_ns()
         try:
@@ -43,12 +43,12 @@ class Album:
                 write_atomically(path, content)
                 os.utime(path, ns=(now - place, now - place))
         except OSError as error:
-            raise LoLDUError(f"The pictures cannot be kept ({error.strerror}).") from error
+            raise LoLDUError(f"The pictures cannot be saved ({error.strerror}).") from error
         for kept in self.list(owner)[self._limit :]:
             kept.path.unlink(missing_ok=True)
 
     def list(self, owner: str) -> tuple[Kept, ...]:
-        """The pictures of an owner, newest first."""
+        """Return the pictures of an owner, newest first."""
         dated: list[tuple[int, Path]] = []
         for path in self._of(owner).glob("*.png"):
             with suppress(FileNotFoundError):  # deleted in another window at this moment
@@ -56,10 +56,10 @@ class Album:
         return tuple(Kept(path.stem, path) for _, path in sorted(dated, reverse=True))
 
     def get(self, picture_id: str | None, owner: str) -> Kept:
-        """A picture of an owner.
+        """Return a picture of an owner.
 
         Raises:
-            LoLDUError: there is none of that id, or it is somebody else's, which is not told.
+            LoLDUError: If there is none of that id, or it belongs to somebody else.
         """
         for kept in self.list(owner):
             if kept.id == picture_id:
@@ -67,15 +67,15 @@ class Album:
         raise LoLDUError("That picture is gone: choose another.")
 
     def delete(self, picture_id: str | None, owner: str) -> None:
-        """Delete a picture for good.
+        """Delete a picture.
 
         Raises:
-            LoLDUError: there is none of that id for them.
+            LoLDUError: If there is none of that id, or it belongs to somebody else.
         """
         self.get(picture_id, owner).path.unlink(missing_ok=True)
 
     def _of(self, owner: str) -> Path:
-        # A name may be anything, and a folder's name may not.
+        # A hash, as usernames may hold characters that paths cannot.
         return self._folder / hashlib.sha256(owner.encode()).hexdigest()[:32]
 
 

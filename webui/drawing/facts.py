@@ -1,26 +1,24 @@
-"""What a concept says of itself, and what to ask for to have it drawn."""
+"""Facts about concepts for Play, and prompts that ask for them."""
 
 import tomllib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from loldu import ConceptError
 from loldu.base.record import CONFIG
 from loldu.errors import LoLDUError
 from webui.library.about import About, about
-from webui.library.entry import Entry
+from webui.library.entry import Entry, named_errors
+from webui.page import term_list
 
 TOKEN, CLASS = "{token}", "{class}"
-"""In a prompt, what each concept has a word of its own for."""
+"""Placeholders in a prompt for the words of a concept."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """A concept, what its file says, and how its own run drew; None for what is not known."""
+    """A concept, its metadata, and the drawing options of its run; None if unknown."""
 
     name: str
     about: About
@@ -29,57 +27,47 @@ class Facts:
 
     @property
     def words(self) -> str | None:
-        """What to ask for: the rare token and the class."""
+        """Token and class, or None without a token."""
         return self.about.called if self.about.token else None
 
 
-@contextmanager
-def called(entry: Entry) -> Iterator[None]:
-    """Let errors call a concept what the page calls it, and not by where it lies."""
-    try:
-        yield
-    except ConceptError as error:
-        raise ConceptError(str(error).replace(str(entry.path), entry.name)) from error
-
-
 def facts_of(entry: Entry) -> Facts:
-    """Read what a concept file says.
+    """Read a concept file.
 
     Raises:
-        ConceptError: it is not a sound one.
+        ConceptError: If the file is damaged.
     """
-    with called(entry):
-        told = about(entry.path)
+    with named_errors(entry.path, entry.name):
+        metadata = about(entry.path)
     drawn = _run_section(entry.path.with_name(CONFIG))
-    return Facts(entry.name, told, drawn.get("num_inference_steps"), drawn.get("guidance_scale"))
+    return Facts(
+        entry.name, metadata, drawn.get("num_inference_steps"), drawn.get("guidance_scale")
+    )
 
 
 def describe(concepts: Sequence[Facts]) -> str:
-    """The facts of concepts as HTML; what a file says is shown as text."""
+    """Return the facts of concepts as HTML; metadata is escaped."""
     return "".join(
-        '<dl class="facts">'
-        + "".join(
-            f"<div><dt>{term}</dt><dd>{escape(told)}</dd></div>"
-            for term, told in {
+        term_list(
+            {
                 "Concept": facts.name,
-                "Prompt": facts.about.prompt or "not told",
-                "Made for": facts.about.base or "not told",
+                "Prompt": facts.about.prompt or "unknown",
+                "Made for": facts.about.base or "unknown",
                 "Layers": f"{facts.about.layers:,}",
                 "Numbers": f"{facts.about.numbers:,}",
                 "File": f"{facts.about.bytes:,} bytes",
-            }.items()
+            }
         )
-        + "</dl>"
         for facts in concepts
     )
 
 
 def suggestion(concepts: Sequence[Facts], *, each: bool) -> str:
-    """A prompt to begin with: the first concept's own, with all of them in its place.
+    """Return a prompt to start from: the first concept's own, extended to all concepts.
 
     Args:
-        concepts: What is to be drawn.
-        each: Whether in a picture of its own, for which the words are left open.
+        concepts: Concepts to draw.
+        each: Whether each concept gets its own pictures; the prompt then has placeholders.
     """
     if not concepts:
         return ""
@@ -92,16 +80,16 @@ def suggestion(concepts: Sequence[Facts], *, each: bool) -> str:
 
 
 def open_words(concepts: Sequence[Facts]) -> list[str]:
-    """The placeholders that all of several concepts have words for."""
+    """Return the placeholders that all concepts have words for."""
     with_class = all(facts.about.class_name for facts in concepts)
     return [TOKEN, CLASS] if with_class else [TOKEN]
 
 
 def filled(prompt: str, concepts: Sequence[Facts]) -> str:
-    """A prompt with the words of the concept of a picture in place of the placeholders.
+    """Return a prompt with the placeholders replaced by the words of the concept.
 
     Raises:
-        LoLDUError: there is not one concept, or it does not tell the word.
+        LoLDUError: If there is not exactly one concept, or it lacks the word.
     """
     for placeholder in (TOKEN, CLASS):
         if placeholder not in prompt:
@@ -111,19 +99,18 @@ def filled(prompt: str, concepts: Sequence[Facts]) -> str:
                 f"{placeholder} in the prompt stands for the word of one concept: choose one, or "
                 "one in each picture."
             )
-        told = concepts[0].about
-        word = told.token if placeholder == TOKEN else told.class_name
+        known = concepts[0].about
+        word = known.token if placeholder == TOKEN else known.class_name
         if not word:
             raise LoLDUError(
-                f"{concepts[0].name} does not tell a word for {placeholder}: write the prompt "
-                "without it."
+                f"{concepts[0].name} has no word for {placeholder}: write the prompt without it."
             )
         prompt = prompt.replace(placeholder, word)
     return prompt
 
 
 def _run_section(config: Path) -> dict[str, Any]:
-    """How the run drew whose folder a concept still lies in."""
+    """Return the drawing options in the config file beside a concept, if there is one."""
     if not config.is_file():
         return {}
     return tomllib.loads(config.read_text(encoding="utf-8")).get("run", {})

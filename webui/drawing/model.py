@@ -1,4 +1,4 @@
-"""A base in use, and the concepts that are loaded on it."""
+"""The loaded base model and the concepts loaded on it."""
 
 import itertools
 from collections import OrderedDict
@@ -23,9 +23,8 @@ from loldu.base.config import BaseModelConfig
 from loldu.base.open import load_pipeline, weights_digest
 from loldu.base.record import CONFIG, base_options, public_base
 from loldu.errors import LoLDUError
-from webui.drawing.facts import called
 from webui.drawing.safety import SafetyChecker
-from webui.library.entry import Entry
+from webui.library.entry import Entry, named_errors
 
 MAX_LOADED = 8
 
@@ -48,15 +47,15 @@ class _Loaded:
 class Model:
     """A pipeline, the safety checker of its base, and the concepts used last.
 
-    A concept is an adapter: another strength is a number, another mix an addition of diagonals,
-    and the base's weights are never written to.
+    A concept is an adapter: changing a strength sets a number, mixing adds diagonals, and the base
+    weights are never changed.
     """
 
     def __init__(self, options: BaseModelConfig, device: str) -> None:
         """Load a base.
 
         Raises:
-            LoLDUError: there is none of that name, or it cannot be used.
+            LoLDUError: If it does not exist, or cannot be used.
         """
         self.options = options
         dtype = torch.float16 if device == "cuda" else torch.float32
@@ -68,16 +67,16 @@ class Model:
         self._loaded: OrderedDict[Path, _Loaded] = OrderedDict()
         self._names = (f"concept-{number}" for number in itertools.count())
 
-    def put_on(self, uses: Sequence[Use], *, each: bool) -> list[str]:
-        """Have the next pictures show concepts, and return the digests of their files.
+    def apply(self, uses: Sequence[Use], *, each: bool) -> list[str]:
+        """Apply concepts to the next pictures, and return the digests of their files.
 
         Args:
-            uses: the concepts; without any it is the base.
-            each: whether picture i shows concept i, and then from the first again; otherwise every
-                picture shows all.
+            uses: The concepts; none for the base alone.
+            each: Whether picture i shows only concept i, modulo their number; otherwise every
+                picture shows all concepts.
 
         Raises:
-            ConceptError: one is not sound, or was made for another base; the rest stays loaded.
+            ConceptError: If one is damaged or made for another base; the others stay loaded.
         """
         loaded = [self._load(use.entry) for use in uses]
         names = [concept.adapter for concept in loaded]
@@ -91,12 +90,12 @@ class Model:
         return [concept.digest for concept in loaded]
 
     def _load(self, entry: Entry) -> _Loaded:
-        """Load a concept, unless it is there and was not written again.
+        """Load a concept, unless it is loaded and its file is unchanged.
 
-        Another leaves last: a refused file changes nothing, and the factors stay shared.
+        The old version is unloaded last: a refused file changes nothing, and factors stay shared.
         """
         path = entry.path
-        with called(entry):
+        with named_errors(path, entry.name):
             if not path.is_file():
                 raise ConceptError(f"{path} is gone: reload the page and choose another concept")
             written_ns = path.stat().st_mtime_ns
@@ -115,21 +114,21 @@ class Model:
 
 
 def options_for(base: str, uses: Sequence[Use]) -> BaseModelConfig:
-    """How a base is to be read for concepts: as it was for their training.
+    """Return the base options that concepts were trained with.
 
     Raises:
-        LoLDUError: they do not agree.
-        ConceptError: one is not sound.
+        LoLDUError: If they differ between the concepts.
+        ConceptError: If one is damaged.
     """
     found: list[BaseModelConfig] = []
     for use in uses:
-        with called(use.entry):
+        with named_errors(use.entry.path, use.entry.name):
             found.append(_options(read_concept(use.entry.path), use.entry.path, base))
     for use, options in zip(uses, found, strict=True):
         if options != found[0]:
             raise LoLDUError(
-                f"{uses[0].entry.name} and {use.entry.name} were trained on the base read in "
-                f"different ways ({_difference(found[0], options)}), so they cannot be drawn "
+                f"{uses[0].entry.name} and {use.entry.name} were trained with different options of "
+                f"the base ({_difference(found[0], options)}), so they cannot be drawn "
                 "together: draw one after the other."
             )
     return found[0] if found else BaseModelConfig(base)
@@ -138,14 +137,14 @@ def options_for(base: str, uses: Sequence[Use]) -> BaseModelConfig:
 def _options(concept: Concept, path: Path, base: str) -> BaseModelConfig:
     if path.with_name(CONFIG).is_file():
         return base_options(concept, path, base)
-    # A file from elsewhere may tell how the base is read, but not what else is to be fetched.
-    told = concept.metadata.get("base")
-    told = told if isinstance(told, dict) else {}
-    prediction_type, clip_skip = told.get("prediction_type"), told.get("clip_skip", 0)
+    # An imported file may set these options of the base, but not name other files to load.
+    claimed = concept.metadata.get("base")
+    claimed = claimed if isinstance(claimed, dict) else {}
+    prediction_type, clip_skip = claimed.get("prediction_type"), claimed.get("clip_skip", 0)
     if prediction_type not in (None, "epsilon", "v_prediction"):
         raise ConceptError(f"{path} was trained with an unknown prediction_type")
     if type(clip_skip) is not int or clip_skip < 0:
-        raise ConceptError(f"{path} was trained with a clip_skip that is no number of layers")
+        raise ConceptError(f"{path} was trained with a clip_skip that is not a number of layers")
     return BaseModelConfig(base, prediction_type=prediction_type, clip_skip=clip_skip)
 
 

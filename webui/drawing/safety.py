@@ -1,4 +1,4 @@
-"""The safety checker of a base, and what becomes of a picture that it objects to."""
+"""The safety checker of a base, and the blurring of pictures that it objects to."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,18 +8,17 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 _SIDE_PX = 6
-"""What is left of a hidden picture: its colours, and no shape."""
+"""Size that a hidden picture is reduced to: its colours remain, its shapes do not."""
 
 
 class SafetyChecker:
-    """The checker that came with a base.
+    """The safety checker of a base, removed from its pipeline.
 
-    It is taken off the pipeline: a concept file may change any part of a pipeline that it names,
-    and is not to reach this one.
+    A concept file may change any part of a pipeline that it names; it must not reach the checker.
     """
 
     def __init__(self, pipeline: DiffusionPipeline) -> None:
-        """Take the checker, if there is one."""
+        """Remove the checker from the pipeline, if it has one."""
         # The libraries' annotations say less than what the parts are.
         self._checker: Any = pipeline.components.get("safety_checker")
         self._extract: Any = pipeline.components.get("feature_extractor")
@@ -27,7 +26,7 @@ class SafetyChecker:
             pipeline.register_modules(safety_checker=None)
 
     def objections(self, images: Sequence[Image.Image]) -> list[bool]:
-        """Which pictures are not to be shown."""
+        """Return for every picture whether the checker objects to it."""
         if self._checker is None:
             return [False] * len(images)
         seen = self._extract(list(images), return_tensors="pt").pixel_values
@@ -39,7 +38,7 @@ class SafetyChecker:
 
 
 def hidden(image: Image.Image) -> Image.Image:
-    """A picture of which only the colours are left."""
+    """Return a blurred picture that shows only its colours."""
     return image.resize((_SIDE_PX, _SIDE_PX), Image.Resampling.BOX).resize(
         image.size, Image.Resampling.BICUBIC
     )

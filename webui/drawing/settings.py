@@ -1,4 +1,4 @@
-"""What decides a picture, kept inside its PNG and read back."""
+"""Settings of a drawn picture, stored in its PNG."""
 
 import io
 import json
@@ -34,12 +34,12 @@ _SAMPLERS = {
     "UniPCMultistepScheduler": "UniPC",
     "DPMSolverMultistepScheduler": "DPM++ 2M",
 }
-"""As A1111 calls them; another is told by its own name."""
+"""A1111's names of the samplers; others keep their own name."""
 
 
 @dataclass(frozen=True)
 class Used:
-    """A concept as it was in a picture; `digest` is the SHA-256 of its file."""
+    """A concept in a picture; `digest` is the SHA-256 of its file."""
 
     name: str
     digest: str
@@ -48,19 +48,19 @@ class Used:
 
 @dataclass(frozen=True)
 class Settings:
-    """All that decides a picture.
+    """All settings that determine a picture.
 
     Attributes:
-        prompt: As it was drawn.
-        negative_prompt: What guidance led away from.
-        seed: Of the noise.
+        prompt: Prompt, with placeholders filled in.
+        negative_prompt: Negative prompt.
+        seed: Seed of the noise.
         num_inference_steps: Denoising steps.
         guidance_scale: Weight of the prompt.
-        width: In pixels.
-        height: In pixels.
-        noise_scheduler: The class of it.
-        base: How the base was read, and its fingerprint; of a place on a disk only the last name.
-        concepts: Together in the picture; none for the base alone.
+        width: Width in pixels.
+        height: Height in pixels.
+        noise_scheduler: Class name of the noise scheduler.
+        base: Base options and the digest of its weights; paths are reduced to their last part.
+        concepts: Concepts in the picture; none for the base alone.
     """
 
     prompt: str
@@ -76,21 +76,21 @@ class Settings:
 
     @property
     def base_name(self) -> str:
-        """What the base is called."""
+        """Name of the base."""
         return str(self.base.get(_NAME, ""))
 
     def as_json(self) -> str:
-        """The same settings are the same text."""
+        """Return the settings as JSON; equal settings give equal strings."""
         return json.dumps({"version": 1, **asdict(self)}, sort_keys=True)
 
 
 def base_name(base: str) -> str:
-    """What settings call a base."""
+    """Return the name of a base as settings store it."""
     return str(public_base(BaseModelConfig(base))[_NAME])
 
 
 def png_bytes(image: Image.Image, settings: Settings) -> bytes:
-    """A PNG that tells how it was drawn: to other tools as A1111 does, and to this one in full."""
+    """Return a PNG with its settings: in A1111's format for other tools, and in full for us."""
     info = PngInfo()
     info.add_text("parameters", parameters(settings))
     info.add_text(_CHUNK, settings.as_json())
@@ -100,14 +100,14 @@ def png_bytes(image: Image.Image, settings: Settings) -> bytes:
 
 
 def read_png(path: Path, name: str = "The file") -> Settings:
-    """The settings inside a PNG from anywhere; no pixel of it is decoded.
+    """Read the settings in a PNG, which may be hostile; its pixels are not decoded.
 
     Args:
-        path: where it lies.
-        name: what a message calls it.
+        path: The file.
+        name: Its name in messages.
 
     Raises:
-        LoLDUError: it is no PNG, or tells no settings.
+        LoLDUError: If it is not a PNG, or has no valid settings.
     """
     try:
         with Image.open(path, formats=["PNG"]) as image:
@@ -119,19 +119,18 @@ def read_png(path: Path, name: str = "The file") -> Settings:
         raise LoLDUError(f"{name} is not a PNG that can be read: choose another.") from error
     if not isinstance(text, str):
         raise LoLDUError(
-            f"{name} does not tell how it was drawn: choose a PNG downloaded from this page, as "
-            "it was."
+            f"{name} has no settings: choose an unedited PNG that was downloaded from this page."
         )
     try:
         return _settings(json.loads(text))
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise LoLDUError(f"{name} tells settings that are damaged: choose another.") from (error)
+        raise LoLDUError(f"{name} has damaged settings: choose another.") from error
 
 
 def parameters(settings: Settings) -> str:
-    """The settings as A1111 writes them, for the many tools that read that."""
+    """Return the settings in A1111's text format, which many tools read."""
     sampler = settings.noise_scheduler
-    told = {
+    values = {
         "Steps": settings.num_inference_steps,
         "Sampler": _SAMPLERS.get(sampler, sampler.removesuffix("Scheduler")),
         "CFG scale": f"{settings.guidance_scale:g}",
@@ -140,14 +139,14 @@ def parameters(settings: Settings) -> str:
         "Model": settings.base_name,
     }
     if skipped := settings.base.get("clip_skip"):
-        told["Clip skip"] = int(skipped) + 1  # A1111 counts from 1
+        values["Clip skip"] = int(skipped) + 1  # A1111 counts from 1
     if settings.concepts:
-        told["LoLDU"] = ", ".join(f"{used.name}: {used.strength:g}" for used in settings.concepts)
-    told["Version"] = f"LoLDU {__version__}"
+        values["LoLDU"] = ", ".join(f"{used.name}: {used.strength:g}" for used in settings.concepts)
+    values["Version"] = f"LoLDU {__version__}"
     lines = [settings.prompt]
     if settings.negative_prompt:
         lines.append(f"Negative prompt: {settings.negative_prompt}")
-    lines.append(", ".join(f"{name}: {_quoted(str(value))}" for name, value in told.items()))
+    lines.append(", ".join(f"{name}: {_quoted(str(value))}" for name, value in values.items()))
     return "\n".join(lines)
 
 
@@ -155,32 +154,32 @@ def _quoted(value: str) -> str:
     return json.dumps(value, ensure_ascii=False) if set(value) & set(',:\n"') else value
 
 
-def _settings(told: dict[str, Any]) -> Settings:
-    """Settings of which every value is of its kind and in its range.
+def _settings(values: dict[str, Any]) -> Settings:
+    """Return settings after checking the type and range of every value.
 
     Raises:
-        LookupError, TypeError, ValueError, AttributeError: one is not.
+        LookupError, TypeError, ValueError, AttributeError: If a value is invalid.
     """
-    if told["version"] != 1:
+    if values["version"] != 1:
         raise ValueError("version")
     concepts = tuple(
         Used(_text(each["name"]), _text(each["digest"]), _number(each["strength"], 0, MAX_STRENGTH))
-        for each in told["concepts"]
+        for each in values["concepts"]
     )
     if len(concepts) > MAX_CONCEPTS:
         raise ValueError("concepts")
     return Settings(
-        prompt=_text(told["prompt"]),
-        negative_prompt=_text(told["negative_prompt"]),
-        seed=_whole(told["seed"], *SEEDS),
-        num_inference_steps=_whole(told["num_inference_steps"], *STEPS),
-        guidance_scale=_number(told["guidance_scale"], *GUIDANCE),
-        width=_whole(told["width"], 1, 2**16),
-        height=_whole(told["height"], 1, 2**16),
-        noise_scheduler=_text(told["noise_scheduler"]),
+        prompt=_text(values["prompt"]),
+        negative_prompt=_text(values["negative_prompt"]),
+        seed=_whole(values["seed"], *SEEDS),
+        num_inference_steps=_whole(values["num_inference_steps"], *STEPS),
+        guidance_scale=_number(values["guidance_scale"], *GUIDANCE),
+        width=_whole(values["width"], 1, 2**16),
+        height=_whole(values["height"], 1, 2**16),
+        noise_scheduler=_text(values["noise_scheduler"]),
         base={
             _text(name): value if type(value) is int else _text(value)
-            for name, value in told["base"].items()
+            for name, value in values["base"].items()
         },
         concepts=concepts,
     )

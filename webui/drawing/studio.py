@@ -1,4 +1,4 @@
-"""What the page draws: pictures of the base and of concepts, one person's after another's."""
+"""Drawing with the base and with concepts, one request at a time."""
 
 import itertools
 import threading
@@ -16,8 +16,8 @@ from loldu.base.config import BaseModelConfig
 from loldu.base.draw import sample_images
 from loldu.base.families import network_of
 from loldu.errors import LoLDUError
-from webui.drawing.line import Cancelled, Line
 from webui.drawing.model import Model, Use, options_for
+from webui.drawing.queue import Cancelled, DrawingQueue
 from webui.drawing.safety import hidden
 from webui.drawing.settings import Settings, Used
 from webui.teaching.estimate import measured_pass
@@ -39,7 +39,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Picture:
-    """What was drawn, and by what; of one that the safety checker objects to, only its colours."""
+    """A drawn picture and its settings; blurred if the safety checker objects to it."""
 
     image: Image.Image
     settings: Settings
@@ -48,12 +48,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class Watch:
-    """How a drawing is followed and stopped.
+    """Callbacks of a drawing, and the event that stops it.
 
     Attributes:
-        passes: Called after every pass through the UNet with how many are done, and of how many.
-        waiting: Called with how many drawings are before this one, whenever that changes.
-        stop: When it is set, the drawing ends before the next pass.
+        passes: Called after every pass through the network with the passes done and in total.
+        waiting: Called with the number of drawings ahead of this one, whenever it changes.
+        stop: Ends the drawing before the next pass when it is set.
     """
 
     passes: Callable[[int, int], None]
@@ -62,30 +62,30 @@ class Watch:
 
 
 class Studio:
-    """The base in use with its concepts, the line before it, and the base's last pictures."""
+    """The model in use, its queue, and a cache of the base's last pictures."""
 
     def __init__(self, base: str) -> None:
-        """Draw with a base, which is loaded when it is needed."""
+        """Draw with `base`; it is loaded when it is first needed."""
         self.device = pick_device(None)
         self._base = base
-        self._line = Line()
+        self._queue = DrawingQueue()
         self._model: Model | None = None
         self._rows: OrderedDict[tuple[BaseModelConfig, Task], list[Picture]] = OrderedDict()
 
     def draw_base(self, task: Task, uses: Sequence[Use], watch: Watch) -> list[Picture]:
-        """Draw without any concept, on the base as these were trained on it.
+        """Draw without concepts, with the base options of `uses`.
 
         Raises:
-            LoLDUError: there is no such base, or the concepts do not agree about it.
-            ConceptError: a concept is damaged.
-            Cancelled: it was stopped.
+            LoLDUError: If the base does not exist, or the concepts differ in its options.
+            ConceptError: If a concept is damaged.
+            Cancelled: If it was stopped.
         """
         options = options_for(self._base, uses)
         key = options, task
-        with self._line.turn(watch.stop, watch.waiting):
+        with self._queue.turn(watch.stop, watch.waiting):
             if key not in self._rows:
                 model = self._loaded(options)
-                model.put_on([], each=False)
+                model.apply([], each=False)
                 self._rows[key] = _draw(model, task, [()] * len(task.seeds), BATCH_SIZE, watch)
             self._rows.move_to_end(key)
             while len(self._rows) > _MAX_ROWS:
@@ -98,27 +98,27 @@ class Studio:
         """Draw with concepts, from the same noise as the base.
 
         Args:
-            task: what to draw.
-            uses: at least one concept.
-            watch: who looks on.
-            each: whether every picture shows one of them, in turn; otherwise all show all.
+            task: Prompts, seeds and sampling options.
+            uses: At least one concept.
+            watch: Callbacks, and the stop event.
+            each: Whether every picture shows one concept, in turn; otherwise all of them.
 
         Raises:
-            LoLDUError: there is no such base, or the concepts do not agree about it.
-            ConceptError: a concept is damaged, or was made for another base.
-            Cancelled: it was stopped.
+            LoLDUError: If the base does not exist, or the concepts differ in its options.
+            ConceptError: If a concept is damaged, or was made for another base.
+            Cancelled: If it was stopped.
         """
         options = options_for(self._base, uses)
-        with self._line.turn(watch.stop, watch.waiting):
+        with self._queue.turn(watch.stop, watch.waiting):
             model = self._loaded(options)
-            digests = model.put_on(uses, each=each)
+            digests = model.apply(uses, each=each)
             used = tuple(
                 Used(use.entry.name, digest, float(use.strength))
                 for use, digest in zip(uses, digests, strict=True)
             )
             one_by_one = itertools.cycle((one,) for one in used)
             shown = [next(one_by_one) if each else used for _ in task.seeds]
-            # A batch begins with the first concept.
+            # Every batch starts with the first concept.
             batch_size = max(1, BATCH_SIZE // len(uses)) * len(uses) if each else BATCH_SIZE
             return _draw(model, task, shown, batch_size, watch)
 
@@ -128,16 +128,16 @@ class Studio:
         Raises:
             LoLDUError: there is no such base.
         """
-        with self._line.turn(threading.Event(), lambda _: None):
+        with self._queue.turn(threading.Event(), lambda _: None):
             model = self._loaded(
                 self._model.options if self._model else options_for(self._base, ())
             )
-            model.put_on([], each=False)
+            model.apply([], each=False)
             return measured_pass(model.pipeline, rows, side)
 
     def _loaded(self, options: BaseModelConfig) -> Model:
         if self._model is None or self._model.options != options:
-            self._model = None  # two bases at once may be more than there is memory for
+            self._model = None  # free the memory first
             self._model = Model(options, self.device)
         return self._model
 
@@ -166,8 +166,7 @@ def _draw(
         objections = model.safety.objections(images)
     except torch.OutOfMemoryError as error:
         raise LoLDUError(
-            "There is not enough memory to draw: ask for fewer pictures, or wait until a training "
-            "has ended."
+            "Not enough memory to draw: draw fewer pictures, or wait until a training has ended."
         ) from error
     return [
         Picture(

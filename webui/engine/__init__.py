@@ -1,1 +1,1 @@
-"""Trainings and scorings as processes of their own, their queue and their state."""
+"""Training and scoring jobs: their queue, their processes and their state."""

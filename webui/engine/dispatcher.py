@@ -1,4 +1,4 @@
-"""Starts the jobs of the queue, one a device, and writes down how they end."""
+"""The dispatcher: starts queued jobs, one per device, and records how they end."""
 
 import fcntl
 import logging
@@ -22,10 +22,10 @@ _INTERRUPTED = "Its process was killed, or the computer was turned off."
 
 
 class Dispatcher:
-    """Gives devices to jobs.
+    """Assigns devices to queued jobs.
 
-    Several servers may share a folder: one of them dispatches, and when it ends, however that
-    comes about, another does. Trainings go on without any.
+    Several servers may share a folder: one of them dispatches, and another takes over when it ends
+    for any reason. Running jobs continue without a server.
     """
 
     def __init__(
@@ -37,17 +37,17 @@ class Dispatcher:
         command: Sequence[str] = process.COMMAND,
         every_s: float = 1.0,
     ) -> None:
-        """Start nothing yet.
+        """Check the devices; nothing is started yet.
 
         Args:
-            jobs: what there is to do.
-            devices: such as `cpu`, or `cuda:0` and `cuda:1`.
-            niceness: how far trainings stand back for the page and all else.
-            command: what is started.
-            every_s: time between two looks.
+            jobs: Jobs to dispatch.
+            devices: Devices such as `cpu`, or `cuda:0` and `cuda:1`.
+            niceness: Niceness of the processes, so that the page stays responsive.
+            command: Command that runs a job.
+            every_s: Seconds between two ticks.
 
         Raises:
-            LoLDUError: there is no such device.
+            LoLDUError: If a device does not exist.
         """
         for device in devices:
             process.environment(os.environ, device)
@@ -58,19 +58,19 @@ class Dispatcher:
         self._every_s = every_s
         self._ticking = threading.Lock()
         self._lock_file: FileIO | None = None
-        self._look = threading.Event()
+        self._wake = threading.Event()
         self._closing = False
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Look again and again, in a thread, until this is closed."""
+        """Tick in a thread until `close`."""
         self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Let another server dispatch; what trains goes on."""
+        """Stop dispatching; running jobs continue."""
         self._closing = True
-        self.look()
+        self.wake()
         if self._thread is not None:
             self._thread.join()
         with self._ticking:
@@ -78,12 +78,12 @@ class Dispatcher:
                 self._lock_file.close()
                 self._lock_file = None
 
-    def look(self) -> None:
-        """Look now: something was asked for, or has ended."""
-        self._look.set()
+    def wake(self) -> None:
+        """Tick now instead of at the next interval."""
+        self._wake.set()
 
     def tick(self) -> bool:
-        """Look once; false if another server dispatches."""
+        """Record ended jobs and start queued ones; return False if another server dispatches."""
         with self._ticking:
             if not self._is_the_one():
                 return False
@@ -101,10 +101,10 @@ class Dispatcher:
         while not self._closing:
             try:
                 self.tick()
-            except Exception:  # a full disk, a locked database: it may be well a second later
-                logger.exception("The queue could not be looked after; trying again.")
-            self._look.wait(self._every_s)
-            self._look.clear()
+            except Exception:  # a full disk or a locked database may recover
+                logger.exception("The queue could not be processed; trying again.")
+            self._wake.wait(self._every_s)
+            self._wake.clear()
 
     def _is_the_one(self) -> bool:
         if self._lock_file is None:
@@ -128,15 +128,15 @@ class Dispatcher:
                     del free[0]
             except OSError as error:
                 where = f" ({error.filename})" if error.filename else ""
-                why = f"It could not be started: {error.strerror or error}{where}."
+                why = f"The job could not be started: {error.strerror or error}{where}."
                 self._jobs.end(job, Status.FAILED, why)
 
     def _begin(self, job: Job, device: str) -> bool:
-        """Start a job; being killed between any two lines leaves it queued, or running."""
+        """Start a job; if the server is killed in between, the job is queued or running."""
         with process.claimed(job.folder) as lock:
             if lock is None:
                 return False
-            shutil.rmtree(job.folder / CONTROL, ignore_errors=True)  # of a process that was killed
+            shutil.rmtree(job.folder / CONTROL, ignore_errors=True)  # left by a killed process
             if not self._jobs.begin(job, device):
                 return False
             process.start(
@@ -147,16 +147,16 @@ class Dispatcher:
                 device=device,
                 niceness=self._niceness,
                 command=self._command,
-                on_end=self.look,
+                on_end=self.wake,
             )
             return True
 
     def _end(self, job: Job) -> None:
-        """Judge a job without a process by what that has left."""
+        """Record how a job ended, from the files that its process left."""
         ending = process.ending(job.folder)
         if ending is None:
             if not process.was_started(job.folder):
-                self._jobs.end(job, Status.QUEUED)  # the server was killed before it could
+                self._jobs.end(job, Status.QUEUED)  # the server was killed before the start
             elif _is_complete(job):
                 self._jobs.end(job, Status.FINISHED)
             else:
@@ -170,21 +170,21 @@ class Dispatcher:
 
 
 def _ask_to_stop(folder: Path) -> None:
-    """Stop with a checkpoint, or at once while there is nothing to keep yet.
+    """Ask a process to stop with a checkpoint, or end it at once while it loads.
 
-    Asked again and again until the process is gone, so each way must stand that.
+    Called at every tick until the process is gone, so it must be repeatable.
     """
     try:
         (folder / CONTROL / "stop").touch()
     except OSError:
-        # The trainer does not listen: it loads, and writes its options when it has done so, or
-        # it writes the result, and is let.
+        # The trainer takes no requests while it loads or writes its result. It writes its config
+        # file after loading; end it only before that.
         if not process.written_since_start(folder, folder / CONFIG):
             process.send(folder, signal.SIGTERM)
 
 
 def _is_complete(job: Job) -> bool:
-    """Whether a job has written its result, of which the card or the picture is the last."""
+    """Return whether a job has written its result; the card or report is its last file."""
     folders = list((job.folder / CONCEPTS).glob("*/")) or [job.folder]
     last = CARD if job.kind is Kind.TRAIN else REPORT
     return all(process.written_since_start(job.folder, each / last) for each in folders)

@@ -1,4 +1,4 @@
-"""A job as the studio knows it: its states, its name, and whose turn it is."""
+"""A job: its states, its name and the order of the queue."""
 
 import re
 from collections import deque
@@ -13,26 +13,26 @@ _NAME_LENGTH = 100
 
 
 class Kind(StrEnum):
-    """What a job does."""
+    """Kind of a job."""
 
     TRAIN = "train"
     SCORE = "score"
 
 
 class Status(StrEnum):
-    """Where a job is."""
+    """State of a job."""
 
     QUEUED = "queued"
     RUNNING = "running"
     STOPPING = "stopping"
-    """It was asked to stop, to be resumed or not, and still runs."""
+    """Asked to stop or cancel; its process still runs."""
     FINISHED = "finished"
     STOPPED = "stopped"
-    """On request; it can be resumed."""
+    """Stopped on request; it can be resumed."""
     INTERRUPTED = "interrupted"
-    """Its process died; it can be resumed."""
+    """Its process was killed; it can be resumed."""
     FAILED = "failed"
-    """The message says why; it can be tried again."""
+    """Failed, with the reason in `message`; it can be resumed."""
     CANCELLED = "cancelled"
 
 
@@ -43,9 +43,9 @@ ENDED = RESUMABLE | {Status.FINISHED, Status.CANCELLED}
 
 @dataclass(frozen=True)
 class Job:
-    """A job as it was when it was looked up; times in seconds since 1970.
+    """A snapshot of a job; times are seconds since 1970.
 
-    `concept` is the id in the library of what is scored.
+    `concept` is the library id of the concept that a scoring job scores.
     """
 
     id: str
@@ -67,24 +67,24 @@ class Job:
 
 
 def shown(name: str) -> str:
-    """A name as it is kept: one line that can be printed.
+    """Return a name as one printable line of at most 100 characters.
 
     Raises:
-        LoLDUError: nothing of it is left.
+        LoLDUError: If nothing is left of it.
     """
     printable = "".join(letter if letter.isprintable() else " " for letter in name)
     name = re.sub(r"\s+", " ", printable).strip()[:_NAME_LENGTH]
     if not name:
-        raise LoLDUError("The training has no name: give it one.")
+        raise LoLDUError("The name is empty: enter a name.")
     return name
 
 
 def in_turns(queued: Sequence[Job], turns: Mapping[str, int]) -> tuple[Job, ...]:
-    """The order of starts: every owner's jobs as they were asked for, and the owners in turn.
+    """Return jobs in the order of their starts: owners take turns, each with their oldest job.
 
     Args:
-        queued: as they were asked for.
-        turns: by owner, the latest of all their starts, counted over all owners.
+        queued: Queued jobs, oldest first.
+        turns: Number of the last start of each owner, counted over all owners.
     """
     waiting: dict[str, deque[Job]] = {}
     for job in queued:

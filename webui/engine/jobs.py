@@ -1,4 +1,4 @@
-"""The jobs of the studio: a row each in SQLite, and a folder each for what they leave."""
+"""The jobs of the studio: each has a row in SQLite and a folder for its files."""
 
 import secrets
 import shutil
@@ -42,21 +42,20 @@ CREATE INDEX by_owner ON jobs (owner);
 
 
 class Jobs:
-    """The state of all jobs, shared by every process that opens the same folder.
+    """The state of all jobs; several processes may open the same folder.
 
-    Every change is one transaction. Ids are looked up and never made into paths, and neither is
-    a name.
+    Every change is one transaction. Ids and names from requests are never used as paths.
     """
 
     def __init__(self, folder: Path, max_queued: int = 10) -> None:
         """Open or make the folder.
 
         Args:
-            folder: where the database, the runs and the trash are.
-            max_queued: how many jobs one owner may have in the queue.
+            folder: Folder of the database, the runs and the trash.
+            max_queued: Limit of queued jobs per owner.
 
         Raises:
-            LoLDUError: the folder is of another version of the studio.
+            LoLDUError: If another version of the studio wrote the folder.
         """
         self.folder = folder.absolute()
         self._database = self.folder / "studio.sqlite"
@@ -73,19 +72,19 @@ class Jobs:
                 connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
         if version not in (0, _SCHEMA_VERSION):
             raise LoLDUError(
-                f"{self._database} is of another version of the studio; name another folder."
+                f"Another version of the studio wrote {self._database}; choose another folder."
             )
         for job in self.list(removed=None):
             self._put_in_place(job)
         self._reader = lru_cache(maxsize=64)(RunReader)
 
-    # ------------------------------------------------------------------------ what is there
+    # ------------------------------------------------------------------------------ reading
 
     def get(self, job_id: str) -> Job:
-        """Look up a job, a removed one too.
+        """Return a job, also a removed one.
 
         Raises:
-            LoLDUError: there is none.
+            LoLDUError: If there is none of that id.
         """
         with closing(self._connect()) as connection:
             return self._get(connection, job_id)
@@ -93,9 +92,9 @@ class Jobs:
     def list(
         self, owner: str | None = None, kind: Kind | None = None, *, removed: bool | None = False
     ) -> tuple[Job, ...]:
-        """All jobs, or those of an owner or a kind, as they were asked for.
+        """Return all jobs, or those of an owner or a kind, oldest first.
 
-        With `removed` it is those in the trash, and None gives both.
+        `removed=True` returns jobs in the trash instead; None returns both.
         """
         with closing(self._connect()) as connection:
             rows: Sequence[sqlite3.Row] = connection.execute(
@@ -106,7 +105,7 @@ class Jobs:
         return tuple(map(self._job, rows))
 
     def queue(self) -> tuple[Job, ...]:
-        """The queued jobs in the order of their starts: the owners in turn, each one's in order."""
+        """Return the queued jobs in the order of their starts; owners take turns."""
         queued = [job for job in self.list() if job.status is Status.QUEUED]
         with closing(self._connect()) as connection:
             turns = connection.execute(
@@ -115,10 +114,10 @@ class Jobs:
         return in_turns(queued, dict(turns))
 
     def progress(self, job_id: str) -> Progress:
-        """What a page shows of a run; cheap to ask for every second.
+        """Return the progress of a run; cheap enough to call every second.
 
         Raises:
-            LoLDUError: there is no such job, or its folder is gone.
+            LoLDUError: If there is no such job, or its folder is gone.
         """
         job = self.get(job_id)
         try:
@@ -126,7 +125,7 @@ class Jobs:
         except FileNotFoundError as error:
             raise LoLDUError(f"The folder of {job.name} is gone ({job.folder}).") from error
 
-    # --------------------------------------------------------------------- what can be asked
+    # ----------------------------------------------------------------------------- changing
 
     def submit(
         self, name: str, owner: str, options: Mapping[str, Any], preset: str | None = None
@@ -134,13 +133,13 @@ class Jobs:
         """Queue a training.
 
         Args:
-            name: shown, and nothing else.
-            owner: a user or a browser session.
-            options: the trainer's, by name; see `webui.engine.options.write_options`.
-            preset: one of the trainer's.
+            name: Display name.
+            owner: Username.
+            options: Options of the trainer; see `webui.engine.options.write_options`.
+            preset: Name of a preset of the trainer.
 
         Raises:
-            LoLDUError: the options cannot work, or the owner has too many jobs in the queue.
+            LoLDUError: If the options are invalid, or the owner has too many queued jobs.
         """
         write = partial(write_options, options=options, preset=preset)
         return self._submit(Kind.TRAIN, name, owner, None, write)
@@ -154,78 +153,78 @@ class Jobs:
         options: Mapping[str, Any],
         real: Path | None = None,
     ) -> Job:
-        """Queue the scoring of a concept, as it is now.
+        """Queue the scoring of a concept; its current files are copied.
 
         Args:
-            name: shown, and nothing else.
-            owner: a user or a browser session.
-            concept: its id in the library.
-            files: folder with its concept file, and what its run left beside it.
-            options: those of `python -m eval adapter`, by name.
-            real: folder with true pictures of it; those it was taught with unless given.
+            name: Display name.
+            owner: Username.
+            concept: Id of the concept in the library.
+            files: Folder of the concept file and other files of its run.
+            options: Options of `python -m eval adapter`, by name.
+            real: Folder of real pictures; by default the training pictures.
 
         Raises:
-            LoLDUError: the options cannot work, or the owner has too many jobs in the queue.
+            LoLDUError: If the options are invalid, or the owner has too many queued jobs.
         """
         write = partial(write_score_options, files=files, options=options, real=real)
         return self._submit(Kind.SCORE, name, owner, concept, write)
 
     def rename(self, job_id: str, name: str) -> None:
-        """Show a job under another name.
+        """Rename a job.
 
         Raises:
-            LoLDUError: there is no such job, or the name is empty.
+            LoLDUError: If there is no such job, or the name is empty.
         """
         with self._change(job_id) as (connection, _):
             _update(connection, job_id, name=shown(name))
 
     def stop(self, job_id: str) -> None:
-        """Have it end with a checkpoint, to be resumed; out of the queue it goes at once.
+        """Stop a job after a checkpoint; a queued one leaves the queue at once. It can be resumed.
 
         Raises:
-            LoLDUError: it is not queued and does not run.
+            LoLDUError: If it is neither queued nor running.
         """
         self._end_early(job_id, Status.STOPPED)
 
     def cancel(self, job_id: str) -> None:
-        """Have it end for good; the second time, a process that does not stop is killed.
+        """Cancel a job; a second call kills a process that has not stopped.
 
         Raises:
-            LoLDUError: it is not queued and does not run.
+            LoLDUError: If it is neither queued nor running.
         """
         before = self._end_early(job_id, Status.CANCELLED)
         if before.wanted is Status.CANCELLED:
             process.send(before.folder, signal.SIGKILL)
 
     def save_now(self, job_id: str) -> None:
-        """Have it write a checkpoint.
+        """Ask a training for a checkpoint.
 
         Raises:
-            LoLDUError: it does not train.
+            LoLDUError: If it is not training.
         """
         self._ask(job_id, "save")
 
     def sample_now(self, job_id: str) -> None:
-        """Have it draw validation pictures.
+        """Ask a training for validation pictures.
 
         Raises:
-            LoLDUError: it does not train.
+            LoLDUError: If it is not training.
         """
         self._ask(job_id, "sample")
 
     def finish_now(self, job_id: str) -> None:
-        """Have it end with the result as it is.
+        """Ask a training to write its result now and end.
 
         Raises:
-            LoLDUError: it does not train.
+            LoLDUError: If it is not training.
         """
         self._ask(job_id, "finish")
 
     def resume(self, job_id: str) -> None:
-        """Queue it again, to go on from its last checkpoint.
+        """Queue a job again; it continues from its last checkpoint.
 
         Raises:
-            LoLDUError: it cannot be resumed, or its owner has too many jobs in the queue.
+            LoLDUError: If it cannot be resumed, or its owner has too many queued jobs.
         """
         with self._change(job_id) as (connection, job):
             if job.status not in RESUMABLE or job.removed:
@@ -236,10 +235,10 @@ class Jobs:
             _update(connection, job_id, status=Status.QUEUED, **back)
 
     def remove(self, job_id: str) -> None:
-        """Put a job that has ended into the trash.
+        """Move an ended job to the trash.
 
         Raises:
-            LoLDUError: it has not ended, or is in the trash.
+            LoLDUError: If it has not ended, or is in the trash.
         """
         with self._change(job_id) as (connection, job):
             if job.status not in ENDED or job.removed:
@@ -248,10 +247,10 @@ class Jobs:
         self._put_in_place(self.get(job_id))
 
     def restore(self, job_id: str) -> None:
-        """Take a job out of the trash.
+        """Restore a job from the trash.
 
         Raises:
-            LoLDUError: it is not there.
+            LoLDUError: If it is not there.
         """
         with self._change(job_id) as (connection, job):
             if not job.removed:
@@ -262,7 +261,7 @@ class Jobs:
     # --------------------------------------------------------------------- for the dispatcher
 
     def begin(self, job: Job, device: str) -> bool:
-        """Write down that a job runs, before it does; false if it is no longer queued."""
+        """Record that a job runs, before it is started; return False if it is not queued."""
         with self._change(job.id) as (connection, now):
             if now.status is not Status.QUEUED:
                 return False
@@ -272,9 +271,9 @@ class Jobs:
         return True
 
     def end(self, job: Job, status: Status, message: str = "") -> None:
-        """Write down how a job ended, or that it goes back to its place in the queue.
+        """Record how a job ended, or that it returns to its place in the queue.
 
-        One that was to stop has done so, unless it reached its end or made a mistake first.
+        A job that was asked to stop has stopped, unless it finished or failed first.
         """
         with self._change(job.id) as (connection, now):
             if now.status in ENDED:
@@ -287,7 +286,7 @@ class Jobs:
             ended = None if status is Status.QUEUED else time.time()
             _update(connection, job.id, status=status, message=message, ended=ended, wanted=None)
 
-    # -------------------------------------------------------------------------------- inside
+    # ------------------------------------------------------------------------------ private
 
     def _submit(
         self,
@@ -297,7 +296,7 @@ class Jobs:
         concept: str | None,
         write: Callable[[Path], object],
     ) -> Job:
-        """Make a folder, have its options written into it, and queue it."""
+        """Make the folder of a job, write its options with `write`, and queue it."""
         row = {"id": secrets.token_hex(12), "kind": kind, "name": shown(name), "owner": owner}
         row |= {"concept": concept, "status": Status.QUEUED, "created": time.time()}
         folder = self.folder / "runs" / str(row["id"])
@@ -318,7 +317,7 @@ class Jobs:
         return self.get(str(row["id"]))
 
     def _end_early(self, job_id: str, wanted: Status) -> Job:
-        """Note what a job is to become; a queued one becomes it. The job as it was before."""
+        """Record the wanted state; a queued job takes it at once. Return the job before that."""
         with self._change(job_id) as (connection, job):
             if job.status is Status.QUEUED:
                 _update(connection, job_id, status=wanted, ended=time.time())
@@ -331,27 +330,27 @@ class Jobs:
     def _ask(self, job_id: str, request: str) -> None:
         job = self.get(job_id)
         if job.status not in ACTIVE:
-            raise LoLDUError(f"{job.name} does not train: it is {_state(job)}.")
+            raise LoLDUError(f"{job.name} is not training: it is {_state(job)}.")
         try:
             (job.folder / CONTROL / request).touch()
-        except OSError as error:  # the folder is there while the trainer listens
+        except OSError as error:  # the folder exists while the trainer takes requests
             raise LoLDUError(
-                f"{job.name} is not training at this moment; ask again when it takes steps."
+                f"{job.name} takes no steps at this moment; try again when it does."
             ) from error
 
     def _refuse_too_many(self, connection: sqlite3.Connection, owner: str) -> None:
         queued = "SELECT COUNT(*) FROM jobs WHERE owner = ? AND status = 'queued'"
         if connection.execute(queued, (owner,)).fetchone()[0] >= self._max_queued:
             raise LoLDUError(
-                f"You have {self._max_queued} trainings in the queue, which is the most; wait "
-                "until one has started, or cancel one."
+                f"You have {self._max_queued} jobs in the queue, which is the limit: wait until "
+                "one has started, or cancel one."
             )
 
     def _put_in_place(self, job: Job) -> None:
-        """Move a folder to or from the trash, also after being killed in between."""
+        """Move a folder to or from the trash; it repairs a move that a kill interrupted."""
         other = self.folder / ("runs" if job.removed else "trash") / job.id
         if other.exists() and not job.folder.exists():
-            with suppress(FileNotFoundError):  # another server was faster
+            with suppress(FileNotFoundError):  # another server moved it
                 other.rename(job.folder)
 
     def _connect(self) -> sqlite3.Connection:
@@ -368,7 +367,7 @@ class Jobs:
 
     @contextmanager
     def _change(self, job_id: str) -> Iterator[tuple[sqlite3.Connection, Job]]:
-        """A transaction on a job as it is now."""
+        """Open a transaction, and yield it with the current state of a job."""
         with self._transaction() as connection:
             yield connection, self._get(connection, job_id)
 

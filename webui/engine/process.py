@@ -1,9 +1,8 @@
-"""A job's process: it outlives the server, and is known by a lock that it alone holds.
+"""The process of a job: it outlives the server, and holds a lock while it runs.
 
-The server locks a file in the folder of the job and hands it on, open, to the process it
-starts. The system frees the lock when the process ends, however that comes about, and never
-before: no process is started twice, none is taken for another, and a server that is killed
-between starting one and writing that down has lost nothing.
+The server locks a file in the folder of the job and passes the open file to the process. The
+system frees the lock when the process ends for any reason, and never before. So no process is
+started twice or mistaken for another, and a server may be killed right after starting one.
 
 `python -m webui.engine.process` is the process itself.
 """
@@ -42,20 +41,20 @@ _SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD")
 
 @dataclass(frozen=True)
 class Ending:
-    """How a process ended by itself; one that was killed leaves none."""
+    """How a process ended; a killed process leaves none."""
 
     status: int
     """The exit status of the trainer's command."""
     sentence: str
-    """What there is to tell of it, or nothing."""
+    """Error message, or ""."""
 
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[int | None]:
-    """Lock the folder for a new process and forget the last one; none while one is running.
+    """Lock a folder for a new process; yield the open lock, or None while one is running.
 
     Raises:
-        OSError: the folder is gone, or may not be written.
+        OSError: If the folder is gone or not writable.
     """
     lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -68,7 +67,7 @@ def claimed(folder: Path) -> Iterator[int | None]:
         os.ftruncate(lock, 0)
         yield lock
     finally:
-        os.close(lock)  # the process has its own
+        os.close(lock)  # the process inherited a copy
 
 
 def start(
@@ -82,20 +81,20 @@ def start(
     command: Sequence[str] = COMMAND,
     on_end: Callable[[], object] = lambda: None,
 ) -> None:
-    """Start a job, in a session of its own and with its output in `log.txt`.
+    """Start a job in a session of its own; its output goes to `log.txt`.
 
     Args:
-        folder: of the job.
-        lock: on the folder; the process holds it from now on.
-        kind: which command it is.
-        flags: for that command.
-        device: where it runs.
-        niceness: how far it stands back for other processes.
-        command: what is started.
-        on_end: called from another thread when it has ended.
+        folder: Folder of the job.
+        lock: Open lock of the folder; the process holds it from now on.
+        kind: Kind of the job.
+        flags: Flags of the job's command.
+        device: Device to run on.
+        niceness: Niceness of the process.
+        command: Command that runs the job.
+        on_end: Called from another thread when the process has ended.
 
     Raises:
-        OSError: it could not be started.
+        OSError: If it cannot be started.
     """
     with (folder / LOG).open("ab") as log:
         process = subprocess.Popen(
@@ -107,7 +106,7 @@ def start(
             pass_fds=(lock,),
             env=environment(os.environ, device),
         )
-    if not os.fstat(lock).st_size:  # else it has done so itself
+    if not os.fstat(lock).st_size:  # otherwise the process wrote it
         _write_pid(lock, process.pid)
 
     def wait() -> None:
@@ -118,10 +117,10 @@ def start(
 
 
 def environment(of_server: Mapping[str, str], device: str) -> dict[str, str]:
-    """What a job gets to know of the server's environment: no secrets, and one device.
+    """Return the environment of a job: no secrets of the server, and one device.
 
     Raises:
-        LoLDUError: there is no such device.
+        LoLDUError: If the device does not exist.
     """
     kept = {
         name: value
@@ -135,7 +134,7 @@ def environment(of_server: Mapping[str, str], device: str) -> dict[str, str]:
     if device == "mps":
         return kept
     if not (match := re.fullmatch(r"cuda(?::(\d+))?", device)):
-        raise LoLDUError(f"There is no device {device}; name cpu, mps or cuda:0.")
+        raise LoLDUError(f"There is no device {device}; use cpu, mps or cuda:0.")
     index, visible = int(match[1] or 0), of_server.get("CUDA_VISIBLE_DEVICES")
     of_machine = visible.split(",") if visible else [str(number) for number in range(index + 1)]
     if index >= len(of_machine):
@@ -144,10 +143,10 @@ def environment(of_server: Mapping[str, str], device: str) -> dict[str, str]:
 
 
 def is_running(folder: Path) -> bool:
-    """Whether the process of a folder lives, whoever started it."""
+    """Return whether the process of a folder runs, whichever server started it."""
     try:
         lock = os.open(folder / _LOCK, os.O_RDONLY)
-    except OSError:  # none was ever started, or the folder is gone
+    except OSError:  # never started, or the folder is gone
         return False
     try:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -159,12 +158,12 @@ def is_running(folder: Path) -> bool:
 
 
 def was_started(folder: Path) -> bool:
-    """Whether there has been a process since the folder was last claimed."""
+    """Return whether a process has started since the folder was last claimed."""
     return _pid(folder) is not None
 
 
 def send(folder: Path, signal_number: int) -> None:
-    """Send a signal to the process of a folder, if it lives: a pid of old is never used."""
+    """Send a signal to the process of a folder, if it runs; stale pids are never used."""
     pid = _pid(folder)
     if pid is not None and is_running(folder):
         with suppress(ProcessLookupError):
@@ -172,7 +171,7 @@ def send(folder: Path, signal_number: int) -> None:
 
 
 def written_since_start(folder: Path, file: Path) -> bool:
-    """Whether a file was written after the folder's process started."""
+    """Return whether a file was written after the folder's process started."""
     try:
         return file.stat().st_mtime_ns >= (folder / _LOCK).stat().st_mtime_ns
     except OSError:
@@ -180,7 +179,7 @@ def written_since_start(folder: Path, file: Path) -> bool:
 
 
 def ending(folder: Path) -> Ending | None:
-    """How the last process of a folder ended by itself; none of one that was killed."""
+    """Return how the last process of a folder ended, or None if it was killed."""
     try:
         return Ending(**json.loads((folder / _ENDING).read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -202,15 +201,15 @@ def main(
     argv: Sequence[str],
     commands: Mapping[Kind, Callable[[Sequence[str]], tuple[int, str]]] | None = None,
 ) -> int:
-    """Do a job, and leave how that ended.
+    """Run a job, write how it ended, and return the exit status.
 
     Args:
-        argv: the folder, the number of its open lock, the niceness, the kind, and the flags.
-        commands: by kind; those of trainer and eval unless given.
+        argv: Folder, file descriptor of its lock, niceness, kind, and the flags.
+        commands: Commands by kind; by default those of trainer and eval.
     """
     folder, lock, kind, flags = Path(argv[0]), int(argv[1]), Kind(argv[3]), argv[4:]
-    _write_pid(lock, os.getpid())  # the server does so too, unless it was killed meanwhile
-    os.set_inheritable(lock, False)  # what the trainer starts may outlive it
+    _write_pid(lock, os.getpid())  # the server may have been killed before it did
+    os.set_inheritable(lock, False)  # child processes may outlive the trainer
     os.nice(int(argv[2]))
     try:
         command = commands[kind] if commands else _command(kind)
@@ -218,13 +217,13 @@ def main(
     except SystemExit as error:
         how = Ending(
             error.code if isinstance(error.code, int) else 1,
-            f"The options do not fit; {LOG} says why.",
+            f"The options are invalid; see {LOG}.",
         )
     except Exception as error:
         traceback.print_exc()
-        told = str(error).splitlines()[:1] or [type(error).__name__]
+        summary = str(error).splitlines()[:1] or [type(error).__name__]
         what = "training" if kind is Kind.TRAIN else "scoring"
-        how = Ending(1, f"The {what} failed ({told[0]}); its {LOG} says where.")
+        how = Ending(1, f"The {what} failed ({summary[0]}); see its {LOG}.")
     else:
         if how.sentence:
             sys.stderr.write(f"{how.sentence}\n")

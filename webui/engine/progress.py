@@ -1,4 +1,4 @@
-"""What a page shows of a run, read from the run's folder while it is being written."""
+"""Progress of a run, read from its folder while the run writes it."""
 
 import json
 import os
@@ -23,20 +23,20 @@ _TAIL_BYTES = 4096
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is; None for what is not known yet.
+    """Progress of a run; None for values that are not known yet.
 
     Attributes:
-        step: the last that the metrics tell of.
-        steps: how many there are to be.
-        losses: steps with their losses.
-        scores: by step, what was measured.
-        steps_per_s: over the last lines of the metrics.
-        seconds_left: at that rate.
-        memory_mib: the most that was held.
-        base_pictures: what the base draws, a picture for every validation prompt.
-        pictures: by step, what the concept draws.
-        checkpoints: by step, their folders.
-        last_line: of the log: what it does while it takes no steps.
+        step: Last step in the metrics.
+        steps: Number of steps.
+        losses: Steps and their losses.
+        scores: Scores by step.
+        steps_per_s: Speed over the last lines of the metrics.
+        seconds_left: Time left at this speed.
+        memory_mib: Peak memory.
+        base_pictures: The base's pictures, one per validation prompt.
+        pictures: The concept's validation pictures, by step.
+        checkpoints: Folders of the checkpoints, by step.
+        last_line: Last line of the log.
     """
 
     step: int
@@ -53,19 +53,19 @@ class Progress:
 
 
 class RunReader:
-    """Reads a run's folder again and again, and of its metrics only what is new."""
+    """Reads the folder of a run repeatedly; of the metrics file it reads only new lines."""
 
     def __init__(self, folder: Path) -> None:
-        """Take the folder of a run, in which there may be nothing yet."""
+        """Prepare to read a folder that may still be empty."""
         self._folder = folder
         self._steps = max_train_steps(folder)
         self._lines: list[dict[str, Any]] = []
-        self._inode = 0  # a resumed run puts another in its place
+        self._inode = 0  # a resumed run replaces the file
         self._offset = 0
         self._reading = threading.Lock()
 
     def read(self) -> Progress:
-        """Look at the folder as it is now."""
+        """Return the current progress."""
         with self._reading:
             self._read_metrics()
             lines = self._lines
@@ -96,12 +96,12 @@ class RunReader:
                 new = file.read()
         except OSError:
             return
-        whole = new[: new.rfind(b"\n") + 1]  # the last line may be half there
+        whole = new[: new.rfind(b"\n") + 1]  # the last line may be incomplete
         self._offset += len(whole)
         self._lines += _json_lines(whole)
 
     def _rate(self) -> float | None:
-        """Steps a second; the first line counts from the beginning of the run."""
+        """Return steps per second; the first line counts from the start of the run."""
         if not self._lines:
             return None
         window = self._lines[-_RATE_LINES:]
@@ -117,16 +117,16 @@ class RunReader:
         return {line.pop("step"): line for line in _json_lines(text)}
 
     def _pictures(self) -> tuple[tuple[Path, ...], dict[int, tuple[Path, ...]]]:
-        """The base's, and the concept's by step; each in the order of the prompts."""
+        """Return the base's pictures, and the concept's by step, in the order of the prompts."""
         found: dict[str, list[Path]] = {}
         for path in sorted((self._folder / _PICTURES).glob("*.png")):
-            if match := re.fullmatch(r"(base|\d+)-\d+", path.stem):  # and no temporary file
+            if match := re.fullmatch(r"(base|\d+)-\d+", path.stem):  # skips temporary files
                 found.setdefault(match[1], []).append(path)
         base = tuple(found.pop("base", ()))
         return base, {int(step): tuple(paths) for step, paths in found.items()}
 
     def _checkpoints(self) -> dict[int, Path]:
-        """Whole ones alone, oldest first."""
+        """Return the complete checkpoints, oldest first."""
         found: dict[int, Path] = {}
         for state in sorted(self._folder.glob("checkpoint-*/state.json")):
             if match := re.fullmatch(r"checkpoint-(\d+)", state.parent.name):
@@ -140,13 +140,13 @@ class RunReader:
                 tail = file.read().decode(errors="replace")
         except OSError:
             return ""
-        # Bars of downloads begin their lines anew.
+        # Progress bars overwrite their lines.
         lines = [line.strip() for line in re.split(r"[\r\n]", tail) if line.strip()]
         return lines[-1] if lines else ""
 
 
 def _json_lines(text: bytes) -> list[dict[str, Any]]:
-    """The objects of a file of lines, but those that a kill has cut short."""
+    """Return the objects of a JSON-lines file, without lines that a kill has cut short."""
     lines: list[dict[str, Any]] = []
     for line in text.splitlines():
         with suppress(ValueError):

@@ -1,1 +1,1 @@
-"""The concepts there are: their files, what they tell, and how they leave and are scored."""
+"""The library of concepts: files, metadata, export and scoring."""

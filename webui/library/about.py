@@ -1,4 +1,4 @@
-"""What a concept file says of itself, as text that a page may show; the file may say anything."""
+"""Metadata of a concept file, made safe for the page; the file may be hostile."""
 
 import math
 from collections.abc import Mapping
@@ -17,19 +17,19 @@ SCORES = {"dino": "DINO", "clip_i": "CLIP-I", "clip_t": "CLIP-T", "drift": "drif
 
 @dataclass(frozen=True)
 class About:
-    """A concept in words and numbers; None for what is not told.
+    """Metadata of a concept; None if unknown.
 
     Attributes:
-        base: The name of the model that it changes.
-        token: The rare token.
-        class_name: What kind of thing it is.
-        prompt: A prompt that asks for it.
-        method: How it was trained.
-        steps: For how long.
-        scores: What was measured at its last step, by name.
-        layers: How many it changes.
-        numbers: How many it holds.
-        bytes: The size of its file.
+        base: Name of the base model.
+        token: Rare token.
+        class_name: Class, such as dog.
+        prompt: Prompt of the training pictures.
+        method: Training method.
+        steps: Training steps.
+        scores: Scores at the last step, by name.
+        layers: Number of changed layers.
+        numbers: Number of trained values.
+        bytes: Size of the file.
     """
 
     base: str
@@ -45,21 +45,21 @@ class About:
 
     @property
     def called(self) -> str | None:
-        """Token and class, as a prompt has them."""
+        """Token and class as in a prompt, or None."""
         return " ".join(word for word in (self.token, self.class_name) if word) or None
 
     def fits(self, base: str) -> bool:
-        """Whether it says that it was made for a base, which loading will see for certain."""
+        """Return whether the metadata names this base; loading checks the weights."""
         place = Path(base)
         return self.base in (base, place.name, place.resolve().name)
 
 
 def about(path: Path) -> About:
-    """Read a concept file; one that has not changed since is read once.
+    """Read the metadata of a concept file; unchanged files are cached.
 
     Raises:
-        LoLDUError: it is gone.
-        ConceptError: it is not a sound concept.
+        LoLDUError: If the file is gone.
+        ConceptError: If the file is damaged.
     """
     try:
         now = path.stat()
@@ -74,12 +74,12 @@ def _read(path: Path, mtime_ns: int, size: int) -> About:
 
 
 def describe(concept: Concept, size: int) -> About:
-    """What a concept says, of a file of so many bytes."""
-    told = concept.metadata
-    steps, scores = told.get("steps"), told.get("scores")
-    prompt, token = _text(told.get("instance_prompt")), _text(told.get("token"))
-    class_name = _text(told.get("class_name"))
-    if prompt and not token and isinstance(listed := told.get("class_prompt"), list):
+    """Return the metadata of a concept whose file has `size` bytes."""
+    metadata = concept.metadata
+    steps, scores = metadata.get("steps"), metadata.get("scores")
+    prompt, token = _text(metadata.get("instance_prompt")), _text(metadata.get("token"))
+    class_name = _text(metadata.get("class_name"))
+    if prompt and not token and isinstance(listed := metadata.get("class_prompt"), list):
         texts = [text for text in listed if isinstance(text, str)]
         token, class_name = token_and_class(prompt, texts) or (None, class_name)
     return About(
@@ -87,7 +87,7 @@ def describe(concept: Concept, size: int) -> About:
         token=token,
         class_name=class_name,
         prompt=prompt,
-        method=_text(told.get("method")),
+        method=_text(metadata.get("method")),
         steps=steps if type(steps) is int else None,
         scores=_scores(scores) if isinstance(scores, dict) else {},
         layers=len(concept.layers),
@@ -97,13 +97,13 @@ def describe(concept: Concept, size: int) -> About:
 
 
 def _text(value: object) -> str | None:
-    """One line of letters, and not too many."""
+    """Return a string as one printable line of at most 200 characters, or None."""
     if not isinstance(value, str):
         return None
     printable = "".join(letter if letter.isprintable() else " " for letter in value)
     return " ".join(printable.split())[:_TEXT_LENGTH] or None
 
 
-def _scores(told: dict[str, Any]) -> dict[str, float]:
-    numbers = {name: told[name] for name in SCORES if type(told.get(name)) in (int, float)}
+def _scores(scores: dict[str, Any]) -> dict[str, float]:
+    numbers = {name: scores[name] for name in SCORES if type(scores.get(name)) in (int, float)}
     return {name: float(value) for name, value in numbers.items() if math.isfinite(value)}

@@ -1,8 +1,8 @@
-"""The concepts there are to draw with: those of the studio, and those of the command line.
+"""The library: concepts of the studio, and concepts of runs of the command line.
 
-A concept of the studio has a folder of its own, with what its training left and an `entry.json`,
-which alone says whether it is there or in the trash: every change is one rename of a file or
-folder, and a server may be killed between any two.
+A concept of the studio has a folder with the files of its training and an `entry.json`, which
+alone decides whether it is listed or in the trash. Every change is one rename of a file or folder,
+so a server may be killed at any time.
 """
 
 import fcntl
@@ -18,25 +18,32 @@ from pathlib import Path
 
 import tomli_w
 
-from loldu import ConceptError, read_concept
+from loldu import read_concept
 from loldu.base.record import CONFIG
 from loldu.errors import LoLDUError
 from loldu.files import write_atomically
 from webui.engine.job import Job, Kind, Status, shown
 from webui.engine.jobs import Jobs
-from webui.library.entry import CONCEPT, Entry, base_as_told, take, take_validation
+from webui.library.entry import (
+    CONCEPT,
+    Entry,
+    base_without_paths,
+    named_errors,
+    take,
+    take_validation,
+)
 
 logger = logging.getLogger("webui")
 
 MOST_BYTES = 16 * 2**20
-"""Of a concept file that is taken in; those of Stable Diffusion have tens of kilobytes."""
+"""Limit for an imported concept file; those of Stable Diffusion have tens of kilobytes."""
 _ENTRY, _LOCK, _NEW = "entry.json", ".lock", ".new-"
 _REMOVED_FOR_S = 30 * 24 * 3600
 
 
 @dataclass(frozen=True)
 class _Record:
-    """What `entry.json` holds."""
+    """Content of `entry.json`."""
 
     name: str
     owner: str
@@ -47,7 +54,7 @@ class _Record:
 
 
 class Library:
-    """The concepts of all owners, shared by every process that opens the same folder."""
+    """The concepts of all owners; several processes may open the same folder."""
 
     def __init__(
         self,
@@ -58,14 +65,14 @@ class Library:
         max_entries: int = 200,
         max_bytes: int = 2**30,
     ) -> None:
-        """Open or make the folder, and empty the trash of what is old.
+        """Open or make the folder, and delete concepts that were in the trash for 30 days.
 
         Args:
-            folder: where the concepts are.
-            runs: folder of runs of the command line.
-            jobs: whose results become concepts here.
-            max_entries: how many one owner may have.
-            max_bytes: and how large all of them together.
+            folder: Folder of the concepts.
+            runs: Folder of runs of the command line.
+            jobs: Jobs whose results become concepts.
+            max_entries: Limit of concepts per owner.
+            max_bytes: Limit of their total size per owner.
         """
         self._folder = folder.absolute()
         self._runs = runs
@@ -80,10 +87,10 @@ class Library:
                 if record.removed and record.removed < time.time() - _REMOVED_FOR_S:
                     self._empty(entry_id)
 
-    # ------------------------------------------------------------------------ what is there
+    # ------------------------------------------------------------------------------ reading
 
     def list(self, owner: str) -> tuple[Entry, ...]:
-        """The concepts that an owner may use, newest first."""
+        """Return the concepts that an owner may use, newest first."""
         self._collect(owner)
         entries = {entry.id: entry for entry in self._of_runs()}
         for entry_id, record in self._records().items():
@@ -92,10 +99,10 @@ class Library:
         return tuple(sorted(entries.values(), key=lambda entry: entry.created, reverse=True))
 
     def get(self, entry_id: str | None, owner: str) -> Entry:
-        """A concept that an owner may use.
+        """Return a concept that an owner may use.
 
         Raises:
-            LoLDUError: there is none of that id for them.
+            LoLDUError: If there is none of that id, or it belongs to somebody else.
         """
         for entry in self.list(owner):
             if entry.id == entry_id:
@@ -103,23 +110,23 @@ class Library:
         raise LoLDUError("There is no such concept; reload the page and choose another.")
 
     def of_job(self, job: Job) -> Entry:
-        """The concept that a training has left.
+        """Return the concept of a finished training.
 
         Raises:
-            LoLDUError: there is none, or it is in the trash.
+            LoLDUError: If there is none, or it is in the trash.
         """
         for entry in self.list(job.owner):
             if entry.id == job.id:
                 return entry
         raise LoLDUError(f"{job.name} has no concept in the library.")
 
-    # --------------------------------------------------------------------- what can be asked
+    # ----------------------------------------------------------------------------- changing
 
     def keep(self, job: Job, step: int, name: str) -> Entry:
-        """Make a concept of a step of a training; of the same step there is one.
+        """Make a concept of a checkpoint; the same checkpoint gives one concept.
 
         Raises:
-            LoLDUError: it has no such checkpoint, or its owner's share is used up.
+            LoLDUError: If there is no such checkpoint, or the owner's library is full.
         """
         name, entry_id = shown(name), f"{job.id}-{step}"
         checkpoint = self._jobs.progress(job.id).checkpoints.get(step)
@@ -131,7 +138,7 @@ class Library:
                 record = replace(record, name=name, removed=None)
                 self._write(self._folder / entry_id, record)
             else:
-                shutil.rmtree(self._folder / entry_id, ignore_errors=True)  # long in the trash
+                shutil.rmtree(self._folder / entry_id, ignore_errors=True)  # deleted from the trash
                 self._make_room(job.owner)
                 record = _Record(name, job.owner, time.time(), job.id, step)
                 try:
@@ -145,42 +152,40 @@ class Library:
         return self._entry(entry_id, record)
 
     def add(self, file: Path, name: str, owner: str) -> Entry:
-        """Take in a concept file from elsewhere, once it has been read and found sound.
+        """Import a concept file after checking it.
 
         Args:
-            file: an upload.
-            name: what it is to be called, such as its file's name in the browser.
-            owner: whose it becomes.
+            file: The uploaded file.
+            name: Name of the concept, such as the file name in the browser.
+            owner: Owner of the new concept.
 
         Raises:
-            LoLDUError: it is too large, or its owner's share is used up.
-            ConceptError: it is not a sound concept.
+            LoLDUError: If the file is too large, or the owner's library is full.
+            ConceptError: If the file is not a valid concept.
         """
         name = shown(Path(name).name.removesuffix(".safetensors") or "concept")
         size = file.stat().st_size
         if size > MOST_BYTES:
             raise LoLDUError(
-                f"{name} has {size / 2**20:.0f} MB and is no concept: the largest have some "
-                "hundreds of kilobytes."
+                f"{name} has {size / 2**20:.0f} MB, so it is not a concept: concepts have at most "
+                "some hundred kilobytes."
             )
         entry_id, record = secrets.token_hex(12), _Record(name, owner, time.time())
         with self._locked():
             self._make_room(owner)
             with self._new(entry_id, record) as folder:
-                shutil.copyfile(file, folder / CONCEPT)  # what is checked is what is kept
-                try:
+                shutil.copyfile(file, folder / CONCEPT)  # check the copy, not the upload
+                with named_errors(folder / CONCEPT, name):
                     concept = read_concept(folder / CONCEPT)
-                except ConceptError as error:
-                    told = str(error).replace(str(folder / CONCEPT), name)
-                    raise ConceptError(told) from error
-                write_atomically(folder / CONFIG, tomli_w.dumps({"base": base_as_told(concept)}))
+                config = {"base": base_without_paths(concept)}
+                write_atomically(folder / CONFIG, tomli_w.dumps(config))
         return self._entry(entry_id, record)
 
     def rename(self, entry_id: str, owner: str, name: str) -> None:
-        """Show a concept under another name.
+        """Rename a concept.
 
         Raises:
-            LoLDUError: there is no such concept of this owner, or the name is empty.
+            LoLDUError: If the owner has no such concept, or the name is empty.
         """
         name = shown(name)
         with self._locked():
@@ -188,20 +193,20 @@ class Library:
             self._write(self._folder / entry_id, replace(record, name=name))
 
     def remove(self, entry_id: str, owner: str) -> None:
-        """Put a concept into the trash, where it stays for 30 days.
+        """Move a concept to the trash, where it stays for 30 days.
 
         Raises:
-            LoLDUError: there is no such concept of this owner.
+            LoLDUError: If the owner has no such concept.
         """
         with self._locked():
             record = self._own(entry_id, owner)
             self._write(self._folder / entry_id, replace(record, removed=time.time()))
 
     def restore(self, entry_id: str, owner: str) -> None:
-        """Take a concept out of the trash.
+        """Restore a concept from the trash.
 
         Raises:
-            LoLDUError: it is no longer there.
+            LoLDUError: If it is no longer there.
         """
         with self._locked():
             record = self._records().get(entry_id)
@@ -213,10 +218,10 @@ class Library:
                 raise LoLDUError("The concept is no longer in the trash.")
             self._write(self._folder / entry_id, replace(record, removed=None))
 
-    # -------------------------------------------------------------------------------- inside
+    # ------------------------------------------------------------------------------ private
 
     def _collect(self, owner: str) -> None:
-        """Make a concept of every result that is not one yet; what was removed stays removed."""
+        """Add the results of finished trainings that are new; removed ones stay removed."""
         finished = [
             job
             for job in self._jobs.list(owner, Kind.TRAIN, removed=None)
@@ -225,13 +230,13 @@ class Library:
         if not finished:
             return
         with self._locked():
-            for job in filter(self._is_new, finished):  # another page may have been faster
+            for job in filter(self._is_new, finished):  # another page may have added it
                 record = _Record(job.name, job.owner, job.ended or time.time(), job.id)
                 try:
                     with self._new(job.id, record) as folder:
                         take(job.folder, folder)
-                except OSError as error:  # its folder is on its way to the trash, the disk is full
-                    logger.warning("%s is not in the library yet: %s", job.name, error)
+                except OSError as error:  # being moved to the trash, or the disk is full
+                    logger.warning("%s could not be added to the library yet: %s", job.name, error)
 
     def _is_new(self, job: Job) -> bool:
         return not (self._folder / job.id).exists() and (job.folder / CONCEPT).is_file()
@@ -248,7 +253,8 @@ class Library:
             return record
         if any(entry.id == entry_id for entry in self._of_runs()):
             raise LoLDUError(
-                "This concept is of the command line and everybody's: it is changed in its folder."
+                "This concept was trained from the command line and is shared: edit it in "
+                "its folder."
             )
         raise LoLDUError("There is no such concept; reload the page and choose another.")
 
@@ -274,9 +280,9 @@ class Library:
 
     @contextmanager
     def _new(self, entry_id: str, record: _Record) -> Iterator[Path]:
-        """A folder to fill, which becomes the concept's if that ends well."""
+        """Yield a folder to fill; it becomes the concept's folder unless an error is raised."""
         folder = self._folder / f"{_NEW}{entry_id}"
-        shutil.rmtree(folder, ignore_errors=True)  # of a server that was killed
+        shutil.rmtree(folder, ignore_errors=True)  # left by a killed server
         folder.mkdir(mode=0o700)
         try:
             yield folder
@@ -287,10 +293,10 @@ class Library:
             raise
 
     def _make_room(self, owner: str) -> None:
-        """Empty an owner's trash as far as needed for one more concept.
+        """Delete from an owner's trash until one more concept fits.
 
         Raises:
-            LoLDUError: what is left is as much as they may have.
+            LoLDUError: If the library is full even with an empty trash.
         """
         sizes = {
             entry_id: sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -312,7 +318,7 @@ class Library:
             del sizes[trash.pop(0)]
 
     def _empty(self, entry_id: str) -> None:
-        """Forget a concept but for its entry, so that a training's is not collected again."""
+        """Delete a concept's files but its entry, so that its training is not collected again."""
         for path in (self._folder / entry_id).iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
@@ -321,7 +327,7 @@ class Library:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Alone among all threads and servers; not twice in one."""
+        """Lock the library against all threads and servers; the lock is not reentrant."""
         with (self._folder / _LOCK).open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield

@@ -1,8 +1,9 @@
-"""A concept of the library: its folder, and how that is filled."""
+"""A concept of the library: its folder, and the files copied into it."""
 
 import shutil
 import tomllib
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,13 +29,13 @@ class Entry:
     """A concept of the library.
 
     Attributes:
-        id: What it is asked for by; never a path.
-        name: Shown, and nothing else.
-        owner: Whose it is; None for everyone's, which nobody changes.
-        folder: Its concept file lies here, beside what else its run left.
-        created: In seconds since 1970.
-        job: Id of its training, if that was one of the studio's.
-        step: Of that training, where it is not its end.
+        id: Identifies it in requests; never used as a path.
+        name: Display name.
+        owner: Username; None for concepts that everybody shares and nobody changes.
+        folder: Folder of the concept file and other files of its run.
+        created: Seconds since 1970.
+        job: Id of its training, if the studio trained it.
+        step: Step of the checkpoint; None for the end of the training.
     """
 
     id: str
@@ -52,27 +53,36 @@ class Entry:
 
     @property
     def token(self) -> str | None:
-        """The rare token, if the file tells one."""
-        with suppress(ConceptError, LoLDUError):
+        """The rare token, or None."""
+        with suppress(LoLDUError):
             return about(self.path).token
         return None
 
     @property
     def samples(self) -> list[Path]:
-        """Pictures that were drawn with it."""
+        """Pictures drawn with the concept."""
         return sorted((self.folder / SAMPLES).glob("*-concept.png"))
 
     @property
     def pictures(self) -> list[Path]:
-        """Some of those it was taught with, small."""
+        """Small copies of some training pictures."""
         return sorted((self.folder / PICTURES).glob("*.png"))
 
 
+@contextmanager
+def named_errors(path: Path, name: str) -> Iterator[None]:
+    """Replace the path of a concept file in error messages by the concept's name."""
+    try:
+        yield
+    except ConceptError as error:
+        raise ConceptError(str(error).replace(str(path), name)) from error
+
+
 def take(source: Path, folder: Path) -> None:
-    """Copy what a run or a checkpoint holds of a concept.
+    """Copy a concept and its files from a run or a checkpoint.
 
     Raises:
-        OSError: it cannot be read or written.
+        OSError: If a file cannot be read or written.
     """
     for name in _TAKEN:
         if (source / name).is_file():
@@ -85,13 +95,13 @@ def take(source: Path, folder: Path) -> None:
 
 
 def _take_pictures(folder: Path) -> None:
-    """Small copies of some pictures it was taught with, which may be gone."""
+    """Save small copies of some training pictures, if those still exist."""
     if not (folder / CONFIG).is_file():
         return
     options = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    taught_with = options.get("instance", {}).get("instance_data_dir")
+    pictures = options.get("instance", {}).get("instance_data_dir")
     with suppress(LoLDUError):
-        images = list_images(Path(taught_with))[:_MOST_PICTURES] if taught_with else []
+        images = list_images(Path(pictures))[:_MOST_PICTURES] if pictures else []
         for number, path in enumerate(images):
             image = load_image(path)
             image.thumbnail((_PICTURE_PX, _PICTURE_PX))
@@ -100,7 +110,7 @@ def _take_pictures(folder: Path) -> None:
 
 
 def take_validation(run: Path, step: int, folder: Path) -> None:
-    """The validation pictures of a step, as a result has its samples."""
+    """Copy the validation pictures of a step as samples."""
     drawn = run / "validation" / "pictures"
     for kind, name in ((f"{step:06d}", "concept"), ("base", "base")):
         for path in drawn.glob(f"{kind}-[0-9][0-9].png"):
@@ -109,16 +119,16 @@ def take_validation(run: Path, step: int, folder: Path) -> None:
             shutil.copyfile(path, folder / SAMPLES / f"{number}-{name}.png")
 
 
-def base_as_told(concept: Concept) -> dict[str, str | int]:
-    """How the base is to be read, as far as that names no place: the file may be anybody's.
+def base_without_paths(concept: Concept) -> dict[str, str | int]:
+    """Return the base options of a concept file, without paths, as the file may be hostile.
 
-    Beside the file it is what counts, and a place that the file names is not looked at.
+    Written beside the file, they take precedence over the file's own base options.
     """
-    told = concept.metadata.get("base")
-    told = told if isinstance(told, dict) else {}
+    claimed = concept.metadata.get("base")
+    claimed = claimed if isinstance(claimed, dict) else {}
     base: dict[str, str | int] = {"pretrained_model_name_or_path": concept.base}
-    if told.get("prediction_type") in ("epsilon", "v_prediction"):
-        base["prediction_type"] = told["prediction_type"]
-    if type(told.get("clip_skip")) is int and told["clip_skip"] > 0:
-        base["clip_skip"] = told["clip_skip"]
+    if claimed.get("prediction_type") in ("epsilon", "v_prediction"):
+        base["prediction_type"] = claimed["prediction_type"]
+    if type(claimed.get("clip_skip")) is int and claimed["clip_skip"] > 0:
+        base["clip_skip"] = claimed["clip_skip"]
     return base

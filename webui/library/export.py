@@ -1,4 +1,4 @@
-"""A concept of the library as files to take elsewhere, under names that any system takes."""
+"""Export of concepts: concept file, LoRA or zip, with portable file names."""
 
 import re
 import shutil
@@ -6,7 +6,7 @@ import unicodedata
 import zipfile
 from pathlib import Path
 
-from loldu import ConceptError, export_lora, load_concept, read_concept
+from loldu import export_lora, load_concept, read_concept
 from loldu.base.open import load_pipeline
 from loldu.base.record import base_options
 from loldu.concept.format import BASE_DTYPES
@@ -16,14 +16,14 @@ from trainer.methods.textual_inversion import LEARNED_WORD
 from trainer.results.card import CARD
 from trainer.results.output_dir import METRICS, SAMPLES
 from webui.library.about import about
-from webui.library.entry import CONCEPT, Entry
+from webui.library.entry import CONCEPT, Entry, named_errors
 
 _SHOWN_IN_LORA = ("token", "class_name", "instance_prompt", "license")
 _IN_ZIP = (CONCEPT, LEARNED_WORD, CARD, METRICS)
 
 
 def slug(name: str) -> str:
-    """A name as letters, digits and dashes."""
+    """Return a name reduced to letters, digits and dashes."""
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     return re.sub(r"[^A-Za-z0-9]+", "-", plain).strip("-")[:60].rstrip("-").lower() or "concept"
 
@@ -32,7 +32,7 @@ def export_concept(entry: Entry, folder: Path) -> Path:
     """Copy the concept file into a folder.
 
     Raises:
-        LoLDUError: it is gone.
+        LoLDUError: If it is gone.
     """
     path = folder / f"{slug(entry.name)}.safetensors"
     _copy(entry.path, path)
@@ -40,46 +40,43 @@ def export_concept(entry: Entry, folder: Path) -> Path:
 
 
 def export_as_lora(entry: Entry, base: str, trained: Path | None, folder: Path) -> Path:
-    """Write a concept as the LoRA that A1111, ComfyUI and diffusers all read.
+    """Write a concept as a LoRA file for A1111, ComfyUI and diffusers.
 
     Args:
-        entry: the concept.
-        base: the model it changes.
-        trained: the LoRA that its training left, if that is known; it is made anew if there is
-            none.
-        folder: where to write.
+        entry: The concept.
+        base: Its base model.
+        trained: LoRA file of its training; exported anew if None or missing.
+        folder: Folder to write to.
 
     Raises:
-        LoLDUError: the concept is gone, or the base cannot be loaded.
-        ConceptError: the concept was made for another base, or no LoRA can hold it.
+        LoLDUError: If the concept is gone, or the base cannot be loaded.
+        ConceptError: If the concept was made for another base, or a LoRA cannot express it.
     """
     path = folder / f"{slug(entry.name)}-lora.safetensors"
     if trained is not None and trained.is_file():
         _copy(trained, path)
         return path
-    try:
+    with named_errors(entry.path, entry.name):
         concept = read_concept(entry.path)
-        dtype = BASE_DTYPES[concept.layers[0].base_dtype]  # in which an SVD is the same
+        dtype = BASE_DTYPES[concept.layers[0].base_dtype]  # so that an SVD comes out the same
         options = base_options(concept, entry.path, base)
         pipeline = load_pipeline(options, torch_dtype=dtype)
         load_concept(pipeline, entry.path)
-        told = {
+        metadata = {
             name: value
             for name, value in concept.metadata.items()
             if name not in _SHOWN_IN_LORA or isinstance(value, str)
         }
-        header = lora_header(pipeline, told)
+        header = lora_header(pipeline, metadata)
         return export_lora(pipeline, path, "kohya", dtype=DTYPES["fp16"], metadata=header)
-    except ConceptError as error:
-        raise ConceptError(str(error).replace(str(entry.path), entry.name)) from error
 
 
 def export_zip(entry: Entry, trained: Path | None, folder: Path) -> Path:
-    """Pack a concept with its card, its samples, and the LoRA that its training left.
+    """Pack a concept with its card, its samples and the LoRA of its training.
 
     Raises:
-        LoLDUError: it is gone.
-        ConceptError: it is not a sound concept.
+        LoLDUError: If the concept is gone.
+        ConceptError: If the file is damaged.
     """
     path = folder / f"{slug(entry.name)}.zip"
     about(entry.path)
@@ -104,15 +101,15 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _short_card(entry: Entry) -> str:
-    """What the concept file tells, for one that came without a card."""
-    told = about(entry.path)
-    asked = f"Ask for it with `{told.prompt}`." if told.prompt else ""
-    steps = f"Trained for {told.steps} steps." if told.steps is not None else ""
+    """Return a model card from the metadata, for an imported concept."""
+    known = about(entry.path)
+    asked = f"Prompt: `{known.prompt}`." if known.prompt else ""
+    steps = f"Trained for {known.steps} steps." if known.steps is not None else ""
     return "\n\n".join(
         part
         for part in (
-            f"# {told.called or entry.name}",
-            f"A concept for `{told.base}`. {steps} {asked}".strip(),
+            f"# {known.called or entry.name}",
+            f"A concept for `{known.base}`. {steps} {asked}".strip(),
             f'With LoLDU installed: `load_concept(pipeline, "{CONCEPT}")`.\n',
         )
         if part

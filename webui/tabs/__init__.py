@@ -1,1 +1,1 @@
-"""The tabs of the page, a module each: its layout, and what its buttons do."""
+"""The tabs of the page: one module per tab, with its layout and its event handlers."""

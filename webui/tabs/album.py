@@ -1,4 +1,4 @@
-"""The album below Play: what was drawn, and by what."""
+"""The album below Play: drawn pictures and their settings."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,20 +16,20 @@ from loldu.files import write_atomically
 from webui.backend import owner
 from webui.drawing.album import Album
 from webui.drawing.settings import parameters, read_png
-from webui.page import Page, told
+from webui.page import QUIET, Page, errors_on_page
 
 _PAGE = 24
-_HINT = "<p>Choose a picture to see how it was drawn; its PNG tells that too.</p>"
+_HINT = "<p>Choose a picture to see its settings; its PNG file contains them too.</p>"
 
 
 @dataclass(frozen=True)
 class AlbumParts:
-    """What the rest of Play listens to.
+    """Components of the album whose events Play handles.
 
     Attributes:
-        chosen: Id of the picture that is chosen.
-        reuse: To draw as that was.
-        file: To draw as an uploaded PNG was.
+        chosen: Id of the chosen picture.
+        reuse: Button that reuses the chosen picture's settings.
+        file: Button that reuses the settings in an uploaded PNG.
     """
 
     chosen: gr.State
@@ -40,7 +40,7 @@ class AlbumParts:
 def create_album(
     album: Album, page: Page, tab: gr.Tab, drawings: Sequence[Dependency]
 ) -> AlbumParts:
-    """Lay out the album, and connect it; a drawing adds to it."""
+    """Lay out the album and connect its events; it is refreshed after every drawing."""
     ids, chosen, count = gr.State([]), gr.State(), gr.State(_PAGE)
     with gr.Accordion("Your pictures", open=True):
         gallery = gr.Gallery(
@@ -61,27 +61,26 @@ def create_album(
                 "Reuse settings of a PNG file", file_types=[".png"], min_width=120
             )
     handlers = AlbumHandlers(album)
-    quiet: Any = {"api_visibility": "private", "show_progress": "hidden"}
     shown = [gallery, ids, more, chosen, details, reuse, delete]
     for trigger in (page.demo.load, tab.select, *(drawing.then for drawing in drawings)):
-        trigger(handlers.show, [count, chosen], shown, **quiet)
-    more.click(lambda count: count + _PAGE, count, count, **quiet).then(
-        handlers.show, [count, chosen], shown, **quiet
+        trigger(handlers.show, [count, chosen], shown, **QUIET)
+    more.click(lambda count: count + _PAGE, count, count, **QUIET).then(
+        handlers.show, [count, chosen], shown, **QUIET
     )
-    gallery.select(handlers.choose, ids, [chosen, details, reuse, delete], **quiet)
-    delete.click(handlers.delete, [chosen, count], shown, **quiet)
+    gallery.select(handlers.choose, ids, [chosen, details, reuse, delete], **QUIET)
+    delete.click(handlers.delete, [chosen, count], shown, **QUIET)
     return AlbumParts(chosen, reuse, file)
 
 
 class AlbumHandlers:
-    """Answers everybody who looks at their pictures."""
+    """Event handlers of the album; people see only their own pictures."""
 
     def __init__(self, album: Album) -> None:
-        """Show what an album has."""
+        """Show the pictures of `album`."""
         self._album = album
 
     def show(self, count: int, chosen: str | None, request: gr.Request) -> list[Any]:
-        """Show the newest pictures; one that is chosen stays so."""
+        """Show the newest pictures; the chosen one stays chosen."""
         kept = self._album.list(owner(request))
         contents: dict[str, bytes] = {}
         for picture in kept[:count]:
@@ -104,24 +103,24 @@ class AlbumHandlers:
         ]
 
     def choose(self, ids: list[str], request: gr.Request, event: gr.SelectData) -> list[Any]:
-        """Show how a picture was drawn."""
-        with told():
+        """Show the settings of a picture."""
+        with errors_on_page():
             kept = self._album.get(ids[event.index], owner(request))
             text = parameters(read_png(kept.path))
         button = gr.update(interactive=True)
         return [kept.id, f'<pre class="parameters">{escape(text)}</pre>', button, button]
 
     def delete(self, picture_id: str | None, count: int, request: gr.Request) -> list[Any]:
-        """Delete a picture, and show the others."""
-        with told():
+        """Delete a picture and show the others."""
+        with errors_on_page():
             self._album.delete(picture_id, owner(request))
         return self.show(count, None, request)
 
 
 def in_cache(content: bytes, name: str) -> str:
-    """Where gradio finds a file to be shown and downloaded, as it is; nobody can guess it."""
+    """Write a file to gradio's cache for display and download; return its unguessable path."""
     path = Path(get_upload_folder()) / hash_bytes(content) / name
-    if not path.exists():  # and may be on its way to a browser
+    if not path.exists():  # a browser may be loading it
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)
     return str(path)

@@ -1,4 +1,4 @@
-"""What the Concepts tab does with what a person does."""
+"""Event handlers of the Concepts tab."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from loldu.pictures.inspect import TrainingSetup, examine, look_alikes, warnings
 from loldu.presets import Preset
 from webui.backend import Backend, owner
 from webui.engine.job import ENDED
-from webui.page import PROGRESS, told
+from webui.page import PROGRESS, errors_on_page
 from webui.teaching.crops import Crop, cropped, outlined
 from webui.teaching.estimate import duration, estimated_seconds
 from webui.teaching.recipes import Order, options_for, suggested_token
@@ -28,10 +28,10 @@ Picture = tuple[Upload, Crop]
 
 @dataclass(frozen=True)
 class Pictures:
-    """The left side."""
+    """Components of the left side: pictures and crops."""
 
     chosen: gr.State  # tuple[Picture, ...]
-    index: gr.State  # of the one whose crop is set
+    index: gr.State  # of the picture whose crop is shown
     files: gr.File
     examples: gr.Dropdown
     crops: gr.Gallery
@@ -45,7 +45,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Form:
-    """The right side."""
+    """Components of the right side: the form."""
 
     name: gr.Textbox
     class_name: gr.Textbox
@@ -67,7 +67,7 @@ class Form:
     train: gr.Button
 
     def of_recipe(self) -> tuple[gr.Number | gr.Textbox | gr.Checkbox, ...]:
-        """What a preset fills in."""
+        """Return the fields that a preset fills in."""
         return (
             self.max_train_steps,
             self.learning_rate,
@@ -79,13 +79,13 @@ class Form:
         )
 
 
-class Handlers:
-    """What the tab does with what a person does."""
+class ConceptsHandlers:
+    """Event handlers of the Concepts tab."""
 
     def __init__(
         self, backend: Backend, known: Mapping[str, Preset], pictures: Pictures, form: Form
     ) -> None:
-        """Answer for a server; what is filled in comes by the components of the tab."""
+        """Handle the events of these components."""
         self._backend, self._recipes, self._p, self._f = backend, known, pictures, form
         self._measured: dict[tuple[int, int], float] = {}
 
@@ -94,20 +94,20 @@ class Handlers:
         return self._suggested(request)
 
     def choose(self, recipe: str) -> tuple[Any, ...]:
-        """Fill in what a preset says."""
+        """Fill in the values of a preset."""
         known = self._recipes.get(recipe)
         if known is None:
             raise gr.Error("There is no such preset.", print_exception=False)
-        told = known.values
+        options = known.values
         return (
             known.about.partition(". ")[0].rstrip(".") + ".",
-            told.get("max_train_steps", 1000),
-            told.get("learning_rate", 5e-4),
-            str(told.get("rank", 32)),
-            told.get("resolution", 512),
-            told.get("with_prior_preservation", False),
-            told.get("train_text_encoder", False),
-            told.get("random_flip", False),
+            options.get("max_train_steps", 1000),
+            options.get("learning_rate", 5e-4),
+            str(options.get("rank", 32)),
+            options.get("resolution", 512),
+            options.get("with_prior_preservation", False),
+            options.get("train_text_encoder", False),
+            options.get("random_flip", False),
         )
 
     def add(
@@ -116,13 +116,13 @@ class Handlers:
         chosen: tuple[Picture, ...],
         resolution: float | int | None,
     ) -> tuple[Any, ...]:
-        """Check pictures that were sent; the good ones are taken, whatever the others are."""
+        """Add the uploaded pictures that can be read, and warn about the others."""
         wrong: list[str] = []
         for file in files or ():
             path = Path(file)
             try:
                 if len(chosen) >= MAX_PICTURES:
-                    raise LoLDUError(f"{MAX_PICTURES} pictures are the most; leave some out.")
+                    raise LoLDUError(f"At most {MAX_PICTURES} pictures: leave some out.")
                 chosen = (*chosen, (self._backend.uploads.add(path, path.name), Crop()))
             except LoLDUError as error:
                 wrong.append(str(error))
@@ -133,20 +133,20 @@ class Handlers:
         return None, chosen, _gallery(chosen, resolution)
 
     def take(self, name: str | None, resolution: float | int | None) -> tuple[Any, ...]:
-        """Take the pictures of an example in place of those there are."""
+        """Replace the pictures by those of an example."""
         if name not in examples(self._backend.examples):
             return gr.skip(), gr.skip(), gr.skip(), gr.skip()
         folder = self._backend.examples / name
         add = self._backend.uploads.add
-        with told():
+        with errors_on_page():
             files = sorted(path for path in folder.iterdir() if is_picture(path))
             chosen = tuple((add(path, path.name), Crop()) for path in files[:MAX_PICTURES])
         title = name.replace("_", " ")
         return chosen, _gallery(chosen, resolution), title, title.split()[-1]
 
     def select(self, chosen: tuple[Picture, ...], event: gr.SelectData) -> tuple[Any, ...]:
-        """Show a picture whole, with its crop."""
-        with told():
+        """Show a whole picture with its crop."""
+        with errors_on_page():
             upload, crop = chosen[event.index]
             whole = outlined(opened(upload), crop, _SHOWN_PX)
         return event.index, gr.update(visible=True), whole, crop.zoom, crop.x, crop.y
@@ -160,25 +160,25 @@ class Handlers:
         x: float | int,
         y: float | int,
     ) -> tuple[Any, ...]:
-        """Set the crop of the picture that is shown."""
+        """Set the crop of the shown picture."""
         if index is None or index >= len(chosen):
             return gr.skip(), gr.skip(), gr.skip()
         upload, _ = chosen[index]
         crop = Crop(zoom, x, y)
         chosen = (*chosen[:index], (upload, crop), *chosen[index + 1 :])
-        with told():
+        with errors_on_page():
             return chosen, outlined(opened(upload), crop, _SHOWN_PX), _gallery(chosen, resolution)
 
     def remove(
         self, chosen: tuple[Picture, ...], resolution: float | int | None, index: int | None
     ) -> tuple[Any, ...]:
-        """Leave out the picture that is shown."""
+        """Remove the shown picture."""
         if index is not None:
             chosen = (*chosen[:index], *chosen[index + 1 :])
         return chosen, None, gr.update(visible=False), _gallery(chosen, resolution)
 
     def judge(self, filled: Mapping[Any, Any]) -> tuple[str, str]:
-        """Say what may spoil the training, and how long it will take."""
+        """Return warnings about the pictures and options, and the estimated time."""
         chosen: tuple[Picture, ...] = filled[self._p.chosen]
         if not chosen:
             return "", ""
@@ -193,18 +193,18 @@ class Handlers:
         return advice(chosen, order), f"Takes **{duration(seconds)}**{waits}."
 
     def train(self, filled: Mapping[Any, Any], request: gr.Request) -> tuple[Any, ...]:
-        """Ask for the training, and show its progress."""
-        with told():
+        """Queue the training and open Progress."""
+        with errors_on_page():
             chosen: tuple[Picture, ...] = filled[self._p.chosen]
             if not chosen:
                 raise LoLDUError("There are no pictures yet: add 3 to 5 of one thing.")
             order = _order(self._f, filled)
             name = filled[self._f.name].strip() or f"{order.token} {order.class_name}"
-            self._options(order, Path())  # a wrong word is told before anything is written
+            self._options(order, Path())  # raises before anything is written
             _refuse_small(chosen, order.resolution)
             options = self._options(order, self._backend.uploads.store(chosen))
             job = self._backend.jobs.submit(name, owner(request), options)
-            self._backend.dispatcher.look()
+            self._backend.dispatcher.wake()
         gr.Info(f"{escape(job.name)} is in the queue.")
         return job.id, gr.Tabs(selected=PROGRESS), self._suggested(request, order.token)
 
@@ -226,14 +226,14 @@ class Handlers:
 
 
 def examples(folder: Path) -> list[str]:
-    """The names of the concepts whose pictures come with the project, if they are there."""
+    """Return the names of the example concepts in a folder, which may be missing."""
     if not folder.is_dir():
         return []
     return sorted(each.name for each in folder.iterdir() if each.is_dir())
 
 
 def advice(chosen: Sequence[Picture], order: Order | None) -> str:
-    """What the doctor says of the crops, as HTML."""
+    """Return the warnings about the crops as HTML."""
     resolution = order.resolution if order else 512
     caption = f"a photo of {order.token} {order.class_name}" if order else "sks thing"
     findings = [
@@ -251,13 +251,13 @@ def advice(chosen: Sequence[Picture], order: Order | None) -> str:
     if not found:
         return '<p class="advice good">These pictures look fine.</p>'
     lines = "".join(f"<li>{escape(text)}</li>" for text in found)
-    return f'<ul class="advice" aria-label="What may spoil the training">{lines}</ul>'
+    return f'<ul class="advice" aria-label="Warnings about the pictures">{lines}</ul>'
 
 
 def _gallery(chosen: Sequence[Picture], resolution: float | int | None) -> dict[str, Any]:
     side = int(resolution or _SHOWN_PX)
     shown: list[tuple[Image.Image, str]] = []
-    with told():
+    with errors_on_page():
         for number, (upload, crop) in enumerate(chosen, 1):
             square = cropped(opened(upload), crop).resize((side, side), Image.Resampling.LANCZOS)
             shown.append((square, f"{number} · {upload.name}"))
@@ -295,6 +295,6 @@ def _refuse_small(chosen: Sequence[Picture], resolution: int) -> None:
         left, _, right, _ = crop.box(upload.size)
         if right - left < min_side_px(resolution):
             raise LoLDUError(
-                f"The crop of {upload.name} has {right - left} pixels a side, and needs at least "
-                f"{min_side_px(resolution)}: zoom out, or take a larger picture."
+                f"The crop of {upload.name} is {right - left} pixels wide; it needs at least "
+                f"{min_side_px(resolution)}: zoom out, or use a larger picture."
             )

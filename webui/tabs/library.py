@@ -1,4 +1,4 @@
-"""Library: every concept there is, what is known of it, and what can be done with it."""
+"""The Library tab: a person's concepts, their details, import and export."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,17 +11,24 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from loldu import ConceptError
 from loldu.errors import LoLDUError
 from loldu.pictures.open import load_image
 from trainer.methods.lora_file import LORA
 from webui.backend import Backend, owner
 from webui.library.about import SCORES, About, about
-from webui.library.entry import Entry
+from webui.library.entry import Entry, named_errors
 from webui.library.export import export_as_lora, export_concept, export_zip
-from webui.page import CONCEPTS, PLAY, SCORE, Page, told
+from webui.page import (
+    ANNOUNCED,
+    CONCEPTS,
+    PLAY,
+    QUIET,
+    SCORE,
+    Page,
+    errors_on_page,
+    term_list,
+)
 
-_PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 _CARD_PX = 256
 _MOST_SHOWN = 100
 _EXPORTS = {
@@ -32,12 +39,12 @@ _EXPORTS = {
 
 
 def create_library(backend: Backend, page: Page, tab: gr.Tab) -> None:
-    """Lay out the tab, and connect it."""
+    """Lay out the tab and connect its events."""
     parts: dict[str, Any] = {"shown": gr.State(()), "chosen": gr.State(), "removed": gr.State()}
     with gr.Column(visible=False) as parts["empty"]:
         gr.HTML(
-            "<h2>No concept yet</h2><p>Train one from 3 to 5 pictures, or import the file of one "
-            "that was trained elsewhere.</p>"
+            "<h2>No concept yet</h2><p>Train one from 3 to 5 pictures, or import a concept "
+            "file.</p>"
         )
         begin = gr.Button("Go to Concepts", variant="primary")
     with gr.Row():
@@ -58,8 +65,8 @@ def create_library(backend: Backend, page: Page, tab: gr.Tab) -> None:
     )
     with gr.Column(visible=False) as parts["details"]:
         _details(parts)
-    _connect(Handlers(backend, list(parts)), page, tab, parts, search, file)
-    begin.click(lambda: gr.Tabs(selected=CONCEPTS), None, page.tabs, **_PRIVATE)
+    _connect(LibraryHandlers(backend, list(parts)), page, tab, parts, search, file)
+    begin.click(lambda: gr.Tabs(selected=CONCEPTS), None, page.tabs, **QUIET)
 
 
 def _details(parts: dict[str, Any]) -> None:
@@ -70,7 +77,7 @@ def _details(parts: dict[str, Any]) -> None:
         "format": "png",
         "visible": False,
     }
-    parts["about"] = gr.HTML(js_on_load="element.setAttribute('role', 'status')")
+    parts["about"] = gr.HTML(js_on_load=ANNOUNCED)
     with gr.Row():
         parts["play"] = gr.Button("Play with it", variant="primary", size="sm", min_width=90)
         parts["score"] = gr.Button("Score it", size="sm", min_width=90)
@@ -85,7 +92,7 @@ def _details(parts: dict[str, Any]) -> None:
 
 
 def _connect(
-    handlers: "Handlers",
+    handlers: "LibraryHandlers",
     page: Page,
     tab: gr.Tab,
     parts: dict[str, Any],
@@ -95,7 +102,7 @@ def _connect(
     shown, chosen = list(parts.values()), parts["chosen"]
 
     def does(event: Callable[..., Any], handler: Callable[..., Any], *given: Any) -> None:  # noqa: ANN401
-        event(handler, [*given, search], shown, **_PRIVATE)
+        event(handler, [*given, search], shown, **QUIET)
 
     does(tab.select, handlers.refresh, chosen, parts["removed"])
     does(search.input, handlers.refresh, chosen, parts["removed"])
@@ -107,14 +114,14 @@ def _connect(
     for kind in _EXPORTS:
         parts[kind].click(handlers.export(kind), chosen, parts["file"], api_visibility="private")
     for name, place in (("play", PLAY), ("score", SCORE)):
-        parts[name].click(handlers.use(place), chosen, [page.concept, page.tabs], **_PRIVATE)
+        parts[name].click(handlers.use(place), chosen, [page.concept, page.tabs], **QUIET)
 
 
-class Handlers:
-    """What the tab does with what a person does; each of them sees and changes only their own."""
+class LibraryHandlers:
+    """Event handlers of the Library tab; people see and change only their own concepts."""
 
     def __init__(self, backend: Backend, parts: Sequence[str]) -> None:
-        """Answer for a backend, with updates of these parts."""
+        """Return updates of `parts`, in this order."""
         self._backend = backend
         self._library = backend.library
         self._parts = parts
@@ -122,59 +129,59 @@ class Handlers:
     def refresh(
         self, chosen: str | None, removed: str | None, search: str, request: gr.Request
     ) -> list[Any]:
-        """Show what there is now."""
-        with told():
+        """Show the concepts that match the search."""
+        with errors_on_page():
             return self._view(owner(request), search, chosen, removed)
 
     def choose(
         self, shown: Sequence[str], search: str, event: gr.SelectData, request: gr.Request
     ) -> list[Any]:
-        """Show one of them in full."""
-        with told():
+        """Show the details of a concept."""
+        with errors_on_page():
             return self._view(owner(request), search, shown[int(event.index)])
 
     def rename(self, chosen: str | None, name: str, search: str, request: gr.Request) -> list[Any]:
-        """Give it another name."""
-        with told():
+        """Rename the chosen concept."""
+        with errors_on_page():
             self._library.rename(self._entry(chosen, request).id, owner(request), name)
             return self._view(owner(request), search, chosen)
 
     def delete(self, chosen: str | None, search: str, request: gr.Request) -> list[Any]:
-        """Put it into the trash; it can be undone until the next thing is done."""
-        with told():
+        """Move the chosen concept to the trash; Undo is offered until the next action."""
+        with errors_on_page():
             entry = self._entry(chosen, request)
             self._library.remove(entry.id, owner(request))
             return self._view(owner(request), search, None, entry.id, entry.name)
 
     def undo(self, removed: str | None, search: str, request: gr.Request) -> list[Any]:
-        """Take what was deleted last out of the trash."""
-        with told():
+        """Restore the concept that was deleted last."""
+        with errors_on_page():
             self._library.restore(removed or "", owner(request))
             return self._view(owner(request), search, removed)
 
     def add(self, path: str, search: str, request: gr.Request) -> list[Any]:
-        """Take in a file."""
-        with told():
+        """Import a concept file."""
+        with errors_on_page():
             entry = self._library.add(Path(path), Path(path).name, owner(request))
             if not about(entry.path).fits(self._backend.base):
-                base = escape(about(entry.path).base or "a base that it does not tell")
-                gr.Warning(f"It says that it was made for {base}, which is not this server's base.")
+                base = escape(about(entry.path).base or "an unknown base")
+                gr.Warning(f"This concept was made for {base}, which is not this server's base.")
             return self._view(owner(request), "", entry.id)
 
     def use(self, place: str) -> Callable[..., tuple[str, gr.Tabs]]:
-        """Open another tab with it."""
+        """Return a handler that opens another tab with the chosen concept."""
 
         def use(chosen: str | None, request: gr.Request) -> tuple[str, gr.Tabs]:
-            with told():
+            with errors_on_page():
                 return self._entry(chosen, request).id, gr.Tabs(selected=place)
 
         return use
 
     def export(self, kind: str) -> Callable[..., Iterator[dict[str, Any]]]:
-        """Offer it as a file; gradio has taken its copy when it asks for more."""
+        """Return a handler that offers a download; gradio copies the file before it is deleted."""
 
         def export(chosen: str | None, request: gr.Request) -> Iterator[dict[str, Any]]:
-            with told(), TemporaryDirectory() as folder:
+            with errors_on_page(), TemporaryDirectory() as folder:
                 entry = self._entry(chosen, request)
                 trained = self._lora_of(entry)
                 if kind == "lora":
@@ -187,13 +194,13 @@ class Handlers:
 
         return export
 
-    # -------------------------------------------------------------------------------- inside
+    # ------------------------------------------------------------------------------ private
 
     def _entry(self, chosen: str | None, request: gr.Request) -> Entry:
         return self._library.get(chosen, owner(request))
 
     def _lora_of(self, entry: Entry) -> Path | None:
-        """The LoRA that a training has left of its end."""
+        """Return the LoRA file that the training wrote at its end, or None."""
         if entry.job is None or entry.step is not None:
             return None
         return self._backend.jobs.get(entry.job).folder / LORA
@@ -206,7 +213,7 @@ class Handlers:
         removed: str | None = None,
         name: str = "",
     ) -> list[Any]:
-        """Everything the tab shows, in the order of its parts."""
+        """Return the updates of all parts, in their order."""
         entries = self._library.list(who)
         found = [entry for entry in entries if _matches(entry, search)][:_MOST_SHOWN]
         view: dict[str, Any] = {
@@ -248,7 +255,7 @@ class Handlers:
 
 
 def card(entry: Entry) -> Image.Image:
-    """A picture for a concept: one drawn with it, or taught with, or none."""
+    """Return a thumbnail of a concept: a sample, a training picture, or a grey square."""
     pictures = entry.samples or entry.pictures
     if not pictures:
         return Image.new("RGB", (_CARD_PX, _CARD_PX), "#94a3b8")
@@ -263,18 +270,18 @@ def _thumbnail(path: Path, written_ns: int) -> Image.Image:
 
 
 def details(entry: Entry, base: str) -> str:
-    """All that is known of a concept, as HTML; what people and files say is shown as text."""
+    """Return the details of a concept as HTML; names and metadata are escaped."""
     heading = f"<h2>{escape(entry.name)}</h2>"
     facts = _facts(entry)
     if not isinstance(facts, About):
         return f"{heading}<p>{escape(facts)}.</p>"
     scores = ", ".join(f"{SCORES[name]} {value:.3f}" for name, value in facts.scores.items())
-    made_for = facts.base or "not told"
+    made_for = facts.base or "unknown"
     if not facts.fits(base):
         made_for += ", which is not this server's base: it cannot be drawn here"
     terms = {
-        "Called": facts.called or "not told",
-        "Prompt": facts.prompt or "not told",
+        "Called": facts.called or "unknown",
+        "Prompt": facts.prompt or "unknown",
         "Base": made_for,
         "Trained": ", ".join(
             part for part in (facts.method, f"{facts.steps} steps" if facts.steps else "") if part
@@ -284,28 +291,24 @@ def details(entry: Entry, base: str) -> str:
         "From": _origin(entry),
         "Date": time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.created)),
     }
-    pairs = "".join(
-        f"<div><dt>{term}</dt><dd>{escape(value)}</dd></div>"
-        for term, value in terms.items()
-        if value
-    )
-    return f'{heading}<dl class="facts">{pairs}</dl>'
+    return heading + term_list(terms)
 
 
 def _origin(entry: Entry) -> str:
     if entry.owner is None:
-        return "the command line; it is everybody's, and changed in its folder"
+        return "the command line; shared by everybody, and edited in its folder"
     if entry.job is None:
-        return "a file that was imported"
+        return "an imported file"
     return "a training" if entry.step is None else f"step {entry.step} of a training"
 
 
 def _facts(entry: Entry) -> About | str:
-    """What its file says, or why it cannot be read."""
+    """Return the metadata of a concept file, or the error message if it cannot be read."""
     try:
-        return about(entry.path)
-    except (LoLDUError, ConceptError) as error:
-        return str(error).replace(str(entry.path), entry.name).rstrip(".")
+        with named_errors(entry.path, entry.name):
+            return about(entry.path)
+    except LoLDUError as error:
+        return str(error).rstrip(".")
 
 
 def _matches(entry: Entry, search: str) -> bool:

@@ -1,4 +1,4 @@
-"""Play: one model without and with concepts, from the same noise."""
+"""The Play tab: draws with and without concepts from the same noise."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,18 +9,17 @@ from gradio.events import Dependency
 
 from webui.backend import Backend
 from webui.drawing.settings import GUIDANCE, MAX_CONCEPTS, MAX_STRENGTH, SEEDS, STEPS
-from webui.page import CONCEPTS, Page
+from webui.page import CONCEPTS, QUIET, Page
 from webui.tabs.album import AlbumParts, create_album
-from webui.tabs.play_handlers import EACH, TOGETHER, Handlers, insert, next_seed, random_seed
+from webui.tabs.play_handlers import EACH, TOGETHER, PlayHandlers, insert, next_seed, random_seed
 
-QUIET: Any = {"api_visibility": "private", "show_progress": "hidden"}
 _MOST_AT_ONCE = 16
-"""Drawings that stand in the studio's line; more wait in gradio's."""
+"""Drawings that wait in the studio's queue; further ones wait in gradio's."""
 
 
 @dataclass(frozen=True)
 class Controls:
-    """The left side, in the order of the page; `placed` tells for what the sliders are there."""
+    """Components of the left side; `placed` holds the concepts that the sliders belong to."""
 
     concepts: gr.Dropdown
     way: gr.Radio
@@ -41,7 +40,7 @@ class Controls:
 
 @dataclass(frozen=True)
 class Rows:
-    """The right side."""
+    """Components of the right side."""
 
     base: gr.Gallery
     concepts: gr.Gallery
@@ -49,20 +48,19 @@ class Rows:
 
 
 def create_play(backend: Backend, page: Page, tab: gr.Tab) -> None:
-    """Lay out the tab, and connect it."""
+    """Lay out the tab and connect its events."""
     with gr.Row():
         with gr.Column(scale=1, min_width=320):
             with gr.Group(visible=False) as hint:
                 gr.Markdown(
-                    "You have no concept yet: teach the model one first, or draw with the base "
-                    "alone.",
+                    "You have no concept yet: train one first, or draw with the base alone.",
                     padding=True,
                 )
-                teach = gr.Button("Teach a concept")
+                teach = gr.Button("Train a concept")
             controls = _controls()
         with gr.Column(scale=2, min_width=320):
             rows = Rows(_row("Base"), _row("With the concept", visible=False), gr.HTML())
-    handlers = Handlers(backend)
+    handlers = PlayHandlers(backend)
     teach.click(lambda: gr.Tabs(selected=CONCEPTS), None, page.tabs, **QUIET)
     _connect_concepts(handlers, page, tab, controls, rows, hint)
     drawings = _connect_drawing(handlers, controls, rows)
@@ -81,7 +79,7 @@ def _controls() -> Controls:
         [TOGETHER, EACH],
         value=TOGETHER,
         label="Several concepts",
-        info="For one in each, {token} and {class} in the prompt become each one's own words",
+        info="With one in each, {token} and {class} become the words of that picture's concept",
         visible=False,
     )
     strengths = [
@@ -138,7 +136,7 @@ def _row(label: str, *, visible: bool = True) -> gr.Gallery:
 
 
 def _connect_concepts(
-    handlers: Handlers, page: Page, tab: gr.Tab, c: Controls, rows: Rows, hint: gr.Group
+    handlers: PlayHandlers, page: Page, tab: gr.Tab, c: Controls, rows: Rows, hint: gr.Group
 ) -> None:
     suggested = gr.State("")
     inputs = [c.concepts, c.way, c.placed, c.prompt, suggested, *c.strengths]
@@ -157,8 +155,8 @@ def _connect_concepts(
     c.next.click(next_seed, [c.seed, c.count], c.seed, **QUIET)
 
 
-def _connect_drawing(handlers: Handlers, c: Controls, rows: Rows) -> list[Dependency]:
-    """Connect what draws, and return it."""
+def _connect_drawing(handlers: PlayHandlers, c: Controls, rows: Rows) -> list[Dependency]:
+    """Connect the events that draw, and return them."""
     drawn = gr.State()
     chosen = [c.concepts, c.way, *c.strengths]
     line: Any = {"concurrency_id": "drawing", "concurrency_limit": _MOST_AT_ONCE}
@@ -184,7 +182,7 @@ def _connect_drawing(handlers: Handlers, c: Controls, rows: Rows) -> list[Depend
     return [draw, redraw]
 
 
-def _connect_reuse(handlers: Handlers, album: AlbumParts, c: Controls, rows: Rows) -> None:
+def _connect_reuse(handlers: PlayHandlers, album: AlbumParts, c: Controls, rows: Rows) -> None:
     outputs = [c.concepts, *_places(c, rows)]
     outputs += [c.prompt, c.negative_prompt, c.seed, c.steps, c.guidance]
     album.reuse.click(handlers.reuse, album.chosen, outputs, **QUIET)
@@ -192,5 +190,5 @@ def _connect_reuse(handlers: Handlers, album: AlbumParts, c: Controls, rows: Row
 
 
 def _places(c: Controls, rows: Rows) -> list[Component]:
-    """What follows from which concepts are chosen."""
+    """Return the components that depend on the chosen concepts."""
     return [*c.strengths, *c.inserts, c.way, rows.concepts, rows.facts, c.placed]

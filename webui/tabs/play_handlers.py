@@ -1,4 +1,4 @@
-"""What Play does with what a person does; their mistakes become one sentence on the page."""
+"""Event handlers of the Play tab."""
 
 import random
 import threading
@@ -15,8 +15,8 @@ from eval.protocols.drawing import file_digest
 from loldu.errors import LoLDUError
 from webui.backend import Backend, owner
 from webui.drawing.facts import Facts, describe, facts_of, filled, open_words, suggestion
-from webui.drawing.line import Cancelled
 from webui.drawing.model import Use
+from webui.drawing.queue import Cancelled
 from webui.drawing.settings import (
     MAX_CONCEPTS,
     MAX_PROMPT,
@@ -27,7 +27,7 @@ from webui.drawing.settings import (
     read_png,
 )
 from webui.drawing.studio import Picture, Task, Watch
-from webui.page import told
+from webui.page import errors_on_page
 from webui.tabs.album import in_cache
 
 TOGETHER, EACH = "All in every picture", "One in each picture"
@@ -37,39 +37,42 @@ _CHOOSE_OUTPUTS = 2 * MAX_CONCEPTS + 8
 
 @dataclass(frozen=True)
 class Drawn:
-    """What the rows of a page show, but for the strengths."""
+    """Settings of the pictures that a page shows, without the strengths."""
 
     task: Task
     chosen: list[str]
     way: str
 
 
-class Handlers:
-    """Answers everybody who looks at the page."""
+class PlayHandlers:
+    """Event handlers of the Play tab, for everybody who uses the page.
+
+    Gradio passes every component as an argument of its own, so some handlers have more than 8.
+    """
 
     def __init__(self, backend: Backend) -> None:
-        """Draw with what a server has."""
+        """Draw with the model and the concepts of `backend`."""
         self._backend = backend
         self._stops: dict[str | None, threading.Event] = {}
 
     def look(self, chosen: list[str] | None, request: gr.Request) -> tuple[Any, Any]:
-        """Offer the concepts there are now, or tell where they come from; those chosen stay so."""
+        """List the concepts, or show where they come from; chosen ones stay chosen."""
         entries = self._backend.library.list(owner(request))
         choices = gr.update(choices=[(entry.name, entry.id) for entry in entries])
         there = {entry.id for entry in entries}
         if not there.issuperset(chosen or ()):
-            # Only then, for an answer comes late: what was chosen since is not to be undone.
+            # Only then: this answer may arrive after a newer choice, and must not undo it.
             choices["value"] = [each for each in chosen or () if each in there]
         return choices, gr.update(visible=not entries)
 
     def arrive(self, request: gr.Request) -> tuple[Any, Any]:
-        """Offer the concepts there are, the newest chosen."""
+        """List the concepts and choose the newest."""
         newest = self._backend.library.list(owner(request))[:1]
         choices, hint = self.look([], request)
         return {**choices, "value": [entry.id for entry in newest]}, hint
 
     def take(self, concept: str | None, request: gr.Request) -> tuple[Any, Any]:
-        """Choose the concept that another tab asks for."""
+        """Choose the concept that another tab has opened."""
         choices, hint = self.look([], request)
         return ({**choices, "value": [concept]} if concept else choices), hint
 
@@ -86,22 +89,22 @@ class Handlers:
         fourth: float | int,
         request: gr.Request,
     ) -> list[Any]:
-        """Make room for concepts, and draw as the first one's run did.
+        """Show the controls of the chosen concepts, and set the first one's drawing options.
 
-        A strength stays with its concept, and a prompt of the person's own stays.
+        Strengths stay with their concepts, and a prompt that the person wrote stays.
         """
         chosen = _unique(chosen)
         before, _ = placed
-        if (chosen, way) == placed:  # what set them has placed them too
+        if (chosen, way) == placed:  # already shown
             return [gr.skip()] * _CHOOSE_OUTPUTS
-        with told():
+        with errors_on_page():
             facts = self._facts(chosen, request)
         strengths = dict(zip(before, (first, second, third, fourth), strict=False))
         own, same = suggestion(facts, each=_is_each(way, chosen)), gr.skip()
         is_new = bool(facts) and before[:1] != chosen[:1]
         return [
             *_places(chosen, facts, [strengths.get(each, 1.0) for each in chosen], way),
-            own if (prompt or "") in ("", suggested) else same,  # None before its tab was opened
+            own if (prompt or "") in ("", suggested) else same,  # None until the tab is opened
             own,
             facts[0].num_inference_steps or same if is_new else same,
             facts[0].guidance_scale or same if is_new else same,
@@ -124,8 +127,8 @@ class Handlers:
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008  gradio looks for it here
     ) -> Iterator[tuple[Any, Any, Any]]:
-        """Draw without the concepts, show that, and draw with them."""
-        with told(), self._stoppable(request) as stop:
+        """Draw with the base, show its pictures, then draw with the concepts."""
+        with errors_on_page(), self._stoppable(request) as stop:
             if seed is None or steps is None or guidance is None:
                 raise LoLDUError("Seed, steps and guidance each need a number.")
             chosen = _unique(chosen)
@@ -134,7 +137,7 @@ class Handlers:
             seeds = [(seed + index) % (SEEDS[1] + 1) for index in range(count)]
             prompts, seeds = _pictures(prompt, seeds, facts, each=_is_each(way, chosen))
             if max(map(len, (*prompts, negative_prompt))) > MAX_PROMPT:
-                raise LoLDUError(f"The prompt has more than {MAX_PROMPT} letters: shorten it.")
+                raise LoLDUError(f"The prompt has more than {MAX_PROMPT} characters: shorten it.")
             task = Task(prompts, seeds, negative_prompt, steps, float(guidance))
             drawn = Drawn(task, chosen, way)
             studio = self._backend.studio
@@ -156,30 +159,30 @@ class Handlers:
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008  gradio looks for it here
     ) -> Iterator[Any]:
-        """Draw once more with the same concepts at other strengths."""
+        """Draw the same concepts again at other strengths."""
         chosen = _unique(chosen)
         if drawn is None or (drawn.chosen, drawn.way) != (chosen, way):
             return
-        with told(), self._stoppable(request) as stop:
+        with errors_on_page(), self._stoppable(request) as stop:
             uses = self._uses(chosen, [first, second, third, fourth], request)
             yield self._draw_concepts(drawn, uses, progress, stop, request)
 
     def stop(self, request: gr.Request) -> None:
-        """End what this page draws, before the next pass."""
+        """Stop the drawing of this page before its next pass."""
         if stop := self._stops.get(request.session_hash):
             stop.set()
         else:
             gr.Info("Nothing is being drawn.", duration=3)
 
     def reuse(self, picture_id: str | None, request: gr.Request) -> list[Any]:
-        """Set the controls as they were for a picture of the album."""
-        with told():
+        """Set the controls to the settings of a picture in the album."""
+        with errors_on_page():
             kept = self._backend.album.get(picture_id, owner(request))
             return self._as_drawn(read_png(kept.path), request)
 
     def reuse_file(self, path: str, request: gr.Request) -> list[Any]:
-        """Set the controls as they were for a PNG that is uploaded."""
-        with told():
+        """Set the controls to the settings in an uploaded PNG."""
+        with errors_on_page():
             return self._as_drawn(read_png(Path(path)), request)
 
     def _as_drawn(self, settings: Settings, request: gr.Request) -> list[Any]:
@@ -189,8 +192,8 @@ class Handlers:
         chosen = [ids[used.digest] for used in found]
         if lost := [used.name for used in settings.concepts if used not in found]:
             gr.Warning(
-                f"{escape(' and '.join(lost))}, as the picture shows it, is not in your library: "
-                "it was trained again or is not here."
+                f"Your library does not have {escape(' and '.join(lost))} as used in the picture: "
+                "it was trained again or removed."
             )
         if settings.base_name != base_name(self._backend.base):
             gr.Warning(f"The picture was drawn with another base ({escape(settings.base_name)}).")
@@ -232,7 +235,7 @@ class Handlers:
 
     @contextmanager
     def _stoppable(self, request: gr.Request) -> Iterator[threading.Event]:
-        """What this page draws can be stopped; it draws one thing, and a newer one ends it."""
+        """Yield the stop event of this page's drawing; a newer drawing stops the older one."""
         if older := self._stops.get(request.session_hash):
             older.set()
         stop = self._stops[request.session_hash] = threading.Event()
@@ -247,7 +250,7 @@ class Handlers:
     def _kept(
         self, row: Sequence[Picture], request: gr.Request, *, each: bool = False
     ) -> list[tuple[str, str]]:
-        """Keep pictures in the album, but for hidden ones, and give them to gradio to be shown."""
+        """Save all but hidden pictures to the album, and return all with captions for a gallery."""
         contents = [png_bytes(picture.image, picture.settings) for picture in row]
         self._backend.album.keep(
             owner(request),
@@ -264,17 +267,17 @@ class Handlers:
 
 
 def insert(prompt: str, label: str) -> str:
-    """The prompt with the words that a button names at its end."""
+    """Append the words of an insert button to the prompt."""
     return f"{prompt} {label.removeprefix(INSERT)}".strip()
 
 
 def random_seed() -> int:
-    """Any seed."""
+    """Return a random seed."""
     return random.randint(*SEEDS)
 
 
 def next_seed(seed: int | None, count: int) -> int:
-    """The first seed that the pictures of this one do not have."""
+    """Return the first seed after those of the current pictures."""
     return ((seed or 0) + count) % (SEEDS[1] + 1)
 
 
@@ -289,7 +292,7 @@ def _is_each(way: str, chosen: Sequence[str]) -> bool:
 def _places(
     chosen: list[str], facts: list[Facts], strengths: Sequence[float | int], way: str
 ) -> list[Any]:
-    """Sliders and buttons for concepts, the way, the row, the facts, and whose place is which."""
+    """Return the updates of the sliders, buttons, mode, gallery, facts and `placed`."""
     each = way == EACH and len(facts) > 1
     words = [" ".join(open_words(facts))] if each else [one.words for one in facts]
     missing = [None] * MAX_CONCEPTS
@@ -319,7 +322,7 @@ def _places(
 def _pictures(
     prompt: str, seeds: list[int], facts: list[Facts], *, each: bool
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """The prompt and the seed of every picture; one of each concept from the same noise."""
+    """Return the prompt and seed of every picture; concepts share the seeds."""
     if not each:
         return (filled(prompt, facts),) * len(seeds), tuple(seeds)
     prompts = [filled(prompt, [one]) for one in facts]
@@ -328,7 +331,7 @@ def _pictures(
 
 def _caption(picture: Picture, *, each: bool) -> str:
     if picture.is_hidden:
-        return "Hidden: the base's safety checker objects"
+        return "Hidden by the base's safety checker"
     if each and picture.settings.concepts:
         return picture.settings.concepts[0].name
     return f"seed {picture.settings.seed}"
@@ -339,6 +342,6 @@ def _watch(progress: gr.Progress, name: str, stop: threading.Event) -> Watch:
         progress((done, total), desc=name)
 
     def waiting(before: int) -> None:
-        progress(0, desc=f"Waiting: {before} before you")
+        progress(0, desc=f"Waiting: {before} ahead of you")
 
     return Watch(passes, waiting, stop)

@@ -1,4 +1,4 @@
-"""Progress: the trainings, how far they are, and what can be asked of them."""
+"""The Progress tab: a person's trainings, how far they are, and requests to them."""
 
 from collections.abc import Callable
 from html import escape
@@ -9,13 +9,12 @@ import gradio as gr
 from loldu.errors import LoLDUError
 from webui.backend import Backend, owner
 from webui.engine.job import Job, Status
-from webui.page import CONCEPTS, PLAY, PROGRESS, Page, told
+from webui.page import ANNOUNCED, CONCEPTS, PLAY, PROGRESS, QUIET, Page, errors_on_page
+from webui.watching.charts import plots
 from webui.watching.watcher import Look, Watcher
 
-_PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-_AT_ONCE: dict[str, Any] = _PRIVATE | {"queue": False}
-"""Not behind what is drawn in another tab; but only what is queued can raise a message."""
-_LIVE = "element.setAttribute('role', 'status')"  # a screen reader tells when it changes
+_AT_ONCE: dict[str, Any] = QUIET | {"queue": False}
+"""Events that do not wait for drawings of other tabs; they cannot show messages."""
 Looks = Callable[[Look, str | None, gr.Request], list[Any]]
 Asks = Callable[[Look, str | None, gr.Request], None]
 _REQUESTS = {
@@ -29,12 +28,12 @@ _REQUESTS = {
 
 
 def create_progress(backend: Backend, page: Page, tab: gr.Tab) -> None:
-    """Lay out the tab, and connect it."""
+    """Lay out the tab and connect its events."""
     parts: dict[str, Any] = {"timer": gr.Timer(1, active=False)}
     with gr.Column() as parts["empty"]:
         gr.HTML(
-            "<h2>Nothing is trained yet</h2><p>Choose 3 to 5 pictures of something, press Train, "
-            "and watch here how it is learnt.</p>"
+            "<h2>No training yet</h2><p>Choose 3 to 5 pictures of something, press Train, and "
+            "watch the training here.</p>"
         )
         parts["begin"] = gr.Button("Go to Concepts", variant="primary")
     with gr.Row(visible=False) as parts["full"]:
@@ -45,11 +44,11 @@ def create_progress(backend: Backend, page: Page, tab: gr.Tab) -> None:
         with gr.Column(scale=3, min_width=320):
             _job(parts)
     parts["restore"] = gr.Button("", size="sm", visible=False)
-    _connect(Handlers(backend, list(parts)), page, tab, parts)
+    _connect(ProgressHandlers(backend, list(parts)), page, tab, parts)
 
 
 def _job(parts: dict[str, Any]) -> None:
-    parts["headline"] = gr.HTML(js_on_load=_LIVE)
+    parts["headline"] = gr.HTML(js_on_load=ANNOUNCED)
     parts["facts"] = gr.HTML()
     with gr.Row(elem_classes="requests"):
         parts["play"] = gr.Button("Play with it", variant="primary", size="sm", min_width=90)
@@ -58,7 +57,8 @@ def _job(parts: dict[str, Any]) -> None:
         parts["cancel"] = gr.Button("Cancel", variant="stop", size="sm", min_width=90)
     _question(parts, "one", "Yes, end it")
     _pictures(parts)
-    parts["curves"] = gr.HTML()
+    with gr.Row(elem_classes="charts"):
+        parts |= plots()
     with gr.Accordion("Log", open=False) as parts["fold"]:
         parts["log"] = gr.HTML()
     parts["name"] = gr.Textbox(label="Name of this training", max_length=100, submit_btn="Rename")
@@ -84,22 +84,20 @@ def _pictures(parts: dict[str, Any]) -> None:
 
 
 def _question(parts: dict[str, Any], which: str, yes: str) -> None:
-    """What is asked before something that cannot be undone."""
+    """Lay out the question before something that cannot be undone."""
     with gr.Column(visible=False, elem_classes="question") as parts[f"ask_{which}"]:
-        parts[f"question_{which}"] = gr.HTML(js_on_load=_LIVE)
+        parts[f"question_{which}"] = gr.HTML(js_on_load=ANNOUNCED)
         with gr.Row():
             parts[f"yes_{which}"] = gr.Button(yes, variant="stop", size="sm", min_width=90)
             parts[f"no_{which}"] = gr.Button("No", size="sm", min_width=90)
 
 
-def _connect(handlers: "Handlers", page: Page, tab: gr.Tab, parts: dict[str, Any]) -> None:
+def _connect(handlers: "ProgressHandlers", page: Page, tab: gr.Tab, parts: dict[str, Any]) -> None:
     look = gr.State(Look())
     seen, shown = [look, page.job], [*parts.values(), page.job]
 
     def does(event: Callable[..., Any], act: Callable[..., Any], *given: Any) -> None:  # noqa: ANN401
-        event(act, [*given, *seen], None, **_PRIVATE).then(
-            handlers.refresh, seen, shown, **_AT_ONCE
-        )
+        event(act, [*given, *seen], None, **QUIET).then(handlers.refresh, seen, shown, **_AT_ONCE)
 
     def looks(event: Callable[..., Any], handler: Callable[..., Any], *given: Any) -> None:  # noqa: ANN401
         event(handler, [*given, *seen], shown, trigger_mode="always_last", **_AT_ONCE)
@@ -125,38 +123,38 @@ def _connect(handlers: "Handlers", page: Page, tab: gr.Tab, parts: dict[str, Any
     does(parts["name"].submit, handlers.rename, parts["name"])
     does(parts["restore"].click, handlers.restore)
     parts["begin"].click(lambda: gr.Tabs(selected=CONCEPTS), None, page.tabs, **_AT_ONCE)
-    parts["keep"].click(handlers.keep, [parts["checkpoint"], page.job], page.concept, **_PRIVATE)
-    parts["play"].click(handlers.play, seen, [page.concept, page.tabs, parts["timer"]], **_PRIVATE)
+    parts["keep"].click(handlers.keep, [parts["checkpoint"], page.job], page.concept, **QUIET)
+    parts["play"].click(handlers.play, seen, [page.concept, page.tabs, parts["timer"]], **QUIET)
 
 
-class Handlers:
-    """What the tab does with what a person does; each of them sees and asks only of their own."""
+class ProgressHandlers:
+    """Event handlers of the Progress tab; people see and change only their own trainings."""
 
     def __init__(self, backend: Backend, parts: list[str]) -> None:
-        """Answer for a backend, with updates of these parts and of the job that is shown."""
+        """Return updates of `parts`, in this order, and of the shown job."""
         self._backend = backend
         self._jobs = backend.jobs
         self._watcher = Watcher(backend)
         self._parts = parts
 
-    # ------------------------------------------------------------------------------ looking
+    # ------------------------------------------------------------------------------ showing
 
     def refresh(self, look: Look, job_id: str | None, request: gr.Request) -> list[Any]:
-        """Send what is new; a job that is not there gives way to the one most worth seeing."""
-        with told():
+        """Send the parts that changed; without a job, show the one most worth seeing."""
+        with errors_on_page():
             job = self._watcher.find(job_id, owner(request))
             view = self._watcher.view(job, owner(request), look)
             found = job.id if job else None
             return [*look.new(view, self._parts), gr.skip() if found == job_id else found]
 
     def enter(self, look: Look, job_id: str | None, request: gr.Request) -> list[Any]:
-        """Send everything, whatever was said to be there."""
+        """Send every part: the tab was opened."""
         look.open = True
         look.sent.clear()
         return self.refresh(look, job_id, request)
 
     def leave(self, look: Look, event: gr.SelectData) -> dict[str, Any]:
-        """Look no more while another tab is open."""
+        """Stop sending updates while another tab is open."""
         if event.value.lower() == PROGRESS:
             return gr.skip()
         return self._leave(look)
@@ -167,13 +165,13 @@ class Handlers:
         return self.refresh(look, job_id, request)
 
     def choose(self, job_id: str, request: gr.Request) -> str:
-        """Have another job shown."""
-        with told():
+        """Return the id of the job that a person chose from the list."""
+        with errors_on_page():
             return self._backend.job(job_id, request).id
 
     def scrub(self, place: int, look: Look, job_id: str | None, request: gr.Request) -> list[Any]:
-        """Show the pictures of a step, and stay there."""
-        with told():
+        """Show the pictures of one step, and stay at it."""
+        with errors_on_page():
             steps = sorted(self._jobs.progress(self._job(job_id, request).id).pictures)
             look.step = steps[min(place, len(steps)) - 1] if steps else None
         return self.refresh(look, job_id, request)
@@ -181,8 +179,8 @@ class Handlers:
     def follow(
         self, newest: bool, look: Look, job_id: str | None, request: gr.Request
     ) -> list[Any]:
-        """Show the newest pictures as they come, or stay at those of now."""
-        with told():
+        """Follow the newest pictures, or stay at the current ones."""
+        with errors_on_page():
             pictures = self._jobs.progress(self._job(job_id, request).id).pictures
             look.step = None if newest else max(pictures, default=None)
         return self.refresh(look, job_id, request)
@@ -190,12 +188,12 @@ class Handlers:
     def choose_checkpoint(
         self, step: int, look: Look, job_id: str | None, request: gr.Request
     ) -> list[Any]:
-        """Have another checkpoint kept than that of the shown step."""
+        """Choose the checkpoint to keep."""
         look.checkpoint = step
         return self.refresh(look, job_id, request)
 
     def unfold(self, log: bool) -> Looks:
-        """Show the log, or do not send it any more."""
+        """Return a handler that shows or hides the log."""
 
         def unfold(look: Look, job_id: str | None, request: gr.Request) -> list[Any]:
             look.log = log
@@ -204,7 +202,7 @@ class Handlers:
         return unfold
 
     def question(self, which: str | None) -> Looks:
-        """Ask before cancelling `one` or `all`, or ask no more."""
+        """Return a handler that asks before cancelling `one` or `all`, or closes the question."""
 
         def question(look: Look, job_id: str | None, request: gr.Request) -> list[Any]:
             look.asked = which
@@ -212,10 +210,10 @@ class Handlers:
 
         return question
 
-    # ------------------------------------------------------------------------------- asking
+    # ----------------------------------------------------------------------------- requests
 
     def ask(self, what: str) -> Asks:
-        """Ask something of the shown job, and tell what will come of it."""
+        """Return a handler that sends a request to the shown job and reports the outcome."""
         asks: dict[str, Callable[[str], None]] = {
             "stop": self._jobs.stop,
             "cancel": self._jobs.cancel,
@@ -228,48 +226,48 @@ class Handlers:
 
         def ask(look: Look, job_id: str | None, request: gr.Request) -> None:
             look.asked = None
-            with told():
+            with errors_on_page():
                 job = self._job(job_id, request)
                 asks[what](job.id)
-            self._backend.dispatcher.look()
+            self._backend.dispatcher.wake()
             gr.Info(_answer(what, job), duration=4)
 
         return ask
 
     def cancel_all(self, look: Look, job_id: str | None, request: gr.Request) -> None:
-        """Cancel all of the person's own that are queued."""
+        """Cancel all queued trainings of the person."""
         look.asked = None
-        with told():
+        with errors_on_page():
             queued = self._watcher.queued(owner(request))
             for job in queued:
                 self._jobs.cancel(job.id)
         gr.Info(f"Cancelled: {len(queued)}.", duration=4)
 
     def rename(self, name: str, look: Look, job_id: str | None, request: gr.Request) -> None:
-        """Give the shown job another name."""
-        with told():
+        """Rename the shown job."""
+        with errors_on_page():
             self._jobs.rename(self._job(job_id, request).id, name)
-        look.sent.pop("name", None)  # what is kept may be another than what was typed
+        look.sent.pop("name", None)  # the saved name may differ from the typed one
 
     def restore(self, look: Look, job_id: str | None, request: gr.Request) -> None:
-        """Bring back what was removed last."""
-        with told():
+        """Restore the job that was removed last."""
+        with errors_on_page():
             if (job := self._watcher.last_removed(owner(request))) is not None:
                 self._jobs.restore(job.id)
 
     def keep(self, step: int | None, job_id: str | None, request: gr.Request) -> str:
-        """Put a checkpoint's concept into the library, for Play to use."""
-        with told():
+        """Save a checkpoint's concept to the library, and select it for Play."""
+        with errors_on_page():
             job = self._job(job_id, request)
             if step is None:
-                raise LoLDUError("No checkpoint is chosen.")
+                raise LoLDUError("No checkpoint is chosen: choose one from the list.")
             entry = self._backend.library.keep(job, step, f"{job.name[:80]}, step {step}")
         gr.Info(f"“{escape(entry.name)}” is in the Library, and Play uses it.", duration=4)
         return entry.id
 
     def play(self, look: Look, job_id: str | None, request: gr.Request) -> tuple[Any, ...]:
         """Open Play with the result."""
-        with told():
+        with errors_on_page():
             entry = self._backend.library.of_job(self._job(job_id, request))
         return entry.id, gr.Tabs(selected=PLAY), self._leave(look)
 
@@ -282,7 +280,7 @@ class Handlers:
 
 
 def _answer(what: str, job: Job) -> str:
-    """What comes of a request, of a job as it was before."""
+    """Return the message after a request; `job` is the job before it."""
     if job.status is Status.QUEUED:
         return {"stop": "Out of the queue; Resume puts it back.", "cancel": "Cancelled."}[what]
     return {

@@ -1,4 +1,4 @@
-"""Score: a concept measured before and after, as a job beside the trainings."""
+"""The Score tab: a job that scores the base and a concept on the same prompts."""
 
 from collections.abc import Sequence
 from html import escape
@@ -9,7 +9,6 @@ from typing import Any
 import gradio as gr
 
 from eval.commands.adapter import REPORT_HTML, REPORT_PNG
-from loldu import ConceptError
 from loldu.errors import LoLDUError
 from loldu.files import save_png
 from loldu.pictures.open import load_image
@@ -27,23 +26,22 @@ from webui.library.scoring import (
     report_rows,
     usual_steps,
 )
-from webui.page import Page, told
-from webui.teaching.uploads import decoded
+from webui.page import ANNOUNCED, QUIET, Page, errors_on_page, score_table
+from webui.teaching.uploads import FILE_TYPES, decoded
 
-_PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 _MOST_REAL = 5
 _STATES = {Status.QUEUED: "In the queue", Status.RUNNING: "Measuring"}
 
 
 def create_score(backend: Backend, page: Page, tab: gr.Tab) -> None:
-    """Lay out the tab, and connect it."""
+    """Lay out the tab and connect its events."""
     usual = preset_of(backend.base)
     parts: dict[str, Any] = {"timer": gr.Timer(2, active=False)}
     with gr.Row():
         with gr.Column(scale=1, min_width=320):
             _form(parts, usual)
         with gr.Column(scale=2, min_width=320):
-            parts["status"] = gr.HTML(js_on_load="element.setAttribute('role', 'status')")
+            parts["status"] = gr.HTML(js_on_load=ANNOUNCED)
             with gr.Row():
                 parts["cancel"] = gr.Button("Cancel", variant="stop", size="sm", visible=False)
                 parts["resume"] = gr.Button("Go on", size="sm", visible=False)
@@ -58,13 +56,13 @@ def create_score(backend: Backend, page: Page, tab: gr.Tab) -> None:
             )
             with gr.Accordion("All pictures", open=False, visible=False) as parts["all"]:
                 parts["page"] = gr.HTML()
-    _connect(Handlers(backend, list(parts)), page, tab, parts)
+    _connect(ScoreHandlers(backend, list(parts)), page, tab, parts)
 
 
 def _form(parts: dict[str, Any], usual: str) -> None:
     parts["concept"] = gr.Dropdown([], value=None, label="Concept")
     parts["preset"] = gr.Dropdown(
-        list(presets()), value=usual, label="Prompts", info="What is asked for, by their names"
+        list(presets()), value=usual, label="Prompts", info="The set of prompts to draw"
     )
     parts["seeds"] = gr.Slider(
         1, 8, 2, step=1, precision=0, label="Seeds", info="More are steadier, and slower"
@@ -80,46 +78,46 @@ def _form(parts: dict[str, Any], usual: str) -> None:
         parts["token"] = gr.Textbox(label="Rare token", max_length=40)
         parts["class_name"] = gr.Textbox(label="Class, such as toy", max_length=40)
         parts["real"] = gr.File(
-            label=f"1 to {_MOST_REAL} true pictures of it",
+            label=f"1 to {_MOST_REAL} real pictures of it",
             file_count="multiple",
-            file_types=[".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"],
+            file_types=FILE_TYPES,
             height=150,
         )
     parts["estimate"] = gr.Markdown(estimate(usual, 2))
     parts["score"] = gr.Button("Score", variant="primary", interactive=False)
 
 
-def _connect(handlers: "Handlers", page: Page, tab: gr.Tab, parts: dict[str, Any]) -> None:
+def _connect(handlers: "ScoreHandlers", page: Page, tab: gr.Tab, parts: dict[str, Any]) -> None:
     shown = list(parts.values())
     asked = [parts[name] for name in ("concept", "preset", "seeds", "steps")]
-    gr.on([tab.select, page.concept.change], handlers.enter, page.concept, shown, **_PRIVATE)
-    parts["concept"].input(handlers.choose, parts["concept"], page.concept, **_PRIVATE)
+    gr.on([tab.select, page.concept.change], handlers.enter, page.concept, shown, **QUIET)
+    parts["concept"].input(handlers.choose, parts["concept"], page.concept, **QUIET)
     gr.on(
         [parts["preset"].change, parts["seeds"].change],
         estimate,
         asked[1:3],
         parts["estimate"],
-        **_PRIVATE,
+        **QUIET,
     )
     needed = [parts[name] for name in ("token", "class_name", "real")]
-    parts["score"].click(handlers.score, [*asked, *needed], shown, **_PRIVATE)
-    parts["cancel"].click(handlers.cancel, page.concept, shown, **_PRIVATE)
-    parts["resume"].click(handlers.resume, page.concept, shown, **_PRIVATE)
-    parts["timer"].tick(handlers.refresh, page.concept, shown, queue=False, **_PRIVATE)
+    parts["score"].click(handlers.score, [*asked, *needed], shown, **QUIET)
+    parts["cancel"].click(handlers.cancel, page.concept, shown, **QUIET)
+    parts["resume"].click(handlers.resume, page.concept, shown, **QUIET)
+    parts["timer"].tick(handlers.refresh, page.concept, shown, queue=False, **QUIET)
 
 
-class Handlers:
-    """What the tab does with what a person does; each of them sees and asks only of their own."""
+class ScoreHandlers:
+    """Event handlers of the Score tab; people see and change only their own jobs."""
 
     def __init__(self, backend: Backend, parts: Sequence[str]) -> None:
-        """Answer for a backend, with updates of these parts."""
+        """Return updates of `parts`, in this order."""
         self._backend = backend
         self._parts = parts
 
     def enter(self, concept: str | None, request: gr.Request) -> list[Any]:
-        """Offer the concepts there are, and show what is known of the chosen one."""
+        """List the concepts, and show the chosen one's last scoring."""
         who = owner(request)
-        with told():
+        with errors_on_page():
             entries = self._backend.library.list(who)
             entry = next((entry for entry in entries if entry.id == concept), None)
             view: dict[str, Any] = {
@@ -135,8 +133,8 @@ class Handlers:
             return self._updates(view | self._view(entry, who))
 
     def choose(self, concept: str | None, request: gr.Request) -> str | None:
-        """Have another concept scored, here and drawn in Play."""
-        with told():
+        """Choose another concept, here and in Play."""
+        with errors_on_page():
             return self._backend.library.get(concept, owner(request)).id
 
     def score(
@@ -150,9 +148,9 @@ class Handlers:
         real: Sequence[str] | None,
         request: gr.Request,
     ) -> list[Any]:
-        """Queue it."""
+        """Queue a scoring of the concept."""
         who, backend = owner(request), self._backend
-        with told(), TemporaryDirectory() as folder:
+        with errors_on_page(), TemporaryDirectory() as folder:
             entry = backend.library.get(concept, who)
             if steps is None:
                 raise LoLDUError("Steps needs a number.")
@@ -163,39 +161,39 @@ class Handlers:
                 uploaded = Path(folder)
                 _save_pictures(real or (), uploaded)
             backend.jobs.submit_score(entry.name, who, entry.id, entry.folder, options, uploaded)
-            backend.dispatcher.look()
+            backend.dispatcher.wake()
             return self._updates(self._view(entry, who))
 
     def cancel(self, concept: str | None, request: gr.Request) -> list[Any]:
-        """End the last one of the concept for good."""
-        with told():
+        """Cancel the concept's last scoring."""
+        with errors_on_page():
             self._backend.jobs.cancel(self._last(concept, request).id)
-        self._backend.dispatcher.look()
+        self._backend.dispatcher.wake()
         return self.refresh(concept, request)
 
     def resume(self, concept: str | None, request: gr.Request) -> list[Any]:
-        """Go on with the pictures that are missing."""
-        with told():
+        """Resume the last scoring; it draws the missing pictures."""
+        with errors_on_page():
             self._backend.jobs.resume(self._last(concept, request).id)
-        self._backend.dispatcher.look()
+        self._backend.dispatcher.wake()
         return self.refresh(concept, request)
 
     def refresh(self, concept: str | None, request: gr.Request) -> list[Any]:
-        """Show how far it is."""
-        with told():
+        """Show the progress of the concept's last scoring."""
+        with errors_on_page():
             entry = self._backend.library.get(concept, owner(request)) if concept else None
             return self._updates(self._view(entry, owner(request)))
 
-    # -------------------------------------------------------------------------------- inside
+    # ------------------------------------------------------------------------------ private
 
     def _updates(self, view: dict[str, Any]) -> list[Any]:
         return [view.get(part, gr.skip()) for part in self._parts]
 
     def _needs(self, entry: Entry) -> dict[str, Any]:
-        """What is to be filled in for a concept, as far as its files do not tell."""
+        """Return updates of the fields that a person fills in because the files lack them."""
         try:
             facts = about(entry.path)
-        except ConceptError:  # which the job would tell
+        except LoLDUError:  # the job would report it
             return {}
         is_named = bool(facts.token and facts.class_name)
         has_pictures = has_true_pictures(entry)
@@ -216,7 +214,7 @@ class Handlers:
         return job
 
     def _job(self, entry: Entry, who: str) -> Job | None:
-        """The last one that its owner asked for."""
+        """Return the last scoring of a concept that its owner asked for, or None."""
         jobs = self._backend.jobs.list(who, Kind.SCORE)
         return next((job for job in reversed(jobs) if job.concept == entry.id), None)
 
@@ -242,7 +240,7 @@ class Handlers:
             waiting = [each.id for each in self._backend.jobs.queue()]
             if job.id in waiting:  # it may have begun meanwhile
                 place = waiting.index(job.id) + 1
-                facts = f"Number {place} of those that wait for a device."
+                facts = f"Number {place} in the queue for a device."
         elif job.status in ACTIVE:
             done, total = drawn(job)
             if job.status is Status.RUNNING and done < total:
@@ -260,40 +258,33 @@ class Handlers:
 
 
 def estimate(preset: str, seeds: int) -> str:
-    """Tell how many pictures that makes."""
+    """Return a sentence with the number of pictures to draw."""
     chosen = presets()[preset]
     of_concept, others = len(chosen["prompts"]), len(chosen["other_prompts"])
     count = pictures_of({**chosen, "seeds": range(seeds)})
     return (
         f"{count} pictures: {of_concept} prompts of the concept and {others} of other things, "
-        f"from {seeds} seed{'s' if seeds > 1 else ''}, without it and with it."
+        f"{seeds} seed{'s' if seeds > 1 else ''} each, without the concept and with it."
     )
 
 
 def _nothing(entry: Entry | None) -> str:
     if entry is None:
-        return "<p>Choose a concept to measure it before and after.</p>"
+        return "<p>Choose a concept to score it against the base.</p>"
     return f"<h2>{escape(entry.name)}</h2><p>It has not been scored yet.</p>"
 
 
 def _report(job: Job) -> dict[str, Any]:
-    """What a scoring has left; the page in a frame of its own that may run nothing."""
+    """Return the report of a scoring; its HTML page sits in a sandboxed frame without scripts."""
     try:
         heading, *rows = report_rows(job)
         picture = load_image(job.folder / REPORT_PNG)
         page = (job.folder / REPORT_HTML).read_text(encoding="utf-8")
     except (OSError, KeyError, ValueError, TypeError, LoLDUError):
-        return {"table": "<p>Its report cannot be read any more; score the concept again.</p>"}
-    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in heading)
-    body = "".join(
-        f'<tr><th scope="row">{escape(row[0])}</th>'
-        + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
-        + "</tr>"
-        for row in rows
-    )
+        return {"table": "<p>The report cannot be read; score the concept again.</p>"}
     frame = f'<iframe class="report" sandbox title="Report" srcdoc="{escape(page)}"></iframe>'
     return {
-        "table": f'<div class="wide"><table class="scores"><tr>{head}</tr>{body}</table></div>',
+        "table": f'<div class="wide">{score_table(heading, rows)}</div>',
         "picture": gr.update(value=picture, visible=True),
         "all": gr.update(visible=True),
         "page": frame,
@@ -301,14 +292,14 @@ def _report(job: Job) -> dict[str, Any]:
 
 
 def _save_pictures(sent: Sequence[str], folder: Path) -> None:
-    """Uploads, decoded.
+    """Decode uploads and save them to `folder`.
 
     Raises:
-        LoLDUError: there is none, there are too many, or one is no picture.
+        LoLDUError: If there is none, there are too many, or one is not a picture.
     """
     if not 1 <= len(sent) <= _MOST_REAL:
         raise LoLDUError(
-            f"The pictures this concept was taught with are not here: add 1 to {_MOST_REAL} true "
+            f"The training pictures of this concept are missing: add 1 to {_MOST_REAL} real "
             "pictures of it to compare with."
         )
     for number, path in enumerate(sent):

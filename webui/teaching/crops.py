@@ -1,4 +1,4 @@
-"""The square of a picture that is trained on, as a person chose it."""
+"""The square crop of a training picture."""
 
 from dataclasses import dataclass
 
@@ -13,9 +13,9 @@ class Crop:
     """A square inside a picture.
 
     Attributes:
-        zoom: the picture's shorter side over the square's, from 1.
-        x: where the square lies between the left edge, 0, and the right, 1.
-        y: where it lies between the top, 0, and the bottom, 1.
+        zoom: Shorter side of the picture divided by the side of the square; from 1.
+        x: Horizontal place of the square, from 0 (left edge) to 1 (right edge).
+        y: Vertical place of the square, from 0 (top) to 1 (bottom).
     """
 
     zoom: float | int = 1
@@ -23,7 +23,7 @@ class Crop:
     y: float | int = 0.5
 
     def box(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
-        """Left, top, right and bottom in a picture of this size, in pixels."""
+        """Return left, top, right and bottom in pixels, in a picture of this size."""
         side = max(1, round(min(size) / min(max(self.zoom, 1.0), MAX_ZOOM)))
         left, top = (
             round((length - side) * min(max(place, 0.0), 1.0))
@@ -33,12 +33,12 @@ class Crop:
 
 
 def cropped(image: Image.Image, crop: Crop) -> Image.Image:
-    """The square, with all the pixels that the picture has there."""
+    """Return the square at the picture's full resolution."""
     return image.crop(crop.box(image.size))
 
 
 def outlined(image: Image.Image, crop: Crop, side_px: int) -> Image.Image:
-    """The whole picture, its longer side of `side_px`, dark but for the square."""
+    """Return the whole picture, scaled to a longer side of `side_px`, dark outside the square."""
     scale = side_px / max(image.size)
     small = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
     shade = Image.new("RGBA", small.size, _SHADE)

@@ -1,4 +1,4 @@
-"""How long a training will take, before it has begun."""
+"""Estimates of the duration of a training."""
 
 import json
 import time
@@ -17,22 +17,22 @@ from webui.engine.job import Job, Status
 from webui.engine.options import OPTIONS
 
 _STEP_PASSES = 3.0
-"""A forward and a backward pass in forward passes; guidance makes two of a denoising step."""
+"""Cost of a training step in forward passes; a guided denoising step costs two."""
 _LAST_JOBS = 3
 
 
 def estimated_seconds(
     options: Mapping[str, Any], jobs: Iterable[Job], measure: Callable[[int, int], float]
 ) -> float:
-    """The time of a training: its steps, its class pictures, and the pictures drawn on the way.
+    """Return the seconds of a training: its steps, class pictures and drawn pictures.
 
-    What is counted is pictures through the UNet. What one takes is known from trainings that have
-    finished here, or else measured.
+    Counts pictures that pass through the network. The time of one comes from the last three
+    finished trainings of this base, or else from a measurement.
 
     Args:
-        options: the trainer's, by name.
-        jobs: those there have been; of the finished ones on this base the last three are asked.
-        measure: gives the seconds of a forward pass of so many pictures of such a side.
+        options: Options of the trainer, by name.
+        jobs: All jobs so far.
+        measure: Returns the seconds of a forward pass, for a batch size and a side in pixels.
     """
     rows, side = rows_a_step(options), options["resolution"]
     finished = [job for job in jobs if job.status is Status.FINISHED]
@@ -48,7 +48,7 @@ def estimated_seconds(
 
 
 def rows_a_step(options: Mapping[str, Any]) -> int:
-    """Pictures that a step shows to the UNet, of the concept and of its class."""
+    """Return how many pictures of the concept and of its class a step trains on."""
     batch = options.get("train_batch_size", 1)
     prior = options.get("prior_batch_size") or batch
     of_class = prior if options.get("with_prior_preservation") else 0
@@ -56,7 +56,7 @@ def rows_a_step(options: Mapping[str, Any]) -> int:
 
 
 def drawn_pictures(options: Mapping[str, Any]) -> int:
-    """Pictures that are drawn: of the class, to be looked at and scored, and for the card."""
+    """Return how many pictures a run draws: of the class, for validation, scores and the card."""
     prompts = len(options.get("validation_prompt", ()))
     every = options.get("validation_steps", 0)
     times = options["max_train_steps"] // every + 1 if every else 0
@@ -70,13 +70,13 @@ def drawn_pictures(options: Mapping[str, Any]) -> int:
 
 
 def _seconds_a_row(folder: Path, base: str, side: int) -> float | None:
-    """What a training took for a picture and step, brought to another side; none if not alike."""
+    """Return the seconds per picture and step of a training, scaled to `side`; None if unlike."""
     try:
-        told = tomllib.loads((folder / OPTIONS).read_text(encoding="utf-8"))
+        tables = tomllib.loads((folder / OPTIONS).read_text(encoding="utf-8"))
         last = json.loads((folder / METRICS).read_bytes().splitlines()[-1])
     except (OSError, ValueError, IndexError):
         return None
-    options = {name: table[name] for table in told.values() for name in table}
+    options = {name: table[name] for table in tables.values() for name in table}
     if options["pretrained_model_name_or_path"] != base or not last["step"]:
         return None
     a_step = last["seconds"] / last["step"]
@@ -85,7 +85,7 @@ def _seconds_a_row(folder: Path, base: str, side: int) -> float | None:
 
 @torch.no_grad()
 def measured_pass(pipeline: DiffusionPipeline, rows: int, side: int) -> float:
-    """Seconds of a forward pass of so many pictures, after one that is not counted."""
+    """Return the seconds of a forward pass of `rows` pictures, after a warm-up pass."""
     family, network = family_of(pipeline), network_of(pipeline)
     device, rng = network.device, np.random.default_rng(0)
     timesteps = torch.from_numpy(family.noise_schedule(pipeline).draw_timesteps(rng, rows))
@@ -104,7 +104,7 @@ def measured_pass(pipeline: DiffusionPipeline, rows: int, side: int) -> float:
 
 
 def duration(seconds: float) -> str:
-    """A time as a person says it."""
+    """Return a duration in words, such as about 1 h 20 min."""
     minutes = max(1, round(seconds / 60))
     if minutes < 60:
         return f"about {minutes} minute{'' if minutes == 1 else 's'}"

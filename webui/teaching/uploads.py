@@ -1,4 +1,4 @@
-"""Pictures that a browser sends: checked by decoding, and kept under names of our own."""
+"""Uploaded pictures: checked by decoding, and stored under generated names."""
 
 import re
 import secrets
@@ -18,23 +18,24 @@ from webui.teaching.crops import Crop, cropped
 MAX_PICTURES = 20
 MAX_BYTES = 32 * 2**20
 MAX_PIXELS = 64 * 10**6
-"""More than any phone's camera makes, and 200 MB in memory."""
+"""More than any phone's camera makes; 200 MB in memory."""
 _KEPT_SIDE_PX = 2048
-"""Of the shorter side: four times what Stable Diffusion v1.5 sees, for crops that zoom in."""
+"""Length of the shorter side: four times Stable Diffusion v1.5's, for crops that zoom in."""
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+FILE_TYPES = [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"]
 _FORGOTTEN_AFTER_S = 24 * 3600
 
-Image.init()  # or WebP is no format yet
+Image.init()  # registers WebP
 
 
 @dataclass(frozen=True)
 class Upload:
-    """A picture that was sent.
+    """An uploaded picture.
 
     Attributes:
-        path: of its copy, which is upright, in RGB and without what a camera wrote into it.
-        name: its file's in the browser, only to be shown.
-        size: width and height in pixels.
+        path: Copy of the picture, upright, in RGB and without the camera's metadata.
+        name: File name in the browser, for display only.
+        size: Width and height in pixels.
     """
 
     path: Path
@@ -43,10 +44,10 @@ class Upload:
 
 
 class Uploads:
-    """The folder of what was sent, `sent`, and of what is trained with, `instances`."""
+    """Folders of the uploads, `sent`, and of training pictures, `instances`."""
 
     def __init__(self, folder: Path) -> None:
-        """Make the folder, and forget what was sent long ago and came to nothing."""
+        """Make the folders, and delete uploads of more than a day ago."""
         self._sent, self._instances = folder / "sent", folder / "instances"
         for made in (self._sent, self._instances):
             made.mkdir(parents=True, exist_ok=True)
@@ -55,14 +56,14 @@ class Uploads:
                 old.unlink(missing_ok=True)
 
     def add(self, path: Path, name: str) -> Upload:
-        """Check a file, and keep the picture in it.
+        """Check a file and store the picture in it.
 
         Args:
-            path: where the file lies now.
-            name: what its sender calls it.
+            path: The uploaded file.
+            name: Its name in the browser.
 
         Raises:
-            LoLDUError: it is no picture, or too large a one.
+            LoLDUError: If it is not a picture, or too large.
         """
         image = decoded(path, name)
         kept = self._sent / f"{secrets.token_hex(12)}.png"
@@ -70,10 +71,10 @@ class Uploads:
         return Upload(kept, name, image.size)
 
     def store(self, pictures: Iterable[tuple[Upload, Crop]]) -> Path:
-        """Write the crops of pictures into a new folder, `picture-1.png` and so on.
+        """Write the crops of pictures into a new folder, as `picture-1.png` and so on.
 
         Raises:
-            LoLDUError: one was sent so long ago that it is gone.
+            LoLDUError: If an upload was deleted because it is too old.
         """
         folder = self._instances / secrets.token_hex(12)
         unfinished = folder.with_name(f".{folder.name}")
@@ -89,49 +90,47 @@ class Uploads:
 
 
 def opened(upload: Upload) -> Image.Image:
-    """The picture that was sent.
+    """Return an uploaded picture.
 
     Raises:
-        LoLDUError: it was sent so long ago that it is gone.
+        LoLDUError: If it was deleted because it is too old.
     """
     if not upload.path.is_file():
-        raise LoLDUError(f"{upload.name} was sent too long ago: add it again.")
+        raise LoLDUError(f"{upload.name} was uploaded too long ago: add it again.")
     return load_image(upload.path)
 
 
 def decoded(path: Path, name: str) -> Image.Image:
-    """The picture in a file, no larger than is of use.
+    """Return the picture in a file, scaled down to a shorter side of at most 2048 pixels.
 
     Args:
-        path: of the file.
-        name: what its sender calls it, for what is told.
+        path: The file.
+        name: Its name in the browser, for messages.
 
     Raises:
-        LoLDUError: it is no picture, or too large a one.
+        LoLDUError: If it is not a picture, or too large.
     """
     name = shown_name(name)
     size = path.stat().st_size
     if size == 0:
         raise LoLDUError(f"{name} is empty: choose the picture again.")
     if size > MAX_BYTES:
-        raise LoLDUError(f"{name} has {size >> 20} MB; {MAX_BYTES >> 20} are the most.")
+        raise LoLDUError(f"{name} has {size >> 20} MB: the limit is {MAX_BYTES >> 20} MB.")
     try:
         with Image.open(path, formats=_FORMATS) as file:
-            width, height = file.size  # told by the header, before anything is decoded
+            width, height = file.size  # from the header, before decoding
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise LoLDUError(_too_many(name)) from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise LoLDUError(
-            f"{name} is not a picture that can be read: send JPEG, PNG, WebP, BMP or GIF."
+            f"{name} is not a picture that can be read: use JPEG, PNG, WebP, BMP or GIF."
         ) from error
     if width * height > MAX_PIXELS:
         raise LoLDUError(_too_many(name))
     try:
         image = load_image(path)
     except LoLDUError as error:
-        raise LoLDUError(
-            f"{name} cannot be read to its end: choose it again, or another."
-        ) from error
+        raise LoLDUError(f"{name} is incomplete: choose it again, or another picture.") from error
     scale = _KEPT_SIDE_PX / min(image.size)
     if scale < 1:
         image = image.resize(
@@ -142,7 +141,7 @@ def decoded(path: Path, name: str) -> Image.Image:
 
 
 def shown_name(name: str) -> str:
-    """The name of a file as it is told: the last part of a path, and of it only so much."""
+    """Return the basename of a file for messages, at most 60 characters."""
     return re.split(r"[\\/]", name)[-1][:60] or "The file"
 
 

@@ -1,1 +1,1 @@
-"""What a page shows of a training while it runs."""
+"""Content of the Progress tab."""

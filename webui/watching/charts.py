@@ -1,58 +1,89 @@
-"""Curves of a run as drawings on the page: SVG in the page's own colours, dark or light."""
+"""Loss and score curves of a run, and the scores of one step."""
 
 import math
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from trainer.results.chart import Line, Number, Panel, Point, extent, short, ticks
+import gradio as gr
+
 from webui.engine.progress import Progress
+from webui.page import score_table
 
 SCORES = {
     "dino": ("DINO", "like your pictures, in shape and detail; higher is better"),
     "clip_i": ("CLIP-I", "like your pictures, in kind and colour; higher is better"),
-    "clip_t": ("CLIP-T", "does what the prompt says; higher is better"),
+    "clip_t": ("CLIP-T", "follows the prompt; higher is better"),
     "drift": ("Drift", "damage to other prompts; lower is better"),
 }
-"""By the name in a run's records: title and meaning."""
-_RAW, _STRONG = "var(--chart-raw)", "var(--chart-line)"
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 340, 190, 46, 46, 10, 24
+"""Title and meaning of each score, by its name in the run's records."""
+LOSS, MEASURED, SMOOTHED = "Loss", "measured", "smoothed"
+_COLOURS = {MEASURED: "#94a3b8", SMOOTHED: "#0d9488"}
 _SMOOTHING = 0.9
-_MOST_POINTS = 300
-"""Of a curve: as many as its drawing has room for, so that a long run stays cheap to send."""
-_MOST_DOTS = 30
+_MAX_POINTS = 300
+"""Points per curve: as many as a chart has pixels for, so that long runs stay cheap to send."""
+
+Point = tuple[float | int, float | int]
 
 
-def draw_curves(progress: Progress, shown: int | None) -> str:
-    """The losses and scores so far, as HTML; nothing before there are any.
+@dataclass(frozen=True)
+class Chart:
+    """Curves that share their axes; points are steps and values."""
 
-    Args:
-        progress: of the run.
-        shown: the step whose pictures are shown, to be marked.
-    """
-    panels = []
-    if len(progress.losses) > 1:
-        steps, losses = zip(*progress.losses, strict=True)
-        title = "Loss: thin as measured, thick smoothed; noise, for the most part"
-        lines = [Line("measured", _RAW, steps, losses)]
-        lines.append(Line("smoothed", _STRONG, steps, smoothed(losses)))
-        panels.append(Panel(title, lines))
-    for name, (title, meaning) in SCORES.items():
-        points = [
+    title: str
+    curves: tuple[tuple[str, tuple[Point, ...]], ...]
+
+    def update(self) -> dict[str, Any]:
+        """Return the update of a plot of `plots`; a chart without points is hidden."""
+        import pandas as pd  # takes half a second
+
+        rows = [(x, y, name) for name, points in self.curves for x, y in points]
+        data = pd.DataFrame(rows, columns=["Step", self.title, "Curve"])
+        return gr.update(value=data if rows else None, visible=bool(rows))
+
+
+def plots() -> dict[str, gr.LinePlot]:
+    """Lay out a plot for the loss and one for every score; each is hidden until it has points."""
+    meanings = {LOSS: "noisy for the most part: follow the smoothed curve"}
+    meanings |= dict(SCORES.values())
+    return {
+        _part(title): gr.LinePlot(
+            x="Step",
+            y=title,
+            y_title="",
+            color="Curve" if title == LOSS else None,
+            color_title="",
+            color_map=_COLOURS if title == LOSS else None,
+            label=title,
+            show_label=True,
+            caption=f"{title}: {meaning}",
+            height=230,
+            min_width=280,
+            buttons=[],
+            visible=False,
+        )
+        for title, meaning in meanings.items()
+    }
+
+
+def charts(progress: Progress) -> dict[str, Chart]:
+    """Return the chart of every plot of `plots`, by the plot's name; it may have no points."""
+    steps = [step for step, _ in progress.losses]
+    means = zip(steps, smoothed([loss for _, loss in progress.losses]), strict=True)
+    losses = ((MEASURED, _thinned(progress.losses)), (SMOOTHED, _thinned(means)))
+    shown = {_part(LOSS): Chart(LOSS, losses if len(steps) > 1 else ())}
+    for name, (title, _) in SCORES.items():
+        points = (
             (step, scores[name])
             for step, scores in sorted(progress.scores.items())
             if math.isfinite(scores.get(name, math.nan))
-        ]
-        if points:
-            x, y = zip(*points, strict=True)
-            mark = next((point for point in points if point[0] == shown), None)
-            panels.append(Panel(f"{title}: {meaning}", [Line("", _STRONG, x, y)], mark))
-    if not panels:
-        return ""
-    return f'<div class="charts">{"".join(map(_figure, panels))}</div>'
+        )
+        shown[_part(title)] = Chart(title, ((title, _thinned(points)),))
+    return shown
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """The running mean in which the past fades, and the first value weighs no more than others."""
+    """Return the bias-corrected exponential moving average at every value."""
     means, total, weight = [], 0.0, 0.0
     for value in values:
         total = _SMOOTHING * total + (1 - _SMOOTHING) * value
@@ -61,77 +92,24 @@ def smoothed(values: Sequence[float]) -> list[float]:
     return means
 
 
-def score_table(scores: Mapping[int, Mapping[str, float]], shown: int | None) -> str:
-    """The scores of a step beside the base's, as HTML; nothing where it was not measured."""
-    if shown is None or not scores.get(shown):
+def table_of_step(scores: Mapping[int, Mapping[str, float]], step: int | None) -> str:
+    """Return the scores of a step beside the base's as HTML, or "" if it was not scored."""
+    if step is None or not scores.get(step):
         return ""
-    columns = {"base": scores.get(0, {}), f"step {shown}": scores[shown]}
-    head = "".join(f'<th scope="col">{name}</th>' for name in columns)
-    rows = "".join(
-        f'<tr><th scope="row" title="{escape(meaning)}">{title}</th>'
-        + "".join(f"<td>{_told(of.get(name))}</td>" for of in columns.values())
-        + "</tr>"
-        for name, (title, meaning) in SCORES.items()
-        if name in scores[shown]
-    )
-    return f'<table class="scores"><tr><td></td>{head}</tr>{rows}</table>'
+    columns = scores.get(0, {}), scores[step]
+    rows = [
+        (title, *(f"{of[name]:.3f}" if name in of else "" for of in columns))
+        for name, (title, _) in SCORES.items()
+        if name in scores[step]
+    ]
+    return score_table(("", "base", f"step {step}"), rows)
 
 
-def _figure(panel: Panel) -> str:
-    x = extent([x for line in panel.lines for x in line.x], 0)
-    y = extent([y for line in panel.lines for y in line.y], 0.06)
-    right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
-
-    def at(point: Point) -> Point:
-        across = (point[0] - x[0]) / (x[1] - x[0])
-        up = (point[1] - y[0]) / (y[1] - y[0])
-        return round(_LEFT + across * (right - _LEFT), 1), round(bottom - up * (bottom - _TOP), 1)
-
-    parts = []
-    for value in ticks(*y, 4):
-        place = at((x[0], value))
-        parts.append(f'<path class="rule" d="M{_LEFT},{place[1]}H{right}"/>')
-        parts.append(_text((_LEFT - 6, place[1] + 4), short(round(value, 9)), "end"))
-    for value in ticks(*x, 5):
-        parts.append(_text((at((value, y[0]))[0], _HEIGHT - 6), f"{value:g}", "middle"))
-    parts += [_curve([at(point) for point in _thinned(line)], line.colour) for line in panel.lines]
-    if panel.mark:
-        parts.append(_dot(at(panel.mark), 5))
-    last = panel.lines[-1]
-    end = at((last.x[-1], last.y[-1]))
-    parts.append(_text((end[0] + 6, end[1] + 4), f"{last.y[-1]:.3f}", "start"))
-    return (
-        f"<figure><figcaption>{escape(panel.title)}</figcaption>"
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(_aria(panel))}">'
-        f"{''.join(parts)}</svg></figure>"
-    )
+def _part(title: str) -> str:
+    return f"{title} chart"
 
 
-def _aria(panel: Panel) -> str:
-    ends = ", ".join(f"{line.name} {line.y[-1]:.3f}".strip() for line in panel.lines)
-    first, last = panel.lines[-1].x[0], panel.lines[-1].x[-1]
-    return f"{panel.title}. Steps {first} to {last}; at the last: {ends}"
-
-
-def _thinned(line: Line) -> list[Point]:
-    """Evenly, counted from the last, which is always there."""
-    points = list(zip(line.x, line.y, strict=True))
-    return points[:: -max(1, math.ceil(len(points) / _MOST_POINTS))][::-1]
-
-
-def _curve(points: Sequence[Point], colour: str) -> str:
-    dots = "".join(_dot(point, 2.5) for point in points) if len(points) <= _MOST_DOTS else ""
-    path = " ".join(f"{x},{y}" for x, y in points)
-    return f'<g style="--ink: {colour}"><polyline points="{path}"/>{dots}</g>'
-
-
-def _dot(point: Point, radius: Number) -> str:
-    return f'<circle cx="{point[0]}" cy="{point[1]}" r="{radius}"/>'
-
-
-def _text(place: Point, text: str, anchor: str) -> str:
-    return f'<text x="{place[0]}" y="{place[1]:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
-
-
-def _told(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+def _thinned(points: Iterable[Point]) -> tuple[Point, ...]:
+    """Return points at even distances, counted from the last one, which always stays."""
+    points = tuple(points)
+    return points[:: -max(1, math.ceil(len(points) / _MAX_POINTS))][::-1]

@@ -1,4 +1,4 @@
-"""What the Progress tab shows now, and what of that a browser does not have yet."""
+"""The content of the Progress tab, and the parts of it that a browser lacks."""
 
 import dataclasses
 import time
@@ -16,8 +16,8 @@ from webui.backend import Backend
 from webui.engine.job import ACTIVE, ENDED, RESUMABLE, Job, Kind, Status
 from webui.engine.options import drawn_prompts
 from webui.engine.progress import Progress
-from webui.watching import telling
-from webui.watching.charts import draw_curves, score_table
+from webui.watching import text
+from webui.watching.charts import Chart, charts, table_of_step
 
 _TICK_S, _QUEUE_TICK_S = 1, 5
 _NOTHING = Progress(0, 0, (), {}, None, None, None, (), {}, {}, "")
@@ -25,16 +25,16 @@ _NOTHING = Progress(0, 0, (), {}, None, None, None, (), {}, {}, "")
 
 @dataclass
 class Look:
-    """How one browser looks at the tab; only this server knows it, and only to its next start.
+    """State of the tab in one browser; it is lost when the server restarts.
 
     Attributes:
-        step: Whose pictures a person chose to see; None follows the newest.
-        checkpoint: The step that would be kept.
-        nearest_to: The shown step that the checkpoint was last chosen for.
+        step: Step whose pictures are shown; None follows the newest.
+        checkpoint: Step of the checkpoint that Keep would save.
+        nearest_to: Shown step for which `checkpoint` was chosen.
         log: Whether the log is unfolded.
-        asked: What the person is asked to confirm: to cancel `one` or `all`.
-        open: Whether the tab is; a server that has just started takes it to be.
-        sent: What the browser has, by part of the tab.
+        asked: Open question: whether to cancel `one` or `all`.
+        open: Whether the tab is open; a new server assumes so.
+        sent: Values that the browser has, by part of the tab.
     """
 
     step: int | None = None
@@ -46,66 +46,68 @@ class Look:
     sent: dict[str, Any] = field(default_factory=dict)
 
     def at_another(self) -> None:
-        """Look at another job: from its newest pictures, wherever the last one's was left."""
+        """Forget the choices that were made for the last job."""
         self.step = self.checkpoint = self.nearest_to = self.asked = None
-        for part in ("list", "name"):  # what was chosen and typed there was for the last one
+        for part in ("list", "name"):  # they show input for the last job
             self.sent.pop(part, None)
 
     def new(self, view: Mapping[str, Any], parts: Iterable[str]) -> list[Any]:
-        """What is to be sent of a view, in the order of parts: nothing of what is there."""
+        """Return an update for each of `parts`; those that the browser has are skipped."""
         updates: list[Any] = []
         for part in parts:
             if part not in view or self.sent.get(part) == view[part]:
                 updates.append(gr.skip())
                 continue
             update = self.sent[part] = view[part]
-            updates.append(update.update() if isinstance(update, Row | Choices) else update)
+            updates.append(
+                update.update() if isinstance(update, PictureRow | Choices | Chart) else update
+            )
         return updates
 
 
 @dataclass(frozen=True)
-class Row:
-    """A row of pictures; each with when it was written, for a resumed run draws them anew."""
+class PictureRow:
+    """A row of pictures: path, time of writing (a resumed run redraws them) and prompt."""
 
     label: str
     pictures: tuple[tuple[Path, int, str], ...]
 
     def update(self) -> dict[str, Any]:
-        """The row for a browser, decoded here: the folder of a studio is served to nobody."""
+        """Return the gallery update; pictures are decoded here, as their folder is not served."""
         value = [(load_image(path), prompt) for path, _, prompt in self.pictures]
         return gr.update(value=value, label=self.label, visible=bool(value))
 
 
 @dataclass(frozen=True)
 class Choices:
-    """The list of jobs, and which is chosen when that is not the person's own choice just now."""
+    """The list of jobs; `value` is the selected one, or None to leave the selection alone."""
 
     choices: tuple[tuple[str, str], ...]
     value: str | None = field(compare=False)
 
     def update(self) -> dict[str, Any]:
-        """The list for a browser."""
+        """Return the update of the list."""
         update = gr.update(choices=list(self.choices))
         return update if self.value is None else update | {"value": self.value}
 
 
 class Watcher:
-    """Looks at the trainings of an owner for the tab."""
+    """Builds the content of the tab from the jobs."""
 
     def __init__(self, backend: Backend) -> None:
-        """Look at those of a backend."""
+        """Read the jobs of `backend`."""
         self._jobs = backend.jobs
         self._at_rest = lru_cache(maxsize=1024)(self._reach)
 
     def find(self, job_id: str | None, owner: str) -> Job | None:
-        """The job to show: the asked one, or else one that runs, or else the newest."""
+        """Return the job to show: `job_id`, or else a running one, or else the newest."""
         own = self._own(owner)
         asked = [job for job in own if job.id == job_id]
         running = [job for job in own if job.status in ACTIVE]
         return next(iter([*asked, *running, *own[::-1]]), None)
 
     def view(self, job: Job | None, owner: str, look: Look) -> dict[str, Any]:
-        """All parts of the tab for a job of the owner, by name; the same when nothing changed."""
+        """Return the parts of the tab by name; they are equal when nothing changed."""
         if job is None:
             shown: dict[str, Any] = {"empty": gr.update(visible=True)}
             shown |= {"full": gr.update(visible=False)}
@@ -119,7 +121,7 @@ class Watcher:
         return shown | {"timer": self._pace(owner) if look.open else gr.update(active=False)}
 
     def _pace(self, owner: str) -> dict[str, Any]:
-        """How often there is something new to see."""
+        """Return the timer's update: faster while a training runs."""
         states = {job.status for job in self._own(owner)}
         works = bool(states & ACTIVE)
         return gr.update(
@@ -127,16 +129,16 @@ class Watcher:
         )
 
     def last_removed(self, owner: str) -> Job | None:
-        """What can be brought back."""
+        """Return the job that was removed last, or None."""
         return max(self._own(owner, removed=True), key=lambda job: job.removed or 0, default=None)
 
     def queued(self, owner: str) -> tuple[Job, ...]:
-        """The owner's in the queue, the next one first."""
+        """Return the owner's queued trainings, the next one first."""
         own = (job for job in self._jobs.queue() if job.owner == owner)
         return tuple(job for job in own if job.kind is Kind.TRAIN)
 
     def _own(self, owner: str, *, removed: bool = False) -> tuple[Job, ...]:
-        """Their trainings; scorings are of another tab."""
+        """Return the owner's trainings; scorings belong to the Score tab."""
         return self._jobs.list(owner, Kind.TRAIN, removed=removed)
 
     # -------------------------------------------------------------------------------- the list
@@ -145,7 +147,7 @@ class Watcher:
         own, now = self._own(owner), time.time()
         places = {each.id: place for place, each in enumerate(self._jobs.queue(), 1)}
         choices = tuple(
-            (telling.listed(each, self._reached(each), places.get(each.id), now), each.id)
+            (text.listed(each, self._reached(each), places.get(each.id), now), each.id)
             for each in own[::-1]
         )
         queued = len(self.queued(owner))
@@ -162,7 +164,7 @@ class Watcher:
     def _reach(self, job: Job) -> tuple[int, int] | None:
         try:
             progress = self._jobs.progress(job.id)
-        except LoLDUError:  # its folder is gone; the rest of the list is not
+        except LoLDUError:  # its folder is gone; still show the others
             return None
         return progress.step, progress.steps
 
@@ -173,7 +175,7 @@ class Watcher:
         if job.status is Status.QUEUED:
             everyone = self._jobs.list()
             active = [each for each in everyone if each.status in ACTIVE]
-            waits = telling.before(job, self._jobs.queue(), active)
+            waits = text.before(job, self._jobs.queue(), active)
         try:
             progress = self._jobs.progress(job.id)
         except LoLDUError as error:
@@ -181,12 +183,12 @@ class Watcher:
         newest = max(progress.pictures, default=None)
         shown = _nearest(look.step, progress.pictures) if look.step is not None else newest
         return {
-            "headline": telling.headline(job, progress.checkpoints, waits),
-            "facts": telling.facts(job, progress),
+            "headline": text.headline(job, progress.checkpoints, waits),
+            "facts": text.facts(job, progress),
             "name": job.name,
-            "curves": draw_curves(progress, shown),
-            "scores": score_table(progress.scores, shown),
-            "log": telling.log_tail(job.folder) if look.log else "",
+            "scores": table_of_step(progress.scores, shown),
+            "log": text.log_tail(job.folder) if look.log else "",
+            **charts(progress),
             **_buttons(job, look),
             **_scrubber(progress, shown, look),
             **_rows(job, progress, shown),
@@ -198,13 +200,13 @@ REQUESTS = ("stop", "finish", "save", "sample", "resume", "cancel", "remove", "p
 
 
 def allowed(job: Job) -> frozenset[str]:
-    """What of that makes sense."""
+    """Return the requests that the job can take in its state."""
     able: set[str] = set()
     if job.status in (Status.QUEUED, Status.RUNNING):
         able |= {"stop", "cancel"}
     if job.status is Status.STOPPING:
         able |= {"cancel"}
-    if telling.listens(job):
+    if text.listens(job):
         able |= {"finish", "save", "sample"}
     if job.status in RESUMABLE:
         able |= {"resume"}
@@ -218,11 +220,11 @@ def allowed(job: Job) -> frozenset[str]:
 def _buttons(job: Job, look: Look) -> dict[str, Any]:
     able = allowed(job)
     if job.status is Status.QUEUED:
-        question = "Take it out of the queue for good? It could not be resumed."
+        question = "Remove it from the queue? It cannot be resumed."
     elif job.wanted is Status.CANCELLED:
-        question = "It ends after this step. End it at once?"
+        question = "It ends after this step. End it now?"
     else:
-        question = "End it for good, without a result? Its checkpoints stay."
+        question = "End it without a result? Its checkpoints stay."
     return {
         **{name: gr.update(interactive=name in able) for name in REQUESTS},
         "ask_one": gr.update(visible=look.asked == "one" and "cancel" in able),
@@ -237,7 +239,7 @@ def _scrubber(progress: Progress, shown: int | None, look: Look) -> dict[str, An
     place = steps.index(shown) + 1
     label = f"Pictures of step {shown}, {place} of {len(steps)}"
     update: dict[str, Any] = {"maximum": len(steps), "label": label}
-    if look.step is None:  # else it is where the person has put it, or already further
+    if look.step is None:  # otherwise leave the slider where the person put it
         update["value"] = place
     return {
         "steps": gr.update(visible=True),
@@ -249,16 +251,16 @@ def _scrubber(progress: Progress, shown: int | None, look: Look) -> dict[str, An
 def _rows(job: Job, progress: Progress, shown: int | None) -> dict[str, Any]:
     prompts = drawn_prompts(job.folder) if progress.pictures or progress.base_pictures else ()
 
-    def row(label: str, paths: tuple[Path, ...]) -> Row:
+    def row(label: str, paths: tuple[Path, ...]) -> PictureRow:
         pictures = zip(paths, prompts, strict=False)
-        return Row(label, tuple((path, _written(path), prompt) for path, prompt in pictures))
+        return PictureRow(label, tuple((path, _written(path), prompt) for path, prompt in pictures))
 
     of_step = progress.pictures.get(shown, ()) if shown is not None else ()
     return {"base": row("Base", progress.base_pictures), "adapted": row(f"Step {shown}", of_step)}
 
 
 def _keeping(progress: Progress, shown: int | None, look: Look) -> dict[str, Any]:
-    """The checkpoints, of which the one nearest to the shown step is chosen when that changes."""
+    """Return the list of checkpoints; choose the one nearest to the shown step."""
     steps = sorted(progress.checkpoints)
     if not steps:
         return {"keeping": gr.update(visible=False)}

@@ -47,5 +47,5 @@ def test_prompts_of_several_concepts(runs: Path) -> None:
     for concepts in ([], [one, other]):
         with pytest.raises(LoLDUError, match=r"^\{token\} in the prompt stands for"):
             filled(prompt, concepts)
-    with pytest.raises(LoLDUError, match=r"^rabbit does not tell a word for \{class\}"):
+    with pytest.raises(LoLDUError, match=r"^rabbit has no word for \{class\}"):
         filled("a {class}", [unknown])

@@ -63,18 +63,18 @@ def test_other_tools_read_the_parameters() -> None:
 )
 def test_settings_out_of_range_are_refused(tmp_path: Path, name: str, value: Any) -> None:  # noqa: ANN401
     text = json.dumps({**json.loads(SETTINGS.as_json()), name: value})
-    with pytest.raises(LoLDUError, match=r"^x\.png tells settings that are damaged"):
+    with pytest.raises(LoLDUError, match=r"^x\.png has damaged settings"):
         read_png(told(tmp_path / "x.png", text), "x.png")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", "[" * 100_000, '{"version": 1}'])
 def test_a_damaged_chunk_is_a_sentence(tmp_path: Path, text: str) -> None:
-    with pytest.raises(LoLDUError, match=r"^The file tells settings that are damaged"):
+    with pytest.raises(LoLDUError, match=r"^The file has damaged settings"):
         read_png(told(tmp_path / "x.png", text))
 
 
 def test_a_file_that_is_no_picture_of_ours(tmp_path: Path) -> None:
-    with pytest.raises(LoLDUError, match=r"^The file does not tell how it was drawn"):
+    with pytest.raises(LoLDUError, match=r"^The file has no settings"):
         read_png(told(tmp_path / "plain.png", None))
     for name, content in (
         ("empty.png", b""),

@@ -16,7 +16,7 @@ from loldu.errors import LoLDUError
 from tests.webui.concepts import MakeUse, teach
 from tests.webui.drawing.reference import PROMPT, TASK, drawn_apart, pixels
 from webui.drawing import model
-from webui.drawing.line import Cancelled
+from webui.drawing.queue import Cancelled
 from webui.drawing.settings import Used
 from webui.drawing.studio import Studio, Task, Watch
 

@@ -158,7 +158,7 @@ def test_a_killed_training_can_be_resumed(jobs: Jobs, dispatcher: Dispatcher) ->
 
 def test_stop_sample_and_resume(jobs: Jobs, dispatcher: Dispatcher) -> None:
     job = submit(jobs, steps=ENDLESS)
-    with pytest.raises(LoLDUError, match="does not train: it is queued"):
+    with pytest.raises(LoLDUError, match="is not training: it is queued"):
         jobs.sample_now(job.id)
     ticking(dispatcher, lambda: (job.folder / "control").exists())
     jobs.sample_now(job.id)
@@ -178,7 +178,7 @@ def test_stop_sample_and_resume(jobs: Jobs, dispatcher: Dispatcher) -> None:
 def test_what_only_loads_is_ended_at_once(end: str, jobs: Jobs, dispatcher: Dispatcher) -> None:
     job = submit(jobs, "loads")
     ticking(dispatcher, lambda: starts(job))
-    with pytest.raises(LoLDUError, match="not training at this moment"):
+    with pytest.raises(LoLDUError, match="takes no steps at this moment"):
         jobs.save_now(job.id)
     getattr(jobs, end)(job.id)
     ticking(dispatcher, has(jobs, job, Status.STOPPED, Status.CANCELLED))
@@ -271,7 +271,7 @@ def test_what_goes_wrong_is_told(jobs: Jobs, make_dispatcher: MakeDispatcher) ->
     job = submit(jobs, "breaks")
     dispatcher = make_dispatcher()
     ticking(dispatcher, has(jobs, job, Status.FAILED))
-    assert jobs.get(job.id).message == "The training failed (no kernel); its log.txt says where."
+    assert jobs.get(job.id).message == "The training failed (no kernel); see its log.txt."
     assert "Traceback" in (job.folder / "log.txt").read_text()
     dispatcher.close()
 
@@ -279,7 +279,7 @@ def test_what_goes_wrong_is_told(jobs: Jobs, make_dispatcher: MakeDispatcher) ->
     make_dispatcher(command=("/no/such/program",)).tick()
     told = jobs.get(absent.id)
     assert told.status is Status.FAILED
-    assert told.message.startswith("It could not be started: No such file or directory")
+    assert told.message.startswith("The job could not be started: No such file or directory")
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:2"])

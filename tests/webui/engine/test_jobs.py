@@ -68,7 +68,7 @@ def test_a_name_is_text_and_nothing_else(
     assert job.id.isalnum()
     jobs.rename(job.id, f"{is_kept[:90]} 2")
     assert jobs.get(job.id).name == f"{is_kept[:90]} 2"
-    with pytest.raises(LoLDUError, match="has no name"):
+    with pytest.raises(LoLDUError, match="The name is empty"):
         jobs.rename(job.id, " \t")
 
 
@@ -129,7 +129,7 @@ def test_options_that_cannot_work_are_refused_and_leave_nothing(
 def test_an_owner_may_queue_so_many(tmp_path: Path) -> None:
     jobs = Jobs(tmp_path, max_queued=2)
     first, second = submit(jobs), submit(jobs)
-    with pytest.raises(LoLDUError, match="You have 2 trainings in the queue, which is the most"):
+    with pytest.raises(LoLDUError, match="You have 2 jobs in the queue, which is the limit"):
         submit(jobs)
     assert len(list((tmp_path / "runs").iterdir())) == 2
     submit(jobs, owner="bob")
@@ -137,7 +137,7 @@ def test_an_owner_may_queue_so_many(tmp_path: Path) -> None:
     submit(jobs)
     jobs.stop(second.id)
     submit(jobs)
-    with pytest.raises(LoLDUError, match="2 trainings in the queue"):
+    with pytest.raises(LoLDUError, match="2 jobs in the queue"):
         jobs.resume(second.id)
 
 
@@ -273,5 +273,5 @@ def test_a_folder_of_another_version_is_refused(jobs: Jobs) -> None:
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     connection.execute("PRAGMA user_version = 99")
     connection.close()
-    with pytest.raises(LoLDUError, match="of another version of the studio"):
+    with pytest.raises(LoLDUError, match="Another version of the studio wrote"):
         Jobs(jobs.folder)

@@ -237,7 +237,7 @@ def test_those_of_the_command_line_are_everybodys(library: Library, tmp_path: Pa
         lambda: library.remove(entry.id, "ann"),
         lambda: library.rename(entry.id, "ann", "mine"),
     ):
-        with pytest.raises(LoLDUError, match="of the command line"):
+        with pytest.raises(LoLDUError, match="trained from the command line"):
             ask()
     assert library.get(entry.id, "ann") == entry
 
@@ -358,7 +358,7 @@ def test_a_large_file_is_not_even_read(library: Library, tmp_path: Path) -> None
     file = tmp_path / "upload"
     with file.open("wb") as sparse:
         sparse.truncate(MOST_BYTES + 1)
-    with pytest.raises(LoLDUError, match="rabbit has 16 MB and is no concept"):
+    with pytest.raises(LoLDUError, match="rabbit has 16 MB, so it is not a concept"):
         library.add(file, "rabbit.safetensors", "ann")
 
 

@@ -15,7 +15,7 @@ from loldu.pictures.open import load_image
 from webui.backend import Backend, open_backend
 from webui.page import PROGRESS
 from webui.tabs import concepts
-from webui.tabs.concepts_handlers import Form, Handlers, Pictures
+from webui.tabs.concepts_handlers import ConceptsHandlers, Form, Pictures
 from webui.teaching.crops import Crop
 from webui.teaching.recipes import presets_for
 
@@ -42,7 +42,7 @@ def backend(base_folder: Path, tmp_path: Path) -> Backend:
 class Tab:
     """The tab with nothing connected, filled in as a person does."""
 
-    handlers: Handlers
+    handlers: ConceptsHandlers
     p: Pictures
     f: Form
     filled: dict[Any, Any]
@@ -57,7 +57,7 @@ def tab(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> Tab:
     known = presets_for(backend.base)
     pictures, form = asyncio.run(build())  # outside of a loop gradio makes several, closing none
     monkeypatch.setattr(backend.studio, "seconds_a_pass", lambda *_: 0.1, raising=False)
-    handlers = Handlers(backend, known, pictures, form)
+    handlers = ConceptsHandlers(backend, known, pictures, form)
     chosen, *_ = handlers.take("red_cat", 64)
     filled = {
         pictures.chosen: chosen,
@@ -107,7 +107,7 @@ def test_a_training_is_asked_for_as_filled_in(tab: Tab, backend: Backend) -> Non
         ("rank", "many", "Rank is a number"),
         ("max_train_steps", None, "Steps needs a number"),
         ("resolution", 100, "must be .* a multiple of 8"),
-        ("resolution", 512, "The crop of 0.png has 50 pixels a side"),
+        ("resolution", 512, "The crop of 0.png is 50 pixels wide"),
         ("recipe", "another", "There is no preset"),
         ("learning_rate", 0, "--learning_rate is 0.0; it must be above 0"),
     ],
@@ -147,7 +147,7 @@ def test_the_good_ones_of_what_is_sent_are_taken(
     shutil.copy(tmp_path / "examples" / "red_cat" / "0.png", good)
     _, kept, _ = tab.handlers.add([good], many, 64)
     assert len(kept) == 20
-    assert said[1].startswith("20 pictures are the most")
+    assert said[1].startswith("At most 20 pictures")
 
 
 def test_a_crop_is_seen_at_once(tab: Tab) -> None:

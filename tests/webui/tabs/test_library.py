@@ -18,7 +18,8 @@ from webui.engine.dispatcher import Dispatcher
 from webui.engine.job import Kind, Status
 from webui.library import scoring
 from webui.page import PLAY
-from webui.tabs import library, score
+from webui.tabs.library import LibraryHandlers
+from webui.tabs.score import ScoreHandlers
 
 ANN, BOB = gr.Request(username="ann"), gr.Request(username="bob")
 LIBRARY = ["shown", "chosen", "removed", "empty", "undo", "cards", "details", "about", "name"]
@@ -35,8 +36,8 @@ def backend(base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture
-def tab(backend: Backend) -> library.Handlers:
-    return library.Handlers(backend, LIBRARY)
+def tab(backend: Backend) -> LibraryHandlers:
+    return LibraryHandlers(backend, LIBRARY)
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def view(updates: list[Any], parts: list[str] = LIBRARY) -> dict[str, Any]:
     return dict(zip(parts, updates, strict=True))
 
 
-def test_import_rename_delete_undo(tab: library.Handlers, backend: Backend, file: Path) -> None:
+def test_import_rename_delete_undo(tab: LibraryHandlers, backend: Backend, file: Path) -> None:
     assert view(tab.refresh(None, None, "", ANN))["empty"]["visible"]
     seen = view(tab.add(str(file), "", ANN))
     entry_id = seen["chosen"]
@@ -77,7 +78,7 @@ def test_import_rename_delete_undo(tab: library.Handlers, backend: Backend, file
     )
 
 
-def test_a_stranger_can_do_nothing(tab: library.Handlers, file: Path) -> None:
+def test_a_stranger_can_do_nothing(tab: LibraryHandlers, file: Path) -> None:
     entry_id = view(tab.add(str(file), "", ANN))["chosen"]
     for asks in (
         lambda: tab.rename(entry_id, "mine", "", BOB),
@@ -90,7 +91,7 @@ def test_a_stranger_can_do_nothing(tab: library.Handlers, file: Path) -> None:
     assert tab.use(PLAY)(entry_id, ANN)[0] == entry_id
 
 
-def test_search_looks_at_names_tokens_and_bases(tab: library.Handlers, tmp_path: Path) -> None:
+def test_search_looks_at_names_tokens_and_bases(tab: LibraryHandlers, tmp_path: Path) -> None:
     for name, told in {"Rabbit": {"token": "zwx"}, "House": {"of": "sd-v1-5"}}.items():
         path = write(tmp_path / f"{name}.safetensors", **{"of": "<i>tiny", **told})
         with pytest.warns(UserWarning, match="which is not this server's base"):
@@ -107,7 +108,7 @@ def test_search_looks_at_names_tokens_and_bases(tab: library.Handlers, tmp_path:
     assert not broken["delete"]["visible"]
 
 
-def test_an_export_is_there_until_it_has_been_taken(tab: library.Handlers, file: Path) -> None:
+def test_an_export_is_there_until_it_has_been_taken(tab: LibraryHandlers, file: Path) -> None:
     entry_id = view(tab.add(str(file), "", ANN))["chosen"]
     offers = tab.export("concept")(entry_id, ANN)
     path = Path(next(offers)["value"])
@@ -121,8 +122,8 @@ def test_an_export_is_there_until_it_has_been_taken(tab: library.Handlers, file:
 
 
 @pytest.fixture
-def scores(backend: Backend) -> score.Handlers:
-    return score.Handlers(backend, SCORE)
+def scores(backend: Backend) -> ScoreHandlers:
+    return ScoreHandlers(backend, SCORE)
 
 
 @pytest.fixture
@@ -132,12 +133,12 @@ def rabbit(backend: Backend, base_folder: Path, tmp_path: Path) -> str:
     return backend.library.add(path, "<b>rabbit", "ann").id
 
 
-def ask(scores: score.Handlers, concept: str, request: gr.Request, *real: Path) -> list[Any]:
+def ask(scores: ScoreHandlers, concept: str, request: gr.Request, *real: Path) -> list[Any]:
     paths = [str(path) for path in real]
     return scores.score(concept, "pocket", 1, 1, " sks ", "toy", paths, request)
 
 
-def test_what_the_files_do_not_tell_is_asked_for(scores: score.Handlers, rabbit: str) -> None:
+def test_what_the_files_do_not_tell_is_asked_for(scores: ScoreHandlers, rabbit: str) -> None:
     seen = view(scores.enter(rabbit, ANN), SCORE)
     assert seen["concept"]["value"] == rabbit
     assert [seen[name]["visible"] for name in ("needs", "token", "class_name", "real")] == [
@@ -148,12 +149,12 @@ def test_what_the_files_do_not_tell_is_asked_for(scores: score.Handlers, rabbit:
     assert nothing["concept"] == gr.update(choices=[], value=None)
     with pytest.raises(gr.Error, match="There is no such concept"):
         ask(scores, rabbit, BOB)
-    with pytest.raises(gr.Error, match="add 1 to 5 true pictures"):
+    with pytest.raises(gr.Error, match="add 1 to 5 real pictures"):
         ask(scores, rabbit, ANN)
 
 
 def test_a_file_that_is_no_picture_is_refused(
-    scores: score.Handlers, rabbit: str, backend: Backend, tmp_path: Path
+    scores: ScoreHandlers, rabbit: str, backend: Backend, tmp_path: Path
 ) -> None:
     (tmp_path / "x.png").write_text("text")
     with pytest.raises(gr.Error, match="is not a picture that can be read"):
@@ -163,7 +164,7 @@ def test_a_file_that_is_no_picture_is_refused(
 
 @pytest.mark.slow
 def test_a_concept_is_scored(
-    scores: score.Handlers,
+    scores: ScoreHandlers,
     rabbit: str,
     backend: Backend,
     tmp_path: Path,
@@ -178,7 +179,7 @@ def test_a_concept_is_scored(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     Image.effect_noise((20, 20), 90).convert("RGB").save(tmp_path / "1.png")
     queued = view(ask(scores, rabbit, ANN, tmp_path / "1.png"), SCORE)
-    assert "Number 1 of those that wait" in queued["status"]
+    assert "Number 1 in the queue" in queued["status"]
     assert queued["timer"]["active"]
     (job,) = backend.jobs.list("ann", Kind.SCORE)
     options = tomllib.loads((job.folder / "options.toml").read_text())

@@ -1,4 +1,4 @@
-"""What the Play tab does with what a person does, without a browser."""
+"""Event handlers of the Play tab, without a browser."""
 
 import threading
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from webui.backend import Backend, open_backend
 from webui.drawing.facts import describe, facts_of
 from webui.drawing.settings import MAX_CONCEPTS, read_png
 from webui.tabs.album import AlbumHandlers
-from webui.tabs.play_handlers import EACH, TOGETHER, Drawn, Handlers, insert, next_seed
+from webui.tabs.play_handlers import EACH, TOGETHER, Drawn, PlayHandlers, insert, next_seed
 
 OWN = "a photo of a sks <b>toy</b>"
 SLIDERS, BUTTONS = slice(0, MAX_CONCEPTS), slice(MAX_CONCEPTS, 2 * MAX_CONCEPTS)
@@ -45,12 +45,12 @@ def backend(
 
 
 @pytest.fixture
-def handlers(backend: Backend) -> Handlers:
-    return Handlers(backend)
+def handlers(backend: Backend) -> PlayHandlers:
+    return PlayHandlers(backend)
 
 
 @pytest.fixture
-def draw(handlers: Handlers) -> Callable[..., list[Any]]:
+def draw(handlers: PlayHandlers) -> Callable[..., list[Any]]:
     """Draw with settings of which most stay the same, and return what the page shows in turn."""
 
     def ask(*chosen: str, **other: Any) -> list[Any]:  # noqa: ANN401
@@ -99,12 +99,12 @@ def test_one_concept_in_each_picture(draw: Callable[..., list[Any]]) -> None:
 def test_words_are_filled_in(draw: Callable[..., list[Any]]) -> None:
     *_, (base, _, _) = draw("rabbit", prompt="a {token} at night", count=1)
     assert read_png(Path(base[0][0])).prompt == "a sks at night"
-    with pytest.raises(gr.Error, match=r"^'house does not tell a word for"):
+    with pytest.raises(gr.Error, match=r"^'house has no word for"):
         draw("rabbit", "house", way=EACH, prompt="a {token}")
 
 
 def test_moving_a_slider_draws_the_concepts_alone(
-    draw: Callable[..., list[Any]], handlers: Handlers
+    draw: Callable[..., list[Any]], handlers: PlayHandlers
 ) -> None:
     *_, (base, adapted, drawn) = draw("rabbit")
 
@@ -120,7 +120,7 @@ def test_moving_a_slider_draws_the_concepts_alone(
 
 
 def test_stopping_keeps_what_is_there(
-    draw: Callable[..., list[Any]], handlers: Handlers, monkeypatch: pytest.MonkeyPatch
+    draw: Callable[..., list[Any]], handlers: PlayHandlers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gr, "Info", lambda *_, **__: None)
     seen: list[str] = []
@@ -157,7 +157,7 @@ def test_two_people_wait_for_each_other(draw: Callable[..., list[Any]], backend:
     patiently(begun.is_set)
     bob = person("bob", prompt="other", progress=Bar(told.append))
     patiently(lambda: told)
-    assert told == ["Waiting: 1 before you"]
+    assert told == ["Waiting: 1 ahead of you"]
     go_on.set()
     ada.join()
     bob.join()
@@ -173,7 +173,7 @@ def test_mistakes_are_sentences(draw: Callable[..., list[Any]]) -> None:
         (["broken"], {}, "^'broken is not a readable"),
         (["nowhere"], {}, "^'There is no such concept"),
         ([], {"steps": None}, "each need a number"),
-        ([], {"prompt": "x" * 2001}, "more than 2000 letters"),
+        ([], {"prompt": "x" * 2001}, "more than 2000 characters"),
         ([], {"prompt": "{token}"}, "stands for the word of one concept"),
     ):
         with pytest.raises(gr.Error, match=told):
@@ -181,7 +181,7 @@ def test_mistakes_are_sentences(draw: Callable[..., list[Any]]) -> None:
 
 
 def test_choosing_makes_room_and_fills_in_what_the_run_knows(
-    handlers: Handlers, runs: Path
+    handlers: PlayHandlers, runs: Path
 ) -> None:
     def choose(chosen: list[str], way: str, placed: tuple, *rest: Any) -> list[Any]:  # noqa: ANN401
         return handlers.choose(chosen, way, placed, *rest, request=who())
@@ -201,7 +201,7 @@ def test_choosing_makes_room_and_fills_in_what_the_run_knows(
     assert again == [gr.skip()] * len(out)
 
 
-def test_what_is_offered(handlers: Handlers, backend: Backend, monkeypatch: Any) -> None:  # noqa: ANN401
+def test_what_is_offered(handlers: PlayHandlers, backend: Backend, monkeypatch: Any) -> None:  # noqa: ANN401
     newest = backend.library.list("")[0].id
     choices, hint = handlers.arrive(who())
     assert (choices["value"], hint["visible"]) == ([newest], False)
@@ -215,7 +215,7 @@ def test_what_is_offered(handlers: Handlers, backend: Backend, monkeypatch: Any)
 
 def test_reusing_settings(
     draw: Callable[..., list[Any]],
-    handlers: Handlers,
+    handlers: PlayHandlers,
     backend: Backend,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -237,9 +237,9 @@ def test_reusing_settings(
 
     only = entry_of(backend.library.get("rabbit", "").folder)
     monkeypatch.setattr(type(backend.library), "list", lambda *_: (only,))
-    monkeypatch.setattr(Handlers, "look", lambda *_: ({"choices": []}, None))
+    monkeypatch.setattr(PlayHandlers, "look", lambda *_: ({"choices": []}, None))
     assert handlers.reuse(newest.id, who())[0]["value"] == ["rabbit"]
-    assert warned[0].startswith("house, as the picture shows it, is not in your library")
+    assert warned[0].startswith("Your library does not have house as used in the picture")
     (tmp_path / "x.png").write_text("no picture")
     with pytest.raises(gr.Error, match="is not a PNG"):
         handlers.reuse_file(str(tmp_path / "x.png"), who())

@@ -20,13 +20,14 @@ from webui.engine.job import Job, Status
 from webui.engine.jobs import Jobs
 from webui.library.collection import Entry, Library
 from webui.page import PLAY, Page
-from webui.tabs.progress import Handlers, create_progress
-from webui.watching import telling
+from webui.tabs.progress import ProgressHandlers, create_progress
+from webui.watching import text
 from webui.watching.watcher import REQUESTS, Look, Watcher, allowed
 
 ANN, BOB = gr.Request(username="ann"), gr.Request(username="bob")
 PARTS = ["list", "headline", "facts", *REQUESTS, "base", "adapted", "scrubber", "follow"]
-PARTS += ["checkpoint", "keep", "note", "curves", "scores", "log", "restore", "name", "timer"]
+PARTS += ["checkpoint", "keep", "note", "scores", "log", "restore", "name", "timer"]
+PARTS += ["Loss chart", "DINO chart", "CLIP-I chart", "CLIP-T chart", "Drift chart"]
 PARTS += ["empty", "full", "steps", "keeping", "cancel_all", "ask_one", "ask_all"]
 
 
@@ -59,8 +60,8 @@ def backend(tmp_path: Path, jobs: Jobs, library: Remembering) -> Backend:
 
 
 @pytest.fixture
-def handlers(backend: Backend) -> Handlers:
-    return Handlers(backend, PARTS)
+def handlers(backend: Backend) -> ProgressHandlers:
+    return ProgressHandlers(backend, PARTS)
 
 
 @pytest.fixture(autouse=True)
@@ -119,7 +120,9 @@ def sent(updates: list[Any]) -> dict[str, Any]:
 # ------------------------------------------------------------------------------ what is shown
 
 
-def test_the_one_that_runs_is_found_or_else_the_newest(jobs: Jobs, handlers: Handlers) -> None:
+def test_the_one_that_runs_is_found_or_else_the_newest(
+    jobs: Jobs, handlers: ProgressHandlers
+) -> None:
     assert sent(handlers.refresh(Look(), None, ANN))["empty"]["visible"]
     old, newest = running(jobs, "old"), submit(jobs, "new")
     foreign = submit(jobs, "foreign", owner="bob")
@@ -135,7 +138,7 @@ def test_the_one_that_runs_is_found_or_else_the_newest(jobs: Jobs, handlers: Han
     assert sent(handlers.refresh(Look(), None, ANN))["job"] == newest.id
 
 
-def test_nothing_is_sent_when_nothing_changed(jobs: Jobs, handlers: Handlers) -> None:
+def test_nothing_is_sent_when_nothing_changed(jobs: Jobs, handlers: ProgressHandlers) -> None:
     job, look = running(jobs), Look()
     train(job, 10, 20)
     draw(job, "base", "000010", "000020")
@@ -143,7 +146,7 @@ def test_nothing_is_sent_when_nothing_changed(jobs: Jobs, handlers: Handlers) ->
     assert sent(handlers.refresh(look, job.id, ANN)).keys() >= {"list", "base", "adapted", "facts"}
     assert sent(handlers.refresh(look, job.id, ANN)) == {}
     train(job, 30)
-    assert sent(handlers.refresh(look, job.id, ANN)).keys() == {"list", "facts", "curves"}
+    assert sent(handlers.refresh(look, job.id, ANN)).keys() == {"list", "facts", "Loss chart"}
     draw(job, "000020")  # as a resumed run does
     assert sent(handlers.refresh(look, job.id, ANN)).keys() == {"adapted"}
     draw(job, "000030")
@@ -154,7 +157,7 @@ def test_nothing_is_sent_when_nothing_changed(jobs: Jobs, handlers: Handlers) ->
 
 
 def test_ticks_come_while_something_is_new_and_the_tab_is_open(
-    jobs: Jobs, handlers: Handlers
+    jobs: Jobs, handlers: ProgressHandlers
 ) -> None:
     def timer(look: Look) -> tuple[bool, Any]:
         update = sent(handlers.refresh(look, None, ANN))["timer"]
@@ -176,7 +179,7 @@ def test_ticks_come_while_something_is_new_and_the_tab_is_open(
     assert not timer(Look())[0]
 
 
-def test_what_people_and_files_say_is_text(jobs: Jobs, handlers: Handlers) -> None:
+def test_what_people_and_files_say_is_text(jobs: Jobs, handlers: ProgressHandlers) -> None:
     job = running(jobs, "<img src=x onerror=alert(1)>")
     (job.folder / "control").rmdir()
     (job.folder / "log.txt").write_text("loading <script>alert(2)</script>\n")
@@ -189,26 +192,26 @@ def test_what_people_and_files_say_is_text(jobs: Jobs, handlers: Handlers) -> No
     jobs.end(job, Status.FAILED, "<b>no</b> pictures")
     shown |= sent(handlers.refresh(look, job.id, ANN))
     assert "&lt;b&gt;no&lt;/b&gt; pictures" in shown["headline"]
-    for html in ("headline", "facts", "log", "note", "scores", "curves"):
+    for html in ("headline", "facts", "log", "note", "scores"):
         assert not re.search("<(img|script|b)[ >]", shown.get(html, "")), html
 
 
-def test_others_are_but_a_number(jobs: Jobs, handlers: Handlers) -> None:
+def test_others_are_but_a_number(jobs: Jobs, handlers: ProgressHandlers) -> None:
     for name in ("secret 1", "secret 2"):
         submit(jobs, name, owner="bob")
     submit(jobs, "secret 3", owner="cid")
     first, second = submit(jobs, "mine 1"), submit(jobs, "mine 2")
     view = sent(handlers.refresh(Look(), first.id, ANN))
-    assert "2 trainings of others are before it." in view["headline"]  # bob's second comes later
+    assert "2 trainings of others are ahead of it." in view["headline"]  # bob's second comes later
     assert "3rd to start" in dict(map(reversed, view["list"]["choices"]))[first.id]
     assert view["cancel_all"]["value"] == "Cancel all queued (2)"
     later = sent(handlers.refresh(Look(), second.id, ANN))
-    assert "1 training of yours and 3 trainings of others are before it." in later["headline"]
+    assert "1 training of yours and 3 trainings of others are ahead of it." in later["headline"]
     assert "secret" not in str(view) + str(later)
 
 
 def test_a_folder_that_is_gone_is_told_and_can_be_removed(
-    jobs: Jobs, backend: Backend, handlers: Handlers
+    jobs: Jobs, backend: Backend, handlers: ProgressHandlers
 ) -> None:
     job = ended(jobs, Status.FINISHED)
     shutil.rmtree(job.folder)
@@ -221,7 +224,7 @@ def test_a_folder_that_is_gone_is_told_and_can_be_removed(
 
 
 def test_the_scrubber_follows_until_it_is_touched_and_then_stays(
-    jobs: Jobs, handlers: Handlers
+    jobs: Jobs, handlers: ProgressHandlers
 ) -> None:
     job, look = running(jobs), Look()
     draw(job, "base", "000010", "000020")
@@ -252,7 +255,7 @@ def test_the_scrubber_follows_until_it_is_touched_and_then_stays(
 
 
 def test_the_checkpoint_is_the_nearest_to_the_shown_step_or_the_chosen_one(
-    jobs: Jobs, handlers: Handlers, library: Remembering
+    jobs: Jobs, handlers: ProgressHandlers, library: Remembering
 ) -> None:
     job, look = running(jobs), Look()
     draw(job, "000010", "000020", "000030")
@@ -290,7 +293,7 @@ def test_the_checkpoint_is_the_nearest_to_the_shown_step_or_the_chosen_one(
     ],
 )
 def test_the_buttons_of_a_state(
-    make: Callable[[Jobs], Job], able: str, jobs: Jobs, handlers: Handlers
+    make: Callable[[Jobs], Job], able: str, jobs: Jobs, handlers: ProgressHandlers
 ) -> None:
     view = sent(handlers.refresh(Look(), make(jobs).id, ANN))
     assert {name for name in REQUESTS if view[name]["interactive"]} == set(able.split())
@@ -299,18 +302,18 @@ def test_the_buttons_of_a_state(
 def test_what_loads_takes_no_requests_and_what_stops_can_only_be_cancelled(jobs: Jobs) -> None:
     job = running(jobs)
     (job.folder / "control").rmdir()
-    assert telling.state(jobs.get(job.id)) == "Preparing"
+    assert text.state(jobs.get(job.id)) == "Preparing"
     assert allowed(job) == {"stop", "cancel"}
     (job.folder / "process.lock").touch()
     (job.folder / "config.toml").touch()
-    assert telling.state(job) == "Writing the result"
+    assert text.state(job) == "Writing the result"
     (job.folder / "control").mkdir()
-    assert telling.state(job) == "Training"
+    assert text.state(job) == "Training"
     jobs.stop(job.id)
     assert allowed(jobs.get(job.id)) == {"cancel"}
 
 
-def test_cancel_asks_first(jobs: Jobs, handlers: Handlers, told: list[str]) -> None:
+def test_cancel_asks_first(jobs: Jobs, handlers: ProgressHandlers, told: list[str]) -> None:
     first, second, look = running(jobs), submit(jobs, "two"), Look()
     asked = sent(handlers.question("one")(look, first.id, ANN))
     assert asked["ask_one"]["visible"]
@@ -323,7 +326,7 @@ def test_cancel_asks_first(jobs: Jobs, handlers: Handlers, told: list[str]) -> N
 
 
 def test_all_queued_are_cancelled_but_those_of_others(
-    jobs: Jobs, handlers: Handlers, told: list[str]
+    jobs: Jobs, handlers: ProgressHandlers, told: list[str]
 ) -> None:
     runs, *queued = running(jobs), submit(jobs), submit(jobs)
     foreign, look = submit(jobs, owner="bob"), Look()
@@ -336,7 +339,7 @@ def test_all_queued_are_cancelled_but_those_of_others(
     assert told == ["Cancelled: 2."]
 
 
-def test_what_is_removed_is_brought_back(jobs: Jobs, handlers: Handlers) -> None:
+def test_what_is_removed_is_brought_back(jobs: Jobs, handlers: ProgressHandlers) -> None:
     job, look = ended(jobs, Status.FINISHED), Look()
     assert not sent(handlers.refresh(look, job.id, ANN))["restore"]["visible"]
     handlers.ask("remove")(look, job.id, ANN)
@@ -350,16 +353,16 @@ def test_what_is_removed_is_brought_back(jobs: Jobs, handlers: Handlers) -> None
     assert sent(handlers.refresh(look, None, ANN))["job"] == job.id
 
 
-def test_a_name_is_kept_as_the_engine_keeps_it(jobs: Jobs, handlers: Handlers) -> None:
+def test_a_name_is_kept_as_the_engine_keeps_it(jobs: Jobs, handlers: ProgressHandlers) -> None:
     job, look = submit(jobs), Look()
     handlers.refresh(look, job.id, ANN)
     handlers.rename(" my \n toy ", look, job.id, ANN)
     assert sent(handlers.refresh(look, job.id, ANN))["name"] == "my toy"
-    with pytest.raises(gr.Error, match="no name"):
+    with pytest.raises(gr.Error, match="The name is empty"):
         handlers.rename(" ", look, job.id, ANN)
 
 
-def test_the_result_is_played_with(jobs: Jobs, handlers: Handlers) -> None:
+def test_the_result_is_played_with(jobs: Jobs, handlers: ProgressHandlers) -> None:
     job, look = ended(jobs, Status.FINISHED), Look()
     concept, tabs, timer = handlers.play(look, job.id, ANN)
     assert concept == "result"
@@ -370,7 +373,9 @@ def test_the_result_is_played_with(jobs: Jobs, handlers: Handlers) -> None:
         handlers.play(look, submit(jobs).id, ANN)
 
 
-def test_jobs_of_others_are_refused(jobs: Jobs, handlers: Handlers, library: Remembering) -> None:
+def test_jobs_of_others_are_refused(
+    jobs: Jobs, handlers: ProgressHandlers, library: Remembering
+) -> None:
     job, look = running(jobs), Look()
     draw(job, "000010", "000020")
     save(job, 10)
@@ -392,7 +397,7 @@ def test_jobs_of_others_are_refused(jobs: Jobs, handlers: Handlers, library: Rem
 
 
 def test_a_training_is_stopped_and_resumed_from_the_tab(
-    jobs: Jobs, handlers: Handlers, make_dispatcher: MakeDispatcher, told: list[str]
+    jobs: Jobs, handlers: ProgressHandlers, make_dispatcher: MakeDispatcher, told: list[str]
 ) -> None:
     dispatcher, look = make_dispatcher(), Look()
     job = jobs.submit(
@@ -407,7 +412,7 @@ def test_a_training_is_stopped_and_resumed_from_the_tab(
     ticking(dispatcher, has(jobs, job, Status.STOPPED))
     (saved,) = jobs.progress(job.id).checkpoints
     headline = Watcher(handlers._backend).view(jobs.get(job.id), "ann", Look())["headline"]
-    assert f"Resume goes on after step {saved}." in headline
+    assert f"Resume continues after step {saved}." in headline
     handlers.ask("resume")(look, job.id, ANN)
     ticking(dispatcher, has(jobs, job, Status.RUNNING))
     assert told == [

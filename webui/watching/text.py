@@ -1,4 +1,4 @@
-"""How the page tells of a training: in words, and in HTML where what people say stays text."""
+"""Sentences and HTML about a training; input from people is escaped."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -8,18 +8,19 @@ from pathlib import Path
 from webui.engine import process
 from webui.engine.job import ENDED, RESUMABLE, Job, Kind, Status
 from webui.engine.progress import CONFIG, CONTROL, Progress
+from webui.page import term_list
 
 PREPARING, TRAINING, FINISHING = "Preparing", "Training", "Writing the result"
 _LOG_LINES, _LOG_BYTES = 200, 2**16
 
 
 def listens(job: Job) -> bool:
-    """Whether a training takes requests, as it does while it takes steps."""
+    """Return whether a training accepts requests: it does while it takes steps."""
     return job.status is Status.RUNNING and (job.folder / CONTROL).is_dir()
 
 
 def state(job: Job) -> str:
-    """Where a job is, in a word or a few."""
+    """Return the state of a job in a few words."""
     if job.status is not Status.RUNNING or listens(job):
         return TRAINING if job.status is Status.RUNNING else job.status.capitalize()
     loaded = process.written_since_start(job.folder, job.folder / CONFIG)
@@ -27,13 +28,13 @@ def state(job: Job) -> str:
 
 
 def listed(job: Job, reached: tuple[int, int] | None, place: int | None, now: float) -> str:
-    """A job in a line of the list, as plain text.
+    """Return the line of a job in the list, as plain text.
 
     Args:
-        job: the job.
-        reached: its step, and of how many.
-        place: in the queue of all, from 1.
-        now: in seconds since 1970.
+        job: The job.
+        reached: Current step and number of steps.
+        place: Place in the queue of all jobs, from 1.
+        now: Seconds since 1970.
     """
     parts = [state(job)]
     if place is not None:
@@ -51,24 +52,24 @@ def listed(job: Job, reached: tuple[int, int] | None, place: int | None, now: fl
 
 
 def before(job: Job, queue: Sequence[Job], active: Sequence[Job]) -> str:
-    """What comes before a queued job: of others, nothing but how many."""
+    """Return how many jobs are ahead of a queued one, without details of other people's."""
     ahead = [*active, *queue[: [each.id for each in queue].index(job.id)]]
     if not ahead:
-        return "It is the next to start."
+        return "It starts next."
     own = sum(each.owner == job.owner for each in ahead)
     kind = "training" if all(each.kind is Kind.TRAIN for each in ahead) else "job"
     counts = [(own, "of yours"), (len(ahead) - own, "of others")]
     parts = [f"{count} {_plural(kind, count)} {whose}" for count, whose in counts if count]
-    return f"{' and '.join(parts)} {'is' if len(ahead) == 1 else 'are'} before it."
+    return f"{' and '.join(parts)} {'is' if len(ahead) == 1 else 'are'} ahead of it."
 
 
 def headline(job: Job, checkpoints: Mapping[int, Path], waits: str) -> str:
-    """Name, state and what to do, as HTML; it changes when the state does, not with every step.
+    """Return name, state and advice as HTML; it changes with the state, not with each step.
 
     Args:
-        job: the job.
-        checkpoints: of the job, by step.
-        waits: what a queued one waits for.
+        job: The job.
+        checkpoints: Folders of its checkpoints, by step.
+        waits: What a queued job waits for.
     """
     return (
         f"<h2>{escape(job.name)}</h2><p><strong>{state(job)}.</strong> "
@@ -77,7 +78,7 @@ def headline(job: Job, checkpoints: Mapping[int, Path], waits: str) -> str:
 
 
 def facts(job: Job, progress: Progress) -> str:
-    """The bar and the numbers of a run, as HTML."""
+    """Return the progress bar and the numbers of a run as HTML."""
     terms = {"Step": f"{progress.step:,} of {progress.steps:,}"}
     if job.status is Status.RUNNING:
         if progress.steps_per_s:
@@ -90,34 +91,31 @@ def facts(job: Job, progress: Progress) -> str:
         terms["Memory"] = memory(progress.memory_mib)
     if job.device:
         terms["Device"] = job.device
-    pairs = "".join(
-        f"<div><dt>{term}</dt><dd>{escape(told)}</dd></div>" for term, told in terms.items()
-    )
-    if not progress.steps:  # not even the options are there to be read
+    if not progress.steps:  # the options cannot be read
         return f'<p class="last-line">{escape(progress.last_line)}</p>'
     bar = f'<progress aria-label="Steps" max="{progress.steps}" value="{progress.step}"></progress>'
     last = ""
     if job.status is Status.RUNNING and not listens(job):
         last = f'<p class="last-line">{escape(progress.last_line)}</p>'
-    return f'{bar}<dl class="facts">{pairs}</dl>{last}'
+    return f"{bar}{term_list(terms)}{last}"
 
 
 def log_tail(folder: Path) -> str:
-    """The end of a run's log, as HTML."""
+    """Return the end of a run's log as HTML."""
     try:
         with (folder / process.LOG).open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _LOG_BYTES))
             text = file.read().decode(errors="replace")
     except OSError:
         text = ""
-    # Bars begin their lines anew, and only what they came to is of interest.
+    # A progress bar overwrites its line; keep its last state.
     lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
     tail = "\n".join(lines[-_LOG_LINES:]).strip()
     return f'<pre class="log" tabindex="0"><code>{escape(tail) or "Nothing yet."}</code></pre>'
 
 
 def duration(seconds: float) -> str:
-    """A time as people say it."""
+    """Return a duration in words, such as 1 h 5 min."""
     if seconds < 60:
         return f"{max(0, round(seconds))} s"
     minutes = round(seconds / 60)
@@ -127,7 +125,7 @@ def duration(seconds: float) -> str:
 
 
 def ago(seconds: float) -> str:
-    """How long something is past."""
+    """Return how long ago something was, such as 2 hours ago."""
     for unit, name in ((86400, "day"), (3600, "hour"), (60, "minute")):
         if seconds >= unit:
             count = int(seconds // unit)
@@ -136,12 +134,12 @@ def ago(seconds: float) -> str:
 
 
 def rate(steps_per_s: float) -> str:
-    """The speed of a run, in the larger of the two ways to say it."""
+    """Return the speed as it/s or s/it, whichever is at least 1."""
     return f"{steps_per_s:.1f} it/s" if steps_per_s >= 1 else f"{1 / steps_per_s:.1f} s/it"
 
 
 def memory(mib: float) -> str:
-    """What was held at most."""
+    """Return an amount of memory with its unit."""
     return f"{mib:.0f} MiB" if mib < 1024 else f"{mib / 1024:.1f} GiB"
 
 
@@ -150,17 +148,15 @@ def _advice(job: Job, checkpoints: Mapping[int, Path], waits: str) -> str:
         return waits
     if job.status is Status.STOPPING:
         if job.wanted is Status.CANCELLED:
-            return "It ends for good after this step; cancel again to end it without waiting."
+            return "It ends after this step; cancel again to end it now."
         return "It stops after this step, with a checkpoint to resume from."
     if job.status is Status.FINISHED:
         return "Play with it, or keep it as it was at an earlier step."
     if job.status is Status.CANCELLED:
-        return "What it left can be looked at, kept or removed."
+        return "You can still look at its pictures, keep a checkpoint, or remove it."
     if job.status in RESUMABLE:
-        where = f"goes on after step {max(checkpoints)}" if checkpoints else "starts from step 1"
-        cure = "Put that right first if you can; the log tells more. " * (
-            job.status is Status.FAILED
-        )
+        where = f"continues after step {max(checkpoints)}" if checkpoints else "starts from step 1"
+        cure = "Fix this first if you can; the log has details. " * (job.status is Status.FAILED)
         return f"{job.message} {cure}Resume {where}.".strip()
     return ""
 

@@ -1,4 +1,4 @@
-"""Who draws next: there is one model, and several people."""
+"""The queue for the model: one drawing at a time."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -8,27 +8,27 @@ _POLL_S = 0.2
 
 
 class Cancelled(Exception):
-    """What was to be drawn is no longer wanted."""
+    """The drawing was stopped."""
 
 
-class Line:
-    """First come, first served; who is told to stop leaves the line."""
+class DrawingQueue:
+    """First come, first served; cancelled requests leave the queue."""
 
     def __init__(self) -> None:
-        """Nobody is there yet."""
+        """Begin with an empty queue."""
         self._changed = threading.Condition()
         self._places: list[threading.Event] = []
 
     @contextmanager
     def turn(self, stop: threading.Event, waiting: Callable[[int], None]) -> Iterator[None]:
-        """Wait for the others who were there before, and keep those who come later waiting.
+        """Wait for the turn, and hold it until the context ends.
 
         Args:
-            stop: when it is set, the wait is over.
-            waiting: called with how many are before, whenever that changes.
+            stop: Cancels the wait when it is set.
+            waiting: Called with the number of drawings ahead, whenever it changes.
 
         Raises:
-            Cancelled: `stop` was set before it was their turn.
+            Cancelled: If `stop` is set before the turn comes.
         """
         with self._changed:
             self._places.append(stop)
@@ -41,12 +41,12 @@ class Line:
                 self._changed.notify_all()
 
     def _wait(self, stop: threading.Event, waiting: Callable[[int], None]) -> None:
-        told = 0
+        reported = 0
         with self._changed:
             while before := self._places.index(stop):
-                if before != told:
+                if before != reported:
                     waiting(before)
-                    told = before
+                    reported = before
                 self._changed.wait(_POLL_S)
                 if stop.is_set():
                     raise Cancelled

@@ -3,17 +3,17 @@ import threading
 import pytest
 
 from tests.webui.engine.waiting import patiently
-from webui.drawing.line import Cancelled, Line
+from webui.drawing.queue import Cancelled, DrawingQueue
 
 
 def test_first_come_first_served_and_who_stops_leaves() -> None:
-    line, order, told = Line(), list[str](), list[tuple[str, int]]()
+    queue, order, told = DrawingQueue(), list[str](), list[tuple[str, int]]()
     stops = {name: threading.Event() for name in "abcd"}
     held = {name: threading.Event() for name in "abcd"}
 
     def draw(name: str) -> None:
         try:
-            with line.turn(stops[name], lambda before: told.append((name, before))):
+            with queue.turn(stops[name], lambda before: told.append((name, before))):
                 order.append(name)
                 held[name].wait()
         except Cancelled:
@@ -40,8 +40,8 @@ def test_first_come_first_served_and_who_stops_leaves() -> None:
 def test_who_stopped_before_never_begins() -> None:
     stop = threading.Event()
     stop.set()
-    line = Line()
-    with pytest.raises(Cancelled), line.turn(stop, lambda _: None):
+    queue = DrawingQueue()
+    with pytest.raises(Cancelled), queue.turn(stop, lambda _: None):
         pytest.fail("it began")
-    with line.turn(threading.Event(), lambda _: pytest.fail("it waited")):
+    with queue.turn(threading.Event(), lambda _: pytest.fail("it waited")):
         pass
