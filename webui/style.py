@@ -48,6 +48,9 @@ progress::-moz-progress-bar { background: var(--color-accent); }
 .scores :is(th, td) { padding: .1rem .6rem; text-align: right; white-space: nowrap; }
 .scores th[scope=row] { text-align: left; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(280px, 1fr)); }
+/* A plot fills a fixed height, which its label and caption would exceed. */
+.charts .block { height: auto !important; }
+.charts .vega-embed { height: 220px; }
 .cards .grid-container { grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)) !important; }
 .wide { overflow-x: auto; }
 .report { width: 100%; height: 70vh; border: 0; background: #fff; }

@@ -126,7 +126,7 @@ class Studio:
         """The time of a forward pass of `rows` pictures of `side` pixels through the base's UNet.
 
         Raises:
-            LoLDUError: there is no such base.
+            LoLDUError: If the base does not exist.
         """
         with self._queue.turn(threading.Event(), lambda _: None):
             model = self._loaded(

@@ -19,7 +19,7 @@ from webui.engine.job import Kind, Status
 from webui.library import scoring
 from webui.page import PLAY
 from webui.tabs.library import LibraryHandlers
-from webui.tabs.score import ScoreHandlers
+from webui.tabs.score import ScoreHandlers, estimate
 
 ANN, BOB = gr.Request(username="ann"), gr.Request(username="bob")
 LIBRARY = ["shown", "chosen", "removed", "empty", "undo", "cards", "details", "about", "name"]
@@ -211,4 +211,4 @@ def test_the_prompts_are_those_of_the_base(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(ROOT)
     assert scoring.preset_of("pocket/base") == "pocket"
     assert scoring.preset_of("stable-diffusion-v1-5/stable-diffusion-v1-5") == "dreambooth"
-    assert score.estimate("pocket", 1).startswith("32 pictures: 8 prompts of the concept and 8")
+    assert estimate("pocket", 1).startswith("32 pictures: 8 prompts of the concept and 8")
