@@ -7,15 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from transformers.utils import logging as transformers_logging
 
 from eval import config as options
-from eval.commands.adapter import evaluate_adapter
-from eval.commands.calibrate import calibrate
 from eval.commands.checks import check
-from eval.commands.compare import compare
-from eval.commands.images import evaluate_images
-from eval.commands.suite import evaluate_suite
+from eval.metrics import METRICS
 from loldu.command import attempt, report
 from loldu.options import options as known_options
 from loldu.presets import preset_values, with_preset
@@ -29,32 +24,26 @@ Command = (
     | Annotated[options.CalibrateConfig, tyro.conf.subcommand("calibrate")]
     | Annotated[options.CompareConfig, tyro.conf.subcommand("compare")]
 )
-RUN: dict[type, Callable[[Any], None]] = {
-    options.ImagesConfig: evaluate_images,
-    options.AdapterConfig: evaluate_adapter,
-    options.SuiteConfig: evaluate_suite,
-    options.CalibrateConfig: calibrate,
-    options.CompareConfig: compare,
-}
 
 
 def parse(argv: Sequence[str]) -> Any:  # noqa: ANN401
     """Return the config of a command line: flags override the preset, which overrides defaults.
 
     Raises:
-        LoLDUError: For an unknown preset, an unknown key in it, or a value that cannot work.
-        SystemExit: From tyro, with status 2, for an unknown flag or a value of the wrong type.
+        LoLDUError: If the preset or one of its keys is unknown, or a value is invalid.
+        SystemExit: If tyro finds an unknown flag or a value of the wrong type (status 2).
     """
     arguments, values = list(argv), {}
     if arguments[:1] == ["adapter"]:
         values = preset_values(argv, PRESETS, known_options(options.AdapterConfig))
         for name in {"concept", "output_dir"} & values.keys():  # tyro would ask for them
             arguments[1:1] = [f"--{name}", str(values[name])]
+    metrics = ", ".join(metric.title for metric in METRICS.values())
     config = tyro.cli(
         Command,  # pyright: ignore[reportArgumentType]  a union of annotated types is a form
         args=arguments,
         prog="python -m eval",
-        description="Score personalization: DINO, CLIP-I, CLIP-T, diversity and drift.",
+        description=f"Score personalization: {metrics}.",
         use_underscores=True,
         config=(tyro.conf.OmitArgPrefixes,),
     )
@@ -64,23 +53,45 @@ def parse(argv: Sequence[str]) -> Any:  # noqa: ANN401
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Run the command, and return its exit status: 2 after a mistake, told in one sentence."""
+    """Run a command line, and return its exit status; a user's mistake is one line and status 2."""
     return report(lambda: outcome(sys.argv[1:] if argv is None else argv))
 
 
 def outcome(argv: Sequence[str]) -> tuple[int, str]:
-    """Run the command, and return its exit status and a sentence for people, "" after success."""
+    """Run a command line, and return its exit status and the error message, "" after success."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("eval").setLevel(logging.INFO)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every retry
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
 
     def score() -> None:
         config = parse(argv)
-        RUN[type(config)](config)
+        _quiet_transformers()
+        _command(config)(config)
 
-    return attempt(score, "Stopped; the same command continues from here.")
+    return attempt(score, "Stopped; run the same command again to continue.")
+
+
+def _command(config: object) -> Callable[[Any], None]:
+    """Return the function of a command; its libraries take seconds to import."""
+    match config:
+        case options.ImagesConfig():
+            from eval.commands.images import evaluate_images as command
+        case options.AdapterConfig():
+            from eval.commands.adapter import evaluate_adapter as command
+        case options.SuiteConfig():
+            from eval.commands.suite import evaluate_suite as command
+        case options.CalibrateConfig():
+            from eval.commands.calibrate import calibrate as command
+        case _:
+            from eval.commands.compare import compare as command
+    return command
+
+
+def _quiet_transformers() -> None:
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
 
 
 if __name__ == "__main__":

@@ -1,82 +1,89 @@
-"""Every option of the commands; the flags and a preset's keys are these names."""
+"""Options of the commands; flags and the keys of presets have these names."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from eval.encoders.cache import default_cache
-from eval.metrics.bootstrap import Aggregate
-from eval.metrics.functional import Pairs
+from eval.metrics.metric import Aggregate, Pairs
 
 CLIP = "open_clip:ViT-B-32-quickgelu/openai"
 DINO = "timm:vit_small_patch16_224.dino"
 
 
+def default_cache() -> Path:
+    """Return the path of the feature cache in the user's cache folder."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "loldu" / "features.sqlite"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelsConfig:
-    """The models that measure; scores of different models do not compare."""
+    """The models that compute features; scores of different models do not compare."""
 
-    # CLIP for CLIP-I and CLIP-T: open_clip:NAME/TAG, open_clip:NAME/FILE, or a transformers folder
-    # or hub id. The default is the one in the literature.
+    # CLIP, for CLIP-I, CLIP-T and drift: open_clip:NAME/TAG, open_clip:NAME/FILE, or a transformers
+    # folder or hub id. Published scores use the default.
     clip: str = CLIP
     # DINO: timm:NAME.TAG, timm:NAME/FILE, or a transformers folder or hub id, such as
-    # facebook/dinov2-base. The default is the one in the literature.
+    # facebook/dinov2-base. Published scores use the default.
     dino: str = DINO
-    # cuda, cpu or another torch device; a GPU where there is one unless given.
+    # Device: cuda, cpu or another torch device. Default: a GPU if there is one.
     device: str | None = None
-    # Where features are kept, so that no picture is looked at twice by the same model.
+    # Cache of features, so that no model encodes the same picture twice.
     cache_file: Path = field(default_factory=default_cache)
-    # Keep none and use none with --no_cache.
+    # Use the cache; turn it off with --no_cache.
     cache: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProtocolConfig:
-    """How scores are made of features: DreamBooth's way, unless asked (docs/eval.md)."""
+    """How scores are computed; the defaults are DreamBooth's protocol (docs/eval.md)."""
 
-    # Every generated picture with every real one, or each with the one at its place by name.
+    # all: compare every generated picture with every real one. matched: one with one, by order of
+    # their names.
     pairs: Pairs = "all"
-    # macro: every subject counts the same. micro: every picture does.
+    # macro: every subject has the same weight. micro: every picture has.
     aggregate: Aggregate = "macro"
-    # Multiply CLIP-T and cut it at 0, as CLIPScore does: 2.5, or 100. Raw cosines unless given.
+    # Multiply CLIP-T by this factor and raise negative values to 0, as CLIPScore does: 2.5, or 100.
+    # Default: raw cosines.
     clip_t_scale: float | None = None
-    # Leave the rare token in the prompts, though it means nothing to CLIP.
+    # Keep the rare token in the prompts, although it means nothing to CLIP.
     keep_token: bool = False
-    # Leave out generated pictures that are black all over, which safety checkers make.
+    # Leave out completely black generated pictures, as safety checkers return them.
     skip_black: bool = False
-    # Leave out pictures that cannot be read, and count them; else they are an error.
+    # Leave out and count unreadable pictures; by default they are an error.
     skip_bad: bool = False
-    # Resamplings behind the intervals: more are smoother, and slower.
+    # Resamplings for the intervals: more are smoother and slower.
     bootstrap_samples: int = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutputConfig:
-    """Where results go, beside the table that is printed."""
+    """Files to write besides the printed table."""
 
-    # Write the result, with every picture's scores; - prints it in place of the table.
+    # Write the result with the scores of every picture; - prints it instead of the table.
     json: Path | None = None
-    # Write a page with the pictures beside the real ones most like them: one file, no network.
+    # Write a page that shows each picture beside the most similar real one: one file, works offline.
     html: Path | None = None
-    # Replace the results of an earlier call; without it they are left alone.
+    # Replace results of an earlier call; by default they are an error.
     overwrite: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class DrawingConfig:
-    """How pictures are drawn."""
+    """How pictures are generated."""
 
-    # Every prompt is drawn from each of these seeds: more are steadier, and slower.
+    # Generate every prompt with each of these seeds: more are more precise and slower.
     seeds: tuple[int, ...] = (0, 1, 2, 3)
-    # Denoising steps: 20-30 are faster than 50 and a little rougher.
+    # Denoising steps: 20-30 are faster than 50 and slightly worse.
     num_inference_steps: int = 50
-    # How literally pictures follow the prompt: high is vivid and uniform.
+    # How strictly pictures follow the prompt: high values are vivid and less varied.
     guidance_scale: float = 7.5
-    # Pictures at once: costs memory, changes nothing else.
+    # Pictures at a time: costs memory and changes nothing else.
     batch_size: int = 4
-    # Precision of the base while drawing: fp16 and bf16 are for GPUs.
+    # Precision of the base: fp16 and bf16 are for GPUs.
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
 
 
@@ -84,21 +91,22 @@ class DrawingConfig:
 class ImagesConfig:
     """Score a folder of generated pictures against a folder of real ones.
 
-    Folders of folders are scored by subject, matched by name.
+    If both hold folders, each is a subject, and subjects are matched by name.
     """
 
-    # The generated pictures, or a folder for each subject.
+    # Folder of generated pictures, or of a folder for each subject.
     generated: Path
-    # The true pictures, or a folder for each subject; best ones the training has not seen.
+    # Folder of real pictures, or of a folder for each subject; best pictures not used for training.
     real: Path
-    # The prompts of the generated pictures: a text file with a line a picture, in the order of
-    # their names, or a .json file of one object from file names, with or without ending, to
-    # prompts. Of folders of folders every one is given the same.
+    # Prompts of the generated pictures: a text file with a line for each picture in the order of
+    # their names, or a .json file that maps file names, with or without suffix, to prompts. Every
+    # subject uses the same file.
     prompts: Path | None = None
-    # The one prompt of all pictures. Without it and --prompts a name.txt beside name.png counts, or
-    # the folder's metadata.jsonl; where there is none CLIP-T is left out.
+    # One prompt for all pictures. Without --prompt and --prompts, the prompt of name.png is read
+    # from name.txt beside it or from the folder's metadata.jsonl. Without any prompt, CLIP-T is left
+    # out.
     prompt: str | None = None
-    # The rare token, taken out of the prompts.
+    # Rare token, removed from the prompts.
     token: str | None = None
 
     models: ModelsConfig = field(default_factory=ModelsConfig)
@@ -108,32 +116,32 @@ class ImagesConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-    """Draw with and without a concept from the same seeds, score both, and show them.
+    """Generate pictures with and without a concept from the same seeds, and compare their scores.
 
-    Writes pictures, report.png, report.html and report.json into --output_dir. A call that was
-    stopped goes on with the pictures that are missing. Every flag overrides --preset.
+    Writes pictures, report.png, report.html and report.json to --output_dir. After an interruption,
+    the same command generates only the missing pictures. Every flag overrides --preset.
     """
 
-    # Flags from a file: dreambooth (25 prompts, 4 seeds), pocket, or the path of a .toml.
+    # Read flags from a preset: dreambooth (25 prompts, 4 seeds), pocket, or the path of a .toml file.
     preset: str | None = None
-    # The concept file that training wrote; the files beside it tell how it was trained.
+    # Concept file; the files that training wrote beside it say how it was trained.
     concept: Path
     # Folder for the results.
     output_dir: Path
-    # The base it was trained on, unless the concept's own run says which.
+    # Base model of the concept. Default: the base that its training recorded.
     pretrained_model_name_or_path: str | None = None
-    # What is asked of the concept; {token} and {class_name} are filled in.
+    # Prompts for the concept; {token} and {class_name} are filled in.
     prompts: tuple[str, ...] = ()
-    # What should be drawn as before; best with the class itself among it.
+    # Prompts for other things, whose pictures should not change; include the plain class.
     other_prompts: tuple[str, ...] = ()
-    # The rare token, unless the prompts of the concept's run tell.
+    # Rare token. Default: the token that training recorded.
     token: str | None = None
-    # The class, unless the prompts of the concept's run tell.
+    # Class word. Default: the class that training recorded.
     class_name: str | None = None
-    # True pictures of the concept; the training pictures unless given. Where there is a folder
-    # held_out in it, the pictures in that are scored against, and these are only shown.
+    # Folder of real pictures. Default: the training pictures. If it has a folder held_out, scores use
+    # the pictures in held_out, and the others are only shown.
     real: Path | None = None
-    # Replace the results of an earlier call, pictures too where they were drawn in another way.
+    # Replace results of an earlier call, and pictures that were generated with other settings.
     overwrite: bool = False
 
     drawing: DrawingConfig = field(default_factory=DrawingConfig)
@@ -143,29 +151,29 @@ class AdapterConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteConfig:
-    """Score many subjects by the prompts and real pictures of a benchmark.
+    """Score many subjects with the prompts and real pictures of a benchmark.
 
-    With --concepts the pictures are drawn first, into --pictures; a call that was stopped goes on
-    with those that are missing.
+    With --concepts, the pictures are generated into --pictures first. After an interruption, the
+    same command generates only the missing pictures.
     """
 
-    # A folder that holds DreamBooth's set (prompts_and_classes.txt) or CustomConcept101
-    # (dataset.json), or a .toml file of your own; docs/eval.md has its form.
+    # Folder of DreamBooth's dataset (prompts_and_classes.txt) or of CustomConcept101 (dataset.json),
+    # or a .toml file of your own (docs/eval.md).
     suite: Path
-    # The generated pictures: a folder for each subject, named as the suite names it. Which prompt a
-    # picture has is told by its name (012-3.png: prompt 12, counted from 0), by a name.txt beside
-    # it, by metadata.jsonl, or by a prompts.json as CustomConcept101 has it.
+    # Folder of generated pictures, with a folder for each subject of the suite. The prompt of a
+    # picture comes from its name (012-3.png: prompt 12, counted from 0), from name.txt beside it,
+    # from metadata.jsonl, or from prompts.json as in CustomConcept101.
     pictures: Path
-    # Folder of concept files to draw with: NAME.safetensors or NAME/concept.safetensors, by the
-    # suite's names. Unless given, the pictures are there already.
+    # Folder of concept files: NAME.safetensors or NAME/concept.safetensors for each subject of the
+    # suite. Without it, the pictures must exist already.
     concepts: Path | None = None
-    # Only these subjects; all unless given.
+    # Subjects to score. Default: all.
     subjects: tuple[str, ...] = ()
-    # The base of the concepts, unless their own runs say which.
+    # Base model of the concepts. Default: the base that their training recorded.
     pretrained_model_name_or_path: str | None = None
-    # The rare token of every subject.
+    # Rare token of every subject.
     token: str = "sks"
-    # Draw pictures anew that were drawn in another way.
+    # Replace pictures that were generated with other settings.
     redraw: bool = False
 
     drawing: DrawingConfig = field(default_factory=DrawingConfig)
@@ -176,15 +184,15 @@ class SuiteConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrateConfig:
-    """Score real pictures against real ones: what a perfect model would reach on them.
+    """Score real pictures against each other: the scores that a perfect model would reach.
 
-    A picture is not compared with itself. The published numbers for DreamBooth's set are printed
-    beside; on that set yours should agree with them before you trust any other.
+    No picture is compared with itself. The published scores of DreamBooth's dataset are printed for
+    comparison: check that you get the same scores on that dataset before you trust others.
     """
 
-    # A folder of real pictures, or a folder for each subject.
+    # Folder of real pictures, or of a folder for each subject.
     real: Path
-    # Leave out pictures that cannot be read, and count them; else they are an error.
+    # Leave out and count unreadable pictures; by default they are an error.
     skip_bad: bool = False
 
     models: ModelsConfig = field(default_factory=ModelsConfig)
@@ -193,18 +201,18 @@ class CalibrateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
-    """Say by how much results differ, and whether that is more than chance.
+    """Compare results: their differences, and whether those are more than chance.
 
-    The first is what the others are compared with. Pictures of one subject and one name are a pair.
+    All others are compared with the first. Pictures are paired by subject and file name.
     """
 
-    # Files that --json or a report wrote, two or more.
+    # Two or more result files, written by --json or as report.json.
     results: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    # What the results are called, in their order; their file or folder names unless given.
+    # Names of the results, in their order. Default: file or folder names.
     names: tuple[str, ...] = ()
-    # Draw the scores and their intervals into this .svg file.
+    # Draw the scores and their intervals to this .svg file.
     plot: Path | None = None
-    # Resamplings behind the intervals.
+    # Resamplings for the intervals.
     bootstrap_samples: int = 2000
 
     output: OutputConfig = field(default_factory=OutputConfig)

@@ -47,8 +47,7 @@ from trainer.training.instances import find_all_instances, report
 from trainer.training.objective import Denoiser, DreamBooth, Objective
 from trainer.training.optimizers import make_optimizer, optimizer_class
 from trainer.training.prior import class_images
-from trainer.training.scorer import Scorer
-from trainer.training.scores import LiveScores, live_scores, scores_at
+from trainer.training.scores import LiveScores, Scorer, live_scores, scores_at
 from trainer.training.tracking import check_trackers, start_trackers
 
 logger = logging.getLogger("trainer")

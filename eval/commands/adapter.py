@@ -1,39 +1,27 @@
-"""`python -m eval adapter`: the same seeds with and without a concept, scored and shown."""
+"""`python -m eval adapter`: compare pictures with and without a concept, from the same seeds."""
 
 from __future__ import annotations
 
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from eval.commands.compare import compare_results
 from eval.config import AdapterConfig
-from eval.metrics.bootstrap import Estimate
-from eval.metrics.functional import drift, image_similarity, text_similarities
-from eval.protocols.drawing import (
-    DTYPES,
-    LIBRARIES,
-    Wanted,
-    draw,
-    file_digest,
-    still_missing,
-    wanted_pictures,
-)
-from eval.protocols.origin import Origin, read_origin
-from eval.protocols.prompts import fill
-from eval.protocols.score import Picture, Scorer, Subject, pick_device, score_subjects
+from eval.metrics import METRICS, Sample
+from eval.protocols.concept_run import ConceptRun, read_concept_run
+from eval.protocols.drawing import DTYPES, LIBRARIES, draw, file_digest, missing_pictures
+from eval.protocols.prompts import fill, plan_pictures
+from eval.protocols.score import FeatureReader, Picture, Subject, pick_device, score_subjects
+from eval.report.before_after import BeforeAfter, PictureSet
 from eval.report.output import refuse_to_overwrite
 from eval.report.page import adapter_page
-from eval.report.result import FORMAT, Result, markdown_table
-from eval.report.sheet import draw_sheet, gain_rows
+from eval.report.picture_content import draw_before_after
+from eval.report.tables import before_after_rows, markdown_table
 from loldu import load_concept
 from loldu.base.open import load_pipeline, weights_digest
 from loldu.errors import LoLDUError
@@ -47,84 +35,30 @@ PICTURES, HELD_OUT = "pictures", "held_out"
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Every picture of one model: of the concept, and of other things, seed by seed."""
+class RealPictures:
+    """Training pictures of a concept, and pictures held out from training, if there are any."""
 
-    concept: list[Wanted]
-    others: list[Wanted]
-
-    @property
-    def wanted(self) -> list[Wanted]:
-        """All of them."""
-        return self.concept + self.others
-
-
-@dataclass(frozen=True)
-class Truth:
-    """The pictures it was taught with, and those it is scored against."""
-
-    taught: list[Path]
+    training: list[Path]
     held_out: list[Path] | None
 
     @property
-    def real(self) -> list[Path]:
-        """Held-out pictures where there are any; else the others, which flatters a copyist."""
-        return self.held_out or self.taught
-
-
-@dataclass(frozen=True)
-class Report:
-    """A concept before and after training.
-
-    Attributes:
-        name: What it is called in prompts.
-        base: Scores of what the base draws.
-        adapted: Scores with the concept loaded, of the same prompts and seeds.
-        others: `base` and `adapted`: CLIP-T of other prompts; `drift`: how far those moved.
-        real: DINO and CLIP-I of the taught pictures against the true ones.
-        facts: How it was trained and drawn.
-    """
-
-    name: str
-    base: Result
-    adapted: Result
-    others: Mapping[str, float]
-    real: Mapping[str, float]
-    facts: Mapping[str, Any]
-
-    @cached_property
-    def gains(self) -> dict[str, Estimate]:
-        """Adapted less base, picture by picture that both have."""
-        samples = self.adapted.protocol.bootstrap_samples
-        both = {"before": self.base, "after": self.adapted}
-        return compare_results(both, samples=samples).differences["after"]
-
-    def as_json(self) -> dict[str, Any]:
-        """The whole of it for a file."""
-        return {
-            "format": FORMAT,
-            "name": self.name,
-            "gains": {metric: asdict(value) for metric, value in self.gains.items()},
-            "others": dict(self.others),
-            "real": dict(self.real),
-            **self.facts,
-            "adapted": self.adapted.as_json(),
-            "base": self.base.as_json(),
-        }
+    def scored_against(self) -> list[Path]:
+        """Held-out pictures, or else the training pictures, which favor copies of them."""
+        return self.held_out or self.training
 
 
 def evaluate_adapter(config: AdapterConfig) -> None:
-    """Draw what is missing, score, and write `report.json`, `report.html` and `report.png`.
+    """Generate missing pictures, score them, and write report.json, report.html and report.png.
 
     Raises:
-        LoLDUError: If a flag is missing, results are there already, or weights are not.
+        LoLDUError: If a flag or weights are missing, or results exist already.
     """
     paths = [config.output_dir / name for name in (REPORT_JSON, REPORT_HTML, REPORT_PNG)]
     refuse_to_overwrite(paths, overwrite=config.overwrite)
-    origin = read_origin(config)
-    base, adapted = make_plans(config, origin)
-    truth = true_pictures(origin.instance_data_dir)
-    scorer = Scorer(config.models)
+    origin = read_concept_run(config)
+    base, adapted = plan_both(config, origin)
+    real = find_real_pictures(origin.instance_data_dir)
+    reader = FeatureReader(config.models)
 
     started = time.perf_counter()
     draw_missing(config, origin, base, adapted)
@@ -132,14 +66,14 @@ def evaluate_adapter(config: AdapterConfig) -> None:
     name = f"{origin.token} {origin.class_name}"
     before, after = (
         score_subjects(
-            scorer,
-            [Subject(name, [Picture(w.path, w.prompt) for w in plan.concept], truth.real)],
+            reader,
+            [Subject(name, [Picture(p.path, p.prompt) for p in own.concept], real.scored_against)],
             config.protocol,
             origin.token,
         )
-        for plan in (base, adapted)
+        for own in (base, adapted)
     )
-    others = score_others(scorer, base, adapted)
+    others = score_others(reader, base, adapted)
     facts = {
         **origin.training,
         "sampling_seconds": round(drawn - started, 3),
@@ -148,20 +82,20 @@ def evaluate_adapter(config: AdapterConfig) -> None:
         **asdict(config.drawing),
         "drawn_with": {name: version(name) for name in LIBRARIES},
     }
-    report = Report(name, before, after, others, score_real(scorer, truth), facts)
-    sheet = draw_sheet(report, base, adapted, truth.taught)
+    report = BeforeAfter(name, before, after, others, score_real(reader, real), facts)
+    picture = draw_before_after(report, base, adapted, real.training)
     write_atomically(paths[0], json.dumps(report.as_json(), indent=2) + "\n")
-    write_atomically(paths[1], adapter_page(report, base.others, adapted.others))
-    save_png(sheet, paths[2])
-    print(markdown_table(gain_rows(report)))  # noqa: T201
+    write_atomically(paths[1], adapter_page(report, base, adapted))
+    save_png(picture, paths[2])
+    print(markdown_table(before_after_rows(report)))  # noqa: T201
     logger.info("Wrote %s, %s and %s", *paths)
 
 
-def make_plans(config: AdapterConfig, origin: Origin) -> tuple[Plan, Plan]:
-    """What is drawn with the base, and with the concept.
+def plan_both(config: AdapterConfig, origin: ConceptRun) -> tuple[PictureSet, PictureSet]:
+    """Return the pictures to generate with the base, and those with the concept.
 
     Raises:
-        LoLDUError: If there is nothing to ask for.
+        LoLDUError: If there are no prompts.
     """
     for flag, values in (
         ("--prompts", config.prompts),
@@ -170,77 +104,83 @@ def make_plans(config: AdapterConfig, origin: Origin) -> tuple[Plan, Plan]:
         if not values:
             raise LoLDUError(f"{flag} is empty: give some, or a --preset such as dreambooth.")
 
-    def plan(model: str) -> Plan:
+    def plan(model: str) -> PictureSet:
         folder = config.output_dir / PICTURES / model
-        asked, others = (
-            wanted_pictures(
+        concept, others = (
+            plan_pictures(
                 folder / kind,
                 fill(prompts, origin.token, origin.class_name),
                 config.drawing.seeds,
             )
             for kind, prompts in (("concept", config.prompts), ("others", config.other_prompts))
         )
-        return Plan(asked, others)
+        return PictureSet(concept, others)
 
     return plan("base"), plan("adapted")
 
 
-def true_pictures(folder: Path) -> Truth:
-    """The training pictures, and the held-out ones where the folder has any."""
+def find_real_pictures(folder: Path) -> RealPictures:
+    """Return the pictures of a folder, and of its folder of held-out pictures if it has one."""
     held_out = folder / HELD_OUT
-    return Truth(list_images(folder), list_images(held_out) if held_out.is_dir() else None)
+    return RealPictures(list_images(folder), list_images(held_out) if held_out.is_dir() else None)
 
 
-def draw_missing(config: AdapterConfig, origin: Origin, base: Plan, adapted: Plan) -> None:
-    """Draw everything with the base, then with the concept loaded, from the same noise.
+def draw_missing(
+    config: AdapterConfig, origin: ConceptRun, base: PictureSet, adapted: PictureSet
+) -> None:
+    """Generate missing pictures with the base, then with the concept loaded, from the same noise.
 
     Raises:
-        LoLDUError: If other pictures are in the way.
+        LoLDUError: If a picture exists with other settings.
     """
     device = torch.device(pick_device(config.models.device))
     dtype = DTYPES[config.drawing.mixed_precision]
     pipeline = load_pipeline(origin.base, torch_dtype=dtype, device=device)
     settings = config.drawing
     plain = {"base": weights_digest(pipeline), "concept": None}
-    taught = plain | {"concept": file_digest(config.concept)}
+    loaded = plain | {"concept": file_digest(config.concept)}
     missing = [
-        still_missing(plan.wanted, settings, made, redraw=config.overwrite, flag="--overwrite")
-        for plan, made in ((base, plain), (adapted, taught))
+        missing_pictures(own.planned, settings, made, redraw=config.overwrite, flag="--overwrite")
+        for own, made in ((base, plain), (adapted, loaded))
     ]
     draw(pipeline, missing[0], settings, plain, label="drawing with the base")
     if missing[1]:
         load_concept(pipeline, config.concept)
-        draw(pipeline, missing[1], settings, taught, label="drawing with the concept")
+        draw(pipeline, missing[1], settings, loaded, label="drawing with the concept")
 
 
-def score_others(scorer: Scorer, base: Plan, adapted: Plan) -> dict[str, float]:
-    """Whether other things are still drawn as they were."""
-    seen = scorer.see([one.path for plan in (base, adapted) for one in plan.others])
-    before, after = (
-        seen.stack("clip", [one.path for one in plan.others]) for plan in (base, adapted)
-    )
-    texts = scorer.extractors.clip.encode_texts([one.prompt for one in base.others])
+def score_others(reader: FeatureReader, base: PictureSet, adapted: PictureSet) -> dict[str, float]:
+    """Score pictures of other prompts: CLIP-T of both models, and the metrics against the base."""
+    sets = [[one.path for one in own.others] for own in (base, adapted)]
+    features = reader.read([path for paths in sets for path in paths])
+    before, after = map(features.by_encoder, sets)
+    texts = reader.encode_texts([one.prompt for one in base.others])
     scores = {
-        "base": text_similarities(before, texts).mean().item(),
-        "adapted": text_similarities(after, texts).mean().item(),
-        "drift": drift(after, before),
+        model: METRICS["clip_t"].score(Sample(generated=rows, prompt_features=texts))
+        for model, rows in (("base", before), ("adapted", after))
+    }
+    against_base = Sample(generated=after, base=before)
+    scores |= {
+        name: metric.score(against_base)
+        for name, metric in METRICS.items()
+        if metric.against == "base"
     }
     return {name: round(value, 6) for name, value in scores.items()}
 
 
-def score_real(scorer: Scorer, truth: Truth) -> dict[str, float]:
-    """The taught pictures against the true ones; nothing, where one picture is all there is."""
-    both: Sequence[Path] = truth.taught + (truth.held_out or [])
-    alone = truth.held_out is None
-    if alone and len(truth.taught) < 2:
+def score_real(reader: FeatureReader, real: RealPictures) -> dict[str, float]:
+    """Score training pictures against the real ones; {} if there is only one picture."""
+    alone = real.held_out is None
+    if alone and len(real.training) < 2:
         return {}
-    seen = scorer.see(both)
+    features = reader.read(real.training + (real.held_out or []))
+    sample = Sample(
+        generated=features.by_encoder(real.training),
+        real=features.by_encoder(real.scored_against),
+        exclude_self=alone,
+    )
     return {
-        metric: round(
-            image_similarity(
-                seen.stack(name, truth.taught), seen.stack(name, truth.real), exclude_self=alone
-            ),
-            6,
-        )
-        for metric, name in (("dino", "dino"), ("clip_i", "clip"))
+        name: round(metric.score(sample), 6)
+        for name, metric in METRICS.items()
+        if metric.against == "real"
     }

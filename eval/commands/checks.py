@@ -1,4 +1,4 @@
-"""What no command can work with, told before anything is loaded."""
+"""Check option values before anything is loaded."""
 
 import math
 from collections.abc import Iterator
@@ -11,11 +11,11 @@ from loldu.errors import LoLDUError
 _AT_LEAST_ONE = ("num_inference_steps", "batch_size", "bootstrap_samples")
 
 
-def check(config: Any) -> None:  # noqa: ANN401  every command has its own
-    """Refuse values that cannot work.
+def check(config: Any) -> None:  # noqa: ANN401  any command's config
+    """Raise an error for the first invalid option.
 
     Raises:
-        LoLDUError: Naming the flag and what to do.
+        LoLDUError: If a value is invalid; the message names the flag and a remedy.
     """
     values = dict(_values(config))
     for flag in _AT_LEAST_ONE:
@@ -28,16 +28,16 @@ def check(config: Any) -> None:  # noqa: ANN401  every command has its own
         raise LoLDUError(f"--clip_t_scale is {scale}; it must be above 0, such as 2.5.")
     for flag in ("html", "plot"):
         if values.get(flag) == STDOUT:
-            raise LoLDUError(f"--{flag} - is no file; only --json can be printed.")
+            raise LoLDUError(f"--{flag} - is not a file; only --json can be printed.")
     seeds = values.get("seeds", (0,))
     if not seeds:
         raise LoLDUError("--seeds is empty: give some, such as 0 1 2 3.")
     if len(set(seeds)) < len(seeds):
-        raise LoLDUError(f"--seeds has one twice ({' '.join(map(str, seeds))}); all must differ.")
+        raise LoLDUError(f"--seeds has a duplicate ({' '.join(map(str, seeds))}); all must differ.")
 
 
 def _values(config: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
-    """Every option by its name, whatever part it is in."""
+    """Yield name and value of every option, also of nested configs."""
     for option in fields(config):
         value = getattr(config, option.name)
         if is_dataclass(value):

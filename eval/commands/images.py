@@ -1,19 +1,19 @@
-"""`python -m eval images`: folders of generated pictures against folders of real ones."""
+"""`python -m eval images`: score folders of generated pictures against folders of real ones."""
 
 from eval.config import ImagesConfig
 from eval.protocols.folders import generated_pictures, subject_folders
-from eval.protocols.score import Scorer, Subject, score_subjects
+from eval.protocols.score import FeatureReader, Subject, score_subjects
 from eval.report.output import refuse_to_overwrite, write
 from eval.report.page import result_page
-from eval.report.result import markdown_table, score_rows
+from eval.report.tables import markdown_table, result_rows
 from loldu.pictures.folder import list_images
 
 
 def evaluate_images(config: ImagesConfig) -> None:
-    """Score the folders, and leave table and files.
+    """Score the folders; print the table and write the files.
 
     Raises:
-        LoLDUError: If folders, pictures, prompts or weights are not as they must be.
+        LoLDUError: If folders, pictures, prompts or weights are missing or invalid.
     """
     output = config.output
     refuse_to_overwrite([output.json, output.html], overwrite=output.overwrite)
@@ -23,10 +23,10 @@ def evaluate_images(config: ImagesConfig) -> None:
         )
         for name, (generated, real) in subject_folders(config.generated, config.real).items()
     ]
-    result = score_subjects(Scorer(config.models), subjects, config.protocol, config.token)
+    result = score_subjects(FeatureReader(config.models), subjects, config.protocol, config.token)
     write(
         output,
-        markdown_table(score_rows(result)),
+        markdown_table(result_rows(result)),
         result.as_json(),
         lambda: result_page("Scored pictures", result),
     )

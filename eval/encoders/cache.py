@@ -1,9 +1,8 @@
-"""Features that were computed once: kept by the content of the picture and what looked at it."""
+"""A cache of features, by the content of the picture and the identity of the encoder."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,12 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from eval.encoders.extractors import Identity
+from eval.encoders.encoder import Identity
 from loldu.errors import LoLDUError
 
 READER = 1
-"""Raised whenever pictures are read in another way, so that what was kept before is not used."""
-_AT_ONCE = 500
+"""Version of the code that reads pictures; raise it to make older cache entries unused."""
+_QUERY_SIZE = 500
 _TABLES = """
 CREATE TABLE IF NOT EXISTS features (
     extractor TEXT, content TEXT, row BLOB, PRIMARY KEY (extractor, content)
@@ -28,78 +27,70 @@ CREATE TABLE IF NOT EXISTS black (content TEXT PRIMARY KEY) WITHOUT ROWID;
 """
 
 
-def default_cache() -> Path:
-    """The file in the person's cache folder."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "loldu" / "features.sqlite"
-
-
 class FeatureCache:
-    """A SQLite file of feature rows: safe to share between processes, and to delete.
+    """A SQLite file of feature rows. Several processes may share it, and it may be deleted.
 
-    A row is found by the SHA-256 of the picture's file and by the extractor's weights, network and
-    preprocessing: renaming a file changes nothing, editing it computes it anew.
+    The key of a row is the SHA-256 of the picture's file with the encoder's library, weights and
+    preprocessing: a renamed file is found, an edited file is computed again.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open or make the file.
+        """Open or create the file.
 
         Raises:
-            LoLDUError: If it cannot be made, or is something else.
+            LoLDUError: If it cannot be created, or is not such a database.
         """
         self._path = path
-        with self._told():
+        with self._explained_errors():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(path, timeout=60)
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.executescript(_TABLES)
 
     def get(self, identity: Identity, contents: Sequence[str]) -> dict[str, Float[Tensor, " d"]]:
-        """The rows that are there, by content."""
+        """Return the cached rows, by content."""
         key, found = _key(identity), {}
-        for start in range(0, len(contents), _AT_ONCE):
-            some = contents[start : start + _AT_ONCE]
-            marks = ", ".join("?" * len(some))
-            query = (
-                f"SELECT content, row FROM features WHERE extractor = ? AND content IN ({marks})"
-            )
-            with self._told():
-                for content, row in self._database.execute(query, (key, *some)):
+        for start in range(0, len(contents), _QUERY_SIZE):
+            batch = contents[start : start + _QUERY_SIZE]
+            placeholders = ", ".join("?" * len(batch))
+            query = f"SELECT content, row FROM features WHERE extractor = ? AND content IN ({placeholders})"
+            with self._explained_errors():
+                for content, row in self._database.execute(query, (key, *batch)):
                     found[content] = torch.from_numpy(np.frombuffer(row, dtype=np.float32).copy())
         return found
 
     def put(self, identity: Identity, rows: Mapping[str, Float[Tensor, " d"]]) -> None:
-        """Keep rows by content, all or none."""
+        """Store rows by content, all or none."""
         key = _key(identity)
-        kept = [(key, content, row.numpy().tobytes()) for content, row in rows.items()]
-        with self._told(), self._database:
-            self._database.executemany("INSERT OR REPLACE INTO features VALUES (?, ?, ?)", kept)
+        entries = [(key, content, row.numpy().tobytes()) for content, row in rows.items()]
+        with self._explained_errors(), self._database:
+            self._database.executemany("INSERT OR REPLACE INTO features VALUES (?, ?, ?)", entries)
 
     def black(self, contents: Sequence[str]) -> set[str]:
-        """Which of these pictures were seen to be black all over."""
-        with self._told():
+        """Return which of these pictures are known to be completely black."""
+        with self._explained_errors():
             known = {content for (content,) in self._database.execute("SELECT content FROM black")}
         return known & set(contents)
 
     def put_black(self, contents: Sequence[str]) -> None:
-        """Remember pictures that are black all over."""
-        with self._told(), self._database:
+        """Store which pictures are completely black."""
+        with self._explained_errors(), self._database:
             self._database.executemany(
                 "INSERT OR IGNORE INTO black VALUES (?)", [(content,) for content in contents]
             )
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _explained_errors(self) -> Iterator[None]:
         try:
             yield
         except (OSError, sqlite3.Error) as error:
             raise LoLDUError(
-                f"The feature cache {self._path} cannot be used ({error}); name another with "
-                "--cache_file, or go without by --no_cache."
+                f"The feature cache {self._path} cannot be used ({error}); choose another with "
+                "--cache_file, or pass --no_cache."
             ) from error
 
 
 def _key(identity: Identity) -> str:
-    library = identity.library.split()[0]  # another version of it rounds differently, no more
+    library = identity.library.split()[0]  # versions of one library differ in rounding alone
     parts = (READER, library, identity.weights, identity.preprocess)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]

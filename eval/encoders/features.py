@@ -1,4 +1,4 @@
-"""From picture files to features: each file is read once, and what was seen before not at all."""
+"""Compute features of picture files; each file is read once, or never if it is in the cache."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from eval.encoders.cache import FeatureCache
-from eval.encoders.extractors import BATCH_SIZE, ImageExtractor
+from eval.encoders.encoder import BATCH_SIZE, Encoder
 from loldu.errors import LoLDUError
 from loldu.pictures.open import load_image
 
@@ -25,84 +25,83 @@ THREADS = min(8, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What is known of pictures.
+class PictureFeatures:
+    """Features of picture files.
 
     Attributes:
-        rows: A unit feature row for each extractor and picture that could be read.
-        bad: Why a picture could not be, for those.
-        black: Pictures that are black all over, as a safety checker leaves them.
+        rows: Unit feature row of each readable picture, by encoder and path.
+        bad: Error message of each unreadable picture.
+        black: Completely black pictures, as safety checkers return them.
     """
 
     rows: Mapping[str, Mapping[Path, Float[Tensor, " d"]]]
     bad: Mapping[Path, str]
     black: frozenset[Path]
 
-    def stack(self, extractor: str, paths: Sequence[Path]) -> Float[Tensor, "n d"]:
-        """One extractor's rows of these pictures."""
-        return torch.stack([self.rows[extractor][path] for path in paths])
+    def stack(self, encoder: str, paths: Sequence[Path]) -> Float[Tensor, "n d"]:
+        """Return one encoder's rows of these pictures."""
+        return torch.stack([self.rows[encoder][path] for path in paths])
+
+    def by_encoder(self, paths: Sequence[Path]) -> dict[str, Float[Tensor, "n d"]]:
+        """Return the rows of these pictures for every encoder."""
+        return {encoder: self.stack(encoder, paths) for encoder in self.rows}
 
 
 @dataclass(frozen=True)
 class _Read:
-    """One decoded file: what each network that has not seen it yet is to be given."""
+    """One decoded file: the input of each encoder that has no features of it yet."""
 
     pixels: Mapping[str, Tensor]
     black: bool
 
 
-def see(
+def compute_features(
     paths: Sequence[Path],
-    extractors: Mapping[str, ImageExtractor],
+    encoders: Mapping[str, Encoder],
     cache: FeatureCache | None,
     *,
     progress: bool = True,
-) -> Seen:
-    """Return the features of files; threads read ahead while the networks compute.
+) -> PictureFeatures:
+    """Return the features of files. Threads read ahead while the networks compute.
 
-    What is computed is kept after every batch, so a call that was stopped goes on where it was.
+    Every batch is stored at once, so that an interrupted call can be resumed.
 
     Args:
-        paths: Pictures; the same one may come several times.
-        extractors: By the names that their rows are to have.
-        cache: Where rows are looked for and kept, or nowhere.
-        progress: Show a bar on stderr, where that is a terminal.
+        paths: Picture files, perhaps with repeats.
+        encoders: Encoders by name.
+        cache: Cache to read and fill, or None.
+        progress: Whether to show a progress bar if stderr is a terminal.
 
     Raises:
         LoLDUError: If the cache cannot be used.
     """
     contents, bad = _digests(dict.fromkeys(paths))
-    files = {content: path for path, content in contents.items()}  # one of those with the content
-    found: dict[str, dict[str, Tensor]] = {name: {} for name in extractors}
+    files = {content: path for path, content in contents.items()}  # one file of each content
+    found: dict[str, dict[str, Tensor]] = {name: {} for name in encoders}
     black: set[str] = set()
     if cache is not None:
-        found = {name: cache.get(ex.identity, [*files]) for name, ex in extractors.items()}
+        found = {name: cache.get(ex.identity, [*files]) for name, ex in encoders.items()}
         black = cache.black([*files])
     missing = {
         content: names
         for content in files
-        if (names := [name for name in extractors if content not in found[name]])
+        if (names := [name for name in encoders if content not in found[name]])
     }
     unreadable: dict[str, str] = {}
-    hidden = None if progress else True  # None: where stderr is no terminal
-    with tqdm(total=len(missing), desc="looking", unit="picture", disable=hidden) as bar:
-        reading = _read_ahead(files, missing, extractors)
+    hidden = None if progress else True  # None hides it unless stderr is a terminal
+    with tqdm(total=len(missing), desc="encoding", unit="picture", disable=hidden) as bar:
+        reading = _read_ahead(files, missing, encoders)
         while batch := list(islice(reading, BATCH_SIZE)):
             unreadable |= {content: one for content, one in batch if isinstance(one, str)}
             read = {content: one for content, one in batch if isinstance(one, _Read)}
             new = [content for content, one in read.items() if one.black]
             black.update(new)
             if cache is not None:
-                cache.put_black(new)  # before the rows, by which a picture counts as seen
-            for name, extractor in extractors.items():
-                own = {c: one.pixels[name] for c, one in read.items() if name in one.pixels}
-                if own:
-                    rows = dict(zip(own, extractor.encode_pixels([*own.values()]), strict=True))
-                    found[name] |= rows
-                    if cache is not None:
-                        cache.put(extractor.identity, rows)
+                cache.put_black(new)  # before the rows, which mark a picture as done
+            for name, rows in _encode_batch(read, encoders, cache).items():
+                found[name] |= rows
             bar.update(len(batch))
-    return Seen(
+    return PictureFeatures(
         {
             name: {path: rows[content] for path, content in contents.items() if content in rows}
             for name, rows in found.items()
@@ -112,11 +111,26 @@ def see(
     )
 
 
-def tell_bad(bad: Mapping[Path, str], *, skip: bool) -> None:
-    """Refuse pictures that cannot be read, unless they are to be skipped.
+def _encode_batch(
+    read: Mapping[str, _Read], encoders: Mapping[str, Encoder], cache: FeatureCache | None
+) -> dict[str, dict[str, Tensor]]:
+    """Return the new rows of each encoder by content, and store them."""
+    found: dict[str, dict[str, Tensor]] = {name: {} for name in encoders}
+    for name, encoder in encoders.items():
+        pixels = {c: one.pixels[name] for c, one in read.items() if name in one.pixels}
+        if pixels:
+            rows = encoder.encode_pixels([*pixels.values()])
+            found[name] = dict(zip(pixels, rows, strict=True))
+            if cache is not None:
+                cache.put(encoder.identity, found[name])
+    return found
+
+
+def refuse_unreadable(bad: Mapping[Path, str], *, skip: bool) -> None:
+    """Raise an error that names all unreadable pictures, unless they may be skipped.
 
     Raises:
-        LoLDUError: With every one of them.
+        LoLDUError: If there are any and `skip` is false.
     """
     if bad and not skip:
         reasons = " ".join(bad.values())
@@ -125,7 +139,7 @@ def tell_bad(bad: Mapping[Path, str], *, skip: bool) -> None:
 
 
 def _digests(paths: Mapping[Path, None]) -> tuple[dict[Path, str], dict[Path, str]]:
-    """The SHA-256 of each file, or why it cannot be read."""
+    """Return the SHA-256 of each readable file, and an error message for each other file."""
 
     def digest(path: Path) -> str | OSError:
         try:
@@ -135,32 +149,32 @@ def _digests(paths: Mapping[Path, None]) -> tuple[dict[Path, str], dict[Path, st
             return error
 
     with ThreadPoolExecutor(THREADS) as pool:
-        told = dict(zip(paths, pool.map(digest, paths), strict=True))
+        digests = dict(zip(paths, pool.map(digest, paths), strict=True))
     bad = {
         path: f"The picture {path} cannot be read ({error.strerror})."
-        for path, error in told.items()
+        for path, error in digests.items()
         if isinstance(error, OSError)
     }
-    return {path: text for path, text in told.items() if isinstance(text, str)}, bad
+    return {path: text for path, text in digests.items() if isinstance(text, str)}, bad
 
 
 def _read_ahead(
     files: Mapping[str, Path],
     missing: Mapping[str, Sequence[str]],
-    extractors: Mapping[str, ImageExtractor],
+    encoders: Mapping[str, Encoder],
 ) -> Iterator[tuple[str, _Read | str]]:
-    """Each missing file decoded and preprocessed, in order, or what is wrong with it.
+    """Yield each missing file, decoded and preprocessed, or its error message, in order.
 
-    Never more than two batches wait in memory.
+    At most two batches wait in memory.
     """
 
     def read(content: str) -> _Read | str:
         try:
-            # Published scores were made without a look at colour profiles.
+            # Published scores ignore color profiles.
             image = load_image(files[content], to_srgb=False)
         except LoLDUError as error:
             return str(error)
-        pixels = {name: extractors[name].preprocess(image) for name in missing[content]}
+        pixels = {name: encoders[name].preprocess(image) for name in missing[content]}
         return _Read(pixels, black=image.getbbox() is None)
 
     with ThreadPoolExecutor(THREADS) as pool:

@@ -1,4 +1,4 @@
-"""From a picture to a network's input, as the published scores are defined."""
+"""Turn a picture into a network's input, as the published scores define it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Picture to tensor: EXIF rotation, RGB, bicubic resize with Pillow, centre crop, normalise.
+    """Picture to tensor: EXIF rotation, RGB, bicubic resize with Pillow, center crop, normalize.
 
-    The shorter side is resized to ``resize_px``; without ``crop_px`` both sides are.
+    The shorter side becomes ``resize_px``, or both sides if ``crop_px`` is None.
     """
 
     resize_px: int
@@ -29,7 +29,7 @@ class Preprocess:
     std: tuple[float, ...] = IMAGENET_STD
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "3 size size"]:
-        """Return the picture as the network wants it."""
+        """Return the network's input for one picture."""
         size = self.resize_px if self.crop_px else (self.resize_px, self.resize_px)
         steps: list[Callable[[Any], Any]] = [
             transforms.Resize(size, transforms.InterpolationMode.BICUBIC)
@@ -45,7 +45,7 @@ class Preprocess:
         """Read size, mean and standard deviation from ``preprocessor_config.json``.
 
         Raises:
-            OSError: If there is none.
+            OSError: If there is no such file.
         """
         config, _ = ImageProcessingMixin.get_image_processor_dict(name_or_path)
         crop_px = _side(config["crop_size"]) if config.get("do_center_crop") else None
@@ -55,27 +55,27 @@ class Preprocess:
 
 
 SQUASHING = Preprocess(224, None, (0.5,) * 3, (0.5,) * 3)
-"""The preset that lies beside DINO's weights on the hub, by which no published score was made."""
+"""The preset published with DINO's weights on the hub, which no published score used."""
 
 
 def _side(size: int | dict[str, int]) -> int:
-    """Return one side of a square size, which is written in one of three ways."""
+    """Return the side of a square size, which config files write in three ways."""
     return size if isinstance(size, int) else size.get("shortest_edge", size.get("height", 0))
 
 
 def published_dino(image_size: int = 224) -> Preprocess:
-    """Resize 256, crop 224, ImageNet's mean and deviation; in that proportion for another size.
+    """Return DINO's transform: resize 256, crop 224 (scaled for other sizes), ImageNet statistics.
 
-    Source: DINO's evaluation code, whose transform the DreamBooth score was computed with.
+    Source: DINO's evaluation code; the DreamBooth scores were computed with it.
     """
     return Preprocess(round(image_size * 256 / 224), image_size)
 
 
 def dino_preprocess(name_or_path: str, image_size: int) -> Preprocess:
-    """Return what a transformers folder or hub id asks for, or else the published one.
+    """Return the preprocessing of a transformers folder or hub id, or else the published one.
 
-    Only the preset published with DINO's own weights is never followed, which squashes the picture
-    to 224 and normalises with 0.5.
+    The preset published with DINO's own weights is ignored: it squashes the picture to 224 pixels
+    and normalizes with 0.5.
     """
     try:
         own = Preprocess.from_pretrained(name_or_path)

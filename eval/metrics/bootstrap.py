@@ -1,46 +1,46 @@
-"""Means over pictures and subjects, and how far chance alone would move them."""
+"""Means over pictures and subjects, with bootstrap intervals."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Float64
 
-Aggregate = Literal["macro", "micro"]
+from eval.metrics.metric import Aggregate
+
 CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean, and the interval in which it lies in 95 of 100 resamplings."""
+    """A mean, and the interval that contains it in 95 of 100 resamplings."""
 
     mean: float
     low: float
     high: float
 
     def __str__(self) -> str:
-        """For a table."""
+        """Return mean and interval with three digits, for a table."""
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 def mean_of(subjects: Sequence[Float64[np.ndarray, " _"]], aggregate: Aggregate) -> float:
-    """The mean of scores.
+    """Return the mean score.
 
-        macro: mean over subjects of each one's mean, so that every subject counts the same
-        micro: mean over all pictures, so that every picture does
+        macro: mean of the subjects' means: every subject has the same weight
+        micro: mean over all pictures: every picture has the same weight
 
     Args:
-        subjects: Each one's scores, a number a picture.
-        aggregate: Which of both.
+        subjects: Scores of each subject, a number a picture.
+        aggregate: "macro" or "micro".
 
     Raises:
-        ValueError: If there is no subject, or one without a score.
+        ValueError: If there is no subject, or a subject has no score.
     """
     if not subjects or not all(len(scores) for scores in subjects):
-        raise ValueError("Every subject needs a score, and there must be a subject.")
+        raise ValueError("There must be a subject, and each subject needs a score.")
     if aggregate == "micro":
         return float(np.concatenate(subjects).mean())
     return float(np.mean([scores.mean() for scores in subjects]))
@@ -53,20 +53,20 @@ def estimate(
     samples: int = 2000,
     seed: int = 0,
 ) -> Estimate:
-    """The mean with its percentile interval, resampling subjects, and pictures within each.
+    """Return the mean and its percentile interval; subjects, then their pictures, are resampled.
 
-    Differences of two results' scores, picture by picture, give the paired interval of their
-    difference. With one subject the pictures alone are resampled: what another subject would have
-    given is not in the numbers then.
+    Pass differences of two results, picture by picture, to get the interval of their paired
+    difference. With one subject only the pictures are resampled, so the interval says nothing about
+    other subjects.
 
     Args:
-        subjects: Each one's scores, a number a picture.
-        aggregate: As in `mean_of`.
-        samples: Resamplings.
-        seed: Of the resampling: the same call gives the same interval.
+        subjects: Scores of each subject, a number a picture.
+        aggregate: "macro" or "micro", as in `mean_of`.
+        samples: Number of resamplings.
+        seed: Seed of the resampling; the same call returns the same interval.
 
     Raises:
-        ValueError: As `mean_of` does.
+        ValueError: If there is no subject, or a subject has no score.
 
     Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapters 8 and 13.
     """

@@ -1,25 +1,25 @@
-"""The scores, as pure functions of features: raw cosines, no factor, no clipping unless asked.
+"""Scores as pure functions of features: raw cosines, without a factor or clipping by default.
 
-Every score has a form that gives one number a picture, which is what means, intervals and
-comparisons are made of, and for what is reported of one set of pictures a form that is their mean.
+Each score has a form with one number a picture, from which means, intervals and comparisons are
+computed, and most have a second form that returns the mean over the pictures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-Pairs = Literal["all", "matched"]
+from eval.metrics.metric import Pairs
+
 CHUNK = 4096
-"""Rows that are in double precision at one time."""
+"""Rows that are converted to double precision at a time."""
 
 
 def _unit(features: Float[Tensor, "n d"]) -> Float64[Tensor, "n d"]:
-    """Scale every row to length one, in fp64 so that the mean of many cosines stays exact."""
+    """Scale each row to length 1, in fp64 so that the mean of many cosines stays exact."""
     return torch.nn.functional.normalize(features.double(), dim=-1)
 
 
@@ -28,7 +28,7 @@ def _chunks(features: Float[Tensor, "n d"]) -> list[Tensor]:
 
 
 def _cosines(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"]) -> Float64[Tensor, " n"]:
-    """The cosine of each row of one with the same row of the other."""
+    """Return the cosine of each row of `a` with the same row of `b`."""
     return torch.cat(
         [
             (_unit(left) * _unit(right)).sum(dim=-1)
@@ -44,29 +44,32 @@ def image_similarities(
     pairs: Pairs = "all",
     exclude_self: bool = False,
 ) -> Float64[Tensor, " n"]:
-    """Each generated picture's mean cosine with the real ones: DINO or CLIP-I, by the features.
+    """Return the mean cosine of each generated picture with the real ones.
+
+    With DINO features this is the DINO score, with CLIP features it is CLIP-I.
 
         score_i = 1/m sum_j cos(g_i, r_j)        pairs = "all"
         score_i = cos(g_i, r_i)                  pairs = "matched"
 
-    The mean of cosines is the cosine's numerator with the mean of the unit rows, so no n x m matrix
-    is made.
+    The mean of cosines is the dot product with the mean of the unit rows, so no n x m matrix is
+    made.
 
     Args:
         generated: Features of the generated pictures, a row each.
-        real: Features of the concept's true pictures, a row each.
-        pairs: Every pair, which is the published score, or each picture with the one beside it.
-        exclude_self: Leave out the pairs i = j, for a set measured against itself.
+        real: Features of the concept's real pictures, a row each.
+        pairs: "all" compares every pair, as published; "matched" compares row i with row i.
+        exclude_self: Leave out the pairs i = j, to compare a set with itself.
 
     Raises:
-        ValueError: If there is no pair to average, or pairs are matched (or to be left out) between
-            sets that differ in size.
+        ValueError: If there is no pair, or if `pairs` or `exclude_self` need two sets of one size.
 
     Source: DreamBooth (arXiv:2208.12242), section 4.2.
     """
     n, m = len(generated), len(real)
     if (exclude_self or pairs == "matched") and n != m:
-        raise ValueError(f"Pairs by position need two sets of one size: there are {n} and {m}.")
+        raise ValueError(
+            f"Pairs by position need two sets of one size; these have {n} and {m} pictures."
+        )
     if n == 0 or m - exclude_self < 1:
         raise ValueError("There is no pair of pictures to compare: both sets need pictures.")
     if pairs == "matched":
@@ -83,10 +86,10 @@ def image_similarity(
     pairs: Pairs = "all",
     exclude_self: bool = False,
 ) -> float:
-    """Mean of `image_similarities` over the generated pictures.
+    """Return the mean of `image_similarities` over the generated pictures.
 
     Raises:
-        ValueError: As `image_similarities` does.
+        ValueError: If `image_similarities` raises it.
     """
     scores = image_similarities(generated, real, pairs=pairs, exclude_self=exclude_self)
     return scores.mean().item()
@@ -95,15 +98,15 @@ def image_similarity(
 def text_similarities(
     images: Float[Tensor, "n d"], texts: Float[Tensor, "n d"], *, scale: float | int | None = None
 ) -> Float64[Tensor, " n"]:
-    """The cosine of each picture with its own prompt: CLIP-T.
+    """Return the cosine of each picture with its own prompt: CLIP-T.
 
         score_i = cos(image_i, text_i)
-        score_i = scale * max(cos(image_i, text_i), 0)        with a scale, as CLIPScore has it
+        score_i = scale * max(cos(image_i, text_i), 0)        with a scale, as in CLIPScore
 
     Args:
         images: CLIP features of the generated pictures.
-        texts: CLIP features of their prompts, the rare token left out, in the same order.
-        scale: CLIPScore's factor: 2.5 in its paper, 100 in torchmetrics.
+        texts: CLIP features of their prompts without the rare token, in the same order.
+        scale: Factor of CLIPScore: 2.5 in its paper, 100 in torchmetrics. None keeps raw cosines.
 
     Raises:
         ValueError: If there are no pictures.
@@ -119,7 +122,7 @@ def text_similarities(
 def clip_t(
     images: Float[Tensor, "n d"], texts: Float[Tensor, "n d"], *, scale: float | int | None = None
 ) -> float:
-    """Mean of `text_similarities`.
+    """Return the mean of `text_similarities`.
 
     Raises:
         ValueError: If there are no pictures.
@@ -127,33 +130,42 @@ def clip_t(
     return text_similarities(images, texts, scale=scale).mean().item()
 
 
-def drift(adapted: Float[Tensor, "n d"], base: Float[Tensor, "n d"]) -> float:
-    """How far pictures of other things have moved from the base's: 0 is not at all.
+def drifts(adapted: Float[Tensor, "n d"], base: Float[Tensor, "n d"]) -> Float64[Tensor, " n"]:
+    """Return how far pictures of other prompts moved away from the base's pictures.
 
-        score = 1 - 1/n sum_i cos(adapted_i, base_i)
+        score_i = 1 - cos(adapted_i, base_i)
 
     Args:
-        adapted: CLIP features of pictures drawn with the adapter, of prompts without the concept.
-        base: Those of the base's pictures, of the same prompts and noise in the same order.
+        adapted: CLIP features of pictures drawn with the adapter from prompts without the concept.
+        base: CLIP features of the base's pictures of the same prompts and seeds, in the same order.
 
     Raises:
         ValueError: If there are no pictures.
     """
     if len(adapted) == 0:
         raise ValueError("There is no picture to compare with the base's.")
-    return 1 - _cosines(adapted, base).mean().item()
+    return 1 - _cosines(adapted, base)
+
+
+def drift(adapted: Float[Tensor, "n d"], base: Float[Tensor, "n d"]) -> float:
+    """Return the mean of `drifts`; 0 means that nothing changed.
+
+    Raises:
+        ValueError: If there are no pictures.
+    """
+    return drifts(adapted, base).mean().item()
 
 
 def diversities(
     generated: Float[Tensor, "n d"], prompts: Sequence[Hashable]
 ) -> Float64[Tensor, " n"]:
-    """How unlike each picture is to the others of its prompt: 0 is that all are the same.
+    """Return how different each picture is from the others of its prompt; 0 means identical.
 
         score_i = 1 - mean of cos(g_i, g_j) over j != i with the prompt of i
 
     Args:
         generated: Features of the generated pictures.
-        prompts: What tells the prompts apart, for each picture.
+        prompts: Prompt of each picture, or any other key of it.
 
     Raises:
         ValueError: If a picture is the only one of its prompt.
@@ -175,7 +187,7 @@ def diversities(
 def nearest(
     generated: Float[Tensor, "n d"], real: Float[Tensor, "m d"]
 ) -> tuple[Int64[Tensor, " n"], Float64[Tensor, " n"]]:
-    """The real picture most like each generated one: its row, and the cosine.
+    """Return the row of the real picture most like each generated one, and the cosine.
 
     Raises:
         ValueError: If one of the sets is empty.

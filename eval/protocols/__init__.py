@@ -1,1 +1,1 @@
-"""Evaluation protocols: subjects, prompts, pictures and how they are scored."""
+"""How scores are measured: pictures, prompts, benchmarks, and the scoring itself."""

@@ -1,11 +1,11 @@
-"""Pictures that a score needs: drawn where they are missing, each known by its settings."""
+"""Generate the planned pictures that are missing; each file records its settings."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from eval.config import DrawingConfig
+from eval.protocols.prompts import PlannedPicture
 from loldu.base.draw import sample_images
 from loldu.errors import LoLDUError
 from loldu.files import save_png
@@ -22,62 +23,44 @@ from loldu.files import save_png
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PARAMETERS = "parameters"
 LIBRARIES = ("torch", "diffusers", "peft")
-"""What decides a picture beside all that is asked for."""
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A picture to be drawn: where, of what and from which noise."""
-
-    path: Path
-    prompt: str
-    seed: int
-
-
-def wanted_pictures(folder: Path, prompts: Sequence[str], seeds: Sequence[int]) -> list[Wanted]:
-    """Every prompt from every seed, as `PROMPT-SEED.png`, seed by seed."""
-    return [
-        Wanted(folder / f"{number:03}-{seed}.png", prompt, seed)
-        for seed in seeds
-        for number, prompt in enumerate(prompts)
-    ]
+"""Libraries whose versions decide a picture, besides its settings."""
 
 
 def file_digest(path: Path) -> str:
-    """What tells a file's content from another's."""
+    """Return the first 16 digits of a file's SHA-256."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def still_missing(
-    wanted: Sequence[Wanted],
+def missing_pictures(
+    planned: Sequence[PlannedPicture],
     settings: DrawingConfig,
-    made_with: dict[str, Any],
+    origin: dict[str, Any],
     *,
     redraw: bool,
     flag: str,
-) -> list[Wanted]:
-    """Those that are not there yet, or that are to be drawn anew.
+) -> list[PlannedPicture]:
+    """Return the pictures that do not exist yet or are to be replaced.
 
     Args:
-        wanted: All of them.
-        settings: How they are to be drawn.
-        made_with: What else decides them: the base and the concept.
-        redraw: Whether pictures drawn in another way may be replaced.
-        flag: The option that says so.
+        planned: All pictures.
+        settings: How to generate them.
+        origin: Fingerprints of the base and the concept.
+        redraw: Whether pictures with other settings may be replaced.
+        flag: Option that sets `redraw`, for the error message.
 
     Raises:
-        LoLDUError: If a file that is not to be replaced was drawn in another way or is not ours.
+        LoLDUError: If a file exists with other settings, or is not ours, and may not be replaced.
     """
     missing = []
-    for one in wanted:
+    for one in planned:
         if not one.path.exists():
             missing.append(one)
-        elif _parameters(one.path) != _describe(one, settings, made_with):
+        elif _parameters(one.path) != _describe(one, settings, origin):
             if not redraw:
                 raise LoLDUError(
-                    f"{one.path} is there already and was not drawn like this; replace such "
-                    f"pictures with {flag}, or name another folder."
+                    f"{one.path} exists with other settings; replace such pictures with {flag}, or "
+                    "choose another folder."
                 )
             missing.append(one)
     return missing
@@ -85,26 +68,26 @@ def still_missing(
 
 def draw(
     pipeline: DiffusionPipeline,
-    wanted: Sequence[Wanted],
+    planned: Sequence[PlannedPicture],
     settings: DrawingConfig,
-    made_with: dict[str, Any],
+    origin: dict[str, Any],
     *,
     label: str = "drawing",
 ) -> None:
-    """Draw pictures batch by batch and keep each at once, with how it was made.
+    """Generate pictures in batches, and save each batch at once with its settings.
 
     Args:
-        pipeline: What draws, with its concept loaded.
-        wanted: Which.
-        settings: How.
-        made_with: The base and the concept, for the record.
-        label: Before the progress bar.
+        pipeline: Pipeline, with its concept loaded.
+        planned: Pictures to generate.
+        settings: How to generate them.
+        origin: Fingerprints of the base and the concept, which each file records.
+        label: Label of the progress bar.
     """
-    for one in wanted:
+    for one in planned:
         one.path.parent.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=len(wanted), desc=label, unit="picture", disable=None) as bar:
-        for start in range(0, len(wanted), settings.batch_size):
-            batch = wanted[start : start + settings.batch_size]
+    with tqdm(total=len(planned), desc=label, unit="picture", disable=None) as bar:
+        for start in range(0, len(planned), settings.batch_size):
+            batch = planned[start : start + settings.batch_size]
             images = sample_images(
                 pipeline,
                 [one.prompt for one in batch],
@@ -115,20 +98,20 @@ def draw(
                 progress=False,
             )
             for one, image in zip(batch, images, strict=True):
-                save_png(image, one.path, _describe(one, settings, made_with))
+                save_png(image, one.path, _describe(one, settings, origin))
             bar.update(len(batch))
 
 
-def _describe(one: Wanted, settings: DrawingConfig, made_with: dict[str, Any]) -> str:
-    """All that decides a picture; the batch does not, and the other seeds do not."""
+def _describe(one: PlannedPicture, settings: DrawingConfig, origin: dict[str, Any]) -> str:
+    """Return everything that decides a picture; batch size and the other seeds do not."""
     deciding = {k: v for k, v in asdict(settings).items() if k not in ("seeds", "batch_size")}
-    told = {"prompt": one.prompt, "seed": one.seed, **deciding, **made_with}
-    return json.dumps(told, sort_keys=True)
+    parts = {"prompt": one.prompt, "seed": one.seed, **deciding, **origin}
+    return json.dumps(parts, sort_keys=True)
 
 
 def _parameters(path: Path) -> str | None:
     try:
         with Image.open(path) as image:
             return image.info.get(PARAMETERS)
-    except OSError:  # half a picture cannot be, but somebody's own file may be anything
+    except OSError:  # the file of somebody else, which may be anything
         return None

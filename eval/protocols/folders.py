@@ -1,4 +1,4 @@
-"""Folders of pictures: which belong to which subject, and what each was asked for."""
+"""Find the pictures of each subject in folders, and the prompt of each picture."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from loldu.pictures.captions import METADATA, read_metadata, read_text
 from loldu.pictures.folder import SUFFIXES, list_images
 
 NUMBERED = re.compile(r"(\d+)-\d+")
-"""The name of a picture that was drawn for a suite: prompt and seed."""
+"""File name of a picture of a suite: number of the prompt, and seed."""
 
 
 def subject_folders(generated: Path, real: Path) -> dict[str, tuple[Path, Path]]:
-    """Pair the folders by name: a folder of pictures is one subject, a folder of folders many.
+    """Return the folders of generated and real pictures of each subject, paired by name.
+
+    A folder of pictures is one subject; in a folder of folders, each is a subject.
 
     Raises:
         LoLDUError: If a subject has no real pictures.
@@ -30,18 +32,18 @@ def subject_folders(generated: Path, real: Path) -> dict[str, tuple[Path, Path]]
     for name, (_, folder) in pairs.items():
         if not folder.is_dir():
             raise LoLDUError(
-                f"The subject {name} of {generated} has no folder {folder} of true pictures; both "
+                f"The subject {name} of {generated} has no folder {folder} of real pictures; both "
                 "folders need the same names."
             )
     return pairs
 
 
 def split_by_subject(folder: Path) -> dict[str, Path]:
-    """The folders in a folder by name; itself, if it holds pictures or nothing else."""
+    """Return the subfolders by name, or the folder itself if it has pictures or no subfolder."""
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
     inner = {p.name: p for p in entries if p.is_dir() and not p.name.startswith(".")}
     if not inner or any(path.suffix.lower() in SUFFIXES for path in entries):
-        return {folder.absolute().name: folder}  # . has no name
+        return {folder.absolute().name: folder}  # Path(".") has no name
     return inner
 
 
@@ -51,17 +53,18 @@ def generated_pictures(
     prompt: str | None = None,
     numbered: Sequence[str] = (),
 ) -> list[Picture]:
-    """The pictures of a folder with their prompts; what is given comes first, then what lies there.
+    """Return the pictures of a folder with their prompts.
+
+    The arguments win over the .txt and metadata files in the folder.
 
     Args:
-        folder: The pictures.
-        prompts: A file of them: lines, or a JSON object by picture.
-        prompt: The one of all.
-        numbered: A suite's, for pictures whose names tell the number.
+        folder: Folder of pictures.
+        prompts: File with a line for each picture, or a JSON object from file names to prompts.
+        prompt: One prompt for all pictures.
+        numbered: Prompts of a suite, for pictures whose names hold the number of the prompt.
 
     Raises:
-        LoLDUError: If prompts and pictures do not fit each other.
-        LoLDUError: If there are no pictures, or captions cannot be read.
+        LoLDUError: If there are no pictures, a caption cannot be read, or a picture lacks a prompt.
     """
     paths = list_images(folder)
     if prompts is not None:
@@ -71,17 +74,17 @@ def generated_pictures(
     if numbered and all(NUMBERED.fullmatch(path.stem) for path in paths):
         return [Picture(path, _numbered(path, numbered)) for path in paths]
     lines = read_metadata(folder, [path.name for path in paths])
-    told = {path: line.text for path in paths if (line := lines.get(path.name)) and line.text}
+    found = {path: line.text for path in paths if (line := lines.get(path.name)) and line.text}
     for path in paths:
         if (sidecar := path.with_suffix(".txt")).is_file():
-            told[path] = read_text(sidecar).strip()
-    if told and len(told) < len(paths):
-        without = next(path for path in paths if path not in told)
+            found[path] = read_text(sidecar).strip()
+    if found and len(found) < len(paths):
+        without = next(path for path in paths if path not in found)
         raise LoLDUError(
-            f"{without} has no prompt, and others of {folder} have one: write it into "
-            f"{without.with_suffix('.txt').name} beside it or into {METADATA}, or give --prompts."
+            f"{without} has no prompt, but other pictures of {folder} have one: write it to "
+            f"{without.with_suffix('.txt').name} beside it or to {METADATA}, or give --prompts."
         )
-    return [Picture(path, told.get(path)) for path in paths]
+    return [Picture(path, found.get(path)) for path in paths]
 
 
 def _numbered(path: Path, prompts: Sequence[str]) -> str:
@@ -90,8 +93,8 @@ def _numbered(path: Path, prompts: Sequence[str]) -> str:
     number = int(match[1])
     if number >= len(prompts):
         raise LoLDUError(
-            f"{path} is named after prompt {number}, and the suite has {len(prompts)}, counted "
-            "from 0; remove it, or draw into another folder."
+            f"{path} is named after prompt {number}, but the suite has {len(prompts)} prompts, "
+            "counted from 0; remove it, or use another folder."
         )
     return prompts[number]
 
@@ -100,31 +103,33 @@ def _from_file(paths: Sequence[Path], prompts: Path) -> list[Picture]:
     if not prompts.is_file():
         raise LoLDUError(f"--prompts {prompts} is not a file.")
     if prompts.suffix.lower() == ".json":
-        told = read_prompts_json(prompts)
+        by_name = read_prompts_json(prompts)
         for path in paths:
-            if path.name not in told and path.stem not in told:
+            if path.name not in by_name and path.stem not in by_name:
                 raise LoLDUError(f"--prompts {prompts} has no prompt for {path.name}; add it.")
-        keys = (path.name if path.name in told else path.stem for path in paths)
-        return [Picture(path, told[key]) for path, key in zip(paths, keys, strict=True)]
+        keys = (path.name if path.name in by_name else path.stem for path in paths)
+        return [Picture(path, by_name[key]) for path, key in zip(paths, keys, strict=True)]
     lines = read_text(prompts).splitlines()
     if len(lines) != len(paths):
         raise LoLDUError(
             f"--prompts {prompts} has {len(lines)} lines for the {len(paths)} pictures of "
-            f"{paths[0].parent}; give a line a picture, in the order of their names."
+            f"{paths[0].parent}; write one line a picture, in the order of their names."
         )
     return [Picture(path, line) for path, line in zip(paths, lines, strict=True)]
 
 
 def read_prompts_json(path: Path) -> Mapping[str, str]:
-    """An object from names to prompts.
+    """Read a JSON object from file names to prompts.
 
     Raises:
-        LoLDUError: If it is something else.
+        LoLDUError: If the file is anything else.
     """
     try:
-        told: Any = json.loads(read_text(path))
+        content: Any = json.loads(read_text(path))
     except ValueError as error:
         raise LoLDUError(f"{path} is not JSON ({error}).") from error
-    if not isinstance(told, dict) or not all(isinstance(text, str) for text in told.values()):
-        raise LoLDUError(f'{path} must be one object from names to prompts: {{"a": "a red dog"}}.')
-    return told
+    if not isinstance(content, dict) or not all(isinstance(text, str) for text in content.values()):
+        raise LoLDUError(
+            f'{path} must be an object from file names to prompts: {{"a": "a red dog"}}.'
+        )
+    return content

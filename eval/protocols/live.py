@@ -1,28 +1,31 @@
-"""Scores of a training in progress."""
+"""Score the validation pictures of a training in progress."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from PIL import Image
+from torch import Tensor
 
 from eval.config import ModelsConfig
-from eval.metrics.functional import clip_t, drift, image_similarity
-from eval.protocols.score import Extractors
+from eval.encoders.encoder import Encoder, TextEncoder
+from eval.encoders.load import load_encoders
+from eval.metrics import Sample, headline_metrics
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """What is measured at one step.
+    """Pictures to score at one step.
 
     Attributes:
-        true: the concept's own.
-        concept: drawn with the adapter, of prompts with the rare token.
-        prompts: of each of those, without the token.
-        others: drawn with the adapter, of prompts without the token.
-        base: what the base draws for the same prompts from the same noise.
+        true: Real pictures of the concept.
+        concept: Pictures drawn with the adapter from prompts with the rare token.
+        prompts: Prompt of each of those, without the token.
+        others: Pictures drawn with the adapter from prompts without the token.
+        base: Pictures that the base draws from the same prompts and seeds as `others`.
     """
 
     true: Sequence[Image.Image]
@@ -33,36 +36,56 @@ class Pictures:
 
 
 class LiveScorer:
-    """DINO, CLIP-I, CLIP-T and drift, by models that are on the device only while they measure."""
+    """Measures the headline metrics; its encoders are on the device only while they are used."""
 
     def __init__(self, clip: str, dino: str, device: torch.device | str) -> None:
-        """Load both models into main memory.
+        """Load the encoders into main memory.
 
         Raises:
-            LoLDUError: If one of them has no weights here.
+            LoLDUError: If the weights of one are missing.
         """
-        self._extractors = Extractors.load(ModelsConfig(clip=clip, dino=dino, device="cpu"))
+        self._metrics = headline_metrics()
+        names = [name for metric in self._metrics for name in metric.encoders]
+        models = ModelsConfig(clip=clip, dino=dino)
+        self._encoders = load_encoders(names, models, "cpu")
         self._device = device
 
     def score(self, pictures: Pictures) -> dict[str, float]:
-        """Return the scores of a step's pictures."""
-        models = (self._extractors.clip, self._extractors.dino)
+        """Return the scores of one step by metric."""
         try:
-            for model in models:
-                model.to(self._device)
+            for encoder in self._encoders.values():
+                encoder.to(self._device)
             return self._score(pictures)
         finally:
-            for model in models:
-                model.to("cpu")
+            for encoder in self._encoders.values():
+                encoder.to("cpu")
 
     def _score(self, pictures: Pictures) -> dict[str, float]:
-        clip, dino = self._extractors.clip, self._extractors.dino
-        drawn = clip.encode_images(pictures.concept)
+        clip = self._encoders["clip"]
+        assert isinstance(clip, TextEncoder)
+        concept = Sample(
+            generated=_Features(self._encoders, pictures.concept),
+            real=_Features(self._encoders, pictures.true),
+            prompts=pictures.prompts,
+            prompt_features=clip.encode_texts(pictures.prompts),
+        )
+        others = Sample(
+            generated=_Features(self._encoders, pictures.others),
+            base=_Features(self._encoders, pictures.base),
+        )
         return {
-            "dino": image_similarity(
-                dino.encode_images(pictures.concept), dino.encode_images(pictures.true)
-            ),
-            "clip_i": image_similarity(drawn, clip.encode_images(pictures.true)),
-            "clip_t": clip_t(drawn, clip.encode_texts(pictures.prompts)),
-            "drift": drift(clip.encode_images(pictures.others), clip.encode_images(pictures.base)),
+            metric.name: metric.score(others if metric.against == "base" else concept)
+            for metric in self._metrics
         }
+
+
+class _Features(dict[str, Float[Tensor, "n d"]]):
+    """Features of some pictures by encoder, computed when a metric reads them."""
+
+    def __init__(self, encoders: Mapping[str, Encoder], images: Sequence[Image.Image]) -> None:
+        super().__init__()
+        self._encoders, self._images = encoders, images
+
+    def __missing__(self, encoder: str) -> Tensor:
+        self[encoder] = self._encoders[encoder].encode_images(self._images)
+        return self[encoder]

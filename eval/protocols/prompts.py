@@ -1,9 +1,31 @@
-"""Prompts: filled templates, and what they call the concept."""
+"""Prompts: templates filled in, the words for the concept, and the pictures to generate."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from loldu import prompts
 from loldu.errors import LoLDUError
+
+
+@dataclass(frozen=True)
+class PlannedPicture:
+    """A picture to generate: its file, prompt and seed."""
+
+    path: Path
+    prompt: str
+    seed: int
+
+
+def plan_pictures(
+    folder: Path, prompts: Sequence[str], seeds: Sequence[int]
+) -> list[PlannedPicture]:
+    """Plan every prompt with every seed, as `PROMPT-SEED.png`, ordered by seed."""
+    return [
+        PlannedPicture(folder / f"{number:03}-{seed}.png", prompt, seed)
+        for seed in seeds
+        for number, prompt in enumerate(prompts)
+    ]
 
 
 def fill(templates: Sequence[str], token: str, class_name: str) -> list[str]:
@@ -19,21 +41,21 @@ def fill(templates: Sequence[str], token: str, class_name: str) -> list[str]:
         except (KeyError, IndexError, ValueError, AttributeError) as error:
             raise LoLDUError(
                 f'The prompt "{text}" has a placeholder that is neither {{token}} nor '
-                f"{{class_name}} ({type(error).__name__}: {error}); correct it."
+                f"{{class_name}} ({type(error).__name__}: {error})."
             ) from error
     return filled
 
 
 def token_and_class(instance_prompt: str, class_prompts: Sequence[str]) -> tuple[str, str]:
-    """Return what the concept is called, as `loldu.prompts` tells it.
+    """Return the rare token and the class word, which `loldu.prompts` derives from the prompts.
 
     Raises:
-        LoLDUError: If no class prompt tells the two apart.
+        LoLDUError: If they cannot be derived.
     """
-    told = prompts.token_and_class(instance_prompt, class_prompts)
-    if told is None:
+    found = prompts.token_and_class(instance_prompt, class_prompts)
+    if found is None:
         raise LoLDUError(
-            "The prompts of the training do not tell the rare token and the class apart; give "
-            "both, such as --token sks --class_name toy."
+            "The rare token and the class cannot be derived from the training prompts; give both, "
+            "such as --token sks --class_name toy."
         )
-    return told
+    return found

@@ -1,4 +1,4 @@
-"""Results as a page: one file that holds its pictures, and needs neither network nor script."""
+"""Results as an HTML page: one file that contains its pictures and works offline."""
 
 from __future__ import annotations
 
@@ -7,28 +7,26 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 from PIL import Image
 
-from eval.report.result import METRICS, Result, score_rows
-from eval.report.sheet import gain_rows
+from eval.metrics import METRICS
+from eval.report.before_after import BeforeAfter, PictureSet
+from eval.report.tables import before_after_rows, result_rows
+from eval.result import Result
 from loldu.pictures.open import load_image
-
-if TYPE_CHECKING:
-    from eval.commands.adapter import Report
-    from eval.protocols.drawing import Wanted
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
 THUMBNAIL_PX = 192
 MOST_SHOWN = 60
-"""Of each subject: a page of thousands of pictures would be as large as the pictures."""
+"""Pictures of each section; a page of thousands would be too large."""
 
 
 @dataclass(frozen=True)
 class Shot:
-    """Pictures that belong together, with what was asked and what was measured."""
+    """Pictures side by side, each with a label, with their prompt and scores."""
 
     pictures: Sequence[tuple[str, Path]]
     prompt: str | None = None
@@ -37,7 +35,7 @@ class Shot:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with shots."""
+    """A heading, a note and the pictures below."""
 
     heading: str
     note: str
@@ -46,24 +44,24 @@ class Section:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of which the first is the heading."""
+    """Rows of a table, the heading first."""
 
     rows: Sequence[Sequence[str]]
     note: str = ""
 
 
 class _Album:
-    """Thumbnails by path: each is kept in the page once, however often it is shown."""
+    """Thumbnails by path; the page contains each once, however often it is shown."""
 
     def __init__(self) -> None:
-        self.kept: dict[Path, str] = {}
+        self.thumbnails: dict[Path, str] = {}
         self._numbers: dict[Path, int] = {}
 
     def name(self, path: Path) -> str:
-        """Where the template finds the picture."""
-        if path not in self.kept:
-            self._numbers[path] = len(self.kept)
-            self.kept[path] = _thumbnail(path)
+        """Return the CSS class of the thumbnail."""
+        if path not in self.thumbnails:
+            self._numbers[path] = len(self.thumbnails)
+            self.thumbnails[path] = _thumbnail(path)
         return f"p{self._numbers[path]}"
 
 
@@ -75,7 +73,15 @@ def render(
     plot: str = "",
     facts: Mapping[str, object] | None = None,
 ) -> str:
-    """Return the page."""
+    """Return the HTML of a page.
+
+    Args:
+        title: Title and heading.
+        tables: Tables at the top.
+        sections: Sections of pictures.
+        plot: SVG of a plot, or "".
+        facts: Names and values for the section "How it was measured".
+    """
     album = _Album()
     shown = [
         {
@@ -85,7 +91,9 @@ def render(
                 {
                     "pictures": [(label, album.name(path)) for label, path in shot.pictures],
                     "prompt": shot.prompt,
-                    "scores": [(METRICS[m], f"{value:.3f}") for m, value in shot.scores.items()],
+                    "scores": [
+                        (METRICS[m].title, f"{value:.3f}") for m, value in shot.scores.items()
+                    ],
                 }
                 for shot in section.shots
             ],
@@ -101,34 +109,36 @@ def render(
         tables=tables,
         plot=plot,
         sections=shown,
-        images=enumerate(album.kept.values()),
+        images=enumerate(album.thumbnails.values()),
         facts=facts or {},
     )
 
 
 def result_page(title: str, result: Result) -> str:
-    """Every picture beside the real one most like it, subject by subject."""
+    """Return the page of a result: each picture beside the most similar real one, by subject."""
     sections = [
         _section(
             subject.name,
             f"{len(subject.pictures)} pictures, {subject.real} real ones.",
             [
                 Shot(
-                    [("drawn", one.path), ("nearest real one", one.nearest)], one.prompt, one.scores
+                    [("generated", one.path), ("nearest real one", one.nearest)],
+                    one.prompt,
+                    one.scores,
                 )
                 for one in subject.pictures
             ],
         )
         for subject in result.subjects
     ]
-    rows = Table(score_rows(result), INTERVALS)
+    rows = Table(result_rows(result), INTERVALS)
     return render(title, tables=[rows], sections=sections, facts=_facts(result))
 
 
-def adapter_page(report: Report, base: Sequence[Wanted], adapted: Sequence[Wanted]) -> str:
-    """Before and after: the same prompts and seeds, and the real picture most like the latter."""
+def adapter_page(report: BeforeAfter, base: PictureSet, adapted: PictureSet) -> str:
+    """Return the page of a report: pictures of the same prompts and seeds before and after."""
     (before,), (after,) = report.base.subjects, report.adapted.subjects
-    olds = {old.path.name: old.path for old in before.pictures}  # some may be left out of one
+    olds = {old.path.name: old.path for old in before.pictures}  # one of both may lack some
     asked = [
         Shot(
             [("before", olds[name]), ("after", new.path), ("nearest real one", new.nearest)],
@@ -140,49 +150,49 @@ def adapter_page(report: Report, base: Sequence[Wanted], adapted: Sequence[Wante
     ]
     others = [
         Shot([("before", old.path), ("after", new.path)], new.prompt)
-        for old, new in zip(base, adapted, strict=True)
+        for old, new in zip(base.others, adapted.others, strict=True)
     ]
     return render(
         f"“{report.name}”, before and after",
-        tables=[Table(gain_rows(report), INTERVALS)],
+        tables=[Table(before_after_rows(report), INTERVALS)],
         sections=[
             _section(
-                "Asked for the concept",
-                "One prompt and one starting noise each, without and with the concept file.",
+                "Prompts for the concept",
+                "Each pair has the same prompt and seed, without and with the concept file.",
                 asked,
             ),
-            _section(
-                "Asked for other things", "What was not taught should stay as it was.", others
-            ),
+            _section("Prompts for other things", "These pictures should not change.", others),
         ],
         facts=_facts(report.adapted)
-        | {k: _told(v) for k, v in report.facts.items() if v is not None},
+        | {k: _text(v) for k, v in report.facts.items() if v is not None},
     )
 
 
 INTERVALS = (
-    "Mean, and the interval in which it lies in 95 of 100 resamplings of pictures and subjects."
+    "Mean, and the interval that contains it in 95 of 100 resamplings of subjects and pictures."
 )
 
 
-def table_page(title: str, rows: Sequence[Sequence[str]], told: Mapping[str, Any]) -> str:
-    """A table alone, with what looked at the pictures."""
-    facts = {name: _describe(one) for name, one in told["extractors"].items()}
+def table_page(
+    title: str, rows: Sequence[Sequence[str]], encoders: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """Return a page with one table and the encoders that were used."""
+    facts = {name: _describe(encoder) for name, encoder in encoders.items()}
     return render(title, tables=[Table(rows, INTERVALS)], facts=facts)
 
 
 def compare_page(tables: Sequence[Sequence[Sequence[str]]], plot: str) -> str:
-    """Tables of results and of their differences, with the plot."""
+    """Return the page of a comparison: scores, differences and the plot."""
     notes = (
         INTERVALS,
-        "The difference of each pair of pictures, averaged; * where its interval leaves out 0.",
+        "Mean difference of paired pictures; * marks differences whose interval excludes 0.",
     )
     shown = [Table(rows, note) for rows, note in zip(tables, notes, strict=True)]
     return render("Results compared", tables=shown, plot=plot)
 
 
 def _section(heading: str, note: str, shots: Sequence[Shot]) -> Section:
-    """As many as are shown; that there are more is told."""
+    """Return a section of at most `MOST_SHOWN` shots; the note says if there are more."""
     if len(shots) > MOST_SHOWN:
         note += f" The first {MOST_SHOWN} of {len(shots)} are shown."
     return Section(heading, note, shots[:MOST_SHOWN])
@@ -190,24 +200,25 @@ def _section(heading: str, note: str, shots: Sequence[Shot]) -> Section:
 
 def _facts(result: Result) -> dict[str, object]:
     return {
-        **{name: _describe(told) for name, told in result.extractors.items()},
+        **{METRICS[name].title: METRICS[name].explanation for name in result.metrics},
+        **{name: _describe(encoder) for name, encoder in result.encoders.items()},
         **vars(result.protocol),
-        "left out of prompts": result.token or "nothing",
+        "removed from prompts": result.token or "nothing",
         "left out": ", ".join(f"{k} ({why})" for k, why in result.skipped.items()) or "no picture",
     }
 
 
-def _told(value: object) -> object:
+def _text(value: object) -> object:
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {told}" for name, told in value.items())
+        return ", ".join(f"{name} {part}" for name, part in value.items())
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
-def _describe(extractor: Mapping[str, Any]) -> str:
-    preprocess = extractor["preprocess"]
-    crop = f", centre crop {preprocess['crop_px']}" if preprocess["crop_px"] else ""
+def _describe(encoder: Mapping[str, Any]) -> str:
+    preprocess = encoder["preprocess"]
+    crop = f", center crop {preprocess['crop_px']}" if preprocess["crop_px"] else ""
     return (
-        f"{extractor['name']} ({extractor['library']}, weights {extractor['weights']}; bicubic "
+        f"{encoder['name']} ({encoder['library']}, weights {encoder['weights']}; bicubic "
         f"resize {preprocess['resize_px']}{crop})"
     )
 

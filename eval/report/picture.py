@@ -1,4 +1,4 @@
-"""The picture of a report: rows of pictures under headings, and the scores as bars."""
+"""Draw the picture of a report: rows of pictures under headings, and scores as bars."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ LABEL_PX = 84
 MAX_COLUMNS = 8
 
 PAPER, INK, FAINT, RULE = "#ffffff", "#1b1f27", "#667085", "#e4e7ec"
-BEFORE, AFTER, TRUTH = "#b4bcc8", "#2f6fde", "#e0672f"
+BEFORE, AFTER, REAL = "#b4bcc8", "#2f6fde", "#e0672f"
 
 
 @dataclass(frozen=True)
-class Section:
-    """Rows of pictures, aligned in columns, with a caption under each column."""
+class PictureRows:
+    """Labelled rows of pictures under a heading, with a caption below each column."""
 
     heading: str
     explanation: str
@@ -29,13 +29,13 @@ class Section:
     captions: Sequence[str] = ()
 
     def columns(self) -> int:
-        """Return how many pictures the widest row shows."""
+        """Return the number of columns of the widest row, at most `MAX_COLUMNS`."""
         return max(min(len(images), MAX_COLUMNS) for _, images in self.rows)
 
 
 @dataclass(frozen=True)
 class ScoreBar:
-    """One score before and after, with what true pictures reach where that is known."""
+    """One score before and after, with the score of real pictures if that is known."""
 
     name: str
     meaning: str
@@ -45,25 +45,29 @@ class ScoreBar:
 
 
 class _Page:
-    """A growing sheet of paper: draws downward and remembers where it is."""
+    """A page that is filled from top to bottom; `y` is the next free row of pixels."""
 
     def __init__(self, width: int, height: int) -> None:
         self.image = Image.new("RGB", (width, height), PAPER)
         self.draw = ImageDraw.Draw(self.image)
         self.y = MARGIN_PX
 
-    def text(self, text: str, size: int, colour: str = INK, x: int = MARGIN_PX) -> None:
-        """Write lines, wrapped to the page, and move below them."""
+    def text(self, text: str, size: int, color: str = INK, x: int = MARGIN_PX) -> None:
+        """Write text, wrapped to the page, and move below it."""
         face = font(size)
         for line in wrapped(text, size, self.image.width - MARGIN_PX - x):
-            self.draw.text((x, self.y), line, font=face, fill=colour)
+            self.draw.text((x, self.y), line, font=face, fill=color)
             self.y += round(size * 1.4)
 
 
 def draw_report(
-    title: str, subtitle: str, sections: Sequence[Section], bars: Sequence[ScoreBar], footer: str
+    title: str,
+    subtitle: str,
+    sections: Sequence[PictureRows],
+    bars: Sequence[ScoreBar],
+    footer: str,
 ) -> Image.Image:
-    """Draw a report: the title, the sections of pictures, the scores, and how it was made."""
+    """Draw a report: title, sections of pictures, scores as bars, and a footer."""
     columns = max(6, *(section.columns() for section in sections))
     width = 2 * MARGIN_PX + LABEL_PX + columns * (CELL_PX + GAP_PX) - GAP_PX
     page = _Page(width, 6000)
@@ -86,7 +90,7 @@ def _draw_heading(page: _Page, heading: str, explanation: str) -> None:
     page.y += 8
 
 
-def _draw_section(page: _Page, section: Section) -> None:
+def _draw_section(page: _Page, section: PictureRows) -> None:
     _draw_heading(page, section.heading, section.explanation)
     left = MARGIN_PX + LABEL_PX
     for label, images in section.rows:
@@ -106,16 +110,17 @@ def _draw_section(page: _Page, section: Section) -> None:
 def _draw_bars(page: _Page, bars: Sequence[ScoreBar]) -> None:
     _draw_heading(
         page,
-        "How much alike, in numbers",
-        "Each score is the mean cosine of two sets of features: 1 is the same, 0 is unrelated. "
-        "What counts is how far a score moves, and how near it comes to that of true pictures.",
+        "Scores",
+        "Each score is a mean cosine of features: 1 means identical, 0 means unrelated. Look at how "
+        "far a score moves, and how close it comes to the score of real pictures.",
     )
     _draw_legend(page)
     left, right = MARGIN_PX + 420, page.image.width - MARGIN_PX - 110
     lowest = min(0.0, *(min(bar.base, bar.adapted) for bar in bars))
+    highest = max(1.0, *(max(bar.base, bar.adapted, bar.real or 0) for bar in bars))
 
     def x_of(score: float) -> int:
-        return left + round((score - lowest) / (1 - lowest) * (right - left))
+        return left + round((score - lowest) / (highest - lowest) * (right - left))
 
     zero = x_of(0.0)
     for bar in bars:
@@ -123,17 +128,17 @@ def _draw_bars(page: _Page, bars: Sequence[ScoreBar]) -> None:
         page.text(bar.name, 17)
         page.text(bar.meaning, 13, FAINT)
         labels: list[tuple[tuple[int, int], str]] = []
-        for offset, score, colour in ((2, bar.base, BEFORE), (22, bar.adapted, AFTER)):
+        for offset, score, color in ((2, bar.base, BEFORE), (22, bar.adapted, AFTER)):
             ends = sorted((zero, x_of(score)))  # a negative score grows to the left
             box = (ends[0], top + offset, ends[1], top + offset + 16)
-            page.draw.rectangle(box, fill=colour)
+            page.draw.rectangle(box, fill=color)
             labels.append(((ends[1] + 8, top + offset + 8), f"{score:.3f}"))
         if bar.real is not None:
             x = x_of(bar.real)
-            page.draw.line((x, top - 3, x, top + 43), fill=TRUTH, width=3)
+            page.draw.line((x, top - 3, x, top + 43), fill=REAL, width=3)
             place = (page.image.width - MARGIN_PX, top + 20)
-            page.draw.text(place, f"{bar.real:.3f}", font=font(14), fill=TRUTH, anchor="rm")
-        for place, text in labels:  # legible across the line of true pictures
+            page.draw.text(place, f"{bar.real:.3f}", font=font(14), fill=REAL, anchor="rm")
+        for place, text in labels:  # readable across the line of real pictures
             style = {"font": font(14), "anchor": "lm", "stroke_width": 3, "stroke_fill": PAPER}
             page.draw.text(place, text, fill=INK, **style)
         page.y = top + 58
@@ -141,15 +146,15 @@ def _draw_bars(page: _Page, bars: Sequence[ScoreBar]) -> None:
 
 def _draw_legend(page: _Page) -> None:
     x = MARGIN_PX + 420
-    for colour, text in ((BEFORE, "before"), (AFTER, "after"), (TRUTH, "true pictures")):
-        page.draw.rectangle((x, page.y + 2, x + 14, page.y + 16), fill=colour)
+    for color, text in ((BEFORE, "before"), (AFTER, "after"), (REAL, "real pictures")):
+        page.draw.rectangle((x, page.y + 2, x + 14, page.y + 16), fill=color)
         page.draw.text((x + 22, page.y + 9), text, font=font(14), fill=FAINT, anchor="lm")
         x += 130
     page.y += 34
 
 
 def _thumbnail(image: Image.Image) -> Image.Image:
-    """Return the picture fitted into a square cell."""
+    """Return the picture, fitted into a square cell."""
     scale = CELL_PX / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     resized = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)

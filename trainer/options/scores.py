@@ -3,9 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from eval.config import CLIP, DINO
+from eval.metrics import headline_metrics
 from loldu.options import option
 
-BestBy = Literal["balance", "dino", "clip_i", "clip_t"]
+_HIGHER_IS_BETTER = [metric.name for metric in headline_metrics() if metric.higher_is_better]
+BestBy = Literal["balance", *_HIGHER_IS_BETTER]  # pyright: ignore[reportInvalidTypeForm]
 
 
 @dataclass(frozen=True)
@@ -26,9 +29,9 @@ class ScoresConfig:
     drift_prompt: tuple[str, ...] = option((), per_concept=True)
     # CLIP model for clip_i, clip_t and drift: a transformers folder or hub id, or
     # open_clip:NAME/PRETRAINED. Scores of different models do not compare.
-    clip: str = "open_clip:ViT-B-32-quickgelu/openai"
+    clip: str = CLIP
     # DINO model: timm:NAME.TAG, timm:NAME/FILE, or a transformers folder or hub id.
-    dino: str = "timm:vit_small_patch16_224.dino"
+    dino: str = DINO
     # Also keep the result of the step with the best score, in the folder best. balance is
     # (dino + clip_i) / 2 + clip_t - drift: likeness, prompt following and damage in one sum with
     # conventional weights. dino and clip_i alone reward copies of the training pictures, clip_t

@@ -29,8 +29,8 @@ from trainer.training.control import Control, Request
 from trainer.training.ema import EMA
 from trainer.training.memory import MemoryLadder
 from trainer.training.objective import Objective, lr_factor
-from trainer.training.scorer import Wanted
 from trainer.training.scores import LiveScores, scores_at
+from trainer.training.scoring_plan import PromptSeed
 from trainer.training.tracking import track, track_sheet
 from trainer.training.validation import Validation
 
@@ -220,7 +220,7 @@ def validate(run: Run, step: int, asked: Request, clock: Clock) -> None:
 
 
 def measure(
-    run: Run, name: str, scores: LiveScores, step: int, drawn: Mapping[Wanted, Image]
+    run: Run, name: str, scores: LiveScores, step: int, drawn: Mapping[PromptSeed, Image]
 ) -> None:
     """Score a concept with the pictures `drawn` and more; save it if its score is the best yet."""
     with run.trained.only(name):

@@ -15,7 +15,7 @@ from loldu.pictures.lettering import font, wrapped
 from trainer.methods.trained import Trained
 from trainer.options.config import Config
 from trainer.training.cache import on_device
-from trainer.training.scorer import Wanted
+from trainer.training.scoring_plan import PromptSeed
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class Validation:
         self._num_inference_steps = run.num_inference_steps
         self._guidance_scale = run.guidance_scale
         self._folder = run.output_dir / VALIDATION
-        self.drawn: dict[Wanted, Image.Image] = {}
+        self.drawn: dict[PromptSeed, Image.Image] = {}
         """The adapter's pictures on the last sheet, for the scores; empty at step 0."""
 
     def draw(self, step: int) -> Image.Image | None:

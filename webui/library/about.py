@@ -7,12 +7,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from eval.metrics import headline_metrics
 from loldu import Concept, read_concept
 from loldu.errors import LoLDUError
 from loldu.prompts import token_and_class
 
 _TEXT_LENGTH = 200
-SCORES = {"dino": "DINO", "clip_i": "CLIP-I", "clip_t": "CLIP-T", "drift": "drift"}
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,11 @@ def describe(concept: Concept, size: int) -> About:
     )
 
 
+def score_titles() -> dict[str, str]:
+    """Return the title of each score that training may record, by name."""
+    return {metric.name: metric.title for metric in headline_metrics()}
+
+
 def _text(value: object) -> str | None:
     """Return a string as one printable line of at most 200 characters, or None."""
     if not isinstance(value, str):
@@ -105,5 +110,5 @@ def _text(value: object) -> str | None:
 
 
 def _scores(scores: dict[str, Any]) -> dict[str, float]:
-    numbers = {name: scores[name] for name in SCORES if type(scores.get(name)) in (int, float)}
+    numbers = {name: scores[name] for name in score_titles() if type(scores.get(name)) in (int, float)}
     return {name: float(value) for name, value in numbers.items() if math.isfinite(value)}

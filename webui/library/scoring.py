@@ -1,4 +1,4 @@
-"""What a scoring draws and measures, how far it is, and what came of it."""
+"""Options, progress and results of the jobs that score concepts."""
 
 import json
 import tomllib
@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from eval.__main__ import PRESETS
-from eval.commands.adapter import PICTURES, REPORT_JSON, Report
-from eval.report.result import Result
-from eval.report.sheet import gain_rows
+from eval.commands.adapter import PICTURES, REPORT_JSON
+from eval.report.before_after import BeforeAfter
+from eval.report.tables import before_after_rows
 from loldu.base.record import CONFIG
 from loldu.pictures.folder import is_picture
 from webui.engine.job import Job
@@ -21,7 +21,7 @@ _USUAL = "dreambooth"
 
 
 def presets() -> dict[str, dict[str, Any]]:
-    """The prompts that eval ships, and what else is set with them."""
+    """Return the shipped presets of eval, by name."""
     return {
         path.stem: tomllib.loads(path.read_text(encoding="utf-8"))
         for path in sorted(PRESETS.glob("*.toml"))
@@ -29,7 +29,7 @@ def presets() -> dict[str, dict[str, Any]]:
 
 
 def preset_of(base: str) -> str:
-    """The preset that names a base, or else the one of the literature."""
+    """Return the name of the preset for a base, or else the standard one."""
     named = {
         name: Path(preset[_BASE]).resolve() for name, preset in presets().items() if _BASE in preset
     }
@@ -39,18 +39,18 @@ def preset_of(base: str) -> str:
 def options_for(
     entry: Entry, base: str, preset: str, seeds: int, num_inference_steps: int
 ) -> dict[str, Any]:
-    """The options of eval for a concept, measured as its training was and drawn as it draws.
+    """Return the options to score a concept, with the models and guidance of its training.
 
     Args:
-        entry: the concept.
-        base: the model it changes.
-        preset: name of one of `presets`.
-        seeds: from how many every prompt is drawn.
-        num_inference_steps: denoising steps.
+        entry: Concept to score.
+        base: Base model of the concept.
+        preset: Name of one of `presets`.
+        seeds: Number of pictures of each prompt.
+        num_inference_steps: Denoising steps.
     """
     run = _run(entry)
     models = run.get("scores", {})
-    told = {
+    recorded = {
         "clip": models.get("clip"),
         "dino": models.get("dino"),
         "guidance_scale": run.get("run", {}).get("guidance_scale"),
@@ -58,7 +58,7 @@ def options_for(
     }
     return {
         **presets()[preset],
-        **{name: value for name, value in told.items() if value is not None},
+        **{name: value for name, value in recorded.items() if value is not None},
         _BASE: base,
         "seeds": tuple(range(seeds)),
         "num_inference_steps": num_inference_steps,
@@ -66,13 +66,13 @@ def options_for(
 
 
 def usual_steps(entry: Entry, preset: str) -> int:
-    """The denoising steps that its training drew with, or else the preset's."""
+    """Return the denoising steps of its training's pictures, or else of the preset."""
     steps = _run(entry).get("run", {}).get("num_inference_steps")
     return steps or presets()[preset]["num_inference_steps"]
 
 
 def has_true_pictures(entry: Entry) -> bool:
-    """Whether the pictures it was taught with are still where they were."""
+    """Return whether the folder of its training pictures still exists and has pictures."""
     folder = _run(entry).get("instance", {}).get("instance_data_dir")
     if not folder or not Path(folder).is_dir():
         return False
@@ -80,28 +80,27 @@ def has_true_pictures(entry: Entry) -> bool:
 
 
 def pictures_of(options: Mapping[str, Any]) -> int:
-    """How many pictures are drawn, without the concept and with it."""
+    """Return how many pictures are drawn, without and with the concept together."""
     prompts = len(options["prompts"]) + len(options["other_prompts"])
     return 2 * prompts * len(options["seeds"])
 
 
 def drawn(job: Job) -> tuple[int, int]:
-    """How many pictures of a scoring there are, and of how many."""
+    """Return how many pictures of a job are drawn, and how many there will be."""
     options = tomllib.loads((job.folder / OPTIONS).read_text(encoding="utf-8"))
-    there = sum(path.name[0] != "." for path in (job.folder / PICTURES).glob("*/*/*.png"))
-    return there, pictures_of(options)
+    done = sum(path.name[0] != "." for path in (job.folder / PICTURES).glob("*/*/*.png"))
+    return done, pictures_of(options)
 
 
 def report_rows(job: Job) -> Sequence[Sequence[str]]:
-    """The table of a report, its heading first; written by another version it is not read.
+    """Return the table of a finished job, its heading first.
 
     Raises:
-        OSError: there is none.
-        KeyError: it is of another version.
+        OSError: If there is no report.
+        KeyError: If another version wrote it.
     """
-    told = json.loads((job.folder / REPORT_JSON).read_text(encoding="utf-8"))
-    before, after = (Result.from_json(told[which]) for which in ("base", "adapted"))
-    return gain_rows(Report(told["name"], before, after, told["others"], told["real"], {}))
+    content = json.loads((job.folder / REPORT_JSON).read_text(encoding="utf-8"))
+    return before_after_rows(BeforeAfter.from_json(content))
 
 
 def _run(entry: Entry) -> dict[str, Any]:

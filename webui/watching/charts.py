@@ -7,14 +7,13 @@ from typing import Any
 
 import gradio as gr
 
+from eval.metrics import headline_metrics
 from webui.engine.progress import Progress
 from webui.page import score_table
 
 SCORES = {
-    "dino": ("DINO", "like your pictures, in shape and detail; higher is better"),
-    "clip_i": ("CLIP-I", "like your pictures, in kind and colour; higher is better"),
-    "clip_t": ("CLIP-T", "follows the prompt; higher is better"),
-    "drift": ("Drift", "damage to other prompts; lower is better"),
+    metric.name: (metric.title[0].upper() + metric.title[1:], metric.explanation)
+    for metric in headline_metrics()
 }
 """Title and meaning of each score, by its name in the run's records."""
 LOSS, MEASURED, SMOOTHED = "Loss", "measured", "smoothed"

@@ -1,4 +1,4 @@
-"""What was measured: every picture's scores, their means and intervals, and how it was done."""
+"""The result of scoring: the scores of every picture, their means, and how they were computed."""
 
 from __future__ import annotations
 
@@ -13,18 +13,12 @@ from typing import Any
 import numpy as np
 
 from eval.config import ProtocolConfig
+from eval.metrics import METRICS
 from eval.metrics.bootstrap import Estimate, estimate
 from loldu import __version__
 from loldu.errors import LoLDUError
 
 FORMAT = "loldu-eval-1"
-METRICS = {
-    "dino": "DINO",
-    "clip_i": "CLIP-I",
-    "clip_t": "CLIP-T",
-    "diversity": "diversity",
-}
-"""Names and titles, in the order of tables."""
 LIBRARIES = ("torch", "torchvision", "transformers", "pillow")
 
 
@@ -33,10 +27,10 @@ class ScoredPicture:
     """A generated picture.
 
     Attributes:
-        path: Where it is; of a result that was read from a file, its name.
-        prompt: What it was asked for, where that is known.
-        scores: By metric.
-        nearest: The real picture most like it by DINO.
+        path: Path of the picture, or only its name if the result was read from a file.
+        prompt: Prompt, or None if it is unknown.
+        scores: Score by metric.
+        nearest: Real picture that is most similar by DINO.
     """
 
     path: Path
@@ -47,48 +41,48 @@ class ScoredPicture:
 
 @dataclass(frozen=True)
 class ScoredSubject:
-    """The pictures of one concept, and how many real ones they were compared with."""
+    """The pictures of one concept, and the number of real pictures they were compared with."""
 
     name: str
     pictures: Sequence[ScoredPicture]
     real: int
 
     def values(self, metric: str) -> np.ndarray:
-        """One metric of every picture."""
+        """Return the scores of all pictures by one metric."""
         return np.array([picture.scores[metric] for picture in self.pictures])
 
 
 @dataclass(frozen=True)
 class Result:
-    """One set of subjects, scored in one way.
+    """A set of subjects, scored with the same options.
 
     Attributes:
-        subjects: What was scored.
-        protocol: The options that decide the numbers.
-        extractors: What looked at the pictures, as `Identity.as_json` has it.
-        token: What was left out of the prompts.
-        skipped: Pictures that were left out, and why.
+        subjects: Scored subjects.
+        protocol: Options that decide the scores.
+        encoders: Identity of each encoder, as in `Identity.as_json`.
+        token: String that was removed from the prompts, or None.
+        skipped: Reason for each picture that was left out.
     """
 
     subjects: Sequence[ScoredSubject]
     protocol: ProtocolConfig
-    extractors: Mapping[str, Any]
+    encoders: Mapping[str, Any]
     token: str | None
     skipped: Mapping[str, str]
 
     @property
     def metrics(self) -> list[str]:
-        """The metrics that every picture has."""
+        """Names of the metrics that every picture has."""
         scored = [picture.scores for subject in self.subjects for picture in subject.pictures]
         return [metric for metric in METRICS if all(metric in scores for scores in scored)]
 
     @cached_property
     def estimates(self) -> dict[str, Estimate]:
-        """Mean and interval of every metric."""
+        """Mean and interval of every metric over all subjects."""
         return {metric: self._estimate(self.subjects, metric) for metric in self.metrics}
 
     def of_subject(self, subject: ScoredSubject) -> dict[str, Estimate]:
-        """Mean and interval of one subject."""
+        """Return mean and interval of every metric for one subject."""
         return {metric: self._estimate([subject], metric) for metric in self.metrics}
 
     def _estimate(self, subjects: Sequence[ScoredSubject], metric: str) -> Estimate:
@@ -99,12 +93,12 @@ class Result:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """The whole of it for a file; of paths only the names."""
+        """Return the content of a result file, which has file names but no paths."""
         return {
             "format": FORMAT,
             "scores": {metric: asdict(value) for metric, value in self.estimates.items()},
             "protocol": {**asdict(self.protocol), "token": self.token},
-            "extractors": dict(self.extractors),
+            "extractors": dict(self.encoders),
             "skipped": dict(self.skipped),
             "versions": {"loldu": __version__, **{name: version(name) for name in LIBRARIES}},
             "subjects": {
@@ -126,14 +120,14 @@ class Result:
         }
 
     @classmethod
-    def from_json(cls, told: Mapping[str, Any]) -> Result:
-        """What `as_json` gave.
+    def from_json(cls, content: Mapping[str, Any]) -> Result:
+        """Return the result of a file's content.
 
         Raises:
             KeyError: If a part is missing.
-            ValueError: If there is no picture in it.
+            ValueError: If there is no picture.
         """
-        protocol = dict(told["protocol"])
+        protocol = dict(content["protocol"])
         token = protocol.pop("token")
         subjects = [
             ScoredSubject(
@@ -149,63 +143,39 @@ class Result:
                 ],
                 subject["real"],
             )
-            for name, subject in told["subjects"].items()
+            for name, subject in content["subjects"].items()
         ]
         if not subjects or not all(subject.pictures for subject in subjects):
-            raise ValueError("There is no picture in it.")
-        extractors = {kind: told["extractors"][kind] for kind in ("dino", "clip")}
-        return cls(subjects, ProtocolConfig(**protocol), extractors, token, told["skipped"])
+            raise ValueError("There is no picture.")
+        encoders = dict(content["extractors"])
+        scored = {name for subject in subjects for p in subject.pictures for name in p.scores}
+        for encoder in (encoder for name in scored for encoder in METRICS[name].encoders):
+            if encoder not in encoders:
+                raise KeyError(encoder)
+        return cls(subjects, ProtocolConfig(**protocol), encoders, token, content["skipped"])
 
 
 def read_result(path: Path) -> Result:
-    """Read a result; of a report of an adapter, the part that was drawn with the adapter.
+    """Read a result file, or the part of an adapter's report that was drawn with the adapter.
 
     Raises:
-        LoLDUError: If there is no such file, or it is something else.
+        LoLDUError: If there is no such file, or it is not a result.
     """
     try:
-        told: Any = json.loads(path.read_text(encoding="utf-8"))
-        told = told.get("adapted", told)
-        if told["format"] != FORMAT:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        content = content.get("adapted", content)
+        if content["format"] != FORMAT:
             raise LoLDUError(
-                f"{path} has the format {told['format']} and this version reads {FORMAT}; score "
+                f"{path} has the format {content['format']}, but this version reads {FORMAT}; score "
                 "the pictures again."
             )
-        return Result.from_json(told)
+        return Result.from_json(content)
     except FileNotFoundError as error:
-        raise LoLDUError(f"There is no file {path}; give what --json or a report wrote.") from error
+        raise LoLDUError(
+            f"There is no file {path}; give a file that --json or a report wrote."
+        ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise LoLDUError(
-            f"{path} is no result that can be compared; give what --json of images or suite "
-            "wrote, or the report.json of an adapter."
+            f"{path} is not a result that can be compared; give a file that --json of images or "
+            "suite wrote, or the report.json of an adapter."
         ) from error
-
-
-def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """A table whose first row is the heading, and whose first column alone is left-aligned."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "| "
-        + " | ".join(
-            cell.rjust(width) if index else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        + " |"
-        for row in rows
-    ]
-    rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
-    return "\n".join([lines[0], "| " + " | ".join(rule) + " |", *lines[1:]])
-
-
-def score_rows(result: Result) -> list[list[str]]:
-    """A heading, a row for each subject, and one for all of them where there are several."""
-    rows = [["subject", "pictures", "real", *(METRICS[m] for m in result.metrics)]]
-    for subject in result.subjects:
-        scores = map(str, result.of_subject(subject).values())
-        rows.append([subject.name, str(len(subject.pictures)), str(subject.real), *scores])
-    if len(result.subjects) > 1:
-        count = sum(len(subject.pictures) for subject in result.subjects)
-        total = sum(subject.real for subject in result.subjects)
-        scores = map(str, result.estimates.values())
-        rows.append([f"all ({result.protocol.aggregate})", str(count), str(total), *scores])
-    return rows

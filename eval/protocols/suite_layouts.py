@@ -1,6 +1,6 @@
-"""Benchmarks of personalization: subjects, their real pictures and prompts, as they are published.
+"""Read the subjects of a benchmark ("suite"), with their real pictures and prompts.
 
-A suite is read from a folder in DreamBooth's or CustomConcept101's own layout, or from a TOML file.
+A suite is a folder in the layout of DreamBooth's dataset or CustomConcept101, or a TOML file.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from loldu.pictures.captions import read_text
 
 DREAMBOOTH, CUSTOM_CONCEPT = "prompts_and_classes.txt", "dataset.json"
 LIVE = frozenset({"cat", "dog"})
-"""The classes of DreamBooth's set that its prompts for live subjects are for."""
+"""Classes that use DreamBooth's prompts for live subjects."""
 _TEMPLATE = re.compile(r"""^\s*((['"]).+\2)\s*\.format\(""")
 _AFTER_MODIFIER = re.compile(r"<\S+>\s+(.+)")
-"""What CustomConcept101 calls a concept: `photo of a <new1> dice plushie`."""
+"""Finds the class in CustomConcept101's prompts: `photo of a <new1> dice plushie`."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class SuiteSubject:
     """One subject of a benchmark.
 
     Attributes:
-        name: Of its folders.
-        class_name: What kind of thing it is.
-        real: The folder of its true pictures.
-        prompts: With `{token}` and `{class_name}` to be filled in.
+        name: Name of its folders.
+        class_name: Class word.
+        real: Folder of its real pictures.
+        prompts: Templates with `{token}` and `{class_name}`.
     """
 
     name: str
@@ -44,10 +44,10 @@ class SuiteSubject:
 
 
 def read_suite(path: Path) -> list[SuiteSubject]:
-    """Read a benchmark, whichever layout it has.
+    """Read a suite of any known layout.
 
     Raises:
-        LoLDUError: If it is none of those known, or a part of it is missing.
+        LoLDUError: If the layout is unknown, or a part of the suite is missing.
     """
     if path.name in (DREAMBOOTH, CUSTOM_CONCEPT):
         path = path.parent
@@ -62,19 +62,19 @@ def read_suite(path: Path) -> list[SuiteSubject]:
     else:
         raise LoLDUError(
             f"--suite {path} is neither a .toml file nor a folder with {DREAMBOOTH} (DreamBooth's "
-            f"set) or {CUSTOM_CONCEPT} (CustomConcept101)."
+            f"dataset) or {CUSTOM_CONCEPT} (CustomConcept101)."
         )
     for name, count in Counter(subject.name for subject in subjects).items():
         if count > 1:
             raise LoLDUError(f"--suite {path} has {count} subjects named {name}; rename one.")
     for subject in subjects:
         if not subject.prompts:
-            raise LoLDUError(f"{subject.name} of --suite {path} has no prompts; give it some.")
+            raise LoLDUError(f"{subject.name} of --suite {path} has no prompts; add some.")
     return subjects
 
 
 def _read_dreambooth(folder: Path) -> list[SuiteSubject]:
-    """`prompts_and_classes.txt`: lines of name and class, then two Python lists of templates."""
+    """Read `prompts_and_classes.txt`: lines of name and class, then two Python lists of prompts."""
     path = folder / DREAMBOOTH
     classes: dict[str, str] = {}
     prompts: dict[str, list[str]] = {"object": [], "live": []}
@@ -91,7 +91,7 @@ def _read_dreambooth(folder: Path) -> list[SuiteSubject]:
         elif section != "classes" and (match := _TEMPLATE.match(line)):
             prompts[section].append(_template(match[1], f"{path}, line {number}"))
     if not classes:
-        raise LoLDUError(f"{path} names no subject; it should have lines such as 'dog,dog'.")
+        raise LoLDUError(f"{path} has no subject; it needs lines such as 'dog,dog'.")
     return [
         SuiteSubject(name, kind, folder / name, prompts["live" if kind in LIVE else "object"])
         for name, kind in classes.items()
@@ -99,51 +99,52 @@ def _read_dreambooth(folder: Path) -> list[SuiteSubject]:
 
 
 def _template(literal: str, where: str) -> str:
-    """The string of a line of Python, its places named as ours are."""
+    """Return the string of a Python literal, with our names for its placeholders."""
     try:
         return str(ast.literal_eval(literal)).format("{token}", "{class_name}")
     except (SyntaxError, ValueError, LookupError) as error:
         raise LoLDUError(
-            f"{where} is no template such as 'a {{0}} {{1}} in the snow' ({error})."
+            f"{where} is not a template such as 'a {{0}} {{1}} in the snow' ({error})."
         ) from error
 
 
 def _read_custom_concept(folder: Path) -> list[SuiteSubject]:
-    """`dataset.json`: a list of concepts, each with a file of prompts around `{}`."""
+    """Read `dataset.json`: a list of concepts, each with a file of prompts around `{}`."""
     path = folder / CUSTOM_CONCEPT
     try:
         rows: Any = json.loads(read_text(path))
         subjects = [_custom_concept(folder, row) for row in rows]
     except OSError as error:
         raise LoLDUError(
-            f"{path} names the prompts {error.filename}, which cannot be read ({error.strerror})."
+            f"{path} names the prompt file {error.filename}, which cannot be read "
+            f"({error.strerror})."
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise LoLDUError(
             f"{path} is not CustomConcept101's list of concepts ({type(error).__name__}: {error})."
         ) from error
     if not subjects:
-        raise LoLDUError(f"{path} names no concept.")
+        raise LoLDUError(f"{path} has no concept.")
     return subjects
 
 
-def _custom_concept(folder: Path, row: Any) -> SuiteSubject:  # noqa: ANN401  whatever the file holds
-    """The class is what the concept was taught as; one `class_prompt` says less than that."""
+def _custom_concept(folder: Path, row: Any) -> SuiteSubject:  # noqa: ANN401  any JSON
+    """Read one concept; its instance prompt names the class more precisely than `class_prompt`."""
     real = folder / row["instance_data_dir"]
-    taught = _AFTER_MODIFIER.search(row["instance_prompt"])
-    class_name = taught[1].strip() if taught else row["class_prompt"]
+    instance = _AFTER_MODIFIER.search(row["instance_prompt"])
+    class_name = instance[1].strip() if instance else row["class_prompt"]
     lines = read_text(folder / row["prompt_filename"]).splitlines()
     prompts = [line.strip().replace("{}", "{token} {class_name}") for line in lines if line.strip()]
     return SuiteSubject(real.name, class_name, real, prompts)
 
 
 def _read_toml(path: Path) -> list[SuiteSubject]:
-    """Ours: `prompts` for all, and `[[subject]]`s with name, class_name, real, perhaps prompts."""
-    told = read_toml(path, "--suite")
-    rows = told.get("subject")
+    """Read a TOML file: `prompts` for all, and a `[[subject]]` table for each subject."""
+    content = read_toml(path, "--suite")
+    rows = content.get("subject")
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise LoLDUError(f"--suite {path} has no [[subject]]; docs/eval.md shows one.")
-    _check_keys(told, f"--suite {path}", set(), {"prompts", "subject"})
+    _check_keys(content, f"--suite {path}", set(), {"prompts", "subject"})
     for row in rows:
         where = f"A [[subject]] of --suite {path}"
         _check_keys(row, where, {"name", "class_name", "real"}, {"prompts"})
@@ -152,14 +153,14 @@ def _read_toml(path: Path) -> list[SuiteSubject]:
             row["name"],
             row["class_name"],
             path.parent / row["real"],
-            row.get("prompts", told.get("prompts", ())),
+            row.get("prompts", content.get("prompts", ())),
         )
         for row in rows
     ]
 
 
 def _check_keys(table: Mapping[str, Any], where: str, needed: Set[str], more: Set[str]) -> None:
-    """Refuse a table that lacks something, has something unknown, or has it in another form."""
+    """Raise an error if a table lacks a key, has an unknown key or has a value of another type."""
     known = ", ".join(sorted(needed | more))
     for key in sorted(needed - table.keys()):
         raise LoLDUError(f"{where} lacks {key}; it takes {known}.")
@@ -170,4 +171,6 @@ def _check_keys(table: Mapping[str, Any], where: str, needed: Set[str], more: Se
             raise LoLDUError(f"{where} has the {key} {table[key]!r}; write it in quotes.")
     prompts = table.get("prompts", [])
     if not isinstance(prompts, list) or not all(isinstance(text, str) for text in prompts):
-        raise LoLDUError(f'{where} has prompts that are no list such as ["a {{token}} in a box"].')
+        raise LoLDUError(
+            f'{where} has prompts that are not a list of strings such as ["a {{token}} in a box"].'
+        )

@@ -1,4 +1,4 @@
-"""Where a concept comes from: its base, its pictures, its name and what training it cost."""
+"""Read what a concept's training recorded: its base, pictures, token, class and cost."""
 
 import json
 import tomllib
@@ -15,15 +15,15 @@ from loldu.errors import LoLDUError
 
 
 @dataclass(frozen=True)
-class Origin:
-    """What a report needs to know of a concept beside its weights.
+class ConceptRun:
+    """What a report needs about a concept besides its weights.
 
     Attributes:
-        base: The options of its base, as `load_pipeline` takes them.
-        instance_data_dir: The true pictures.
-        token: The rare token it answers to.
-        class_name: What kind of thing it is.
-        training: What a table needs: sizes, steps and seconds; None for what is not known.
+        base: Options of its base model.
+        instance_data_dir: Folder of real pictures.
+        token: Rare token.
+        class_name: Class word.
+        training: Sizes, steps and seconds, for the report; None for unknown values.
     """
 
     base: BaseModelConfig
@@ -33,34 +33,36 @@ class Origin:
     training: dict[str, int | float | None]
 
 
-def read_origin(config: AdapterConfig) -> Origin:
-    """Read the concept file, and the run's files beside it where it still lies there.
+def read_concept_run(config: AdapterConfig) -> ConceptRun:
+    """Read the concept file, and the files of its run if they are still beside it.
 
-    Flags come first.
+    The options win over the files.
 
     Raises:
-        LoLDUError: If there is no such file, or what no flag tells is not told there either.
-        ConceptError: If it is not a sound concept.
+        LoLDUError: If there is no such file, or a value is neither an option nor recorded.
+        ConceptError: If it is not a valid concept file.
     """
     if not config.concept.is_file():
-        raise LoLDUError(f"--concept {config.concept} is not a file; give the one training wrote.")
+        raise LoLDUError(
+            f"--concept {config.concept} is not a file; give the concept file that training wrote."
+        )
     concept = read_concept(config.concept)
     run = _run_config(config.concept.parent / CONFIG)
     base = base_options(concept, config.concept, config.pretrained_model_name_or_path)
     folder = config.real or run.get("instance", {}).get("instance_data_dir")
     if not folder:
         raise LoLDUError(
-            f"There is no {CONFIG} beside {config.concept} to tell which pictures it was taught "
-            "with; give their folder with --real."
+            f"{config.concept} has no {CONFIG} beside it, which names the training pictures; give "
+            "a folder of real pictures with --real."
         )
-    told = concept.metadata
-    token = config.token or told.get("token")
-    class_name = config.class_name or told.get("class_name")
+    metadata = concept.metadata
+    token = config.token or metadata.get("token")
+    class_name = config.class_name or metadata.get("class_name")
     if not (token and class_name):
-        prompts = told.get("instance_prompt") or "", told.get("class_prompt") or []
+        prompts = metadata.get("instance_prompt") or "", metadata.get("class_prompt") or []
         derived = token_and_class(*prompts)
         token, class_name = token or derived[0], class_name or derived[1]
-    return Origin(base, Path(folder), token, class_name, _training(config.concept))
+    return ConceptRun(base, Path(folder), token, class_name, _training(config.concept))
 
 
 def _run_config(path: Path) -> dict[str, dict[str, Any]]:

@@ -1,0 +1,36 @@
+"""Encoders of the timm library."""
+
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor
+
+from eval.encoders.encoder import Encoder
+from eval.encoders.preprocess import published_dino
+
+
+class TimmDino(Encoder):
+    """A timm vision transformer, ``architecture.tag`` or ``architecture/file``: its CLS token.
+
+    timm's own transform resizes to 248 pixels; the published one is used instead.
+    """
+
+    library = "timm"
+
+    def __init__(self, name: str, device: torch.device | str = "cpu") -> None:
+        """Load the model in fp32."""
+        self.name = f"timm:{name}"
+        architecture, _, file = name.partition("/")
+        loaded: Any = timm.create_model(
+            architecture,
+            pretrained=not file,
+            num_classes=0,
+            checkpoint_path=file,
+        )
+        self.model = loaded.eval()
+        self.to(device)
+        self.preprocess = published_dino(loaded.patch_embed.img_size[0])
+
+    def _image_rows(self, pixels: Tensor) -> Tensor:
+        return self.model.forward_features(pixels)[:, 0]

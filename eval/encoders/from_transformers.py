@@ -1,0 +1,63 @@
+"""Encoders of the transformers library: CLIP with its tokenizer, DINO and DINOv2."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPModel, ViTModel
+
+from eval.encoders.encoder import Encoder, TextEncoder
+from eval.encoders.preprocess import Preprocess, dino_preprocess
+
+
+class TransformersClip(TextEncoder):
+    """A ``CLIPModel`` with its tokenizer, from a folder or the hub."""
+
+    library = "transformers"
+
+    def __init__(self, name_or_path: str, device: torch.device | str = "cpu") -> None:
+        """Load the model in fp32."""
+        self.name = name_or_path
+        self.model = _complete_model(CLIPModel, name_or_path)
+        self.to(device)
+        self.tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        self.preprocess = Preprocess.from_pretrained(name_or_path)
+
+    def _image_rows(self, pixels: Tensor) -> Tensor:
+        return self.model.get_image_features(pixel_values=pixels).pooler_output
+
+    def _text_rows(self, texts: list[str]) -> Tensor:
+        tokens = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+        return self.model.get_text_features(**tokens.to(self.device)).pooler_output
+
+
+class TransformersDino(Encoder):
+    """A ``ViTModel`` or ``Dinov2Model``: the last layer's CLS token, before any head or pooler."""
+
+    library = "transformers"
+
+    def __init__(self, name_or_path: str, device: torch.device | str = "cpu") -> None:
+        """Load the model in fp32."""
+        self.name = name_or_path
+        vit = AutoConfig.from_pretrained(name_or_path).model_type == "vit"
+        # No published checkpoint has a ViTModel's pooler: it would be random, and is not used.
+        self.model = (
+            _complete_model(ViTModel, name_or_path, add_pooling_layer=False)
+            if vit
+            else _complete_model(AutoModel, name_or_path)
+        )
+        self.to(device)
+        self.preprocess = dino_preprocess(name_or_path, self.model.config.image_size)
+
+    def _image_rows(self, pixels: Tensor) -> Tensor:
+        return self.model(pixel_values=pixels).last_hidden_state[:, 0]
+
+
+def _complete_model(kind: Any, name_or_path: str, **options: bool) -> Any:  # noqa: ANN401
+    """Load a model; refuse a checkpoint that lacks weights, which would be filled at random."""
+    model, report = kind.from_pretrained(
+        name_or_path, dtype=torch.float32, output_loading_info=True, **options
+    )
+    if report["missing_keys"]:
+        raise OSError(f"{min(report['missing_keys'])} is missing")
+    return model.eval()

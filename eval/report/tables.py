@@ -1,0 +1,91 @@
+"""Tables of results, as rows of strings; the first row is the heading."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from eval.metrics import METRICS
+from eval.report.before_after import BeforeAfter
+from eval.report.comparison import Comparison
+from eval.result import Result
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table; only the first column is left-aligned."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "| "
+        + " | ".join(
+            cell.rjust(width) if index else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        + " |"
+        for row in rows
+    ]
+    rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join([lines[0], "| " + " | ".join(rule) + " |", *lines[1:]])
+
+
+def result_rows(result: Result) -> list[list[str]]:
+    """Return a row for each subject, and a row for all of them if there are several."""
+    rows = [["subject", "pictures", "real", *titles(result.metrics)]]
+    for subject in result.subjects:
+        scores = map(str, result.of_subject(subject).values())
+        rows.append([subject.name, str(len(subject.pictures)), str(subject.real), *scores])
+    if len(result.subjects) > 1:
+        count = sum(len(subject.pictures) for subject in result.subjects)
+        total = sum(subject.real for subject in result.subjects)
+        scores = map(str, result.estimates.values())
+        rows.append([f"all ({result.protocol.aggregate})", str(count), str(total), *scores])
+    return rows
+
+
+def comparison_rows(comparison: Comparison) -> list[list[str]]:
+    """Return a row for each result with its scores."""
+    rows = [["result", *titles(comparison.metrics)]]
+    for name, result in comparison.results.items():
+        rows.append([name, *(str(result.estimates[metric]) for metric in comparison.metrics)])
+    return rows
+
+
+def difference_rows(comparison: Comparison) -> list[list[str]]:
+    """Return the differences from the first result; * marks those whose interval excludes 0."""
+    first = next(iter(comparison.results))
+    rows = [[f"less {first}", *titles(comparison.metrics)]]
+    for name, own in comparison.differences.items():
+        cells = []
+        for metric in comparison.metrics:
+            value = own[metric]
+            mark = " *" if value.low > 0 or value.high < 0 else ""
+            cells.append(f"{value.mean:+.3f} [{value.low:+.3f}, {value.high:+.3f}]{mark}")
+        rows.append([name, *cells])
+    return rows
+
+
+def before_after_rows(report: BeforeAfter) -> list[list[str]]:
+    """Return a row for each score: before, after, difference, and the score of real pictures."""
+    rows = [["", "before", "after", "gain", "real pictures"]]
+    for name, gain in report.gains.items():
+        real = report.real.get(name)
+        rows.append(
+            [
+                METRICS[name].title,
+                f"{report.base.estimates[name].mean:.3f}",
+                f"{report.adapted.estimates[name].mean:.3f}",
+                f"{gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]",
+                "" if real is None else f"{real:.3f}",
+            ]
+        )
+    others = report.others
+    scores = [f"{others[model]:.3f}" for model in ("base", "adapted")]
+    change = f"{others['adapted'] - others['base']:+.3f}"
+    rows.append(["CLIP-T of other prompts", *scores, change, ""])
+    for name, metric in METRICS.items():
+        if metric.against == "base" and name in others:
+            rows.append([f"{metric.title} of other prompts", "0", f"{others[name]:.3f}", "", ""])
+    return rows
+
+
+def titles(metrics: Sequence[str]) -> list[str]:
+    """Return the titles of metrics."""
+    return [METRICS[name].title for name in metrics]
