@@ -24,8 +24,8 @@ from torch import Tensor
 from benchmarks.harness import Options as Shared
 from benchmarks.harness import in_turns, mib, ratio, run, show, spread
 from eval.encoders.cache import FeatureCache
-from eval.encoders.extractors import ImageExtractor, OpenClipExtractor, TimmDino
-from eval.encoders.features import see
+from eval.encoders.encoder import Encoder
+from eval.encoders.features import compute_features
 from eval.encoders.preprocess import published_dino
 from eval.metrics.functional import image_similarity
 
@@ -69,13 +69,16 @@ def render(folder: Path, count: int, side_px: int, seed: int) -> list[Path]:
     return paths
 
 
-def load(seed: int, device: str) -> dict[str, ImageExtractor]:
+def load(seed: int, device: str) -> dict[str, Encoder]:
     """Return both networks with random weights."""
     import open_clip
     import timm
 
+    from eval.encoders.from_open_clip import OpenClip
+    from eval.encoders.from_timm import TimmDino
+
     torch.manual_seed(seed)
-    dino, clip = TimmDino.__new__(TimmDino), OpenClipExtractor.__new__(OpenClipExtractor)
+    dino, clip = TimmDino.__new__(TimmDino), OpenClip.__new__(OpenClip)
     dino.model = timm.create_model(DINO, pretrained=False, num_classes=0).eval()
     dino.preprocess, dino.name = published_dino(), "random"
     clip.model = open_clip.create_model(CLIP, pretrained=None).eval()
@@ -87,7 +90,7 @@ def load(seed: int, device: str) -> dict[str, ImageExtractor]:
 
 
 def plain_loop(
-    models: dict[str, ImageExtractor], generated: Sequence[Path], real: Sequence[Path]
+    models: dict[str, Encoder], generated: Sequence[Path], real: Sequence[Path]
 ) -> dict[str, float]:
     """Score one picture at a time, one network after the other, then pair by pair."""
     scores = {}
@@ -106,13 +109,13 @@ def plain_loop(
 
 
 def ours(
-    models: dict[str, ImageExtractor],
+    models: dict[str, Encoder],
     generated: Sequence[Path],
     real: Sequence[Path],
     cache: FeatureCache | None = None,
 ) -> dict[str, float]:
     """Score as `python -m eval images` does."""
-    seen = see([*generated, *real], models, cache, progress=False)
+    seen = compute_features([*generated, *real], models, cache, progress=False)
     return {
         name: image_similarity(seen.stack(name, generated), seen.stack(name, real))
         for name in models

@@ -65,7 +65,7 @@ class OutputConfig:
 
     # Write the result with the scores of every picture; - prints it instead of the table.
     json: Path | None = None
-    # Write a page that shows each picture beside the most similar real one: one file, works offline.
+    # Write a page with each picture beside the most similar real one: one file, works offline.
     html: Path | None = None
     # Replace results of an earlier call; by default they are an error.
     overwrite: bool = False
@@ -103,8 +103,7 @@ class ImagesConfig:
     # subject uses the same file.
     prompts: Path | None = None
     # One prompt for all pictures. Without --prompt and --prompts, the prompt of name.png is read
-    # from name.txt beside it or from the folder's metadata.jsonl. Without any prompt, CLIP-T is left
-    # out.
+    # from name.txt beside it or from the folder's metadata.jsonl. No prompts, no CLIP-T.
     prompt: str | None = None
     # Rare token, removed from the prompts.
     token: str | None = None
@@ -122,7 +121,7 @@ class AdapterConfig:
     the same command generates only the missing pictures. Every flag overrides --preset.
     """
 
-    # Read flags from a preset: dreambooth (25 prompts, 4 seeds), pocket, or the path of a .toml file.
+    # Preset to read flags from: dreambooth (25 prompts, 4 seeds), pocket, or the path of a .toml.
     preset: str | None = None
     # Concept file; the files that training wrote beside it say how it was trained.
     concept: Path
@@ -138,8 +137,8 @@ class AdapterConfig:
     token: str | None = None
     # Class word. Default: the class that training recorded.
     class_name: str | None = None
-    # Folder of real pictures. Default: the training pictures. If it has a folder held_out, scores use
-    # the pictures in held_out, and the others are only shown.
+    # Folder of real pictures. Default: the training pictures. If it has a folder held_out, scores
+    # use the pictures in held_out, and the others are only shown.
     real: Path | None = None
     # Replace results of an earlier call, and pictures that were generated with other settings.
     overwrite: bool = False
@@ -157,8 +156,8 @@ class SuiteConfig:
     same command generates only the missing pictures.
     """
 
-    # Folder of DreamBooth's dataset (prompts_and_classes.txt) or of CustomConcept101 (dataset.json),
-    # or a .toml file of your own (docs/eval.md).
+    # Folder of DreamBooth's dataset (prompts_and_classes.txt) or of CustomConcept101
+    # (dataset.json), or a .toml file of your own (docs/eval.md).
     suite: Path
     # Folder of generated pictures, with a folder for each subject of the suite. The prompt of a
     # picture comes from its name (012-3.png: prompt 12, counted from 0), from name.txt beside it,

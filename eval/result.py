@@ -166,8 +166,8 @@ def read_result(path: Path) -> Result:
         content = content.get("adapted", content)
         if content["format"] != FORMAT:
             raise LoLDUError(
-                f"{path} has the format {content['format']}, but this version reads {FORMAT}; score "
-                "the pictures again."
+                f"{path} has the format {content['format']}, but this version reads {FORMAT}; "
+                "score the pictures again."
             )
         return Result.from_json(content)
     except FileNotFoundError as error:

@@ -22,7 +22,7 @@ import sys
 from importlib.machinery import PathFinder
 
 EXTRAS = {
-    "datasets", "lm_eval", "matplotlib", "scipy", "sklearn",
+    "datasets", "lm_eval", "scipy", "sklearn",
     "gradio", "open_clip", "timm", "tensorboard", "bitsandbytes",
 }
 

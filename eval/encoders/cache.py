@@ -53,7 +53,10 @@ class FeatureCache:
         for start in range(0, len(contents), _QUERY_SIZE):
             batch = contents[start : start + _QUERY_SIZE]
             placeholders = ", ".join("?" * len(batch))
-            query = f"SELECT content, row FROM features WHERE extractor = ? AND content IN ({placeholders})"
+            query = (
+                "SELECT content, row FROM features WHERE extractor = ? "
+                f"AND content IN ({placeholders})"
+            )
             with self._explained_errors():
                 for content, row in self._database.execute(query, (key, *batch)):
                     found[content] = torch.from_numpy(np.frombuffer(row, dtype=np.float32).copy())

@@ -1,4 +1,4 @@
-"""Load encoders by name. A new kind of weights is a line of `KINDS`, a new encoder one of `ENCODERS`."""
+"""Load encoders: a kind of weights is a line of `KINDS`, an encoder a line of `ENCODERS`."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from eval.metrics.bootstrap import Estimate
 INK, FAINT, RULE = "#1b1f27", "#667085", "#e4e7ec"
 MARK = "#e0672f"
 COLORS = (FAINT, "#2f6fde", MARK, "#12a39a", "#a05fb4", "#b86a00")
+Number = int | float
 DPI = 200
 _PX = 1 / 100
 """Inches of one pixel of the layout; pictures have twice as many pixels, to be sharp."""
@@ -55,9 +56,9 @@ class Curve:
 
     name: str
     color: str
-    x: Sequence[float]
-    y: Sequence[float]
-    spread: Sequence[float] = ()
+    x: Sequence[Number]
+    y: Sequence[Number]
+    spread: Sequence[Number] = ()
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Panel:
 
     title: str
     curves: Sequence[Curve]
-    mark: tuple[float, float] | None = None
+    mark: tuple[Number, Number] | None = None
 
 
 def draw_curves(
@@ -92,7 +93,8 @@ def draw_curves(
         for axes in grid.flat[len(panels) :]:
             axes.remove()
         canvas.draw()
-    return Image.fromarray(canvas.buffer_rgba()).convert("RGB")  # pyright: ignore[reportArgumentType]
+    size_px = canvas.get_width_height(physical=True)
+    return Image.frombytes("RGBA", size_px, bytes(canvas.buffer_rgba())).convert("RGB")
 
 
 def _draw_panel(axes: Axes, panel: Panel) -> None:

@@ -111,7 +111,7 @@ def _draw_bars(page: _Page, bars: Sequence[ScoreBar]) -> None:
     _draw_heading(
         page,
         "Scores",
-        "Each score is a mean cosine of features: 1 means identical, 0 means unrelated. Look at how "
+        "Most scores are mean cosines of features: 1 means identical, 0 means unrelated. See how "
         "far a score moves, and how close it comes to the score of real pictures.",
     )
     _draw_legend(page)

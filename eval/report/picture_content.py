@@ -29,7 +29,7 @@ def draw_before_after(
         PictureRows("The concept", "Training pictures.", [("", _open(training))]),
         PictureRows(
             "Prompts for the concept",
-            "Each column has the same prompt and seed, before and after the concept file is loaded.",
+            "Each column has one prompt and one seed, before and after the concept file is loaded.",
             [("before", _drawn(base.concept)), ("after", _drawn(adapted.concept))],
             [one.prompt for one in adapted.concept],
         ),

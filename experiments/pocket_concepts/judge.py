@@ -8,7 +8,7 @@ import numpy as np
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from eval.encoders.extractors import load_clip, load_dino
+from eval.encoders.load import load_clip, load_dino
 from eval.metrics.functional import clip_t, image_similarity
 from loldu.base.draw import sample_images
 from loldu.pictures.folder import list_images

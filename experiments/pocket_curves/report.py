@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image
 
 from eval.metrics.bootstrap import estimate
+from eval.report.figures import Curve, Panel, draw_curves
 from experiments.pocket_curves.scorer import METRICS
 from experiments.pocket_curves.variants import VARIANTS
 from experiments.table import as_markdown
-from trainer.results.chart import Line, Panel, draw_chart
 
 TITLES = {
     "concept": "concept (more is better): attributes of the concept that are drawn",
@@ -89,7 +89,7 @@ def picture(results: Path) -> Image.Image:
     count = sorted({len(own) for own in runs.values()})
     number = str(count[0]) if len(count) == 1 else f"{count[0]} to {count[-1]}"
     title = f"Means over {number} runs, and their standard errors within concepts"
-    return draw_chart(title, panels, columns=2, size_px=(620, 260))
+    return draw_curves(title, panels, columns=2, size_px=(620, 260))
 
 
 Levels = dict[tuple[str, int], float]
@@ -105,7 +105,7 @@ def _levels(runs: Runs, metric: str) -> Levels:
     return {key: mean(values) for key, values in found.items()}
 
 
-def _line(name: str, runs: Sequence[dict[str, Any]], metric: str, levels: Levels) -> Line:
+def _line(name: str, runs: Sequence[dict[str, Any]], metric: str, levels: Levels) -> Curve:
     steps = sorted({point["step"] for run in runs for point in run["points"]})
     at: dict[int, list[float]] = {step: [] for step in steps}
     beside: dict[int, list[float]] = {step: [] for step in steps}
@@ -116,7 +116,7 @@ def _line(name: str, runs: Sequence[dict[str, Any]], metric: str, levels: Levels
             beside[point["step"]].append(point[metric] - level)
     errors = [_spread(beside[step]) / len(beside[step]) ** 0.5 for step in steps]
     colour = VARIANTS[name].colour if name in VARIANTS else OTHER_COLOUR
-    return Line(name, colour, steps, [mean(at[step]) for step in steps], errors)
+    return Curve(name, colour, steps, [mean(at[step]) for step in steps], errors)
 
 
 def _spread(values: Sequence[float]) -> float:

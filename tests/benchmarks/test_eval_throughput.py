@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import eval_throughput
-from eval.encoders.extractors import load_clip, load_dino
+from eval.encoders.load import load_clip, load_dino
 
 
 def test_the_loop_and_ours_give_the_same_scores(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from eval.encoders.extractors import load_clip, load_dino
+from eval.encoders.load import load_clip, load_dino
 from experiments.pocket_concepts.judge import BACKGROUNDS, Judge
 from loldu.base.open import load_pipeline
 from pocket.captions import full_caption

@@ -51,8 +51,8 @@ def balance(scores: Mapping[str, Any]) -> float:
 class LiveScores:
     """The scores of one concept, from validation to validation.
 
-    It writes `validation.jsonl` with a line a step, `validation/scores.png` with the curves, and the
-    folder `best` with the result and the scores of the best step.
+    It writes `validation.jsonl` with a line a step, `validation/scores.png` with the curves, and
+    the folder `best` with the result and the scores of the best step.
     """
 
     def __init__(

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from eval.__main__ import run
-from eval.encoders.extractors import load_clip, load_dino
-from eval.protocols.drawing import wanted_pictures
+from eval.encoders.load import load_clip, load_dino
+from eval.protocols.prompts import plan_pictures
 from loldu.base.draw import sample_images
 from loldu.base.open import load_pipeline
 from loldu.pictures.open import load_image
@@ -264,7 +264,7 @@ def test_the_page_shows_before_after_and_the_nearest(report_dir: Path) -> None:
 
 
 def test_every_prompt_is_drawn_from_every_seed(tmp_path: Path) -> None:
-    wanted = wanted_pictures(tmp_path, ["a", "b"], (7, 8))
+    wanted = plan_pictures(tmp_path, ["a", "b"], (7, 8))
     assert [(one.path.name, one.prompt, one.seed) for one in wanted] == [
         ("000-7.png", "a", 7),
         ("001-7.png", "b", 7),

@@ -8,11 +8,12 @@ import torch
 from PIL import Image
 
 from eval.__main__ import run
-from eval.encoders.extractors import ImageExtractor, ImageTextExtractor, load_clip, load_dino
-from eval.protocols import score
+from eval.encoders import load as loading
+from eval.encoders.encoder import Encoder, TextEncoder
+from eval.encoders.load import load_clip, load_dino
 from tests.eval.noise import save_noise
 
-PUBLISHED = "published for DreamBooth's set"
+PUBLISHED = "published for DreamBooth's dataset"
 
 
 @pytest.fixture
@@ -76,23 +77,23 @@ def test_published_numbers_stand_beside_those_of_the_published_models(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def clip(name: str, device: str) -> ImageTextExtractor:
+    def clip(name: str, device: str) -> TextEncoder:
         assert name == "open_clip:ViT-B-32-quickgelu/openai"
         return load_clip(str(clip_folder), device)
 
-    def dino(name: str, device: str) -> ImageExtractor:
+    def dino(name: str, device: str) -> Encoder:
         assert name == "timm:vit_small_patch16_224.dino"
         return load_dino(str(dino_folder), device)
 
-    monkeypatch.setattr(score, "load_clip", clip)
-    monkeypatch.setattr(score, "load_dino", dino)
+    monkeypatch.setattr(loading, "load_clip", clip)
+    monkeypatch.setattr(loading, "load_dino", dino)
     models = ("--clip", str(clip_folder), "--dino", str(dino_folder))
     assert run([flag for flag in flags if flag not in models]) == 0
     (line,) = (line for line in capsys.readouterr().out.splitlines() if PUBLISHED in line)
     assert line.split("|")[3:5] == [cell for cell in line.split("|") if "0." in cell]
     assert [float(cell) for cell in line.split("|")[3:5]] == [0.774, 0.885]
     assert result(tmp_path)["published"] == {"dino": 0.774, "clip_i": 0.885}
-    assert "published for DreamBooth&#39;s set" in (tmp_path / "out.html").read_text("utf-8")
+    assert "published for DreamBooth&#39;s dataset" in (tmp_path / "out.html").read_text("utf-8")
 
 
 def test_a_single_picture_is_left_out(

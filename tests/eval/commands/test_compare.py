@@ -11,7 +11,7 @@ import pytest
 
 from eval.__main__ import run
 from eval.config import ProtocolConfig
-from eval.report.result import FORMAT, Result, ScoredPicture, ScoredSubject
+from eval.result import FORMAT, Result, ScoredPicture, ScoredSubject
 
 METRICS = ("dino", "clip_i")
 Scores = Mapping[str, Mapping[str, Mapping[str, float]]]
@@ -176,16 +176,21 @@ def test_the_plot_is_well_formed(make: Make, tmp_path: Path) -> None:
     assert "<script" not in page.read_text(encoding="utf-8")
     means = [told["scores"][name][m]["mean"] for m in METRICS for name in (odd, "b" * 50)]
     assert [text for text in texts if text and text[0] == "0"] == [f"{v:.3f}" for v in means]
-    places = [float(circle.get("cx", 0)) for circle in tree.iter(f"{space}circle")]
-    assert places[0] < places[1]  # the better one is further to the right, inside the drawing
-    assert all(0 < place < float(tree.get("width", 0)) for place in places)
+    points = [float(point.get("x", 0)) for point in tree.iter(f"{space}use")]
+    assert len(points) == len(means)
+    assert points[0] < points[1]  # the better one is further to the right, inside the drawing
+    width = float(tree.get("viewBox", "").split()[2])
+    assert all(0 < point < width for point in points)
+    again = tmp_path / "again.svg"
+    compared(tmp_path, *paths, more=("--names", odd, "b" * 50, "--plot", str(again)))
+    assert again.read_bytes() == plot.read_bytes()
 
 
 @pytest.mark.parametrize(
     ("other", "told"),
     [
-        ({"weights": "4567"}, "dino had other weights (tiny, tiny); score both with the same"),
-        ({"resize_px": 224}, "dino had other preprocess"),
+        ({"weights": "4567"}, "dino has different weights (tiny, tiny); score both with the same"),
+        ({"resize_px": 224}, "dino has different preprocess"),
         ({"pairs": "matched"}, "--pairs was all and matched"),
         ({"clip_t_scale": 2.5}, "--clip_t_scale was None and 2.5"),
         ({"keep_token": True}, "--keep_token was False and True"),
@@ -201,29 +206,36 @@ def test_results_that_mean_other_things(
 
 def test_mistakes(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a = make("a.json", noise(0, COUNTS))
-    refused(capsys, [a], "Give two results or more")
+    refused(capsys, [a], "Give two or more results")
     refused(capsys, [a, make("b.json", noise(0, {"fox": 2, "owl": 2}))], "no picture in common")
     refused(capsys, [a, tmp_path / "nowhere.json"], "There is no file")
-    refused(capsys, [a, tmp_path], "is no result that can be compared")
+    refused(capsys, [a, tmp_path], "is not a result that can be compared")
     for number, text in enumerate(
         ("{", "[]", "3", "{}", '{"adapted": 3}', f'{{"format": "{FORMAT}", "subjects": 3}}')
     ):
         broken = tmp_path / f"broken{number}.json"
         broken.write_text(text, encoding="utf-8")
-        refused(capsys, [a, broken], f"{broken} is no result that can be compared")
+        refused(capsys, [a, broken], f"{broken} is not a result that can be compared")
     for key, value in (("extractors", {}), ("subjects", {}), ("protocol", {"token": None, "x": 1})):
         changed = tmp_path / f"{key}.json"
         changed.write_text(json.dumps(json.loads(a.read_text()) | {key: value}), encoding="utf-8")
-        refused(capsys, [a, changed], f"{changed} is no result that can be compared")
+        refused(capsys, [a, changed], f"{changed} is not a result that can be compared")
     later = tmp_path / "later.json"
     later.write_text(json.dumps(json.loads(a.read_text()) | {"format": "loldu-eval-9"}))
-    refused(capsys, [a, later], f"has the format loldu-eval-9 and this version reads {FORMAT}")
+    refused(capsys, [a, later], f"has the format loldu-eval-9, but this version reads {FORMAT}")
     for names in (["x"], ["x", "x"], ["x", "y", "z"]):
         refused(capsys, [a, a], "--names must give the 2 results a name each", "--names", *names)
     refused(capsys, [a, a], "must end in .svg", "--plot", str(tmp_path / "plot.png"))
-    refused(capsys, [a, a], "is there already", "--json", str(a))
-    refused(capsys, [a, a], "is a folder; name a file", "--html", str(tmp_path), "--overwrite")
-    refused(capsys, [a, a], f"{a} is no folder", "--html", str(a / "page.html"))
+    refused(capsys, [a, a], "exists; replace it", "--json", str(a))
+    refused(
+        capsys,
+        [a, a],
+        "is a folder; give the name",
+        "--html",
+        str(tmp_path),
+        "--overwrite",
+    )
+    refused(capsys, [a, a], f"{a} is not a folder", "--html", str(a / "page.html"))
     refused(capsys, [a, a], "only --json can be printed", "--html", "-")
     new = str(tmp_path / "new.svg")
     refused(capsys, [a, a], "is given for two files", "--plot", new, "--html", new)

@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import AutoTokenizer, CLIPModel, ViTModel
 
 from eval.__main__ import run
-from eval.encoders.extractors import load_clip, load_dino
+from eval.encoders.load import load_clip, load_dino
 
 CONCEPTS = Path(__file__).parents[3] / "datasets" / "concepts"
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

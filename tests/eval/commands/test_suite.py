@@ -11,7 +11,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from eval.__main__ import run
-from eval.encoders.extractors import load_clip
+from eval.encoders.load import load_clip
 from eval.protocols import drawing
 from loldu import LoLDUConfig, load_concept, save_concept
 from loldu.base.draw import sample_images
@@ -174,7 +174,7 @@ def test_pictures_drawn_in_another_way_are_replaced_only_when_asked(
             mine.write_bytes(made)
         drawn.clear()
         assert run(other) == 2
-        assert_one_line(capsys, "was not drawn like this; replace such pictures with --redraw")
+        assert_one_line(capsys, "exists with other settings; replace such pictures with --redraw")
         assert not drawn
     assert run([*other, "--redraw"]) == 0
     assert sorted(drawn) == ["cup/000-3.png", "cup/001-3.png"]
@@ -221,11 +221,11 @@ def test_mistakes_before_drawing(
     refused([*to_draw, "--subjects", "fox"], "--subjects fox is not in the suite; it has cup, dog")
     refused([*to_draw, "--concepts", str(tmp_path)], "has no concept of cup: neither cup.safe")
     refused([*to_draw, "--seeds"], "--seeds is empty")
-    refused([*to_draw, "--seeds", "3", "3"], "--seeds has one twice")
+    refused([*to_draw, "--seeds", "3", "3"], "--seeds has a duplicate")
     refused([*to_draw, "--batch_size", "0"], "--batch_size is 0; it must be at least 1")
     refused(flags, "There is no folder")
     save_noise(tmp_path / "drawn" / "cup", ["a.png"])
-    refused([*flags, "--subjects", "cup"], "Nothing tells the prompts of")
+    refused([*flags, "--subjects", "cup"], "The prompts of")
     suite.write_text(SUITE.replace("photos/dog", "nowhere"), encoding="utf-8")
     refused(to_draw, "nowhere")
     suite.write_text(SUITE.replace("on sand", "{on} sand"), encoding="utf-8")
@@ -253,7 +253,7 @@ def test_concepts_that_cannot_be_drawn_with_one_base(
 
     teach(other, mixed / "dog" / "concept.safetensors", 1)
     assert run(flags) == 2
-    assert_one_line(capsys, "The concept of dog was trained on another base than that of cup")
+    assert_one_line(capsys, "The concepts of dog and cup were trained on different bases")
     # Said to be of the same base, it is still seen that it is not, before cup is drawn.
     assert run([*flags, "--pretrained_model_name_or_path", str(base_folder)]) == 2
     assert_one_line(capsys, "dog")

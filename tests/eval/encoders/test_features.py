@@ -10,9 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from eval.encoders.cache import FeatureCache, default_cache
-from eval.encoders.extractors import ImageExtractor, load_clip, load_dino
-from eval.encoders.features import see
+from eval.config import default_cache
+from eval.encoders.cache import FeatureCache
+from eval.encoders.encoder import Encoder
+from eval.encoders.features import compute_features
+from eval.encoders.load import load_clip, load_dino
 from loldu.errors import LoLDUError
 
 
@@ -29,7 +31,7 @@ def files(tmp_path: Path) -> list[Path]:
 
 
 @pytest.fixture
-def extractors(clip_folder: Path, dino_folder: Path) -> dict[str, ImageExtractor]:
+def extractors(clip_folder: Path, dino_folder: Path) -> dict[str, Encoder]:
     return {"dino": load_dino(str(dino_folder)), "clip": load_clip(str(clip_folder))}
 
 
@@ -37,13 +39,13 @@ def extractors(clip_folder: Path, dino_folder: Path) -> dict[str, ImageExtractor
 def looked(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How many pictures each network has been shown."""
     counts: Counter[str] = Counter()
-    encode = ImageExtractor.encode_pixels
+    encode = Encoder.encode_pixels
 
-    def counted(self: ImageExtractor, pixels: list[torch.Tensor]) -> torch.Tensor:
+    def counted(self: Encoder, pixels: list[torch.Tensor]) -> torch.Tensor:
         counts[type(self).__name__] += len(pixels)
         return encode(self, pixels)
 
-    monkeypatch.setattr(ImageExtractor, "encode_pixels", counted)
+    monkeypatch.setattr(Encoder, "encode_pixels", counted)
     return counts
 
 
@@ -55,7 +57,7 @@ def cache(tmp_path: Path) -> FeatureCache:
 @pytest.mark.parametrize("batch", [2, 32])
 def test_files_have_the_features_of_their_pictures(
     files: list[Path],
-    extractors: dict[str, ImageExtractor],
+    extractors: dict[str, Encoder],
     batch: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -64,7 +66,7 @@ def test_files_have_the_features_of_their_pictures(
         for name, extractor in extractors.items()
     }
     monkeypatch.setattr("eval.encoders.features.BATCH_SIZE", batch)
-    seen = see(files, extractors, None)
+    seen = compute_features(files, extractors, None)
     for name, rows in expected.items():
         torch.testing.assert_close(seen.stack(name, files), rows, atol=1e-6, rtol=0)
     assert seen.black == {files[5]}
@@ -73,20 +75,20 @@ def test_files_have_the_features_of_their_pictures(
 
 def test_a_second_call_looks_at_nothing(
     files: list[Path],
-    extractors: dict[str, ImageExtractor],
+    extractors: dict[str, Encoder],
     cache: FeatureCache,
     looked: Counter[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    first = see(files, extractors, cache)
+    first = compute_features(files, extractors, cache)
     assert set(looked.values()) == {6}  # a copy is the same picture
     looked.clear()
     monkeypatch.setattr("eval.encoders.features.load_image", None)  # nothing is decoded either
     renamed = tmp_path / "renamed.png"
     files[2].rename(renamed)
     files[2] = renamed
-    again = see(files, extractors, FeatureCache(tmp_path / "deep" / "features.sqlite"))
+    again = compute_features(files, extractors, FeatureCache(tmp_path / "deep" / "features.sqlite"))
     assert not looked
     assert again.black == {files[5]}
     others = [path for path in files if path != renamed]
@@ -95,25 +97,25 @@ def test_a_second_call_looks_at_nothing(
 
 def test_what_changes_is_looked_at_again(
     files: list[Path],
-    extractors: dict[str, ImageExtractor],
+    extractors: dict[str, Encoder],
     cache: FeatureCache,
     looked: Counter[str],
 ) -> None:
-    see(files, extractors, cache)
+    compute_features(files, extractors, cache)
     looked.clear()
     Image.new("RGB", (32, 32), "red").save(files[3])
-    see(files, extractors, cache)
+    compute_features(files, extractors, cache)
     assert set(looked.values()) == {1}
     looked.clear()
     extractors["dino"].model.layernorm.weight.data.mul_(2)
     del extractors["dino"].identity
-    see(files, extractors, cache)
+    compute_features(files, extractors, cache)
     assert looked == {"TransformersDino": 6}
 
 
 def test_a_call_that_was_stopped_goes_on(
     files: list[Path],
-    extractors: dict[str, ImageExtractor],
+    extractors: dict[str, Encoder],
     cache: FeatureCache,
     looked: Counter[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -129,30 +131,28 @@ def test_a_call_that_was_stopped_goes_on(
 
     monkeypatch.setattr(FeatureCache, "put", stop)
     with pytest.raises(KeyboardInterrupt):
-        see(files, extractors, cache)
+        compute_features(files, extractors, cache)
     monkeypatch.setattr(FeatureCache, "put", put)
     looked.clear()
-    seen = see(files, extractors, cache)
+    seen = compute_features(files, extractors, cache)
     assert sorted(looked.values()) == [2, 4]
-    whole = see(files, extractors, None)
+    whole = compute_features(files, extractors, None)
     torch.testing.assert_close(seen.stack("clip", files), whole.stack("clip", files))
     assert seen.black == whole.black
 
 
 def test_bad_files_are_told_and_hold_up_nothing(
-    files: list[Path], extractors: dict[str, ImageExtractor], cache: FeatureCache
+    files: list[Path], extractors: dict[str, Encoder], cache: FeatureCache
 ) -> None:
     files[1].write_bytes(files[1].read_bytes()[:200])
     files[4].unlink()
-    seen = see(files, extractors, cache)
+    seen = compute_features(files, extractors, cache)
     assert set(seen.bad) == {files[1], files[4]}
     assert all(str(path) in why for path, why in seen.bad.items())
     assert set(seen.rows["dino"]) == set(files) - set(seen.bad)
 
 
-def test_a_cache_that_is_none_is_told(
-    tmp_path: Path, extractors: dict[str, ImageExtractor]
-) -> None:
+def test_a_cache_that_is_none_is_told(tmp_path: Path, extractors: dict[str, Encoder]) -> None:
     (tmp_path / "notes").write_text("my notes, which are not a database at all" * 30)
     with pytest.raises(LoLDUError, match="--no_cache"):
         FeatureCache(tmp_path / "notes")

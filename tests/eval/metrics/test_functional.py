@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
-from eval.encoders.extractors import load_clip
+from eval.encoders.load import load_clip
 from eval.metrics import functional as metrics
 from eval.metrics.bootstrap import mean_of
 from eval.metrics.functional import (

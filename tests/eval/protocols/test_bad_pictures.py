@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from eval.__main__ import run
-from eval.encoders.extractors import load_dino
+from eval.encoders.load import load_dino
 from tests.eval.noise import save_noise
 
 NOISE = np.random.default_rng(3).integers(0, 256, (32, 24, 3), dtype=np.uint8)

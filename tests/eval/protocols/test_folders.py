@@ -112,8 +112,8 @@ def test_numbers_in_names_choose_the_prompts_of_a_suite(tmp_path: Path) -> None:
         ("p.txt", "one\ntwo\nthree\nfour\n", "4 lines for the 3 pictures"),
         ("p.txt", "", "0 lines for the 3 pictures"),
         ("p.json", "{", "is not JSON"),
-        ("p.json", '["one"]', "must be one object from names to prompts"),
-        ("p.json", '{"a": 1}', "must be one object from names to prompts"),
+        ("p.json", '["one"]', "must be an object from file names to prompts"),
+        ("p.json", '{"a": 1}', "must be an object from file names to prompts"),
         ("p.json", '{"a": "one", "c": "three"}', "has no prompt for b.jpg"),
     ],
 )
@@ -129,7 +129,7 @@ def test_other_mistakes(folder: Path, tmp_path: Path) -> None:
     refused(tmp_path / "nowhere", "There is no folder")
     refused(tmp_path, "There are no pictures")
     write(folder / "b.txt", "two")
-    refused(folder, r"a.png has no prompt, .* write it into a.txt")
+    refused(folder, r"a.png has no prompt, .* write it to a.txt")
     (tmp_path / "bad.txt").write_bytes(b"\xff\n\xff\n\xff\n")
     refused(folder, "not UTF-8", tmp_path / "bad.txt")
 

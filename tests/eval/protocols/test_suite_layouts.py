@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from eval.protocols.prompts import fill
-from eval.protocols.suites import SuiteSubject, read_suite
+from eval.protocols.suite_layouts import SuiteSubject, read_suite
 from loldu.errors import LoLDUError
 
 DREAMBOOTH = """Classes
@@ -121,10 +121,10 @@ def test_our_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("Classes\n\nsubject_name,class\n\nPrompts\n", "names no subject"),
+        ("Classes\n\nsubject_name,class\n\nPrompts\n", "has no subject"),
         (DREAMBOOTH.replace("_list = [\n'a {0} {1} wearing a tie'", ""), "dog2 .* has no prompts"),
-        (DREAMBOOTH.replace("{0} {1} in a box", "{2} in a box"), "line 13 is no template"),
-        (DREAMBOOTH.replace("{0} {1} in a box", "{0 in a box"), "line 13 is no template"),
+        (DREAMBOOTH.replace("{0} {1} in a box", "{2} in a box"), "line 13 is not a template"),
+        (DREAMBOOTH.replace("{0} {1} in a box", "{0 in a box"), "line 13 is not a template"),
     ],
 )
 def test_mistakes_in_dreambooths_set(tmp_path: Path, text: str, told: str) -> None:
@@ -135,7 +135,7 @@ def test_mistakes_in_dreambooths_set(tmp_path: Path, text: str, told: str) -> No
     ("content", "told"),
     [
         ("[{", "is not CustomConcept101's list of concepts"),
-        ([], "names no concept"),
+        ([], "has no concept"),
         (3, "is not CustomConcept101's list"),
         ({"barn": 1}, "is not CustomConcept101's list"),
         ([{"class_prompt": "barn"}], "KeyError: 'instance_data_dir'"),
@@ -163,8 +163,8 @@ CUP = '[[subject]]\nname = "cup"\nclass_name = "cup"\nreal = "cup"\n'
         (CUP.replace('real = "cup"', ""), r"A \[\[subject\]\] .* lacks real"),
         (CUP + 'photos = "a"', "unknown key photos; it takes class_name, name, prompts, real"),
         (CUP.replace('"cup"\n', "3\n", 1), "has the name 3; write it in quotes"),
-        (CUP + 'prompts = "a {token}"', r"no list such as \[\"a \{token\}"),
-        (f"prompts = [1]\n{CUP}", "no list such as"),
+        (CUP + 'prompts = "a {token}"', r"not a list of strings such as \[\"a \{token\}"),
+        (f"prompts = [1]\n{CUP}", "not a list of strings such as"),
         (f'prompts = ["a"]\n{CUP}{CUP}', "2 subjects named cup"),
     ],
 )

@@ -11,9 +11,9 @@ from eval.report.picture import (
     GAP_PX,
     LABEL_PX,
     MARGIN_PX,
-    TRUTH,
+    REAL,
+    PictureRows,
     ScoreBar,
-    Section,
     draw_report,
 )
 
@@ -29,7 +29,9 @@ def field(colour: str) -> Image.Image:
 
 
 def draw(bars: list[ScoreBar], images: list[Image.Image]) -> Image.Image:
-    section = Section("Heading", "Explanation", [("before", images)], ["a prompt"] * len(images))
+    section = PictureRows(
+        "Heading", "Explanation", [("before", images)], ["a prompt"] * len(images)
+    )
     return draw_report("Title", "Subtitle", [section], bars, "Footer")
 
 
@@ -63,8 +65,8 @@ def test_bars_are_as_long_as_their_scores() -> None:
 
 def test_true_pictures_are_marked_where_they_are_known() -> None:
     images = [field("#ff0000")]
-    without = count(draw([ScoreBar("CLIP-T", "", 0.2, 0.3)], images), TRUTH)
-    marked = count(draw([ScoreBar("DINO", "", 0.2, 0.3, real=0.6)], images), TRUTH)
+    without = count(draw([ScoreBar("CLIP-T", "", 0.2, 0.3)], images), REAL)
+    marked = count(draw([ScoreBar("DINO", "", 0.2, 0.3, real=0.6)], images), REAL)
     assert marked > without
 
 

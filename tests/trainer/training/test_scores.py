@@ -19,8 +19,8 @@ from trainer.__main__ import run
 from trainer.options.config import Config
 from trainer.options.preset import parse
 from trainer.train_dreambooth_loldu import main
-from trainer.training.scorer import make_plan
 from trainer.training.scores import curves, read_scores
+from trainer.training.scoring_plan import make_plan
 
 MakeConfig = Callable[..., Config]
 PROMPTS = ("--validation_prompt", "a photo of sks toy", "a car", "--token", "sks")
@@ -64,12 +64,12 @@ def test_eval_scores_a_run_without_touching_it(
 def test_scoring_leaves_chance_alone_and_the_device_free(
     clip_folder: Path, dino_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from eval.encoders.extractors import ImageExtractor
+    from eval.encoders.encoder import Encoder
     from eval.protocols.live import LiveScorer
 
     live = LiveScorer(str(clip_folder), str(dino_folder), "the device")
     moves: list[str] = []
-    monkeypatch.setattr(ImageExtractor, "to", lambda _, device: moves.append(device))
+    monkeypatch.setattr(Encoder, "to", lambda _, device: moves.append(device))
     one, other = (Image.new("RGB", (32, 32), colour) for colour in ("red", "blue"))
     state = torch.get_rng_state()
     scores = live.score(Pictures([one], [one, one], ["a", "b"], [other], [one]))
@@ -170,7 +170,7 @@ def test_drift_is_from_the_base_even_when_the_base_is_overwritten(
 
 def test_prompts_are_told_apart_and_every_picture_has_its_noise(make_config: MakeConfig) -> None:
     plan = make_plan(make_config(*SCORED))
-    assert plan.asked == [("a photo of sks toy", 42), ("a photo of sks toy", 44)]
+    assert plan.concept == [("a photo of sks toy", 42), ("a photo of sks toy", 44)]
     assert plan.prompts == ["a photo of toy"] * 2
     assert plan.others == [("a car", 43), ("a car", 45)]
     plan = make_plan(make_config(*SCORED, "--validation_prompt", "sks"))
@@ -187,7 +187,10 @@ def test_prompts_are_told_apart_and_every_picture_has_its_noise(make_config: Mak
         (["--token", "zwx"], "--token is zwx, which is not in the --instance_prompt"),
         (["--validation_prompt", "a car"], "a --validation_prompt with the token sks"),
         (["--drift_prompt", "a sks car"], '--drift_prompt "a sks car" has the token sks'),
-        (["--token", "None"], "cannot tell the rare token from the prompts; give it with --token"),
+        (
+            ["--token", "None"],
+            "cannot derive the rare token from the prompts; give it with --token",
+        ),
         (["--clip", "./nowhere"], "--clip ./nowhere has no usable weights"),
     ],
 )
@@ -203,7 +206,7 @@ def test_a_mistake_is_one_sentence(
 def test_without_eval_it_says_what_to_install(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "eval.protocols.live", None)
+    monkeypatch.setitem(sys.modules, "eval.encoders.from_timm", None)
     with pytest.raises(LoLDUError, match=r"needs the package .*: pip install 'loldu\[eval\]'"):
         main(make_config(*SCORED))
 

@@ -1,4 +1,4 @@
-"""The extractors against direct calls of the libraries, on tiny random models."""
+"""The encoders against direct calls of the libraries, on tiny random models."""
 
 import json
 import shutil
@@ -11,14 +11,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel, ViTConfig, ViTModel
 
-from eval.encoders.extractors import (
-    ImageExtractor,
-    OpenClipExtractor,
-    TimmDino,
-    TransformersDino,
-    load_clip,
-    load_dino,
-)
+from eval.encoders.encoder import Encoder
+from eval.encoders.from_open_clip import OpenClip
+from eval.encoders.from_timm import TimmDino
+from eval.encoders.from_transformers import TransformersDino
+from eval.encoders.load import load_clip, load_dino
 from eval.encoders.preprocess import published_dino
 from loldu.errors import LoLDUError
 
@@ -75,7 +72,7 @@ def test_dino_is_the_cls_token_of_the_last_layer(dino_folder: Path) -> None:
 def test_batches_change_nothing(dino_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     extractor = load_dino(str(dino_folder))
     whole = extractor.encode_images(pictures(5))
-    monkeypatch.setattr("eval.encoders.extractors.BATCH_SIZE", 2)
+    monkeypatch.setattr("eval.encoders.encoder.BATCH_SIZE", 2)
     torch.testing.assert_close(extractor.encode_images(pictures(5)), whole, atol=1e-6, rtol=0)
 
 
@@ -105,7 +102,7 @@ def test_open_clip_matches_a_direct_call(tmp_path: Path) -> None:
     }
     (tmp_path / "tiny-clip.json").write_text(json.dumps(tiny), encoding="utf-8")
     open_clip.add_model_config(tmp_path / "tiny-clip.json")
-    extractor = OpenClipExtractor("tiny-clip")
+    extractor = OpenClip("tiny-clip")
     images, texts = pictures(2), ["a photo of a toy", "a car"]
     _, _, preprocess = open_clip.create_model_and_transforms("tiny-clip", pretrained=None)
     with torch.no_grad():
@@ -119,7 +116,7 @@ def test_open_clip_matches_a_direct_call(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def timm_and_transformers() -> tuple[ImageExtractor, ImageExtractor]:
+def timm_and_transformers() -> tuple[Encoder, Encoder]:
     """One random ViT-S/16 of DINO's shape as both libraries hold it."""
     timm = pytest.importorskip("timm")
     torch.manual_seed(5)
@@ -177,7 +174,7 @@ def as_transformers(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def test_dino_is_the_same_in_timm_and_in_transformers(
-    timm_and_transformers: tuple[ImageExtractor, ImageExtractor],
+    timm_and_transformers: tuple[Encoder, Encoder],
 ) -> None:
     images = pictures(2, 300, 260)
     ours, theirs = (extractor.encode_images(images) for extractor in timm_and_transformers)
@@ -241,7 +238,7 @@ def test_missing_weights_are_one_sentence(load, flag: str, tmp_path: Path) -> No
     [
         (load_clip, "open_clip:ViT-B-32-quickgelu/no-such-weights", "--clip open_clip:.*/PATH"),
         (load_clip, "open_clip:no-such-network/openai", "--clip"),
-        (load_clip, "timm:vit_small_patch16_224.dino", "of no known kind: give open_clip:NAME"),
+        (load_clip, "timm:vit_small_patch16_224.dino", "of an unknown kind: give open_clip:NAME"),
         (load_dino, "timm:no_such_network", "--dino"),
         (load_dino, "timm:resnet18/no_such_file", "--dino"),
         (load_dino, "timm:vit_tiny_patch16_224/no_such_file", "--dino timm:.*/PATH"),
