@@ -17,7 +17,14 @@ from eval.protocols.concept_run import ConceptRun, read_concept_run
 from eval.protocols.drawing import DTYPES, LIBRARIES, draw, file_digest, missing_pictures
 from eval.protocols.prompts import fill, plan_pictures
 from eval.protocols.score import FeatureReader, Picture, Subject, pick_device, score_subjects
-from eval.report.before_after import BeforeAfter, PictureSet
+from eval.report.before_after import (
+    PICTURES,
+    REPORT_HTML,
+    REPORT_JSON,
+    REPORT_PNG,
+    BeforeAfter,
+    PictureSet,
+)
 from eval.report.output import refuse_to_overwrite
 from eval.report.page import adapter_page
 from eval.report.picture_content import draw_before_after
@@ -30,8 +37,7 @@ from loldu.pictures.folder import list_images
 
 logger = logging.getLogger(__name__)
 
-REPORT_JSON, REPORT_PNG, REPORT_HTML = "report.json", "report.png", "report.html"
-PICTURES, HELD_OUT = "pictures", "held_out"
+HELD_OUT = "held_out"
 
 
 @dataclass(frozen=True)

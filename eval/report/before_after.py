@@ -12,6 +12,10 @@ from eval.protocols.prompts import PlannedPicture
 from eval.report.comparison import compare_results
 from eval.result import FORMAT, Result
 
+REPORT_JSON, REPORT_PNG, REPORT_HTML = "report.json", "report.png", "report.html"
+PICTURES = "pictures"
+"""Files of a report, and its folder of pictures."""
+
 
 @dataclass(frozen=True)
 class PictureSet:

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.__main__ import PRESETS
-from eval.commands.adapter import PICTURES, REPORT_JSON
-from eval.report.before_after import BeforeAfter
+from eval.report.before_after import PICTURES, REPORT_JSON, BeforeAfter
 from eval.report.tables import before_after_rows
 from loldu.base.record import CONFIG
 from loldu.pictures.folder import is_picture

@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from eval.commands.adapter import REPORT_HTML, REPORT_PNG
+from eval.report.before_after import REPORT_HTML, REPORT_PNG
 from loldu.errors import LoLDUError
 from loldu.files import save_png
 from loldu.pictures.open import load_image
