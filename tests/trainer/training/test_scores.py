@@ -191,7 +191,7 @@ def test_prompts_are_told_apart_and_every_picture_has_its_noise(make_config: Mak
             ["--token", "None"],
             "cannot derive the rare token from the prompts; give it with --token",
         ),
-        (["--clip", "./nowhere"], "--clip ./nowhere has no usable weights"),
+        (["--dino", "./nowhere"], "--dino ./nowhere has no usable weights"),
     ],
 )
 def test_a_mistake_is_one_sentence(
