@@ -65,7 +65,7 @@ def test_scoring_leaves_chance_alone_and_the_device_free(
     clip_folder: Path, dino_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from eval.encoders.encoder import Encoder
-    from eval.protocols.live import LiveScorer
+    from eval.protocols.live import LiveScorer, Pictures
 
     live = LiveScorer(str(clip_folder), str(dino_folder), "the device")
     moves: list[str] = []
