@@ -110,5 +110,7 @@ def _text(value: object) -> str | None:
 
 
 def _scores(scores: dict[str, Any]) -> dict[str, float]:
-    numbers = {name: scores[name] for name in score_titles() if type(scores.get(name)) in (int, float)}
+    numbers = {
+        name: scores[name] for name in score_titles() if type(scores.get(name)) in (int, float)
+    }
     return {name: float(value) for name, value in numbers.items() if math.isfinite(value)}
