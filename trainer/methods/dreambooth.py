@@ -5,47 +5,32 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from diffusers import DiffusionPipeline
 from torch import nn
 
 from trainer.methods.method import Method, target_modules
-from trainer.methods.trained import State, Trainable, Trained
+from trainer.methods.trained import State, Trainable
 from trainer.options.config import Config
 
 PIPELINE = "pipeline"
 
 
-class DreamBooth(Method):
-    """Every weight of the network, and of the text encoders if they are trained too."""
+def add(
+    pipeline: DiffusionPipeline, config: Config, concepts: Sequence[str]
+) -> dict[str, Trainable]:
+    """Make the network trainable, and the text encoders if they are trained too."""
+    components = target_modules(pipeline, config.adapter)
+    return {component: WholeModel(getattr(pipeline, component)) for component in components}
 
-    title = "DreamBooth"
-    file_name = PIPELINE
-    about = "the whole pipeline, for diffusers"
-    trains_base = True
 
-    def add(
-        self, pipeline: DiffusionPipeline, config: Config, concepts: Sequence[str]
-    ) -> dict[str, Trainable]:
-        """Make the models trainable."""
-        components = target_modules(pipeline, config.adapter)
-        return {component: WholeModel(getattr(pipeline, component)) for component in components}
-
-    def save(
-        self,
-        path: Path,
-        pipeline: DiffusionPipeline,
-        trained: Trained,
-        concept: str,
-        metadata: dict[str, Any],
-    ) -> None:
-        """Write the whole pipeline."""
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".pipeline-") as temporary:
-            pipeline.save_pretrained(temporary)
-            shutil.rmtree(path, ignore_errors=True)
-            os.replace(temporary, path)
-            Path(temporary).mkdir()  # for the context to remove
+def save(path: Path, pipeline: DiffusionPipeline, *_: object) -> None:
+    """Write the whole pipeline."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".pipeline-") as temporary:
+        pipeline.save_pretrained(temporary)
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(temporary, path)
+        Path(temporary).mkdir()  # for the context to remove
 
 
 class WholeModel(Trainable):
@@ -70,4 +55,11 @@ class WholeModel(Trainable):
         self._model.load_state_dict(state)
 
 
-METHOD = DreamBooth()
+METHOD = Method(
+    title="DreamBooth",
+    file_name=PIPELINE,
+    about="the whole pipeline, for diffusers",
+    add=add,
+    save=save,
+    trains_base=True,
+)

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from diffusers import DiffusionPipeline
@@ -15,74 +15,56 @@ from torch import Tensor, nn
 from loldu import ConceptError, LoLDUConfig, project, save_concept, set_concepts
 from loldu.adapter.components import layers_with
 from loldu.errors import LoLDUError
-from trainer.methods.method import Method, rank_of, refusal, target_modules
+from trainer.methods.method import Method, add_adapters
 from trainer.methods.trained import State, Trainable, Trained, below
-from trainer.options.config import AdapterConfig, Config
+from trainer.options.config import Config
 
 CONCEPT = "concept.safetensors"
 
 
-class LoLDU(Method):
-    """Diagonals between the factors of one factorization."""
+def add(
+    pipeline: DiffusionPipeline,
+    config: Config,
+    concepts: Sequence[str],
+    factorization: Literal["ldu", "svd"] = "ldu",
+) -> dict[str, Trainable]:
+    """Add an adapter for every concept."""
+    adapter = config.adapter
 
-    title = "[LoLDU](https://arxiv.org/abs/2410.13618)"
-    file_name = CONCEPT
-    about = "the concept, exactly as trained, for LoLDU on this base"
-    makes_concept = is_adapter = True
-    factorization: ClassVar[Literal["ldu", "svd"]] = "ldu"
+    def make(model: Any, targets: list[str], rank: int) -> Diagonals:  # noqa: ANN401
+        options: dict[str, Any] = {
+            "r": rank,
+            "alpha": adapter.alpha,
+            "factorization": factorization,
+            "diagonal_init": adapter.diagonal_init,
+            "residual": adapter.residual,
+            "pivoting": adapter.pivoting,
+            "normalize_directions": adapter.normalize_directions,
+            "train_scale": adapter.train_scale,
+            "seed": config.optimization.seed,
+            "target_modules": targets,
+        }
+        return Diagonals(model, {concept: LoLDUConfig(**options) for concept in concepts})
 
-    def add(
-        self, pipeline: DiffusionPipeline, config: Config, concepts: Sequence[str]
-    ) -> dict[str, Trainable]:
-        """Add an adapter for every concept.
+    return add_adapters(pipeline, adapter, make)
 
-        Raises:
-            LoLDUError: If no layer matches, or the adapter refuses its options.
-        """
-        adapter, parts = config.adapter, dict[str, Trainable]()
-        for component, targets in target_modules(pipeline, adapter).items():
-            model = getattr(pipeline, component)
-            rank = rank_of(model, targets, adapter)
-            try:
-                own = [self._config(adapter, targets, rank, config) for _ in concepts]
-                parts[component] = Diagonals(model, dict(zip(concepts, own, strict=True)))
-            except ValueError as error:
-                raise refusal(adapter, error) from error
-        return parts
 
-    def save(
-        self,
-        path: Path,
-        pipeline: DiffusionPipeline,
-        trained: Trained,
-        concept: str,
-        metadata: dict[str, Any],
-    ) -> None:
-        """Write the concept file.
+def save(
+    path: Path,
+    pipeline: DiffusionPipeline,
+    trained: Trained,
+    concept: str,
+    metadata: dict[str, Any],
+) -> None:
+    """Write the concept file.
 
-        Raises:
-            LoLDUError: If the adapter cannot be saved, such as after training diverged.
-        """
-        try:
-            save_concept(pipeline, path, concept, metadata, overwrite=True)
-        except ConceptError as error:
-            raise LoLDUError(f"The concept cannot be saved: {error}.") from error
-
-    def _config(
-        self, adapter: AdapterConfig, targets: tuple[str, ...], rank: int, config: Config
-    ) -> PeftConfig:
-        return LoLDUConfig(
-            r=rank,
-            alpha=adapter.alpha,
-            factorization=self.factorization,
-            diagonal_init=adapter.diagonal_init,
-            residual=adapter.residual,
-            pivoting=adapter.pivoting,
-            normalize_directions=adapter.normalize_directions,
-            train_scale=adapter.train_scale,
-            seed=config.optimization.seed,
-            target_modules=list(targets),
-        )
+    Raises:
+        LoLDUError: If the adapter cannot be saved, such as after training diverged.
+    """
+    try:
+        save_concept(pipeline, path, concept, metadata, overwrite=True)
+    except ConceptError as error:
+        raise LoLDUError(f"The concept cannot be saved: {error}.") from error
 
 
 class Diagonals(Trainable):
@@ -159,4 +141,12 @@ class Diagonals(Trainable):
         set_concepts(self._model, concepts if len(concepts) > 1 else None)
 
 
-METHOD = LoLDU()
+METHOD = Method(
+    title="[LoLDU](https://arxiv.org/abs/2410.13618)",
+    file_name=CONCEPT,
+    about="the concept, exactly as trained, for LoLDU on this base",
+    add=add,
+    save=save,
+    makes_concept=True,
+    is_adapter=True,
+)

@@ -8,64 +8,42 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from jaxtyping import Float
-from peft import (
-    LoraConfig,
-    PeftConfig,
-    get_peft_model_state_dict,
-    set_peft_model_state_dict,
-)
+from peft import LoraConfig, PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from loldu.base.families import family_of
 from loldu.files import write_atomically
 from trainer.methods.lora_file import LORA, lora_bytes, lora_header
-from trainer.methods.method import Method, rank_of, refusal, target_modules
+from trainer.methods.method import Method, add_adapters
 from trainer.methods.trained import WORDS, State, Trainable, Trained
 from trainer.options.config import Config
 
 
-class LoRA(Method):
-    """PEFT's LoRA, for one concept."""
+def add(
+    pipeline: DiffusionPipeline, config: Config, concepts: Sequence[str]
+) -> dict[str, Trainable]:
+    """Add PEFT's LoRA, for one concept."""
 
-    title = "LoRA"
-    file_name = LORA
-    about = "a LoRA, for A1111, ComfyUI and diffusers"
-    is_adapter = True
+    def make(model: Any, targets: list[str], rank: int) -> Matrices:  # noqa: ANN401
+        alpha: Any = config.adapter.alpha or rank  # typed as an int, but any number will do
+        own = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets)
+        return Matrices(model, own, *concepts)
 
-    def add(
-        self, pipeline: DiffusionPipeline, config: Config, concepts: Sequence[str]
-    ) -> dict[str, Trainable]:
-        """Add the LoRA.
+    return add_adapters(pipeline, config.adapter, make)
 
-        Raises:
-            LoLDUError: If no layer matches, or PEFT refuses the options.
-        """
-        adapter, parts = config.adapter, dict[str, Trainable]()
-        for component, targets in target_modules(pipeline, adapter).items():
-            model = getattr(pipeline, component)
-            rank = rank_of(model, targets, adapter)
-            alpha: Any = adapter.alpha or rank  # typed as an int, but any number will do
-            try:
-                own = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets))
-                parts[component] = Matrices(model, own, *concepts)
-            except ValueError as error:
-                raise refusal(adapter, error) from error
-        return parts
 
-    def save(
-        self,
-        path: Path,
-        pipeline: DiffusionPipeline,
-        trained: Trained,
-        concept: str,
-        metadata: dict[str, Any],
-    ) -> None:
-        """Write the LoRA file."""
-        models = {key: getattr(pipeline, key) for key in trained.parts if key != WORDS}
-        prefixes = family_of(pipeline).lora_prefixes
-        content = lora_bytes(models, concept, lora_header(pipeline, metadata), prefixes)
-        write_atomically(path, content)
+def save(
+    path: Path,
+    pipeline: DiffusionPipeline,
+    trained: Trained,
+    concept: str,
+    metadata: dict[str, Any],
+) -> None:
+    """Write the LoRA file."""
+    models = {key: getattr(pipeline, key) for key in trained.parts if key != WORDS}
+    prefixes = family_of(pipeline).lora_prefixes
+    write_atomically(path, lora_bytes(models, concept, lora_header(pipeline, metadata), prefixes))
 
 
 class Matrices(Trainable):
@@ -111,4 +89,11 @@ class Matrices(Trainable):
             self._model.enable_adapters()
 
 
-METHOD = LoRA()
+METHOD = Method(
+    title="LoRA",
+    file_name=LORA,
+    about="a LoRA, for A1111, ComfyUI and diffusers",
+    add=add,
+    save=save,
+    is_adapter=True,
+)

@@ -1,10 +1,10 @@
-"""The interface of a training method, and the two calls that training makes of it."""
+"""The interface of a training method; training adds what it trains, and saves its result."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import Any, get_args
 
 import torch
 from diffusers import DiffusionPipeline
@@ -17,57 +17,30 @@ from trainer.methods.trained import Trainable, Trained
 from trainer.options.config import AdapterConfig, Config
 
 
-class Method(ABC):
-    """What `--method NAME` does; the instance `METHOD` of `trainer/methods/NAME.py`.
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """What `--method NAME` does; `trainer/methods/NAME.py` has it as `METHOD`.
 
     Attributes:
         title: Name on the model card, in Markdown.
         file_name: File or folder of the result in the output folder.
         about: What that file is, for the model card.
+        add: Adds what is trained to the frozen pipeline, in fp32, for concepts of these names.
+            Returns trainables by component of the pipeline, the network's first.
+        save: Writes the result of a concept to a path, with its metadata, whole or not at all.
         makes_concept: Whether the result is a concept file, which can also become a LoRA.
         is_adapter: Whether it has a rank and target modules.
         trains_base: Whether it overwrites the base's own weights.
     """
 
-    title: ClassVar[str]
-    file_name: ClassVar[str]
-    about: ClassVar[str]
-    makes_concept: ClassVar[bool] = False
-    is_adapter: ClassVar[bool] = False
-    trains_base: ClassVar[bool] = False
-
-    @abstractmethod
-    def add(
-        self, pipeline: DiffusionPipeline, config: Config, concepts: Sequence[str]
-    ) -> dict[str, Trainable]:
-        """Add what is trained to the frozen pipeline, in fp32.
-
-        Args:
-            pipeline: The base, in its compute dtype.
-            config: Options of the run.
-            concepts: Names of the concepts.
-
-        Returns:
-            Trainables by component of the pipeline, the network's first.
-
-        Raises:
-            LoLDUError: If the options do not fit the base.
-        """
-
-    @abstractmethod
-    def save(
-        self,
-        path: Path,
-        pipeline: DiffusionPipeline,
-        trained: Trained,
-        concept: str,
-        metadata: dict[str, Any],
-    ) -> None:
-        """Write a concept's result, whole or not at all.
-
-        Raises:
-            LoLDUError: If what was trained cannot be saved.
-        """
+    title: str
+    file_name: str
+    about: str
+    add: Callable[[DiffusionPipeline, Config, Sequence[str]], dict[str, Trainable]]
+    save: Callable[[Path, DiffusionPipeline, Trained, str, dict[str, Any]], None]
+    makes_concept: bool = False
+    is_adapter: bool = False
+    trains_base: bool = False
 
 
 def method_named(name: str) -> Method:
@@ -133,14 +106,33 @@ def target_modules(
     return targets
 
 
-def rank_of(model: nn.Module, targets: tuple[str, ...], adapter: AdapterConfig) -> int:
+def add_adapters(
+    pipeline: DiffusionPipeline,
+    adapter: AdapterConfig,
+    make: Callable[[Any, list[str], int], Trainable],
+) -> dict[str, Trainable]:
+    """Return an adapter on every target component, which `make` adds to a model.
+
+    Raises:
+        LoLDUError: If no layer matches, or the adapter refuses its options.
+    """
+    parts: dict[str, Trainable] = {}
+    for component, targets in target_modules(pipeline, adapter).items():
+        model = getattr(pipeline, component)
+        rank = _rank(model, targets, adapter)
+        try:
+            parts[component] = make(model, list(targets), rank)
+        except ValueError as error:
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise LoLDUError(f"The {adapter.method} adapter cannot be added: {reason}.") from error
+    return parts
+
+
+def _rank(model: nn.Module, targets: tuple[str, ...], adapter: AdapterConfig) -> int:
     """Return the rank of an adapter; `full` is the rank of the largest target layer.
 
     PEFT clamps it on smaller layers. The scale alpha / rank multiplies the diagonal's steps, so
     the rank must be the same on all layers.
-
-    Raises:
-        LoLDUError: If no layer of the model is a target.
     """
     shapes: list[torch.Size] = [
         module.weight.shape  # pyright: ignore[reportAssignmentType]  a module's attributes are untyped
@@ -156,9 +148,3 @@ def rank_of(model: nn.Module, targets: tuple[str, ...], adapter: AdapterConfig) 
     if adapter.rank != "full":
         return adapter.rank
     return max(min(shape[0], shape[1:].numel()) for shape in shapes)
-
-
-def refusal(adapter: AdapterConfig, error: ValueError) -> LoLDUError:
-    """Return the error of an adapter that refuses its options, in one sentence."""
-    reason = str(error).splitlines()[0].rstrip(".")
-    return LoLDUError(f"The {adapter.method} adapter cannot be added: {reason}.")

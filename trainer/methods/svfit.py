@@ -1,13 +1,8 @@
 """SVFit: as LoLDU, between fixed singular vectors instead of LDU factors."""
 
-from trainer.methods.loldu import LoLDU
+from dataclasses import replace
+from functools import partial
 
+from trainer.methods import loldu
 
-class SVFit(LoLDU):
-    """Diagonals between singular vectors, with the singular values as their start."""
-
-    title = "SVFit"
-    factorization = "svd"
-
-
-METHOD = SVFit()
+METHOD = replace(loldu.METHOD, title="SVFit", add=partial(loldu.add, factorization="svd"))

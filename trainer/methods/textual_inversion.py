@@ -3,9 +3,8 @@
 Source: Gal et al., An Image is Worth One Word.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -17,34 +16,10 @@ from transformers import PreTrainedModel
 from loldu.errors import LoLDUError
 from loldu.files import write_atomically
 from trainer.methods.method import Method
-from trainer.methods.trained import WORDS, State, Trainable, Trained
+from trainer.methods.trained import WORDS, State, Trainable
 from trainer.options.config import Config
 
 LEARNED_WORD = "learned_embeds.safetensors"
-
-
-class TextualInversion(Method):
-    """Only the words, which `learn_words` adds for every method."""
-
-    title = "Textual Inversion"
-    file_name = LEARNED_WORD
-    about = "the embedding of its word, for A1111, ComfyUI and diffusers"
-
-    def add(
-        self, pipeline: DiffusionPipeline, config: Config, concepts: Sequence[str]
-    ) -> dict[str, Trainable]:
-        """Add nothing: `learn_words` has added the words."""
-        return {}
-
-    def save(
-        self,
-        path: Path,
-        pipeline: DiffusionPipeline,
-        trained: Trained,
-        concept: str,
-        metadata: dict[str, Any],
-    ) -> None:
-        """Write nothing: `NewWords` writes its file for every method."""
 
 
 def learn_words(pipeline: DiffusionPipeline, configs: Mapping[str, Config]) -> dict[str, Trainable]:
@@ -150,4 +125,10 @@ class ExtendedEmbedding(nn.Module):
         return self.learned[self._rows[concept]]
 
 
-METHOD = TextualInversion()
+METHOD = Method(
+    title="Textual Inversion",
+    file_name=LEARNED_WORD,
+    about="the embedding of its word, for A1111, ComfyUI and diffusers",
+    add=lambda *_: {},  # `learn_words` has added the words, as for every method
+    save=lambda *_: None,  # `NewWords` writes its file, as for every method
+)

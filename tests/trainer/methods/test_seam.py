@@ -39,30 +39,32 @@ class Bias(Trainable):
         self._bias.data.copy_(state["bias"])
 
 
-class FirstBias(Method):
-    title, file_name, about = "First Bias", FILE, "one bias, for nobody"
+def add(
+    pipeline: DiffusionPipeline, config: Config, concepts: Sequence[str]
+) -> dict[str, Trainable]:
+    return {"unet": Bias(pipeline.unet.conv_in)}
 
-    def add(
-        self, pipeline: DiffusionPipeline, config: Config, concepts: Sequence[str]
-    ) -> dict[str, Trainable]:
-        return {"unet": Bias(pipeline.unet.conv_in)}
 
-    def save(
-        self,
-        path: Path,
-        pipeline: DiffusionPipeline,
-        trained: Trained,
-        concept: str,
-        metadata: dict[str, Any],
-    ) -> None:
-        save_file({"bias": trained.parameters(concept)[0].detach()}, path)
+def save(
+    path: Path,
+    pipeline: DiffusionPipeline,
+    trained: Trained,
+    concept: str,
+    metadata: dict[str, Any],
+) -> None:
+    save_file({"bias": trained.parameters(concept)[0].detach()}, path)
+
+
+METHOD = Method(
+    title="First Bias", file_name=FILE, about="one bias, for nobody", add=add, save=save
+)
 
 
 def test_a_toy_method_trains_saves_resumes_and_has_a_card(
     make_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = ModuleType("trainer.methods.first_bias")
-    module.__dict__["METHOD"] = FirstBias()
+    module.__dict__["METHOD"] = METHOD
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(method, "MethodName", Literal["loldu", "first_bias"])
 
