@@ -3,14 +3,14 @@
 The comment above a field is its help text; its metadata are the facts of `Option`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from math import isfinite
 from operator import ge, le, lt
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from loldu.errors import LoLDUError, hint
 
@@ -91,7 +91,8 @@ def values_of(config: Any) -> dict[str, Any]:  # noqa: ANN401
 
 def build(config: type[T], values: Mapping[str, Any]) -> T:
     """Return a config with these values by option name, and defaults for the others."""
-    types, own = get_type_hints(config), {}
+    types = get_type_hints(config)
+    own: dict[str, Any] = {}
     for each in fields(config):  # pyright: ignore[reportArgumentType]
         if is_dataclass(types[each.name]):
             own[each.name] = build(types[each.name], values)
@@ -102,8 +103,9 @@ def build(config: type[T], values: Mapping[str, Any]) -> T:
 
 def limit_problems(config: Any) -> Iterator[str]:  # noqa: ANN401
     """Yield a sentence for every number that is outside the limits of its option."""
+    facts: type[Any] = type(config)
     for name, value in values_of(config).items():
-        known = options(type(config))[name]
+        known = options(facts)[name]
         if not isinstance(value, int | float) or isinstance(value, bool):
             continue
         limits = [
@@ -162,7 +164,7 @@ def typed_values(
 def toml_value(value: Any) -> Any:  # noqa: ANN401
     """Return the value of an option as TOML has it: paths as strings, tuples as lists."""
     if isinstance(value, list | tuple):
-        return [toml_value(each) for each in value]
+        return [toml_value(each) for each in cast(Sequence[Any], value)]
     return str(value) if isinstance(value, Path) else value
 
 
@@ -178,7 +180,7 @@ def _convert(value: Any, kind: Any) -> Any:  # noqa: ANN401
     elif origin is Literal and value in choices:
         return value
     elif origin is tuple:
-        listed = value if isinstance(value, list | tuple) else [value]
+        listed = cast(Sequence[Any], value if isinstance(value, list | tuple) else [value])
         return tuple(_convert(each, choices[0]) for each in listed)
     elif kind is Path and isinstance(value, str | Path):
         return Path(value)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from loldu.errors import LoLDUError
 from loldu.files import read_toml
@@ -45,9 +45,10 @@ def read_preset(path: Path) -> Preset:
         LoLDUError: If it cannot be read.
     """
     tables = read_toml(path, "The preset")
-    own = tables.pop("preset", {})
-    if not isinstance(own, dict):
+    given = tables.pop("preset", {})
+    if not isinstance(given, dict):
         raise LoLDUError(f"The preset {path}: preset must be a table with about and order.")
+    own = cast(dict[str, Any], given)
     return Preset(path.stem, own.get("about", ""), own.get("order", math.inf), flat(tables))
 
 
@@ -132,7 +133,7 @@ def flat(tables: Mapping[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in tables.items():
         if isinstance(value, Mapping):
-            values |= flat(value)
+            values |= flat(cast(Mapping[str, Any], value))
         elif value is not None:
             values[name] = toml_value(value)
     return values
