@@ -6,13 +6,14 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import tyro
 
 from loldu.command import run_command
 from loldu.errors import LoLDUError
+from loldu.presets import installed_path
 
 logger = logging.getLogger("webui")
 
@@ -25,7 +26,7 @@ class StudioOptions:
     """
 
     # Base model: a diffusers folder, a Hub id or a .safetensors checkpoint.
-    base: str = "pocket/base"
+    base: str = field(default_factory=lambda: installed_path("pocket/base"))
     # Address to listen on; any address but this machine's own (127.0.0.1) needs --auth.
     host: str = "127.0.0.1"
     # Port to listen on.

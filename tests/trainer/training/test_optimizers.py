@@ -78,8 +78,8 @@ def test_prodigy_wants_a_learning_rate_of_one(
 ) -> None:
     assert run([*flags, "--optimizer", "prodigy"]) == 2
     assert capsys.readouterr().err == (
-        "--learning_rate is 0.01, but --optimizer prodigy multiplies it by the one it finds; give "
-        "--learning_rate 1.\n"
+        "--learning_rate is 0.01, but --optimizer prodigy multiplies it by the rate that it finds; "
+        "use --learning_rate 1.\n"
     )
 
 
