@@ -1,43 +1,41 @@
-"""``python -m experiments run | table | report | list``: the paper's tables, config to number."""
+"""``python -m experiments run | table | report | list``: the paper's tables."""
 
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 import tyro
 
-from experiments.claims import claims_table, read_claims
-from experiments.config import experiment_names, read_experiment
-from experiments.document import fill
+from experiments.config import experiment_names, paper_experiments, read_experiment
 from experiments.results import Results
-from experiments.runner import jobs_of, run_missing
-from experiments.table import markdown
 from loldu.command import run_command
 from loldu.errors import LoLDUError
 
-Name = tyro.conf.Positional[tuple[str, ...]]
+# What takes seconds to import is imported where it is used: --help must be quick.
+
+Names = tyro.conf.Positional[tuple[str, ...]]
 
 
 @dataclass(frozen=True)
 class Run:
-    """Make the results of tables that are not there yet; stop and start it as you like.
+    """Make missing results of tables. You can stop it; the same command continues.
 
     Attributes:
-        names: Experiments (all by default); `list` shows them.
-        scale: The paper's own models and data, or small ones from the embedded world with the same
-            code.
-        rows: Only these rows.
-        data: Only these data sets.
-        processes: Runs at a time; by default one a core, or one where there is a GPU.
-        results: Keep results under this folder instead of with the experiments.
-        again: Make results anew that are there.
+        names: Experiments; all tables of the paper by default. `list` shows their names.
+        scale: `full` takes the paper's models and data, `pocket` small ones from the embedded
+            world.
+        rows: Names of rows; all by default.
+        data: Names of datasets; all by default.
+        processes: Number of parallel runs; by default one per core, or one with a GPU.
+        results: Folder for results instead of experiments/results.
+        again: Repeat runs that have a result.
     """
 
-    names: Name = ()
+    names: Names = ()
     scale: Literal["pocket", "full"] = "pocket"
     rows: tuple[str, ...] = ()
     data: tuple[str, ...] = ()
@@ -46,21 +44,20 @@ class Run:
     again: bool = False
 
     def run(self) -> None:
-        """Run the command.
-
-        Raises:
-            SystemExit: With 1, if a run failed.
-        """
+        """Run the command."""
         if self.processes is not None and self.processes < 1:
             raise LoLDUError(f"--processes must be 1 or more, not {self.processes}.")
-        experiments = [read_experiment(name) for name in self.names or experiment_names()]
+        experiments = [read_experiment(name) for name in self.names or paper_experiments()]
         experiments = [e for e in experiments if self.scale in e.scales]
+        import torch
+
+        from experiments.runner import jobs_of, run_missing
+
         jobs = jobs_of(experiments, self.scale, self.rows, self.data)
         processes = self.processes or (1 if torch.cuda.is_available() else torch.get_num_threads())
-        if failed := run_missing(
-            jobs, Results(self.results), processes=processes, again=self.again
-        ):
-            sys.exit(f"{failed} of {len(jobs)} runs failed; the same command tries them again.")
+        results = Results(self.results)
+        if failed := run_missing(jobs, results, processes=processes, again=self.again):
+            raise LoLDUError(f"{failed} of {len(jobs)} runs failed; the same command retries them.")
         Table(self.names, self.scale, self.results).run()
 
 
@@ -69,33 +66,35 @@ class Table:
     """Print tables: the paper's numbers, the measured ones and the difference.
 
     Attributes:
-        names: Experiments (all by default).
-        scale: Which results.
-        results: The folder they were kept under, if not with the experiments.
+        names: Experiments; all tables of the paper by default.
+        scale: Scale of the results.
+        results: Folder with the results, if not experiments/results.
     """
 
-    names: Name = ()
+    names: Names = ()
     scale: Literal["pocket", "full"] = "pocket"
     results: Path | None = None
 
     def run(self) -> None:
         """Run the command."""
-        for name in self.names or experiment_names():
+        from experiments.kinds import table_of
+
+        for name in self.names or paper_experiments():
             experiment = read_experiment(name)
             if self.names or self.scale in experiment.scales:
-                table = markdown(experiment, self.scale, Results(self.results))
-                print(f"{experiment.title} ({experiment.source})\n\n{table}\n")  # noqa: T201
+                table = table_of(experiment, self.scale, Results(self.results))
+                print(f"{experiment.heading}\n\n{table}\n")  # noqa: T201
 
 
 @dataclass(frozen=True)
 class Report:
-    """Draw the figures, and print what pairs of rows say about the paper's claims.
+    """Draw the figures, and print how the paper's claims hold, run by run.
 
     Attributes:
-        scale: Which results.
-        results: The folder they were kept under, if not with the experiments.
-        output: Folder for the figures; those that are there are drawn over.
-        document: Make the marked parts of this document anew, docs/reproduction.md.
+        scale: Scale of the results.
+        results: Folder with the results, if not experiments/results.
+        output: Folder for the figures; existing ones are replaced.
+        document: Document whose marked parts are generated anew, such as docs/reproduction.md.
     """
 
     scale: Literal["pocket", "full"] = "pocket"
@@ -105,7 +104,9 @@ class Report:
 
     def run(self) -> None:
         """Run the command."""
-        from experiments.figures import draw_figures  # takes a second to import
+        from experiments.claims import claims_table, read_claims
+        from experiments.document import fill
+        from experiments.figures import draw_figures
 
         results = Results(self.results)
         print(claims_table(read_claims(), self.scale, results), end="\n\n")  # noqa: T201
@@ -117,13 +118,13 @@ class Report:
 
 @dataclass(frozen=True)
 class List:
-    """Print the experiments, their rows and data."""
+    """Print the experiments, their rows and datasets."""
 
     def run(self) -> None:
         """Run the command."""
         for name in experiment_names():
             experiment = read_experiment(name)
-            print(f"{name}: {experiment.title} ({experiment.source})")  # noqa: T201
+            print(f"{name}: {experiment.heading}")  # noqa: T201
             print(f"  rows: {', '.join(row.name for row in experiment.rows)}")  # noqa: T201
             for scale, at in experiment.scales.items():
                 seeds = ", ".join(map(str, at.seeds))
@@ -131,8 +132,8 @@ class List:
                 print(line.rstrip())  # noqa: T201
 
 
-def main() -> None:
-    """Entry point."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status; a person's mistake is one line."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     commands = (
         Annotated[Run, tyro.conf.subcommand("run")]
@@ -140,10 +141,9 @@ def main() -> None:
         | Annotated[Report, tyro.conf.subcommand("report")]
         | Annotated[List, tyro.conf.subcommand("list")]
     )
-    parse = partial(tyro.cli, commands, prog="python -m experiments")  # type: ignore[arg-type]
-    if status := run_command(lambda: parse().run()):
-        sys.exit(status)
+    parse = partial(tyro.cli, commands, prog="python -m experiments", args=argv)  # type: ignore[arg-type]
+    return run_command(lambda: parse().run())
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,13 +1,8 @@
-"""What the paper claims, tested run by run: pairs of rows on the same data and seeds."""
-
-# The pairs of a claim are pooled: "preserving against perturbing" is a question to every start.
+"""The paper's claims, tested with pairs of rows on the same datasets and seeds."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
-from scipy.stats import t as student
 
 from experiments.config import FOLDER, read_experiment
 from experiments.results import Record, Results
@@ -18,13 +13,14 @@ from loldu.files import read_toml
 
 @dataclass(frozen=True)
 class Claim:
-    """A question that rows of a table answer.
+    """A question that a table answers.
 
     Attributes:
-        asks: What is to be found out.
-        experiment: The table.
-        pairs: The row that should do better, and the one it is compared with; several are pooled.
-        compares: What the pairs have in common, where they are several.
+        asks: The question.
+        experiment: Name of the table.
+        pairs: Pairs of a row that should do better and the row to compare it with. Several pairs
+            are pooled.
+        compares: Common description of several pairs.
     """
 
     asks: str
@@ -33,32 +29,43 @@ class Claim:
     compares: str = ""
 
 
+@dataclass(frozen=True)
+class Difference:
+    """A mean difference, its 95% interval, and the number of datasets and seeds."""
+
+    mean: float
+    low: float
+    high: float
+    data: int
+    seeds: int
+
+
 def read_claims() -> list[Claim]:
-    """The claims of ``experiments/claims.toml``.
+    """Read the claims of ``experiments/claims.toml``.
 
     Raises:
-        LoLDUError: One of them lacks a part or has one too many.
+        LoLDUError: If a claim lacks a key or has an unknown one.
     """
     file = FOLDER / "claims.toml"
     try:
         return [Claim(**claim) for claim in read_toml(file, "The claims").get("claim", [])]
     except TypeError as error:
-        raise LoLDUError(f"{file}: a [[claim]] is not right: {error}.") from error
+        raise LoLDUError(f"{file}: a [[claim]] has a mistake: {error}.") from error
 
 
 def claims_table(claims: Sequence[Claim], scale: str, results: Results) -> str:
-    """Markdown: each pair's difference over data and seeds, and what it shows.
+    """Return Markdown with the difference of each claim over datasets and seeds.
 
-    In brackets is the 95% interval of the mean over seeds, on these data sets: of others it says
-    nothing. Pairs that were not run at this scale are left out.
+    The brackets hold the 95% interval of the mean over seeds, for these datasets alone. Claims
+    without results at this scale are left out.
     """
-    rows = [_line(claim, scale, results) for claim in claims]
+    rows = [_row(claim, scale, results) for claim in claims]
     header = ["question", "rows (parameters)", "data x seeds", "difference", "shown"]
     return as_markdown(header, [row for row in rows if row])
 
 
-def _line(claim: Claim, scale: str, results: Results) -> list[str]:
-    """A claim's row; nothing where it was not run."""
+def _row(claim: Claim, scale: str, results: Results) -> list[str]:
+    """Return the cells of a claim; empty without results."""
     experiment = read_experiment(claim.experiment)
     pairs = [(experiment.row(one), experiment.row(other)) for one, other in claim.pairs]
     if scale not in experiment.scales or any(scale not in row.scales for p in pairs for row in p):
@@ -81,23 +88,15 @@ def _line(claim: Claim, scale: str, results: Results) -> list[str]:
     return [claim.asks, compared, f"{found.data} x {found.seeds}", interval, verdict(found)]
 
 
-@dataclass(frozen=True)
-class Difference:
-    """A mean difference with its 95% interval, and over how many data sets and seeds it is."""
-
-    mean: float
-    low: float
-    high: float
-    data: int
-    seeds: int
-
-
 def difference(sides: Sequence[tuple[Sequence[Record], Sequence[Record]]]) -> Difference | None:
-    """The mean difference of scores over the data and seeds that sides share, if they share any.
+    """Return the mean difference of scores over shared datasets and seeds; None without any.
 
-    Pairs on the same data and seed count as one, their mean: they share what is random. The
-    interval is Student's, from the spread over seeds within data sets, pooled.
+    Pairs on the same dataset and seed share their randomness, so their mean counts as one
+    observation. The interval is Student's, from the spread over seeds within datasets, pooled.
     """
+    import numpy as np
+    from scipy.stats import t as student  # takes a second to import
+
     changes: dict[str, dict[int, list[float]]] = {}
     for ours, theirs in sides:
         for data, seed in _shared(ours, theirs):
@@ -118,7 +117,7 @@ def difference(sides: Sequence[tuple[Sequence[Record], Sequence[Record]]]) -> Di
 
 
 def verdict(found: Difference) -> str:
-    """What an interval says: which side is better, or that chance could have done it."""
+    """Return "better" or "worse", or "not told apart" if the interval contains 0."""
     if found.low > 0:
         return "better"
     return "worse" if found.high < 0 else "not told apart"

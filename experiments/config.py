@@ -1,8 +1,9 @@
-"""The experiments as data: a TOML file per table and per row, and the runs they ask for.
+"""The tables of the paper as data: one TOML file a table, and the runs that it asks for.
 
-``experiments/<name>/experiment.toml`` says what a table of the paper is about, and on which models
-and data it is made; ``experiments/<name>/rows/<row>.toml`` says what one row of it trains. A value
-is looked up from the general to the particular: experiment, its data set, row, the row's data set.
+``experiments/tables/<name>.toml`` names the models and datasets of a table at each scale, the
+options that its rows share, and every row. Later sources win over earlier ones: the scale, its
+``per_data`` entry for a dataset, the row, the row's entry for the dataset, then the same two of the
+row at this scale.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,25 +17,26 @@ from loldu.errors import LoLDUError, hint
 from loldu.files import read_toml
 
 FOLDER = Path(__file__).parent
+TABLES = FOLDER / "tables"
 SCALES = ("pocket", "full")
-Table = dict[str, Any]
+Values = dict[str, Any]
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training and its evaluation: one result file.
+    """One training and its evaluation; it becomes one line of results.
 
     Attributes:
-        experiment: The table it belongs to.
+        experiment: Name of the table.
         scale: "pocket" or "full".
-        row: The row of the table.
-        data: Name of a manifest entry of `datasets/`.
-        seed: Of everything random.
-        model: Hub name or folder of the base.
-        method: What is trained, a name of `experiments.methods`.
-        options: Of the method.
-        recipe: How it is trained.
+        row: Name of the row.
+        data: Dataset, an entry of the manifests in `datasets/`.
+        seed: Seed of everything random.
+        model: Hub name or folder of the base model.
+        method: Training method, a name in `experiments.methods`.
+        options: Options of the method.
+        recipe: Options of the training.
     """
 
     experiment: str
@@ -49,16 +51,21 @@ class Run:
 
     @property
     def name(self) -> str:
-        """How people are told of it."""
+        """Description for log lines."""
         return f"{self.experiment}: {self.row} on {self.data}, seed {self.seed}"
 
     @property
-    def place(self) -> Path:
-        """Where its result lies under the folder of results of its experiment."""
-        return Path(self.scale) / self.row / f"{self.data}-{self.seed}.json"
+    def key(self) -> tuple[str, str, str, int]:
+        """Scale, row, dataset and seed: they identify a result within its experiment."""
+        return self.scale, self.row, self.data, self.seed
 
-    def settings(self) -> Table:
-        """What decides the result, as JSON has it."""
+    @property
+    def place(self) -> Path:
+        """Relative path for files that belong to this run alone."""
+        return Path(self.scale) / self.row / f"{self.data}-{self.seed}"
+
+    def settings(self) -> Values:
+        """Return everything that decides the result, ready for JSON."""
         return {
             "model": self.model,
             "method": self.method,
@@ -69,7 +76,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Choice:
-    """Something that the paper leaves open or contradicts itself in, and how it was settled."""
+    """A point that the paper leaves open or contradicts, the decision, and the alternative."""
 
     subject: str
     made: str
@@ -81,33 +88,33 @@ class Scale:
     """An experiment at one size.
 
     Attributes:
-        model: Hub name or folder of the base.
-        data: Names of manifest entries: the columns of the table.
-        seeds: Of the runs.
-        summary: How the seeds of a cell become one number: "median" or "mean".
-        options: What all rows share, of the method.
-        recipe: What all rows share, of the training.
-        per_data: What they share on one data set.
-        cost: What to expect of a run: time, memory, on which machine, measured or estimated.
+        model: Hub name or folder of the base model.
+        data: Datasets, entries of the manifests: the columns of the table.
+        seeds: Seeds of the runs.
+        summary: How a cell combines its seeds: "median" or "mean".
+        options: Method options that all rows share.
+        recipe: Training options that all rows share.
+        per_data: Training options that all rows share on one dataset.
+        cost: Time and memory of a run and on which machine, measured or estimated.
     """
 
     model: str
     data: tuple[str, ...]
     seeds: tuple[int, ...]
     summary: str = "mean"
-    options: Table = field(default_factory=dict)
-    recipe: Table = field(default_factory=dict)
-    per_data: dict[str, Table] = field(default_factory=dict)
+    options: Values = field(default_factory=dict)
+    recipe: Values = field(default_factory=dict)
+    per_data: dict[str, Values] = field(default_factory=dict)
     cost: str = ""
 
 
 @dataclass(frozen=True)
 class RowPart:
-    """What a row trains: in general, or at one scale."""
+    """Options of a row, for all scales or for one."""
 
-    options: Table = field(default_factory=dict)
-    recipe: Table = field(default_factory=dict)
-    per_data: dict[str, Table] = field(default_factory=dict)
+    options: Values = field(default_factory=dict)
+    recipe: Values = field(default_factory=dict)
+    per_data: dict[str, Values] = field(default_factory=dict)
 
 
 _PARTS = [f.name for f in fields(RowPart)]
@@ -118,17 +125,18 @@ class Row:
     """A row of a table.
 
     Attributes:
-        name: Its file's name.
-        label: What the table calls it.
-        method: A name of `experiments.methods`; none where `same_as` says whose results these are.
-        same_as: "experiment/row" with the very same runs.
-        scales: The sizes at which it exists.
-        variant: What sets it apart from the row of the same method and rank: a curve of its own.
-        note: What must be known about it.
-        paper: The paper's numbers by data set, and of "parameters", "share" and
-            "average".
-        common: What is trained at any scale.
-        at: What is different at a scale.
+        name: Key under `[rows]` in the file.
+        label: Name in the printed table.
+        method: A name in `experiments.methods`; empty with `same_as`.
+        same_as: "experiment/row" whose runs this row shows.
+        scales: Scales at which the row exists.
+        seeds: Seeds of this row; empty for those of the scale.
+        variant: Difference from the row of the same method and rank, for a curve of its own.
+        color: Color of its curve in figures.
+        note: Remark below the table.
+        paper: The paper's numbers by dataset, and for "parameters", "share" and "average".
+        common: Options at every scale.
+        at: Options at one scale.
     """
 
     name: str
@@ -136,7 +144,9 @@ class Row:
     method: str = ""
     same_as: str = ""
     scales: tuple[str, ...] = SCALES
+    seeds: tuple[int, ...] = ()
     variant: str = ""
+    color: str = ""
     note: str = ""
     paper: dict[str, float] = field(default_factory=dict)
     common: RowPart = field(default_factory=RowPart)
@@ -145,41 +155,48 @@ class Row:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A table of the paper.
+    """A table of the paper, or of this project.
 
     Attributes:
-        name: Its folder's name.
-        title: A line about it.
-        source: Tables and figures of the paper.
-        kind: A name of `experiments.kinds`.
-        metric: What the numbers are.
-        rows: In the order of the table.
-        scales: By name.
-        about: What is trained and measured, and how.
-        choices: What had to be settled.
-        columns: Names of scores, where the table's columns are those and not data sets.
-        decimals: Digits after the point that the table shows.
-        shares: Whether it shows parameters in percent of the base's, too.
+        name: Name of its file.
+        title: One line about it.
+        kind: A name in `experiments.kinds`.
+        metric: Meaning and unit of the numbers.
+        rows: Rows in the order of the table.
+        scales: Scales by name.
+        source: Tables and figures of the paper; empty for the project's own.
+        about: What is trained and measured.
+        choices: Decisions where the paper is open.
+        columns: Score names, if the columns are scores and not datasets.
+        decimals: Digits after the point.
+        shares: Whether to show parameters as percent of the base model's, too.
+        compare_with: Row that the others are compared with, run by run.
     """
 
     name: str
     title: str
-    source: str
     kind: str
     metric: str
     rows: tuple[Row, ...]
     scales: dict[str, Scale]
+    source: str = ""
     about: str = ""
     choices: tuple[Choice, ...] = ()
     columns: tuple[str, ...] = ()
     decimals: int = 2
     shares: bool = False
+    compare_with: str = ""
+
+    @property
+    def heading(self) -> str:
+        """Title, with its place in the paper."""
+        return f"{self.title} ({self.source})" if self.source else self.title
 
     def at(self, scale: str) -> Scale:
-        """The experiment at one size.
+        """Return the experiment at one scale.
 
         Raises:
-            LoLDUError: It does not exist at this size.
+            LoLDUError: If it does not exist at this scale.
         """
         if scale not in self.scales:
             raise LoLDUError(
@@ -188,29 +205,31 @@ class Experiment:
         return self.scales[scale]
 
     def rows_at(self, scale: str) -> list[Row]:
-        """The rows that exist at one size."""
+        """Return the rows that exist at one scale."""
         return [row for row in self.rows if scale in row.scales]
 
     def row(self, name: str) -> Row:
-        """A row by its name.
+        """Return a row by its name.
 
         Raises:
-            LoLDUError: There is none.
+            LoLDUError: If there is no such row.
         """
         return _known(name, {row.name: row for row in self.rows}, f"The experiment {self.name}")
 
     def runs(self, row: Row, scale: str, data: Iterable[str] | None = None) -> Iterator[Run]:
-        """What a row takes at one size: every data set by every seed, of the row's true owner."""
+        """Yield the runs of a row at one scale: every dataset with every seed.
+
+        The runs of a row with `same_as` belong to the experiment that it names.
+        """
         here = self.at(scale)
         owner, owned = self.owner_of(row)
         there = owner.at(scale)
+        common, special = owned.common, owned.at.get(scale, RowPart())
         for name in data or here.data:
-            common, special = owned.common, owned.at.get(scale, RowPart())
-            recipe = there.recipe | there.per_data.get(name, {})
-            recipe |= common.recipe | common.per_data.get(name, {})
-            recipe |= special.recipe | special.per_data.get(name, {})
-            where = f"{owner.name}/rows/{owned.name}.toml"
-            for seed in here.seeds:
+            recipe: Values = {}
+            for part in (there, common, special):
+                recipe |= part.recipe | part.per_data.get(name, {})
+            for seed in owned.seeds or here.seeds:
                 yield Run(
                     experiment=owner.name,
                     scale=scale,
@@ -220,11 +239,11 @@ class Experiment:
                     model=there.model,
                     method=owned.method,
                     options=there.options | common.options | special.options,
-                    recipe=Recipe.read(recipe, where),
+                    recipe=Recipe.read(recipe, f"{owner.name}.toml, row {owned.name}"),
                 )
 
     def owner_of(self, row: Row) -> tuple["Experiment", Row]:
-        """The experiment and row under which results are kept."""
+        """Return the experiment and row that keep the results of a row."""
         if not row.same_as:
             return self, row
         experiment, _, name = row.same_as.partition("/")
@@ -233,25 +252,28 @@ class Experiment:
 
 
 def experiment_names() -> list[str]:
-    """The experiments there are."""
-    return sorted(file.parent.name for file in FOLDER.glob("*/experiment.toml"))
+    """Return the names of all experiments."""
+    return sorted(file.stem for file in TABLES.glob("*.toml"))
+
+
+def paper_experiments() -> list[str]:
+    """Return the names of the experiments that are tables of the paper."""
+    return [name for name in experiment_names() if read_experiment(name).source]
 
 
 @cache
 def read_experiment(name: str) -> Experiment:
-    """An experiment by its name.
+    """Read an experiment by its name.
 
     Raises:
-        LoLDUError: There is none, or a file of it is wrong.
+        LoLDUError: If there is no such experiment, or its file has a mistake.
     """
-    known = {n: FOLDER / n for n in experiment_names()}
-    folder = _known(name, known, "The project", "experiment")
-    file = folder / "experiment.toml"
+    known = {n: TABLES / f"{n}.toml" for n in experiment_names()}
+    file = _known(name, known, "The project", "experiment")
     table = read_toml(file, "The experiment")
-    names = table.pop("rows", [])
+    rows = tuple(_row(n, part, file) for n, part in table.pop("rows", {}).items())
     scales = {s: _read(Scale, table.pop(s), file, s) for s in SCALES if s in table}
     choices = tuple(_read(Choice, c, file, "choices") for c in table.pop("choices", []))
-    rows = tuple(_read_row(folder / "rows" / f"{n}.toml") for n in names)
     rest = {"name": name, "rows": rows, "scales": scales, "choices": choices}
     experiment = _read(Experiment, table | rest, file, "")
     _check_names(experiment, file)
@@ -259,52 +281,50 @@ def read_experiment(name: str) -> Experiment:
 
 
 def _check_names(experiment: Experiment, file: Path) -> None:
-    """Make sure that what is said of a data set or a scale is said of one that there is."""
+    """Check that all datasets and scales that the file mentions exist."""
     for scale, here in experiment.scales.items():
         _known(here.summary, dict.fromkeys(("mean", "median")), f"{file} in [{scale}]", "summary")
         data = dict.fromkeys(here.data)
         for name in here.per_data:
-            _known(name, data, f"{file} in [{scale}.per_data]", "data set")
+            _known(name, data, f"{file} in [{scale}.per_data]", "dataset")
         for row in experiment.rows:
-            where = f"{file.parent / 'rows' / row.name}.toml"
             for name in row.at.get(scale, RowPart()).per_data:
-                _known(name, data, f"{where} in [{scale}.per_data]", "data set")
+                where = f"{file} in [rows.{row.name}.{scale}.per_data]"
+                _known(name, data, where, "dataset")
     every = dict.fromkeys(name for here in experiment.scales.values() for name in here.data)
     for row in experiment.rows:
-        where = f"{file.parent / 'rows' / row.name}.toml"
+        where = f"{file} in [rows.{row.name}]"
         for scale in row.scales:
             _known(scale, dict.fromkeys(SCALES), where, "scale")
         for name in row.common.per_data:
-            _known(name, every, f"{where} in [per_data]", "data set")
+            _known(name, every, where, "dataset")
 
 
-def _read_row(file: Path) -> Row:
-    table = read_toml(file, "The row")
-    at = {s: _read(RowPart, table.pop(s), file, s) for s in SCALES if s in table}
-    parts = {name: table.pop(name) for name in _PARTS if name in table}
-    common = _read(RowPart, parts, file, "")
-    row = _read(Row, table | {"name": file.stem, "common": common, "at": at}, file, "")
+def _row(name: str, table: Values, file: Path) -> Row:
+    part = f"rows.{name}"
+    at = {s: _read(RowPart, table.pop(s), file, f"{part}.{s}") for s in SCALES if s in table}
+    common = _read(RowPart, {p: table.pop(p) for p in _PARTS if p in table}, file, part)
+    row = _read(Row, table | {"name": name, "common": common, "at": at}, file, part)
     if bool(row.method) == bool(row.same_as):
-        raise LoLDUError(f"The row {file} needs a method or same_as, one of the two.")
+        raise LoLDUError(f"{file}: the row {name} needs either a method or same_as.")
     return row
 
 
-def _read(kind: type[T], table: Table, file: Path, part: str) -> T:
-    """A TOML table as a dataclass; lists become tuples."""
+def _read(kind: type[T], table: Values, file: Path, part: str) -> T:
+    """Return a TOML table as a dataclass; lists become tuples."""
     known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+    where = f" in [{part}]" if part else ""
     for key in table:
         if key not in known:
             perhaps = hint(key, [*known, *_PARTS, *SCALES], f"it takes {', '.join(known)}")
-            where = f" in [{part}]" if part else ""
             raise LoLDUError(f"{file} has the unknown key {key}{where}; {perhaps}.")
     try:
         return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in table.items()})
     except TypeError as error:
-        raise LoLDUError(f"{file} is not complete: {error}.") from error
+        raise LoLDUError(f"{file} is not complete{where}: {error}.") from error
 
 
 def _known(name: str, choices: Mapping[str, T], whose: str, what: str = "row") -> T:
     if name in choices:
         return choices[name]
-    perhaps = hint(name, choices)
-    raise LoLDUError(f"{whose} has no {what} {name}; {perhaps}.")
+    raise LoLDUError(f"{whose} has no {what} {name}; {hint(name, choices)}.")

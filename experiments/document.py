@@ -1,7 +1,7 @@
-"""Writes what was measured into ``docs/reproduction.md``, between its marks.
+"""Writes measured tables into documents, between marks.
 
-A part of the document that stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` is made
-from the configs and results of the experiment NAME, or from the claims; the rest is a person's.
+The text between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` is generated: from the config and
+results of the experiment NAME, or from the claims. People write the rest.
 """
 
 import re
@@ -10,8 +10,8 @@ from pathlib import Path
 
 from experiments.claims import claims_table, read_claims
 from experiments.config import Experiment, experiment_names, read_experiment
+from experiments.kinds import table_of
 from experiments.results import Results
-from experiments.table import markdown
 from loldu.errors import LoLDUError
 from loldu.files import write_atomically
 
@@ -19,10 +19,10 @@ _PART = re.compile(r"(<!-- begin (\S+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
 
 
 def fill(document: Path, results: Results) -> None:
-    """Make every marked part of a document anew.
+    """Generate every marked part of a document anew.
 
     Raises:
-        LoLDUError: The document is not there, or marks what is no experiment.
+        LoLDUError: If the document cannot be read, or a mark names no experiment.
     """
     try:
         text = document.read_text(encoding="utf-8")
@@ -32,10 +32,10 @@ def fill(document: Path, results: Results) -> None:
 
 
 def filled(text: str, results: Results) -> str:
-    """A document with its marked parts made anew.
+    """Return a document with its marked parts generated anew.
 
     Raises:
-        LoLDUError: It marks what is no experiment.
+        LoLDUError: If a mark names no experiment.
     """
     parts: dict[str, Callable[[], str]] = {
         "claims": lambda: claims_table(read_claims(), "pocket", results)
@@ -53,40 +53,46 @@ def filled(text: str, results: Results) -> str:
 
 
 def section(experiment: Experiment, results: Results) -> str:
-    """What an experiment does, what was settled in it, its results and its full scale."""
+    """Return an experiment as Markdown: description, results, decisions and remarks on rows.
+
+    For the project's own experiments this is the tables alone.
+    """
+    if not experiment.source:
+        return "\n\n".join(table_of(experiment, scale, results) for scale in experiment.scales)
     parts = [f"**{experiment.title}** ({experiment.source}). {experiment.about}".rstrip()]
     if "pocket" in experiment.scales:
         here = experiment.at("pocket")
         parts.append(
-            f"At pocket scale (`{here.model}`, seeds {_listed(here.seeds)}), {experiment.metric}, "
+            f"At pocket scale (`{here.model}`, seeds {_joined(here.seeds)}), {experiment.metric}, "
             f"{here.summary} ± standard deviation over seeds:"
         )
-        parts.append(markdown(experiment, "pocket", results))
+        parts.append(table_of(experiment, "pocket", results))
     if "full" in experiment.scales:
         here = experiment.at("full")
-        seeds = _listed(here.seeds)
+        seeds = _joined(here.seeds)
         parts.append(
             f"At full scale: `python -m experiments run {experiment.name} --scale full` "
             f"(`{here.model}`, seeds {seeds}). Expected: {here.cost}."
         )
-        parts.append(markdown(experiment, "full", results))
-    if experiment.choices:
-        parts.append("Settled:")
-        parts.append(
-            "\n".join(
-                f"- *{c.subject}*: {c.made}. Alternative: {c.alternative}."
-                for c in experiment.choices
-            )
-        )
+        parts.append(table_of(experiment, "full", results))
+    return "\n\n".join([*parts, *_choices(experiment), *_notes(experiment)])
+
+
+def _choices(experiment: Experiment) -> list[str]:
+    lines = [
+        f"- *{c.subject}*: {c.made}. Alternative: {c.alternative}." for c in experiment.choices
+    ]
+    return ["Settled:", "\n".join(lines)] if lines else []
+
+
+def _notes(experiment: Experiment) -> list[str]:
     noted: dict[str, list[str]] = {}
     for row in experiment.rows:
         if row.note:
             noted.setdefault(row.note.removesuffix("."), []).append(row.label)
-    if noted:
-        lines = [f"- {'; '.join(labels)}: {note}." for note, labels in noted.items()]
-        parts.append("Of rows:\n\n" + "\n".join(lines))
-    return "\n\n".join(parts)
+    lines = [f"- {'; '.join(labels)}: {note}." for note, labels in noted.items()]
+    return ["Of rows:", "\n".join(lines)] if lines else []
 
 
-def _listed(seeds: tuple[int, ...]) -> str:
+def _joined(seeds: tuple[int, ...]) -> str:
     return ", ".join(map(str, seeds))

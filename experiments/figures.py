@@ -21,11 +21,11 @@ from PIL import Image
 
 from experiments.config import Experiment, read_experiment
 from experiments.results import Record, Results
-from experiments.table import Cell, Line, columns_of, lines_of, records_of
+from experiments.table import Cell, MeasuredRow, columns_of, measured_rows, records_of
 from loldu.errors import LoLDUError
 from loldu.files import write_atomically
 
-# Blue for our methods, others told apart by brightness and mark too.
+# Our methods are blue; brightness and marks tell all methods apart without colors.
 STYLES = {
     "loldu": ("#0b3c8c", "o"),
     "svfit": ("#a05fb4", "s"),
@@ -40,16 +40,27 @@ STYLES = {
     "lp": ("#b0b4bb", "."),
 }
 PLAIN = ("#667085", ".")
+GRAY = "#b0b4bb"
 VARIANT_MARKS = ("o", "p", "^", "d")
 NOTHING = ("lp", "none")
 CONCEPT_COLORS = ("#1b1f27", "#8a8f98", "#b86a00", "#2b7cc4", "#a05fb4", "#0b3c8c")
+CURVES = {
+    "concept": "concept (more is better): attributes of the concept that are drawn",
+    "dino": "DINO (more is better): like held-out pictures, in shape and detail",
+    "clip_i": "CLIP-I (more is better): like them, in kind and color",
+    "clip_t": "CLIP-T (more is better): does what the prompt says",
+    "drift": "drift (less is better): other prompts' pictures, away from the base's",
+    "others": "others (more is better): attributes of unrelated prompts that are drawn",
+    "leak": "leak (less is better): attributes of the concept on its plain class",
+}
+Draw = Callable[[str, Results], Figure | None]
 
 
 def draw_figures(scale: str, results: Results, folder: Path) -> list[Path]:
-    """Draw every figure that has results.
+    """Draw every figure that has results, and return the files.
 
     Raises:
-        LoLDUError: None has.
+        LoLDUError: If no figure has results.
     """
     folder.mkdir(parents=True, exist_ok=True)
     drawn = []
@@ -67,142 +78,117 @@ def draw_figures(scale: str, results: Results, folder: Path) -> list[Path]:
     return drawn
 
 
-def _parameters(names: Sequence[str]) -> Callable[[str, Results], Figure | None]:
-    """Accuracy against the number of trained parameters, a panel a column (Figure 1)."""
+def _parameters(names: Sequence[str]) -> Draw:
+    """Return a figure of accuracy against trained parameters, one panel a column (Figure 1)."""
 
     def draw(scale: str, results: Results) -> Figure | None:
         experiments = [read_experiment(name) for name in names]
-        lines = [line for e in experiments for line in lines_of(e, scale, results)]
-        lines = [line for line in lines if line.parameters is not None]
+        rows = [row for e in experiments for row in measured_rows(e, scale, results)]
+        rows = [row for row in rows if row.parameters is not None]
         columns = columns_of(experiments[0], scale)
-        if not lines:
+        if not rows:
             return None
         figure, axes = _panels(len(columns))
         for axis, column in zip(axes, columns, strict=True):
-            _draw_parameters(axis, column, lines, experiments[0])
-        axes[0].legend(fontsize=8, loc="best")
-        return figure
+            _draw_parameters(axis, column, rows, experiments[0])
+        return _with_legend(figure, axes[0])
 
     return draw
 
 
 def _draw_parameters(
-    axis: Axes, column: str, lines: Sequence[Line], experiment: Experiment
+    axis: Axes, column: str, rows: Sequence[MeasuredRow], experiment: Experiment
 ) -> None:
     by_method: dict[str, dict[int, Cell]] = {}
-    for line in lines:
-        cell = line.cells.get(column)
-        if cell is None or cell.value is None or line.parameters is None:
+    for row in rows:
+        cell = row.cells.get(column)
+        if cell is None or cell.value is None or row.parameters is None:
             continue
-        if line.row.variant and line.row not in experiment.rows:
-            continue  # of another table, which has a figure for it
-        method = experiment.owner_of(line.row)[1].method
-        kind = f"{method}, {line.row.variant}" if line.row.variant else method
-        by_method.setdefault(kind, {})[line.parameters] = cell
+        if row.row.variant and row.row not in experiment.rows:
+            continue  # a row of another table, which has its own figure
+        kind = _kind(experiment.owner_of(row.row)[1].method, row)
+        by_method.setdefault(kind, {})[row.parameters] = cell
     variants = [kind for kind in by_method if "," in kind]
     for kind, cells in by_method.items():
         method = kind.partition(",")[0]
         if method in NOTHING:
             level = _value(next(iter(cells.values())))
-            axis.axhline(level, color="#b0b4bb", ls=":", lw=1.2, label=f"{method} (dotted)")
+            axis.axhline(level, color=GRAY, ls=":", lw=1.2, label=f"{method} (dotted)")
             continue
         color, mark = STYLES.get(method, PLAIN)
         if kind != method:
             mark = VARIANT_MARKS[variants.index(kind) % len(VARIANT_MARKS)]
-        counts = sorted(cells)
-        axis.errorbar(
-            counts,
-            [_value(cells[n]) for n in counts],
-            yerr=[cells[n].spread for n in counts],
+        _line(
+            axis,
+            cells,
             label=kind,
             color=color,
             marker=mark,
             mfc=color if kind == method else "white",
             ms=5,
-            lw=1.4 if len(counts) > 2 else 0,
-            elinewidth=0.8,
+            lw=1.4 if len(cells) > 2 else 0,
         )
     axis.set_xscale("log")
     axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.set_xlabel("trained parameters, without the head")
-    axis.set_title(column, fontsize=10)
+    _label(axis, "trained parameters, without the head", column)
 
 
 def _ranks(scale: str, results: Results) -> Figure | None:
-    """Accuracy against rank, a panel a data set (Figure 4)."""
+    """Draw accuracy against rank, one panel a dataset (Figure 4)."""
     experiment = read_experiment("rank")
     if scale not in experiment.scales:
         return None
     columns = columns_of(experiment, scale)
-    curves: dict[str, dict[int, Line]] = {}
-    for line in lines_of(experiment, scale, results):
-        runs = next(iter(experiment.runs(line.row, scale)))
-        if "r" in runs.options and runs.method in ("loldu", "svfit") and line.parameters:
-            kind = f"{runs.method}, {line.row.variant}" if line.row.variant else runs.method
-            curves.setdefault(kind, {})[runs.options["r"]] = line
+    curves: dict[str, dict[int, MeasuredRow]] = {}
+    for row in measured_rows(experiment, scale, results):
+        run = next(iter(experiment.runs(row.row, scale)))
+        if "r" in run.options and run.method in ("loldu", "svfit") and row.parameters:
+            curves.setdefault(_kind(run.method, row), {})[run.options["r"]] = row
     if not curves:
         return None
+    full = max(max(by_rank) for by_rank in curves.values())
     figure, axes = _panels(len(columns))
     for axis, column in zip(axes, columns, strict=True):
         for place, (kind, by_rank) in enumerate(curves.items()):
-            ranks = [r for r in sorted(by_rank) if by_rank[r].cells[column].value is not None]
-            cells = [by_rank[r].cells[column] for r in ranks]
             color, mark = STYLES[kind.partition(",")[0]]
-            axis.errorbar(
-                ranks,
-                [_value(cell) for cell in cells],
-                yerr=[cell.spread for cell in cells],
-                label=kind,
-                color=color,
-                marker=mark,
-                ls=("-", "--", ":", "-.")[place % 4],
-                lw=1.4,
-                ms=4,
-                elinewidth=0.8,
-            )
-        full = max(max(by_rank) for by_rank in curves.values())
-        axis.axvline(full / 3, color="#b0b4bb", ls=":", lw=1.2)
+            cells = {r: row.cells[column] for r, row in by_rank.items()}
+            cells = {r: cell for r, cell in cells.items() if cell.value is not None}
+            style = ("-", "--", ":", "-.")[place % 4]
+            _line(axis, cells, label=kind, color=color, marker=mark, ls=style, lw=1.4, ms=4)
+        axis.axvline(full / 3, color=GRAY, ls=":", lw=1.2)
         axis.set_xscale("log", base=2)
-        axis.set_xlabel("rank (dotted: a third of full rank)")
-        axis.set_title(column, fontsize=10)
-    axes[0].legend(fontsize=8, loc="best")
-    return figure
+        _label(axis, "rank (dotted: a third of full rank)", column)
+    return _with_legend(figure, axes[0])
 
 
 def _convergence(scale: str, results: Results) -> Figure | None:
-    """The training loss of each epoch, a panel a data set: Table II's "faster convergence"."""
+    """Draw the training loss of each epoch, one panel a dataset (Table II, convergence)."""
     experiment = read_experiment("efficiency")
     data = experiment.at(scale).data
-    figure, axes = _panels(len(data))
-    found = False
-    for axis, name in zip(axes, data, strict=True):
-        for row in experiment.rows_at(scale):
-            records = records_of(experiment, row, scale, results)
-            curves = [r["losses"] for r in records if r["data"] == name and r.get("losses")]
-            if curves:
-                found = True
-                color, mark = STYLES.get(experiment.owner_of(row)[1].method, PLAIN)
-                epochs = range(1, len(curves[0]) + 1)
-                levels = [mean(at) for at in zip(*curves, strict=True)]
-                axis.plot(
-                    epochs,
-                    levels,
-                    label=row.label,
-                    color=color,
-                    marker=mark,
-                    mfc="white" if row.variant else color,
-                    ls="--" if row.variant else "-",
-                    ms=4,
-                    lw=1.4,
-                )
-        axis.set_xlabel("epoch")
-        axis.set_title(name, fontsize=10)
-    if not found:
-        plt.close(figure)
+    rows = [(row, records_of(experiment, row, scale, results)) for row in experiment.rows_at(scale)]
+    if not any(record.get("losses") for _, records in rows for record in records):
         return None
+    figure, axes = _panels(len(data))
+    for axis, name in zip(axes, data, strict=True):
+        for row, records in rows:
+            curves = [r["losses"] for r in records if r["data"] == name and r.get("losses")]
+            if not curves:
+                continue
+            color, mark = STYLES.get(experiment.owner_of(row)[1].method, PLAIN)
+            axis.plot(
+                range(1, len(curves[0]) + 1),
+                [mean(at) for at in zip(*curves, strict=True)],
+                label=row.label,
+                color=color,
+                marker=mark,
+                mfc="white" if row.variant else color,
+                ls="--" if row.variant else "-",
+                ms=4,
+                lw=1.4,
+            )
+        _label(axis, "epoch", name)
     axes[0].set_ylabel("training loss")
-    axes[0].legend(fontsize=8, loc="best")
-    return figure
+    return _with_legend(figure, axes[0])
 
 
 @dataclass(frozen=True)
@@ -216,17 +202,16 @@ class _Taught:
 
     @property
     def steps(self) -> list[int]:
-        """At which it was measured."""
+        """Measured steps."""
         return [point["step"] for point in self.records[0]["history"]]
 
 
 def _taught(scale: str, results: Results, data: str) -> list[_Taught]:
-    """The rows that were run on a concept, in the order of the table."""
+    """Return the rows with results on a concept, in the order of the table."""
     experiment = read_experiment("personalization")
     found = []
     for row in experiment.rows_at(scale):
-        first = next(iter(experiment.runs(row, scale, [data])))
-        strip = results.file(first).with_suffix(".png")
+        strip = results.picture(next(iter(experiment.runs(row, scale, [data]))))
         records = records_of(experiment, row, scale, results)
         if records and strip.exists():
             with Image.open(strip) as picture:
@@ -237,7 +222,7 @@ def _taught(scale: str, results: Results, data: str) -> list[_Taught]:
 
 
 def _progression(scale: str, results: Results) -> Figure | None:
-    """What each method draws of the first concept at each step, and how like all are (Figure 5)."""
+    """Draw each method's pictures of the first concept by step, and mean likeness (Figure 5)."""
     shown = _taught(scale, results, read_experiment("personalization").at(scale).data[0])
     if not shown:
         return None
@@ -253,10 +238,8 @@ def _progression(scale: str, results: Results) -> Figure | None:
     for place, metric in enumerate(("dino", "clip_i")):
         axis = figure.add_subplot(grid[len(shown), place])
         for taught in shown:
-            values = [
-                mean(r["history"][i][metric] for r in taught.records)
-                for i in range(len(taught.steps))
-            ]
+            histories = [r["history"] for r in taught.records]
+            values = [mean(h[i][metric] for h in histories) for i in range(len(taught.steps))]
             axis.plot(taught.steps, values, marker=".", label=taught.label, color=taught.color)
         axis.set_title(f"{metric} by step", fontsize=10)
         if place:
@@ -265,7 +248,7 @@ def _progression(scale: str, results: Results) -> Figure | None:
 
 
 def _gallery(scale: str, results: Results) -> Figure | None:
-    """Every concept, and what each method draws of it in the end (Figure 6)."""
+    """Draw every concept beside each method's last picture of it (Figure 6)."""
     concepts = read_experiment("personalization").at(scale).data
     taught = [found for name in concepts if (found := _taught(scale, results, name))]
     if not taught:
@@ -287,11 +270,54 @@ def _gallery(scale: str, results: Results) -> Figure | None:
     return figure
 
 
-def _panels(count: int) -> tuple[Figure, list[Axes]]:
-    across = 2 if count == 4 else min(count, 3)
+def _curves(scale: str, results: Results) -> Figure | None:
+    """Draw a panel a metric: means over runs against steps, in a band of standard errors."""
+    from experiments.kinds.curves.table import curve, levels, runs_of
+
+    experiment = read_experiment("pocket_curves")
+    if scale not in experiment.scales or not (runs := runs_of(experiment, scale, results)):
+        return None
+    colors = {row.label: row.color or PLAIN[0] for row in experiment.rows}
+    figure, axes = _panels(len(CURVES), across=2, size=(6.2, 2.6))
+    for axis, (metric, title) in zip(axes, CURVES.items(), strict=True):
+        level = levels(runs, metric)
+        for name, own in runs.items():
+            steps, means, errors = (np.array(part) for part in curve(own, metric, level))
+            axis.plot(steps, means, label=name, color=colors[name], lw=1.2)
+            axis.fill_between(steps, means - errors, means + errors, color=colors[name], alpha=0.1)
+        axis.set_title(title, fontsize=9)
+    axes[0].legend(fontsize=6, ncols=2)
+    counts = sorted({len(own) for own in runs.values()})
+    number = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
+    figure.suptitle(f"Means over {number} runs, and their standard errors within concepts")
+    return figure
+
+
+def _sheet(scale: str, results: Results) -> Figure | None:
+    """Show true pictures of the embedded concepts beside those of every method, if there are."""
+    from experiments.kinds.concepts.table import comparison
+
+    experiment = read_experiment("pocket_concepts")
+    if scale not in experiment.scales or (sheet := comparison(experiment, scale, results)) is None:
+        return None
+    figure = plt.figure(figsize=(sheet.width / 110, sheet.height / 110))
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.axis("off")
+    axis.imshow(np.asarray(sheet))
+    return figure
+
+
+def _panels(
+    count: int, across: int | None = None, size: tuple[float, float] = (4.4, 3.3)
+) -> tuple[Figure, list[Axes]]:
+    across = across or (2 if count == 4 else min(count, 3))
     down = -(-count // across)
     figure, axes = plt.subplots(
-        down, across, figsize=(4.4 * across, 3.3 * down), squeeze=False, layout="constrained"
+        down,
+        across,
+        figsize=(size[0] * across, size[1] * down),
+        squeeze=False,
+        layout="constrained",
     )
     flat = list(axes.flat)
     for axis in flat[count:]:
@@ -299,12 +325,33 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
     return figure, flat[:count]
 
 
+def _line(axis: Axes, cells: dict[int, Cell], **style: object) -> None:
+    """Draw cells against their keys, with the spread over seeds."""
+    places = sorted(cells)
+    levels, spreads = [_value(cells[n]) for n in places], [cells[n].spread for n in places]
+    axis.errorbar(places, levels, yerr=spreads, elinewidth=0.8, **style)  # type: ignore[arg-type]
+
+
+def _label(axis: Axes, below: str, above: str) -> None:
+    axis.set_xlabel(below)
+    axis.set_title(above, fontsize=10)
+
+
+def _with_legend(figure: Figure, axis: Axes) -> Figure:
+    axis.legend(fontsize=8, loc="best")
+    return figure
+
+
+def _kind(method: str, row: MeasuredRow) -> str:
+    return f"{method}, {row.row.variant}" if row.row.variant else method
+
+
 def _value(cell: Cell) -> float:
     assert cell.value is not None
     return cell.value
 
 
-FIGURES: dict[str, Callable[[str, Results], Figure | None]] = {
+FIGURES: dict[str, Draw] = {
     "vision": _parameters(["vision", "rank"]),
     "rank": _ranks,
     "glue": _parameters(["glue"]),
@@ -312,4 +359,6 @@ FIGURES: dict[str, Callable[[str, Results], Figure | None]] = {
     "efficiency": _convergence,
     "personalization": _progression,
     "concepts": _gallery,
+    "curves": _curves,
+    "sheet": _sheet,  # needs pictures of runs on this machine: they are not committed
 }

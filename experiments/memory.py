@@ -1,4 +1,4 @@
-"""Peak memory of one training among others in a process; `trainer.training.memory` tells it."""
+"""Reset peak memory, so that `trainer.results.records` measures one training of several."""
 
 import contextlib
 from pathlib import Path
@@ -9,9 +9,9 @@ _CLEAR = Path("/proc/self/clear_refs")
 
 
 def forget_peak_memory() -> None:
-    """Count the peak from here on, where the system can."""
+    """Restart the count of peak memory, if the system supports it."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     elif _CLEAR.exists():
-        with contextlib.suppress(OSError):  # not every container may
+        with contextlib.suppress(OSError):  # some containers forbid it
             _CLEAR.write_text("5")

@@ -1,4 +1,4 @@
-"""What a run gives back, and how it becomes a record."""
+"""The result of a run."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,16 +10,16 @@ class Outcome:
     """The result of a run.
 
     Attributes:
-        score: The number of the paper's table, in its unit.
-        scores: Every number that was measured, by name.
-        history: Scores on the way: epoch or step, and what was measured there.
-        losses: The mean training loss of each epoch.
-        parameters: Trained, without the head.
-        head_parameters: Trained in the head.
-        train_seconds: Of training alone.
-        peak_memory_mib: While training: PyTorch's on a GPU, the process's on a CPU.
-        facts: What else must be known: hashes of the base and of the data, how many rows.
-        picture: A file to keep beside the result.
+        score: The number in the table, in the paper's unit.
+        scores: All measured numbers, by name.
+        history: Scores during training, each with its epoch or step.
+        losses: Mean training loss of each epoch.
+        parameters: Number of trained parameters, without the head.
+        head_parameters: Number of trained parameters in the head.
+        train_seconds: Seconds of training, without evaluation.
+        peak_memory_mib: Peak while training: PyTorch's on a GPU, the process's on a CPU.
+        facts: Digests of the base and the data, number of rows.
+        picture: Picture to keep beside the result.
     """
 
     score: float
@@ -34,7 +34,7 @@ class Outcome:
     picture: Path | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """The outcome as JSON has it, rounded to what was measured."""
+        """Return the outcome for JSON, without the picture, with six digits a number."""
         values = asdict(self)
         del values["picture"]
         return _rounded(values)

@@ -1,20 +1,32 @@
-"""How a run is trained: one flat set of options for every kind of experiment."""
+"""Training options of a run: one flat set for every kind of experiment."""
 
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self, get_args
-
-from transformers import SchedulerType
 
 from loldu.errors import LoLDUError, hint
 
 Report = Literal["last", "best"]
 Precision = Literal["fp32", "bf16", "fp16"]
+# transformers.SchedulerType; importing it takes seconds.
+LR_SCHEDULERS = (
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+    "reduce_lr_on_plateau",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
+    "warmup_stable_decay",
+)
 _CHOICES: dict[str, tuple[str, ...]] = {
     "report": get_args(Report),
     "precision": get_args(Precision),
-    "lr_scheduler": tuple(kind.value for kind in SchedulerType),
+    "lr_scheduler": LR_SCHEDULERS,
 }
-_TEXTS = (*_CHOICES, "tasks")
+_STRINGS = (*_CHOICES, "tasks")
 _COUNTS = (
     "batch_size",
     "micro_batch_size",
@@ -24,7 +36,7 @@ _COUNTS = (
     "image_size_px",
     "limit",
 )
-"""Of which nothing would be left at 0."""
+"""Options that must be at least 1."""
 
 
 @dataclass(frozen=True)
@@ -32,27 +44,27 @@ class Recipe:
     """The options of a training and its evaluation.
 
     Attributes:
-        learning_rate: Peak, of what the method trains.
-        head_learning_rate: Peak, of the head; the same where there is none.
-        batch_size: Rows a step.
-        micro_batch_size: Rows in memory at once; all of them where there is none.
+        learning_rate: Peak learning rate of the method's parameters.
+        head_learning_rate: Peak learning rate of the head; None for the same.
+        batch_size: Rows per optimizer step.
+        micro_batch_size: Rows in memory at once; None for all of the batch.
         epochs: Passes over the data.
-        weight_decay: AdamW's, on everything that decays by transformers' rule.
-        warmup_steps: Linear warm-up.
-        warmup_ratio: The same as a share of all steps; counts where there are no steps.
-        lr_scheduler: transformers' name: "linear", "cosine" or "constant_with_warmup".
-        max_grad_norm: Gradients are cut to this norm; 0 leaves them.
-        precision: Of the computation; what is trained is fp32 always.
-        report: The "last" epoch's score, or that of the "best" by the test data, as some papers do.
-        evaluate_every: Epochs between evaluations, where the best is reported.
-        max_length: Tokens of a text; longer ones are cut.
-        image_size_px: Edge of the pictures that the model takes.
-        crop_scale_min: Least share of a picture's area that a random crop shows; 1 crops nothing.
+        weight_decay: AdamW's weight decay; transformers' rule selects the parameters.
+        warmup_steps: Steps of linear warm-up.
+        warmup_ratio: Warm-up as a share of all steps, if `warmup_steps` is 0.
+        lr_scheduler: Schedule name in transformers, such as "linear" or "cosine".
+        max_grad_norm: Largest gradient norm; 0 for no clipping.
+        precision: Precision of the computation; trained parameters are always fp32.
+        report: Epoch to report: the "last", or the "best" on the test data, as some papers do.
+        evaluate_every: Epochs between evaluations, with `report = "best"`.
+        max_length: Tokens at which a text is cut.
+        image_size_px: Edge of the model's input pictures.
+        crop_scale_min: Smallest area of a random crop, as a share of the picture; 1 for no crop.
         flip: Mirror half of the pictures.
-        train_on_inputs: Whether the loss counts the tokens of the instruction too.
-        tasks: The evaluations of an instruction-tuned model: a folder of experiments/instruct/tasks
-            ("instructeval", "pocket"), or "stock", lm-eval's own.
-        limit: Rows of each evaluation; all where there is none.
+        train_on_inputs: Count the instruction's tokens in the loss, too.
+        tasks: Evaluation tasks of an instruction-tuned model: a folder in
+            experiments/kinds/instruct/tasks, or "stock" for those of lm-eval.
+        limit: Rows of each evaluation; None for all.
     """
 
     learning_rate: float = 1e-3
@@ -78,10 +90,10 @@ class Recipe:
 
     @classmethod
     def read(cls, values: dict[str, Any], where: str) -> Self:
-        """A recipe from the values that were given for it.
+        """Return a recipe from TOML values.
 
         Raises:
-            LoLDUError: An option is unknown or has a value it cannot have.
+            LoLDUError: If an option is unknown or its value is invalid.
         """
         known = {f.name for f in fields(cls)}
         for key in values:
@@ -97,8 +109,8 @@ class Recipe:
         for key, value in values.items():
             if key in _COUNTS and not (type(value) is int and value > 0):
                 raise LoLDUError(f"{where}: {key} must be 1, 2, 3 or more, not {value!r}.")
-            if key not in _TEXTS and not (isinstance(value, int | float) and value >= 0):
-                raise LoLDUError(f"{where}: {key} must be a number from 0 on, not {value!r}.")
+            if key not in _STRINGS and not (isinstance(value, int | float) and value >= 0):
+                raise LoLDUError(f"{where}: {key} must be a number of at least 0, not {value!r}.")
         if recipe.batch_size % (recipe.micro_batch_size or 1):
             raise LoLDUError(
                 f"{where}: batch_size {recipe.batch_size} must be a multiple of micro_batch_size."
@@ -106,7 +118,10 @@ class Recipe:
         return recipe
 
     def given(self) -> dict[str, Any]:
-        """The options that differ from the defaults: a new option leaves old results valid."""
+        """Return the options that differ from the defaults.
+
+        Results hold these alone, so that a new option keeps old results valid.
+        """
         return {
             f.name: getattr(self, f.name)
             for f in fields(self)

@@ -1,7 +1,12 @@
-"""The results of runs: one JSON each, kept where the table looks for them."""
+"""The store of results: one JSON-lines file an experiment, one line a run."""
 
+import fcntl
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -9,54 +14,64 @@ from experiments.config import FOLDER, Run
 from experiments.outcome import Outcome
 from loldu.errors import LoLDUError
 from loldu.files import write_atomically
-from loldu.provenance import provenance, write_record
 
-LIBRARIES = ("torch", "transformers", "peft", "datasets", "accelerate")
+SHIPPED = FOLDER / "results"
+LIBRARIES = ("torch", "transformers", "diffusers", "peft", "datasets", "accelerate")
 Record = dict[str, Any]
+Key = tuple[str, str, str, int]
+"""Scale, row, dataset, seed."""
 
 
 @dataclass(frozen=True)
 class Results:
-    """A store of results.
+    """A folder of results.
 
     Attributes:
-        folder: Results of an experiment lie under `folder`/<experiment>; without one, under
-            ``experiments/<experiment>/results``, where those of the project are.
+        folder: Folder with `<experiment>.jsonl` files, and pictures in a folder an experiment.
+            None is ``experiments/results`` of the checkout.
     """
 
     folder: Path | None = None
 
-    def of(self, experiment: str) -> Path:
-        """Where the results of an experiment lie."""
-        return self.folder / experiment if self.folder else FOLDER / experiment / "results"
-
-    def file(self, run: Run) -> Path:
-        """Where the result of a run lies, or will."""
-        return self.of(run.experiment) / run.place
-
-    def read(self, run: Run) -> Record | None:
-        """The result of a run, or None where it was not run.
+    def file(self, experiment: str) -> Path:
+        """Return the file that holds the results of an experiment.
 
         Raises:
-            LoLDUError: The file cannot be read, or was made with other settings.
+            LoLDUError: If no folder was named and this is not a checkout.
         """
-        file = self.file(run)
-        try:
-            record = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            raise LoLDUError(f"The result {file} cannot be read ({error}): remove it.") from error
-        if record["settings"] != json.loads(json.dumps(run.settings())):
+        if self.folder is None and not SHIPPED.is_dir():
             raise LoLDUError(
-                f"The result {file} was made with other settings than its row has now: "
-                f"make the row again with `run {run.experiment} --scale {run.scale} "
-                f"--rows {run.row} --again`, or put the settings back."
+                f"There are no results in {SHIPPED}: they come with a checkout of the project. "
+                "Run the command from a checkout, or name a folder with --results."
+            )
+        return (self.folder or SHIPPED) / f"{experiment}.jsonl"
+
+    def picture(self, run: Run) -> Path:
+        """Return the path of the picture that belongs to a run."""
+        return self.file(run.experiment).with_suffix("") / run.place.with_name(
+            f"{run.place.name}.png"
+        )
+
+    def read(self, run: Run) -> Record | None:
+        """Return the result of a run, or None without one.
+
+        Raises:
+            LoLDUError: If the file cannot be read, or the result has other settings than the run.
+        """
+        file = self.file(run.experiment)
+        record = _records(file).get(run.key)
+        if record is not None and record["settings"] != json.loads(json.dumps(run.settings())):
+            raise LoLDUError(
+                f"In {file} the result of {run.row} on {run.data}, seed {run.seed}, has other "
+                f"settings than the row has now: repeat it with `run {run.experiment} "
+                f"--scale {run.scale} --rows {run.row} --again`, or restore the settings."
             )
         return record
 
     def write(self, run: Run, outcome: Outcome, argv: list[str]) -> None:
-        """Keep the result of a run, over an older one."""
+        """Write the result of a run, or replace it. Several processes may do so at once."""
+        from loldu.provenance import provenance  # imports PyTorch
+
         record = {
             "experiment": run.experiment,
             "row": run.row,
@@ -67,8 +82,54 @@ class Results:
             **outcome.as_json(),
             **provenance("experiments", argv, LIBRARIES),
         }
-        file = self.file(run)
         if outcome.picture:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(file.with_suffix(".png"), outcome.picture.read_bytes())
-        write_record(file, record)
+            write_atomically(self.picture(run), outcome.picture.read_bytes())
+        write_records(self.file(run.experiment), [record])
+
+
+def write_records(file: Path, records: list[Record]) -> None:
+    """Add records to a file, or replace those with the same key; the lines stay in key order."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(file.parent):
+        kept = {**_records(file), **{_key(record): record for record in records}}
+        lines = [json.dumps(kept[key]) + "\n" for key in sorted(kept)]
+        write_atomically(file, "".join(lines))
+
+
+def _records(file: Path) -> dict[Key, Record]:
+    """Return the records of a file by key; empty without a file."""
+    try:
+        facts = file.stat()
+        return _parsed(file, facts.st_mtime_ns, facts.st_ino)
+    except FileNotFoundError:
+        return {}
+
+
+@lru_cache(maxsize=32)
+def _parsed(file: Path, _changed_ns: int, _inode: int) -> dict[Key, Record]:
+    """Parse a file once for each of its versions."""
+    records = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            record = json.loads(line)
+            records[_key(record)] = record
+        except (ValueError, KeyError, TypeError) as error:
+            raise LoLDUError(
+                f"Line {number} of {file} is not a result ({error}): remove the line."
+            ) from error
+    return records
+
+
+def _key(record: Record) -> Key:
+    return record["scale"], record["row"], record["data"], record["seed"]
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, so that processes write one after the other."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

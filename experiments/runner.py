@@ -1,4 +1,4 @@
-"""Makes the results that are missing, several at a time, each in a process that keeps its bases."""
+"""Makes missing results, several at a time, in worker processes that keep their base models."""
 
 import hashlib
 import json
@@ -27,27 +27,27 @@ from loldu.errors import LoLDUError
 
 WORK = Path("runs/experiments/work")
 Job = tuple[str, Run]
-"""A kind of experiment, and a run of it."""
+"""Kind of experiment, and one of its runs."""
 
 
 def jobs_of(
     experiments: Sequence[Experiment], scale: str, rows: Sequence[str], data: Sequence[str]
 ) -> list[Job]:
-    """The runs that tables need, each once, in an order that fills the tables row by row.
+    """Return the runs that tables need, each once, row by row.
 
     Args:
         experiments: The tables.
         scale: "pocket" or "full".
-        rows: Only these rows; all where there are none.
-        data: Only these data sets; all where there are none.
+        rows: Names of rows; empty for all.
+        data: Names of datasets; empty for all.
 
     Raises:
-        LoLDUError: A row or a data set belongs to none of the tables, or a method is unknown.
+        LoLDUError: If no table has such a row or dataset, or a method is unknown.
     """
-    found: dict[tuple[str, Path], Job] = {}
+    found: dict[tuple[object, ...], Job] = {}
     known_rows = {row.name for e in experiments for row in e.rows_at(scale)}
     known_data = {name for e in experiments for name in e.at(scale).data}
-    for what, asked, known in (("row", rows, known_rows), ("data set", data, known_data)):
+    for what, asked, known in (("row", rows, known_rows), ("dataset", data, known_data)):
         if unknown := [name for name in asked if name not in known]:
             names = ", ".join(e.name for e in experiments)
             raise LoLDUError(
@@ -61,15 +61,18 @@ def jobs_of(
                 continue
             for run in experiment.runs(row, scale, wanted):
                 check_method(run.method, methods_of(experiment.kind))
-                found.setdefault((run.experiment, run.place), (experiment.kind, run))
+                found.setdefault((run.experiment, *run.key), (experiment.kind, run))
     return list(found.values())
 
 
 def run_missing(jobs: Sequence[Job], results: Results, *, processes: int, again: bool) -> int:
-    """Make every result that is not there yet; one that fails is told and the others go on.
+    """Make every missing result; after a failed run the others continue.
 
     Returns:
-        How many failed.
+        The number of failed runs.
+
+    Raises:
+        LoLDUError: If a person interrupts it.
     """
     missing = [job for job in jobs if again or results.read(job[1]) is None]
     if not missing:
@@ -81,18 +84,19 @@ def run_missing(jobs: Sequence[Job], results: Results, *, processes: int, again:
                 more, queue = _run_queue(queue, results, processes, again=again, bar=bar)
                 failed += more
         except KeyboardInterrupt:
-            goes_on = "the same command begins again" if again else "the same command goes on"
-            raise LoLDUError(f"Stopped: what was finished is kept, and {goes_on}.") from None
+            then = "starts again" if again else "continues"
+            raise LoLDUError(f"Stopped. Finished runs are kept; the same command {then}.") from None
     return failed
 
 
 def _run_queue(
     queue: Sequence[Job], results: Results, processes: int, *, again: bool, bar: tqdm
 ) -> tuple[int, list[Job]]:
-    """Work through a queue until its end, or until one of the processes is killed from outside.
+    """Work through a queue until its end, or until one of the processes is killed.
 
     Returns:
-        How many failed, those that went on in the killed pool among them; what is left to do.
+        The number of failed runs, including those that ran when a process was killed, and the
+        remaining queue.
     """
     processes = min(processes, len(queue))
     failed, left = 0, list(queue)
@@ -105,41 +109,44 @@ def _run_queue(
             if isinstance(future.exception(), BrokenProcessPool):
                 break
             left.remove(futures[future])
-            failed += _tell(bar, futures[future][1], future)
+            failed += _report(bar, futures[future][1], future)
         else:
             return failed, []
-    # Jobs are begun in the order of the queue: the first that are left were going on.
+    # Jobs start in the order of the queue: the first remaining ones were running.
     for _, run in left[:processes]:
         bar.update()
         bar.write(
-            f"{run.name} failed: a process was killed, for want of memory perhaps", file=sys.stderr
+            f"{run.name} failed: a process was killed, perhaps for lack of memory", file=sys.stderr
         )
     return failed + len(left[:processes]), left[processes:]
 
 
-def _tell(bar: tqdm, run: Run, future: Future[float]) -> int:
-    """A line about a run that has ended; 1 if it failed."""
+def _report(bar: tqdm, run: Run, future: Future[float]) -> int:
+    """Print one line about a finished run; return 1 if it failed, else 0."""
     bar.update()
     try:
         bar.write(f"{run.name}: {future.result():.2f}", file=sys.stderr)
         return 0
     except LoLDUError as error:
         bar.write(f"{run.name} failed: {error}", file=sys.stderr)
-    except Exception as error:  # a run must not take the others with it
+    except Exception as error:  # the other runs must continue
         trace = "".join(traceback.format_exception(error))
         bar.write(f"{run.name} failed:\n{trace}", file=sys.stderr)
     return 1
 
 
 def _perform(kind: str, run: Run, results: Results, argv: list[str], again: bool = False) -> float:
-    """Make and keep a result; what libraries and the trainer print on the way is not wanted.
+    """Make and write a result, and hide what libraries print meanwhile.
 
     Args:
-        kind: Of the experiment.
-        run: What to make.
-        results: Where it is kept.
-        argv: The command.
-        again: Whether to begin anew instead of going on from what an earlier run has left.
+        kind: Kind of the experiment.
+        run: Run to perform.
+        results: Store for the result.
+        argv: Arguments of the command, for the record.
+        again: Start anew instead of resuming an interrupted run.
+
+    Returns:
+        The score.
     """
     work = _work_of(run, results)
     if again:
@@ -152,16 +159,17 @@ def _perform(kind: str, run: Run, results: Results, argv: list[str], again: bool
 
 
 def _work_of(run: Run, results: Results) -> Path:
-    """Where a run leaves what it can go on from: a folder for these settings and these results."""
-    what = json.dumps([run.settings(), str(results.file(run).resolve())], sort_keys=True)
+    """Return the folder for checkpoints of a run: one for each settings and each store."""
+    store = str(results.file(run.experiment).resolve())
+    what = json.dumps([run.settings(), store], sort_keys=True)
     digest = hashlib.sha256(what.encode()).hexdigest()[:8]
-    return WORK / run.experiment / run.place.with_name(f"{run.place.stem}-{digest}")
+    return WORK / run.experiment / run.place.with_name(f"{run.place.name}-{digest}")
 
 
 @contextmanager
 def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
     context = get_context("spawn")
-    # One process that fights others for cores is far slower with two threads than with one.
+    # With as many processes as cores, two threads a process are far slower than one.
     share = max(1, (os.cpu_count() or 1) // processes)
     threads = int(os.environ.get("OMP_NUM_THREADS", share))
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch's huge pages: steps 2 to 8% faster
@@ -173,7 +181,7 @@ def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _begin(threads: int) -> None:
-    """What a process begins with: its share of the cores, no chatter, an end with its parent."""
+    """Prepare a worker: its share of the cores, no log lines, exit together with its parent."""
     torch.set_num_threads(threads)
     logging.disable(logging.WARNING)
     parent = os.getppid()

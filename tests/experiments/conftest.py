@@ -9,7 +9,6 @@ title = "A table"
 source = "Table Z"
 kind = "vision"
 metric = "accuracy"
-rows = ["plain", "better", "shared"]
 
 [pocket]
 model = "a/base"
@@ -31,32 +30,21 @@ epochs = 3
 model = "b/base"
 data = ["one"]
 seeds = [7]
-"""
-PLAIN = """
+
+[rows.plain]
 label = "Plain"
 method = "lora"
+recipe = { learning_rate = 0.2 }
+pocket.per_data.two = { learning_rate = 0.3 }
+paper = { one = 50.0, parameters = 10 }
 
-[recipe]
-learning_rate = 0.2
-
-[pocket.per_data.two]
-learning_rate = 0.3
-
-[paper]
-one = 50.0
-parameters = 10
-"""
-BETTER = """
+[rows.better]
 label = "Better"
 method = "loldu"
+options = { pivoting = "complete" }
+pocket.options = { r = 8 }
 
-[options]
-pivoting = "complete"
-
-[pocket.options]
-r = 8
-"""
-SHARED = """
+[rows.shared]
 label = "The same as plain"
 same_as = "sample/plain"
 """
@@ -65,12 +53,9 @@ same_as = "sample/plain"
 @pytest.fixture
 def sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> config.Experiment:
     """A table of three rows in a folder of its own."""
-    folder = tmp_path / "experiments" / "sample"
-    (folder / "rows").mkdir(parents=True)
-    (folder / "experiment.toml").write_text(EXPERIMENT)
-    for name, text in (("plain", PLAIN), ("better", BETTER), ("shared", SHARED)):
-        (folder / "rows" / f"{name}.toml").write_text(text)
-    monkeypatch.setattr(config, "FOLDER", folder.parent)
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "sample.toml").write_text(EXPERIMENT)
+    monkeypatch.setattr(config, "TABLES", tmp_path / "tables")
     config.read_experiment.cache_clear()
     yield config.read_experiment("sample")
     config.read_experiment.cache_clear()

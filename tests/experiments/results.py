@@ -1,17 +1,16 @@
 """Results without a run."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from experiments import config
+from experiments.results import write_records
 
 
 def write_result(folder: Path, run: config.Run, score: float, **more: Any) -> None:  # noqa: ANN401
-    """A result as the runner keeps it, with a score that was not measured."""
-    file = folder / run.experiment / run.place
-    file.parent.mkdir(parents=True, exist_ok=True)
+    """Write a result as the runner does, with an invented score."""
     record = {
+        "scale": run.scale,
         "row": run.row,
         "data": run.data,
         "seed": run.seed,
@@ -20,4 +19,4 @@ def write_result(folder: Path, run: config.Run, score: float, **more: Any) -> No
         "scores": {},
         "parameters": 12,
     }
-    file.write_text(json.dumps(record | more))
+    write_records(folder / f"{run.experiment}.jsonl", [record | more])

@@ -9,10 +9,10 @@ from PIL import Image
 
 from experiments.config import Run, read_experiment
 from experiments.data import Entry, entry
-from experiments.kinds import personalization
+from experiments.kinds import by_trainer, personalization
 from loldu import LoLDUConfig
 from loldu.errors import LoLDUError
-from trainer.options.config import AdapterConfig
+from trainer.options.config import AdapterConfig, Config
 
 EXPERIMENT = read_experiment("personalization")
 SHORT = {
@@ -31,6 +31,11 @@ def a_run(row: str, scale: str = "pocket", **options: object) -> Run:
     return replace(run, options={**run.options, **options})
 
 
+def config_of(run: Run, subject: Entry, pictures: Path = Path(), work: Path = Path()) -> Config:
+    options = personalization.trainer_options(run, subject)
+    return by_trainer.config_of(run, subject, pictures, work, options)
+
+
 @pytest.mark.parametrize("scale", ["pocket", "full"])
 @pytest.mark.parametrize("row", EXPERIMENT.rows, ids=lambda row: row.name)
 def test_every_row_is_a_command_the_trainer_takes(row, scale: str, tmp_path: Path) -> None:  # noqa: ANN001
@@ -38,7 +43,7 @@ def test_every_row_is_a_command_the_trainer_takes(row, scale: str, tmp_path: Pat
     subject = Entry("a", "b", "c", extra={"class_name": "plush bunny"})
     word = run.method == "textual_inversion"
     token = "<new>" if word else "sks"
-    config = personalization._config(run, subject, token, tmp_path, tmp_path / "out")
+    config = config_of(run, subject, tmp_path, tmp_path / "out")
     assert config.adapter.method == run.method
     assert config.base.pretrained_model_name_or_path == run.model
     assert config.instance.instance_prompt == f"a photo of a {token} plush bunny"
@@ -63,7 +68,7 @@ def test_parameters_on_stable_diffusion_v1_5(rank: int, parameters: int) -> None
 
 
 def test_a_row_is_trained_and_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(personalization, "CLASS_PICTURES", tmp_path / "class")
+    monkeypatch.setattr(by_trainer, "CLASS_PICTURES", tmp_path / "class")
     outcome = personalization.run(a_run("loldu-r32", rank=1, **SHORT), tmp_path / "work")
     assert [point["step"] for point in outcome.history] == [0, 1, 2]
     last = outcome.history[-1]
@@ -78,7 +83,7 @@ def test_a_row_is_trained_and_scored(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_word_is_taught_in_captions_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(personalization, "CLASS_PICTURES", tmp_path / "class")
+    monkeypatch.setattr(by_trainer, "CLASS_PICTURES", tmp_path / "class")
     outcome = personalization.run(a_run("textual_inversion", **SHORT), tmp_path / "work")
     caption = (tmp_path / "work" / "renamed" / "01.txt").read_text()
     assert "<new>" in caption
@@ -92,8 +97,7 @@ def test_the_full_scale_s_words_begin_from_one_token() -> None:
 
     tokenizer = SimpleTokenizer()
     for name in EXPERIMENT.at("full").data:
-        run = replace(a_run("textual_inversion", "full"), data=name)
-        config = personalization._config(run, entry(name), "<new>", Path(), Path())
+        config = config_of(replace(a_run("textual_inversion", "full"), data=name), entry(name))
         word = config.instance.initializer_token
         assert word is not None
         assert len(tokenizer.encode(word)) == 1, word
@@ -101,8 +105,7 @@ def test_the_full_scale_s_words_begin_from_one_token() -> None:
 
 def test_every_direction_on_sd_v1_5_has_a_scale_of_one() -> None:
     """The preset's alpha is for r = 32; the widest layer has 1,280 directions."""
-    run = a_run("loldu-full", "full")
-    config = personalization._config(run, entry("pet_cat1"), "sks", Path(), Path())
+    config = config_of(a_run("loldu-full", "full"), entry("pet_cat1"))
     assert (config.adapter.rank, config.adapter.alpha) == ("full", 1280)
 
 

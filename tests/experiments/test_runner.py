@@ -6,16 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
+from experiments import results as results_module
 from experiments import runner
 from experiments.__main__ import main
 from experiments.config import FOLDER, Experiment
 from experiments.outcome import Outcome
-from experiments.results import Results
+from experiments.results import Results, write_records
 from experiments.runner import jobs_of, run_missing
 from loldu.errors import LoLDUError
 from tests.experiments.results import write_result
@@ -116,6 +119,7 @@ def test_other_settings_do_not_go_on_from_a_checkpoint(
 KILLED = """
 import os, sys
 from pathlib import Path
+from experiments import results as results_module
 from experiments import runner
 from experiments.config import read_experiment
 from experiments.outcome import Outcome
@@ -150,7 +154,7 @@ def test_a_killed_process_does_not_take_the_queue_with_it(tmp_path: Path) -> Non
         )
 
     def kept() -> int:
-        return len(list((tmp_path / "results").rglob("*.json")))
+        return len((tmp_path / "results" / "vision.jsonl").read_text().splitlines())
 
     first = run()
     failed, jobs = map(int, first.stdout.split())
@@ -164,7 +168,7 @@ def test_a_killed_process_does_not_take_the_queue_with_it(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("rows", "data", "told"),
-    [(["plane"], [], "no row plane: choose from"), ([], ["three"], "no data set three")],
+    [(["plane"], [], "no row plane: choose from"), ([], ["three"], "no dataset three")],
 )
 def test_unknown_parts_are_told(
     sample: Experiment, rows: list[str], data: list[str], told: str
@@ -189,15 +193,50 @@ def test_unknown_method_is_told(sample: Experiment) -> None:
     ],
 )
 def test_command_tells_mistakes(
-    argv: list[str], told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    argv: list[str], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["experiments", *argv])
-    with pytest.raises(SystemExit) as error:
-        main()
-    assert error.value.code == 2
-    sentence = capsys.readouterr().err
-    assert told in sentence
-    assert sentence.count("\n") == 1
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
+
+
+def test_outside_a_checkout_results_need_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(results_module, "SHIPPED", tmp_path / "none")
+    assert main(["table", "vision"]) == 2
+    error = capsys.readouterr().err
+    assert "come with a checkout" in error
+    assert error.count("\n") == 1
+    assert main(["table", "vision", "--results", str(tmp_path)]) == 0
+    assert "Not run." in capsys.readouterr().out
+
+
+def test_help_imports_no_library_of_models() -> None:
+    """Its --help must be there in under a second."""
+    code = (
+        "import sys, experiments.__main__ as command\n"
+        "try: command.main(['run', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'transformers', 'datasets', 'scipy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def _write_many(folder: str, name: str) -> None:
+    for seed in range(20):
+        record = {"scale": "pocket", "row": name, "data": "d", "seed": seed, "score": seed}
+        write_records(Path(folder) / "sample.jsonl", [record])
+
+
+def test_several_processes_write_into_one_file(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(3, get_context("spawn")) as pool:
+        list(pool.map(_write_many, [str(tmp_path)] * 3, ["a", "b", "c"]))
+    records = [json.loads(line) for line in (tmp_path / "sample.jsonl").read_text().splitlines()]
+    keys = [(record["row"], record["seed"]) for record in records]
+    assert keys == [(row, seed) for row in "abc" for seed in range(20)]
 
 
 def test_a_killed_write_leaves_the_old_result(
@@ -206,12 +245,12 @@ def test_a_killed_write_leaves_the_old_result(
     run = jobs_of([sample], "pocket", [], [])[0][1]
     results = Results(tmp_path)
     results.write(run, Outcome(score=1 / 3, scores={}, parameters=1), ["run"])
-    assert json.loads(results.file(run).read_text())["score"] == 0.333333
-    assert [file.name for file in results.file(run).parent.iterdir()] == ["one-0.json"]
+    assert json.loads(results.file("sample").read_text())["score"] == 0.333333
+    assert [file.name for file in tmp_path.glob("*.json*")] == ["sample.jsonl"]
     monkeypatch.setattr(Path, "replace", lambda *_: pytest.fail("Killed."))
     with pytest.raises(pytest.fail.Exception, match="Killed"):
         results.write(run, Outcome(score=9.0, scores={}, parameters=1), ["run"])
-    assert json.loads(results.file(run).read_text())["score"] == 0.333333
+    assert json.loads(results.file("sample").read_text())["score"] == 0.333333
 
 
 def test_workers_end_with_a_killed_command(tmp_path: Path) -> None:
@@ -236,6 +275,7 @@ PARENT = """
 import os
 import time
 
+from experiments import results as results_module
 from experiments import runner
 
 if __name__ == "__main__":

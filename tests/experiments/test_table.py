@@ -1,13 +1,20 @@
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from experiments.claims import Claim, claims_table, difference, verdict
-from experiments.config import FOLDER, Experiment, experiment_names
+from experiments.config import (
+    FOLDER,
+    Experiment,
+    experiment_names,
+    paper_experiments,
+    read_experiment,
+)
 from experiments.document import filled
 from experiments.results import Results
-from experiments.table import lines_of, markdown
+from experiments.table import markdown, measured_rows
 from loldu.errors import LoLDUError
 from tests.experiments.results import write_result
 
@@ -18,7 +25,7 @@ def test_cells(sample: Experiment, tmp_path: Path) -> None:
     for run in sample.runs(sample.row("plain"), "pocket"):
         if (run.data, run.seed) in scores:
             write_result(tmp_path / "results", run, scores[run.data, run.seed])
-    plain, better, shared = lines_of(sample, "pocket", results)
+    plain, better, shared = measured_rows(sample, "pocket", results)
     assert str(plain.cells["one"]) == "65.00 ± 7.07"
     assert str(plain.cells["two"]) == "80.00, 1 of 2 seeds"
     assert str(plain.average) == "70.00, 1 of 2 seeds"  # of seed 0, which has both
@@ -47,7 +54,7 @@ def test_an_average_is_of_what_the_columns_show(sample: Experiment, tmp_path: Pa
     scores = {"one": (10.0, 20.0, 90.0), "two": (80.0, 10.0, 30.0)}
     for run in sample.runs(sample.row("plain"), "pocket"):
         write_result(tmp_path, run, scores[run.data][run.seed])
-    line = lines_of(sample, "pocket", Results(tmp_path))[0]
+    line = measured_rows(sample, "pocket", Results(tmp_path))[0]
     assert [cell.value for cell in line.cells.values()] == [20.0, 30.0]  # medians
     assert line.average.value == 25.0  # where the median of the seeds' averages is 45
     assert line.average.values == (45.0, 15.0, 60.0)
@@ -68,8 +75,8 @@ def test_columns_may_be_scores(sample: Experiment, tmp_path: Path) -> None:
         if run.seed == 0 or run.data == "one":
             scores = {"dino": 0.5 if run.data == "one" else 0.7, "clip": 0.1}
             write_result(tmp_path, run, 0.0, scores=scores)
-    line = lines_of(sample, "pocket", Results(tmp_path))[0]
-    assert line.cells["dino"].values == pytest.approx((0.6,))  # seed 1 lacks a data set
+    line = measured_rows(sample, "pocket", Results(tmp_path))[0]
+    assert line.cells["dino"].values == pytest.approx((0.6,))  # seed 1 lacks a dataset
     assert line.average.values == pytest.approx((0.35,))
 
 
@@ -78,13 +85,13 @@ def test_other_settings_are_no_result(sample: Experiment, tmp_path: Path) -> Non
     write_result(tmp_path, run, 1.0, settings={**run.settings(), "method": "ft"})
     with pytest.raises(LoLDUError, match="other settings"):
         Results(tmp_path).read(run)
-    Results(tmp_path).file(run).write_text("{")
-    with pytest.raises(LoLDUError, match="cannot be read"):
+    Results(tmp_path).file(run.experiment).write_text("{")
+    with pytest.raises(LoLDUError, match=r"Line 1 of .* is not a result"):
         Results(tmp_path).read(run)
 
 
 def test_claims_are_paired(sample: Experiment, tmp_path: Path) -> None:
-    # Data sets differ by far more than the rows do: only pairs can tell.
+    # Datasets differ by far more than the rows do: only pairs can tell.
     for name, more in (("plain", 0.0), ("better", 1.0)):
         for run in sample.runs(sample.row(name), "pocket"):
             level = 20.0 if run.data == "one" else 90.0
@@ -163,8 +170,33 @@ def test_documents_are_filled_between_marks(sample: Experiment, tmp_path: Path) 
         filled(text.replace("sample", "simple"), Results(tmp_path))
 
 
-def test_the_document_shows_the_results() -> None:
-    """What docs/reproduction.md says was measured is what the results say."""
-    text = (FOLDER.parent / "docs" / "reproduction.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(
+    ("document", "experiments"),
+    [
+        ("reproduction.md", paper_experiments()),
+        ("pocket.md", ["pocket_concepts", "pocket_concepts_tuning"]),
+    ],
+)
+def test_documents_show_the_results(document: str, experiments: list[str]) -> None:
+    """The tables of a document are those that the committed results give, to the byte."""
+    text = (FOLDER.parent / "docs" / document).read_text(encoding="utf-8")
     assert filled(text, Results()) == text
-    assert all(f"<!-- begin {name} -->" in text for name in experiment_names())
+    assert all(f"<!-- begin {name} -->" in text for name in experiments)
+
+
+def test_every_committed_result_belongs_to_a_run() -> None:
+    """No line of the store is unreachable, and none has other settings than its row."""
+    results = Results()
+    runs = {
+        (run.experiment, *run.key): run
+        for name in experiment_names()
+        for scale in read_experiment(name).scales
+        for row in read_experiment(name).rows_at(scale)
+        for run in read_experiment(name).runs(row, scale)
+    }
+    for name in experiment_names():
+        file = results.file(name)
+        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        for record in map(json.loads, lines):
+            key = (name, record["scale"], record["row"], record["data"], record["seed"])
+            assert results.read(runs[key]) == record

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from eval.encoders.load import load_clip, load_dino
-from experiments.pocket_concepts.judge import BACKGROUNDS, Judge
+from experiments.kinds.concepts.judge import BACKGROUNDS, Judge
 from loldu.base.open import load_pipeline
 from pocket.captions import full_caption
 from pocket.classifier import load_classifier, overall_agreement

@@ -2,15 +2,15 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from experiments.config import FOLDER as EXPERIMENTS
 from loldu.errors import LoLDUError
 
-FOLDER = EXPERIMENTS / "instruct" / "tasks"
+FOLDER = Path(__file__).parent / "tasks"
 BENCHMARKS = ("mmlu", "drop", "humaneval", "bbh")
 STOCK = "stock"
 _ALLOWED = "HF_ALLOW_CODE_EVAL"

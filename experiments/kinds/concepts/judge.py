@@ -1,0 +1,156 @@
+"""The judge of a concept of the embedded world: draws pictures and scores them."""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from eval.encoders.load import load_clip, load_dino
+from eval.metrics.functional import clip_t, image_similarity
+from loldu.base.draw import sample_images
+from loldu.pictures.folder import list_images
+from pocket.captions import full_caption, setting_phrase
+from pocket.classifier import load_classifier, overall_agreement
+from pocket.concepts import render_concept
+from pocket.corpus import random_scenes
+from pocket.judge import to_pixels
+from pocket.world import CONCEPTS, Scene
+
+BACKGROUNDS = ("meadow", "sand", "snow", "sea", "bricks", "night", "pink", "yellow")
+SEEDS_EACH = 6
+OTHER_PROMPTS = 48
+LEAK_PICTURES = 24
+ENCODERS = Path("pocket/encoders")
+
+TUNING: dict[str, Scene] = {
+    "tuning_toy": {
+        "kind": "toy",
+        "body": "tall",
+        "color": "blue",
+        "pattern": "dotted",
+        "accent": "white",
+        "ears": "pointy",
+        "ear_color": "yellow",
+        "feet_color": "red",
+    },
+    "tuning_car": {
+        "kind": "car",
+        "color": "green",
+        "pattern": "striped",
+        "accent": "black",
+        "wheel_color": "pink",
+    },
+}
+"""Concepts for choosing learning rates, so that the shipped ones serve for results alone."""
+
+LOOKS = CONCEPTS | TUNING
+
+
+def pictures_of(name: str) -> Path:
+    """Return the folder of a concept's pictures; render those for tuning first."""
+    if name in CONCEPTS:
+        return Path("datasets/concepts") / name
+    folder = Path("runs/tuning") / name
+    if not folder.exists():
+        render_concept(name, TUNING[name], folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Pictures of the concept, of unrelated prompts, and of the plain class."""
+
+    concept: list[Image.Image]
+    others: list[Image.Image]
+    plain_class: list[Image.Image]
+
+
+class Judge:
+    """Draws and scores one concept; only the pipeline changes between calls."""
+
+    def __init__(self, name: str) -> None:
+        """Load the encoders and the concept's true pictures."""
+        self.name, self.concept, self.folder = name, LOOKS[name], pictures_of(name)
+        self.clip, self.dino = load_clip(str(ENCODERS / "clip")), load_dino(str(ENCODERS / "dino"))
+        self.classifier = load_classifier(ENCODERS / "attributes.safetensors")
+        self.pictures = _open(self.folder)
+        self.held_out = _open(self.folder / "held_out")
+        self.others = random_scenes(seed=2_000_000, count=OTHER_PROMPTS)
+
+    def prompts(self, token: str) -> list[str]:
+        """Return prompts for the concept in every setting, `SEEDS_EACH` times."""
+        thing = f"{token} {self.concept['kind']}".strip()
+        settings = [setting_phrase(b) for b in BACKGROUNDS for _ in range(SEEDS_EACH)]
+        return [f"a photo of a {thing} {setting}" for setting in settings]
+
+    def draw(self, pipeline: StableDiffusionPipeline, token: str = "sks") -> Drawn:
+        """Draw all pictures, with seeds that do not depend on the pipeline."""
+
+        def pictures(prompts: list[str], first_seed: int) -> list[Image.Image]:
+            return sample_images(
+                pipeline,
+                prompts,
+                range(first_seed, first_seed + len(prompts)),
+                num_inference_steps=20,
+                guidance_scale=3.0,
+                batch_size=24,
+                progress=False,
+            )
+
+        plain = [f"a photo of a {self.concept['kind']}"] * LEAK_PICTURES
+        return Drawn(
+            pictures(self.prompts(token), 1000),
+            pictures([full_caption(scene) for scene in self.others], 2000),
+            pictures(plain, 3000),
+        )
+
+    def measure(self, drawn: Drawn) -> dict[str, float]:
+        """Score pictures for likeness, for obedience to prompts, and for damage.
+
+        Returns:
+            dino and clip_i: similarity to the held-out pictures. clip_t: similarity to the prompt.
+            concept: share of the concept's attributes on its pictures. background: share of
+            pictures with the requested background. others: share of attributes of unrelated prompts
+            on their pictures. leak: share of the concept's attributes on pictures of its plain
+            class.
+        """
+        asked = [{"background": b} for b in BACKGROUNDS for _ in range(SEEDS_EACH)]
+        parts = {k: v for k, v in self.concept.items() if k != "kind"}
+        read = self.classifier.read(to_pixels(drawn.concept))
+        plain = self.classifier.read(to_pixels(drawn.plain_class))
+        others = self.classifier.read(to_pixels(drawn.others))
+        scores = self.likeness(drawn.concept) | {
+            "clip_t": clip_t(
+                self.clip.encode_images(drawn.concept), self.clip.encode_texts(self.prompts(""))
+            ),
+            "concept": overall_agreement(read, [parts] * len(read)),
+            "background": overall_agreement(read, asked),
+            "others": overall_agreement(others, self.others),
+            "leak": overall_agreement(plain, [parts] * len(plain)),
+        }
+        return {name: round(value, 4) for name, value in scores.items()}
+
+    def likeness(self, pictures: list[Image.Image]) -> dict[str, float]:
+        """Return DINO and CLIP-I against the held-out pictures."""
+        return {
+            name: image_similarity(
+                extractor.encode_images(pictures), extractor.encode_images(self.held_out)
+            )
+            for name, extractor in (("dino", self.dino), ("clip_i", self.clip))
+        }
+
+    def real(self) -> dict[str, float]:
+        """Return the likeness of true pictures: the training pictures against the held-out ones."""
+        return self.likeness(self.pictures)
+
+
+@cache
+def judge_of(name: str) -> Judge:
+    """Return the judge of a concept, loaded once a process."""
+    return Judge(name)
+
+
+def _open(folder: Path) -> list[Image.Image]:
+    return [Image.open(path).convert("RGB") for path in list_images(folder)]

@@ -1,0 +1,101 @@
+"""Tables and a picture sheet of judged concepts."""
+
+from statistics import mean
+
+from PIL import Image
+
+from experiments.config import Experiment
+from experiments.kinds.concepts.judge import pictures_of
+from experiments.results import Record, Results
+from experiments.table import as_markdown, records_of, spread
+from loldu.errors import LoLDUError
+from loldu.pictures.folder import list_images
+from pocket.judge import sheet
+
+_COLUMNS = ("dino", "clip_i", "clip_t", "concept", "background", "others", "leak")
+_LIKENESS = ("dino", "clip_i")
+BASE = "base"
+"""Row of the base model, which the gap is measured from."""
+
+
+def table(experiment: Experiment, scale: str, results: Results) -> str:
+    """Return two tables as Markdown: one row per method, then one row per concept."""
+    base, methods = _read(experiment, scale, results)
+    if not base:
+        return "Not run."
+    return f"{by_method(base, methods)}\n\n{by_concept(base, methods)}"
+
+
+def by_method(base: dict[str, Record], methods: dict[str, list[Record]]) -> str:
+    """Return Markdown with one row per method: mean ± standard deviation over runs."""
+    header = ["method", "parameters", "runs", "gap closed: DINO", "CLIP-I", *_COLUMNS]
+    averages = [f"{mean(b['scores'][c] for b in base.values()):.3f}" for c in _COLUMNS]
+    rows = [[BASE, "0", "", "0", "0", *averages]]
+    for method, runs in methods.items():
+        row = [method, f"{runs[0]['parameters']:,}", str(len(runs))]
+        row += [f"{mean(_closed(r, base, k) for r in runs):.2f}" for k in _LIKENESS]
+        for column in _COLUMNS:
+            values = [r["scores"][column] for r in runs]
+            row.append(f"{mean(values):.3f} ± {spread(values):.3f}")
+        rows.append(row)
+    return as_markdown(header, rows)
+
+
+def by_concept(base: dict[str, Record], methods: dict[str, list[Record]]) -> str:
+    """Return Markdown with one row per concept: the gap closed, DINO / CLIP-I, per method."""
+    rows = []
+    for concept in base:
+        row = [concept]
+        for runs in methods.values():
+            own = [r for r in runs if r["data"] == concept]
+            closed = [f"{mean(_closed(r, base, k) for r in own):.2f}" for k in _LIKENESS if own]
+            row.append(" / ".join(closed))
+        rows.append(row)
+    return as_markdown(["gap closed", *methods], rows)
+
+
+def comparison(experiment: Experiment, scale: str, results: Results) -> Image.Image | None:
+    """Return a sheet with one row per concept: two true pictures, then three of every method.
+
+    Returns:
+        The sheet of the first seed, or None if a picture is missing.
+    """
+    rows = []
+    for concept in experiment.at(scale).data:
+        pictures = [Image.open(p).convert("RGB") for p in list_images(pictures_of(concept))[:2]]
+        for row in experiment.rows_at(scale):
+            file = results.picture(next(iter(experiment.runs(row, scale, [concept]))))
+            if not file.exists():
+                return None
+            shown = Image.open(file).convert("RGB")
+            edge = shown.height
+            pictures += [shown.crop((x, 0, x + edge, edge)) for x in range(0, shown.width, edge)]
+        names = ", ".join(row.label for row in experiment.rows_at(scale))
+        rows.append((f"{concept}: two true pictures; three each by {names}", pictures))
+    return sheet(rows)
+
+
+def _read(
+    experiment: Experiment, scale: str, results: Results
+) -> tuple[dict[str, Record], dict[str, list[Record]]]:
+    """Return the base's results by concept, and the results of every row that was run."""
+    base = {r["data"]: r for r in records_of(experiment, experiment.row(BASE), scale, results)}
+    methods = {
+        row.label: records
+        for row in experiment.rows_at(scale)
+        if row.name != BASE and (records := records_of(experiment, row, scale, results))
+    }
+    judged = {record["data"] for records in methods.values() for record in records}
+    if missing := sorted(judged - base.keys()):
+        raise LoLDUError(
+            f"{experiment.name} has no result of the base on {missing[0]}: make it with "
+            f"`run {experiment.name} --rows {BASE}`."
+        )
+    return base, methods
+
+
+def _closed(run: Record, base: dict[str, Record], metric: str) -> float:
+    """Return how much of the way from the base's score to that of true pictures a run covers."""
+    of_base = base[run["data"]]
+    start, goal = of_base["scores"][metric], of_base["facts"]["real"][metric]
+    return (run["scores"][metric] - start) / (goal - start)

@@ -1,1 +1,0 @@
-"""Every shipped concept on the pocket base, LoLDU beside LoRA: what is learned, what is lost."""

@@ -1,0 +1,107 @@
+"""Tables and sheet of judged concepts."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments.config import Experiment, read_experiment
+from experiments.kinds import concepts, table_of
+from experiments.kinds.by_trainer import config_of
+from experiments.kinds.concepts import strip
+from experiments.kinds.concepts.judge import BACKGROUNDS, SEEDS_EACH, TUNING, pictures_of
+from experiments.kinds.concepts.table import comparison
+from experiments.outcome import Outcome
+from experiments.results import Results
+from loldu.errors import LoLDUError
+from pocket.world import is_held_out
+from tests.experiments.results import write_result
+
+EXPERIMENT = read_experiment("pocket_concepts")
+SCORES = dict.fromkeys(("dino", "clip_i", "clip_t", "concept", "background", "others", "leak"), 0.2)
+
+
+def write_scores(folder: Path, experiment: Experiment = EXPERIMENT) -> None:
+    base = next(experiment.runs(experiment.row("base"), "pocket", ["striped_cat"]))
+    real = {"dino": 0.6, "clip_i": 1.0}
+    write_result(folder, base, 0.2, scores=SCORES, facts={"real": real})
+    for run in experiment.runs(experiment.row("loldu"), "pocket", ["striped_cat"]):
+        if run.seed < 2:
+            scores = SCORES | {"dino": 0.3 + 0.2 * run.seed, "clip_i": 0.6}
+            write_result(folder, run, 0.2, scores=scores, parameters=7224)
+
+
+def test_the_gap_closed_is_the_share_of_the_way_from_base_to_real(tmp_path: Path) -> None:
+    write_scores(tmp_path)
+    methods, by_concept = table_of(EXPERIMENT, "pocket", Results(tmp_path)).split("\n\n")
+    row = methods.splitlines()[-1].split(" | ")
+    assert row[:5] == ["| loldu", "7,224", "2", "0.50", "0.50"]
+    assert row[5] == "0.400 ± 0.141"
+    assert by_concept.splitlines()[-1] == "| striped_cat | 0.50 / 0.50 |"
+
+
+def test_a_concept_without_the_base_is_told(tmp_path: Path) -> None:
+    write_scores(tmp_path)
+    run = next(EXPERIMENT.runs(EXPERIMENT.row("loldu"), "pocket", ["tall_bear"]))
+    write_result(tmp_path, run, 0.2, scores=SCORES)
+    with pytest.raises(LoLDUError, match="no result of the base on tall_bear"):
+        table_of(EXPERIMENT, "pocket", Results(tmp_path))
+
+
+def test_strips_of_pictures_make_the_sheet(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    noise = [
+        Image.fromarray(pixels)
+        for pixels in rng.integers(
+            0, 255, (SEEDS_EACH * len(BACKGROUNDS), 64, 64, 3), dtype=np.uint8
+        )
+    ]
+    file, results = tmp_path / "strip.png", Results(tmp_path)
+    strip(noise).save(file)
+    assert np.array_equal(
+        np.asarray(Image.open(file))[:, 64:128], np.asarray(noise[2 * SEEDS_EACH])
+    )
+    assert comparison(EXPERIMENT, "pocket", results) is None
+    for row in EXPERIMENT.rows:
+        for run in EXPERIMENT.runs(row, "pocket"):
+            results.picture(run).parent.mkdir(parents=True, exist_ok=True)
+            results.picture(run).write_bytes(file.read_bytes())
+    sheet = comparison(EXPERIMENT, "pocket", results)
+    assert sheet is not None
+    assert sheet.width == (2 + 3 * len(EXPERIMENT.rows)) * 128
+
+
+def test_the_base_is_judged_without_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = concepts.judge_of("striped_cat")
+    picture = Image.new("RGB", (64, 64), "white")
+    drawn = type("Drawn", (), {"concept": [picture] * SEEDS_EACH * len(BACKGROUNDS)})
+    monkeypatch.setattr(judge, "draw", lambda pipeline: drawn)
+    monkeypatch.setattr(judge, "measure", lambda drawn: SCORES)
+    run = next(EXPERIMENT.runs(EXPERIMENT.row("base"), "pocket", ["striped_cat"]))
+    outcome = concepts.run(run, tmp_path)
+    assert isinstance(outcome, Outcome)
+    assert (outcome.score, outcome.parameters) == (0.2, 0)
+    assert set(outcome.facts["real"]) == {"dino", "clip_i"}
+    assert outcome.picture is not None
+    assert Image.open(outcome.picture).size == (3 * 64, 64)
+
+
+@pytest.mark.parametrize("name", ["pocket_concepts", "pocket_concepts_tuning"])
+def test_every_row_has_valid_options(name: str) -> None:
+    from experiments.data import entry
+
+    experiment = read_experiment(name)
+    for row in experiment.rows:
+        run = next(experiment.runs(row, "pocket"))
+        if run.method != "none":
+            config_of(run, entry(run.data), Path("x"), Path("y"), run.options)
+
+
+def test_tuning_uses_no_shipped_concept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, look in TUNING.items():
+        assert not is_held_out(look)
+        assert len(list(pictures_of(name).glob("*.png"))) == 5
