@@ -41,7 +41,7 @@ class Entry:
         name: What experiments call it.
         title: What people call it.
         licence: Of the data.
-        generator: "module:name" under `pocket.tasks`, for data of the procedural world.
+        generator: "module:name" under `experiments.bases.tasks`, for data of the procedural world.
         folder: Of pictures, for a concept.
         splits: On the hub, by our names: "train", "test".
         columns: Our names of columns -> the data set's own; others are dropped.
@@ -100,7 +100,7 @@ def load_data(name: str) -> datasets.DatasetDict:
     if found.generator:
         module, _, generator = found.generator.partition(":")
         generators: Mapping[str, Callable[[], datasets.DatasetDict]] = importlib.import_module(
-            f"pocket.tasks.{module}"
+            f"experiments.bases.tasks.{module}"
         ).GENERATORS
         return generators[generator]()
     return datasets.DatasetDict(

@@ -1,1 +1,1 @@
-"""The embedded base: a Stable Diffusion in miniature, its world, its recipe and its weights."""
+"""The embedded base: a Stable Diffusion in miniature, with its world, pre-training and weights."""

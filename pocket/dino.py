@@ -15,16 +15,29 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import ViTModel
+from transformers import ViTConfig, ViTModel
 
 from pocket.corpus import Corpus
 from pocket.fitting import Losses, device, fit, half_precision
 from pocket.render import SIZE_PX
 from pocket.views import random_view, recolored
-from pocket.vit import WIDTH, build_vit
 
+WIDTH = 128
 _PROTOTYPES = 1024
 _LOCAL_PX = 32
+
+
+def build_vit(patch_size: int = 16) -> ViTModel:
+    """128 wide, four layers; with 16 x 16 patches 17 tokens and 0.9 million parameters."""
+    config = ViTConfig(
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=SIZE_PX,
+        patch_size=patch_size,
+    )
+    return ViTModel(config, add_pooling_layer=False)
 
 
 class _Branch(nn.Module):

@@ -1,4 +1,4 @@
-"""The whole recipe of the pocket base, stage by stage; each stage resumes or is skipped if done."""
+"""The pre-training of the pocket base, stage by stage; each stage resumes or is skipped if done."""
 
 # diffusers and transformers type their models' parts and options loosely or wrongly.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false
@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Pretraining:
     """How much of everything; the defaults made the shipped weights.
 
     Attributes:
@@ -90,30 +90,30 @@ class Recipe:
     judged: int = 256
 
 
-TINY = Recipe(200, 20, 2, 4, 2, 2, 8, 2, 10, 2, 100, 4, 2, 4, 100, 2, 20, 4)
+TINY = Pretraining(200, 20, 2, 4, 2, 2, 8, 2, 10, 2, 100, 4, 2, 4, 100, 2, 20, 4)
 """Every stage at its smallest: seconds, for tests."""
 
 
-def pretrain(output: Path, build: Path, recipe: Recipe) -> None:
+def pretrain(output: Path, build: Path, settings: Pretraining) -> None:
     """Renders the world, trains every part and writes `base` and `encoders` under `output`.
 
     Work files lie in a folder a world, and what depends on the VAE in one a VAE, so that a changed
     recipe never goes on with what another one made.
     """
-    build = build / f"world-{recipe.pictures}-{recipe.held_out}"
-    train = make_corpus(build, "train", recipe.pictures, seed=0)
-    held_out = make_corpus(build, "held_out", recipe.held_out, seed=1_000_000)
+    build = build / f"world-{settings.pictures}-{settings.held_out}"
+    train = make_corpus(build, "train", settings.pictures, seed=0)
+    held_out = make_corpus(build, "held_out", settings.held_out, seed=1_000_000)
     tokenizer = build_tokenizer()
     token_ids = train.token_ids(tokenizer)
 
-    vae = pretrain_vae(train, held_out, build, recipe.vae_steps, recipe.vae_batch)
+    vae = pretrain_vae(train, held_out, build, settings.vae_steps, settings.vae_batch)
     vae.eval().requires_grad_(False)
     coded = build / f"vae-{_digest(vae)}"
     coded.mkdir(exist_ok=True)
     world = Captioned(_latents(vae, train, coded, "train"), token_ids)
-    blurred = _reconstructions(vae, train, coded, recipe.reconstructions)
+    blurred = _reconstructions(vae, train, coded, settings.reconstructions)
     classifier = pretrain_classifier(
-        train, blurred, coded, recipe.classifier_steps, recipe.classifier_batch
+        train, blurred, coded, settings.classifier_steps, settings.classifier_batch
     )
 
     def clip(name: str, steps: int, seed: int) -> CLIPModel:
@@ -124,26 +124,26 @@ def pretrain(output: Path, build: Path, recipe: Recipe) -> None:
             tokenizer,
             build,
             steps=steps,
-            batch=recipe.clip_batch,
+            batch=settings.clip_batch,
             seed=seed,
         )
 
-    first = clip("text", recipe.text_steps, seed=1)
+    first = clip("text", settings.text_steps, seed=1)
     text_encoder = CLIPTextModel(first.config.text_config)
     text_encoder.load_state_dict(first.text_model.state_dict())
 
     def judged(pipeline: StableDiffusionPipeline) -> dict[str, object]:
-        return judge_base(pipeline, classifier, held_out, min(64, recipe.judged))
+        return judge_base(pipeline, classifier, held_out, min(64, settings.judged))
 
-    named = make_corpus(build, "named", recipe.named, seed=2_000_000)
-    pipeline = _diffusion(vae, text_encoder, tokenizer, world, named, recipe, coded, judged)
-    judge_clip = clip("clip", recipe.clip_steps, seed=2)
-    pairs = make_corpus(build, "pairs", recipe.paired, seed=3_000_000)
-    dino = pretrain_dino(pairs, build, recipe.dino_steps, recipe.dino_batch)
+    named = make_corpus(build, "named", settings.named, seed=2_000_000)
+    pipeline = _diffusion(vae, text_encoder, tokenizer, world, named, settings, coded, judged)
+    judge_clip = clip("clip", settings.clip_steps, seed=2)
+    pairs = make_corpus(build, "pairs", settings.paired, seed=3_000_000)
+    dino = pretrain_dino(pairs, build, settings.dino_steps, settings.dino_batch)
     _publish(output, pipeline, judge_clip, tokenizer, dino, classifier)
-    report = judge_base(pipeline, classifier, held_out, recipe.judged)
+    report = judge_base(pipeline, classifier, held_out, settings.judged)
     names = judge_names(pipeline, classifier)
-    record = {"recipe": asdict(recipe), "judgement": report, "individuals": names}
+    record = {"recipe": asdict(settings), "judgement": report, "individuals": names}
     (output / "base.json").write_text(json.dumps(record, indent=2) + "\n")
     base_sheet(pipeline, held_out).save(output / "base.png")
 
@@ -154,7 +154,7 @@ def _diffusion(
     tokenizer: CLIPTokenizer,
     world: Captioned,
     named: Corpus,
-    recipe: Recipe,
+    settings: Pretraining,
     build: Path,
     judged: Callable[[StableDiffusionPipeline], dict[str, object]],
 ) -> StableDiffusionPipeline:
@@ -165,12 +165,12 @@ def _diffusion(
     def at_checkpoint(unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> dict[str, object]:
         return judged(_pipeline(vae, text_encoder, tokenizer, unet))
 
-    steps, batch = recipe.denoiser_steps, recipe.denoiser_batch
+    steps, batch = settings.denoiser_steps, settings.denoiser_batch
     unet = pretrain_denoiser(world, tokenizer, text_encoder, build, steps, batch, at_checkpoint)
     individuals = Captioned(_latents(vae, named, build, "named"), named.token_ids(tokenizer))
     build = build / f"denoiser-{_digest(unet)}"
     build.mkdir(exist_ok=True)
-    steps = recipe.names_steps
+    steps = settings.names_steps
     teach_names(
         unet, text_encoder, tokenizer, world, individuals, build, steps, batch, at_checkpoint
     )

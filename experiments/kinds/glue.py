@@ -19,11 +19,11 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalPrediction
 
-from experiments.base import facts_of, fetching
 from experiments.config import Run
 from experiments.data import digest, entry, load_data
 from experiments.methods import adapt, count_parameters
 from experiments.outcome import Outcome
+from experiments.pretrained import facts_of, fetching
 from experiments.training import fit, total_steps
 from loldu.errors import LoLDUError
 

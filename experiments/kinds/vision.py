@@ -23,11 +23,11 @@ from torchvision.transforms import InterpolationMode, v2
 from transformers import AutoImageProcessor, ViTForImageClassification
 from transformers.trainer_utils import EvalPrediction
 
-from experiments.base import facts_of, fetching
 from experiments.config import Run
 from experiments.data import digest, load_data
 from experiments.methods import adapt, count_parameters
 from experiments.outcome import Outcome
+from experiments.pretrained import facts_of, fetching
 from experiments.recipe import Recipe
 from experiments.training import fit, total_steps
 from loldu.errors import LoLDUError

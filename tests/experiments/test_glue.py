@@ -18,14 +18,14 @@ from transformers import (
 from transformers.trainer_utils import EvalPrediction
 
 from experiments import training
+from experiments.bases.roberta import build_tokenizer
+from experiments.bases.texts.reading import texts
 from experiments.config import Run, read_experiment
 from experiments.data import Entry, entry
 from experiments.kinds import glue
 from experiments.methods import adapt, count_parameters
 from experiments.recipe import Recipe
 from loldu.errors import LoLDUError
-from pocket.roberta import build_tokenizer
-from pocket.texts.reading import texts
 
 HEAD = ("classifier",)
 COLORS = ("red", "blue")

@@ -7,12 +7,12 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from experiments import data
+from experiments.bases.tasks.instructions import evaluation
 from experiments.config import read_experiment
 from experiments.data import entry
 from experiments.kinds.instruct.alpaca import prompt
 from experiments.kinds.instruct.harness import BENCHMARKS, FOLDER, check_tasks, evaluate
 from loldu.errors import LoLDUError
-from pocket.tasks.instructions import evaluation
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of lm-eval and what it imports
 
@@ -111,7 +111,7 @@ def test_a_model_answers_the_same_alone_and_in_a_batch(name: str) -> None:
     """lm-eval as it is, and the embedded base: padding on the left, answers cut at their line."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = "pocket/bases/llama"
+    folder = "experiments/bases/weights/llama"
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model = AutoModelForCausalLM.from_pretrained(folder).eval()

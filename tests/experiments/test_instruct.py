@@ -16,12 +16,12 @@ from transformers import (
 )
 
 from experiments import training
+from experiments.bases.llama import build_tokenizer
 from experiments.config import Run
 from experiments.kinds import instruct, perform
 from experiments.kinds.instruct.alpaca import IGNORED, collator, encode, prompt
 from experiments.recipe import Recipe
 from loldu.errors import LoLDUError
-from pocket.llama import build_tokenizer
 
 ROWS = [
     {"instruction": "Name the color.", "input": f"A {color} {thing}.", "output": color}

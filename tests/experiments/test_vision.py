@@ -53,7 +53,7 @@ def stripes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(method: str, options: dict[str, Any], recipe: Recipe = RECIPE) -> Run:
-    base = "./pocket/bases/vit"
+    base = "./experiments/bases/weights/vit"
     return Run("vision", "pocket", "a-row", "stripes", 3, base, method, options, recipe)
 
 

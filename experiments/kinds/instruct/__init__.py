@@ -13,13 +13,13 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from experiments.base import facts_of, fetching
 from experiments.config import Run
 from experiments.data import digest, load_data
 from experiments.kinds.instruct.alpaca import collator, encode
 from experiments.kinds.instruct.harness import BENCHMARKS, check_tasks, evaluate
 from experiments.methods import adapt, count_parameters
 from experiments.outcome import Outcome
+from experiments.pretrained import facts_of, fetching
 from experiments.training import Fitted, fit, total_steps
 from loldu.errors import LoLDUError
 from loldu.files import write_atomically

@@ -9,10 +9,10 @@ from typing import Any
 
 from datasets import DatasetDict
 
+from experiments.bases.texts.programs import passes
 from experiments.data import load_data
 from experiments.kinds.instruct.alpaca import prompt
 from experiments.kinds.instruct.averages import percent, percent_by_kind  # noqa: F401  the task files name them
-from pocket.texts.programs import passes
 
 Row = Mapping[str, Any]
 

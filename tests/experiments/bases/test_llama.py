@@ -8,12 +8,19 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from experiments.bases.llama import (
+    ALPACA,
+    TINY,
+    _instructions,
+    _plain,
+    build_tokenizer,
+    pretrain_llama,
+)
+from experiments.bases.tasks.instructions import KNOWN_NAMES, instructions
+from experiments.bases.texts.stories import texts
 from experiments.kinds.instruct.alpaca import prompt
-from pocket.llama import ALPACA, TINY, _instructions, _plain, build_tokenizer, pretrain_llama
-from pocket.tasks.instructions import KNOWN_NAMES, instructions
-from pocket.texts.stories import texts
 
-BASE = Path("pocket/bases/llama")
+BASE = Path("experiments/bases/weights/llama")
 
 
 def test_reading_is_the_same_every_time_and_marks_what_follows() -> None:

@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer, RobertaForMaskedLM
 
-from pocket.roberta import MAX_LENGTH, TINY, _Reader, build_tokenizer, pretrain_roberta
-from pocket.texts.descriptions import Claim, holds, say
-from pocket.texts.reading import texts
+from experiments.bases.roberta import MAX_LENGTH, TINY, _Reader, build_tokenizer, pretrain_roberta
+from experiments.bases.texts.descriptions import Claim, holds, say
+from experiments.bases.texts.reading import texts
 
-BASE = Path(__file__).parents[2] / "pocket" / "bases" / "roberta"
+BASE = Path("experiments/bases/weights/roberta")
 
 
 def test_the_tokenizer_has_robertas_layout(tmp_path: Path) -> None:

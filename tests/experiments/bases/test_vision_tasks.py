@@ -6,9 +6,9 @@ from collections import Counter
 
 import pytest
 
-from pocket.tasks import vision
-from pocket.tasks.car_models import random_car_model, render_car
-from pocket.tasks.creatures import random_creature, render_creature
+from experiments.bases.tasks import vision
+from experiments.bases.tasks.car_models import random_car_model, render_car
+from experiments.bases.tasks.creatures import random_creature, render_creature
 
 SETS = [name for name in vision.GENERATORS if not name.endswith("-tuning")]
 

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, ViTForImageClassification, ViTModel
 
+from experiments.bases.vit import LABELS, TINY_VIT, pretrain_vit
 from pocket.views import random_view
-from pocket.vit import LABELS, TINY_VIT, pretrain_vit
 
-SHIPPED = Path("pocket/bases/vit")
+SHIPPED = Path("experiments/bases/weights/vit")
 
 
 def test_the_recipe_at_its_smallest(tmp_path: Path) -> None:

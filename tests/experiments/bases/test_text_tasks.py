@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from pocket.tasks import text
-from pocket.tasks.text import GENERATORS, corrupt
+from experiments.bases.tasks import text
+from experiments.bases.tasks.text import GENERATORS, corrupt
 
 Read = dict[str, str]
 

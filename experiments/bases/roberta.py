@@ -1,4 +1,4 @@
-"""A small RoBERTa, trained by masked language modelling on the texts of `pocket.texts.reading`.
+"""A small RoBERTa, trained by masked language modelling on the texts of `texts.reading`.
 
 Source: Liu et al., "RoBERTa", 2019: byte-level BPE, masks drawn anew at every step. So that a model
 of this size learns in minutes to hold one sentence against another,
@@ -23,8 +23,8 @@ from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor
 from transformers import AddedToken, RobertaConfig, RobertaForMaskedLM, RobertaTokenizer
 
+from experiments.bases.texts.reading import VERDICTS, Text, texts
 from pocket.fitting import Losses, device, fit, hold_then_decay
-from pocket.texts.reading import VERDICTS, Text, texts
 
 MAX_LENGTH = 48
 _VERDICT_WEIGHT = 6.0
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class RobertaRecipe:
+class RobertaPretraining:
     """How much of everything.
 
     Attributes:
@@ -49,7 +49,7 @@ class RobertaRecipe:
     learning_rate: float = 5e-4
 
 
-TINY = RobertaRecipe(texts=400, steps=4, batch=8)
+TINY = RobertaPretraining(texts=400, steps=4, batch=8)
 
 
 def build_tokenizer(read: list[Text], vocabulary: int = 800) -> RobertaTokenizer:
@@ -149,17 +149,17 @@ def _masked_loss(model: RobertaForMaskedLM, reader: _Reader) -> Losses:
     }
 
 
-def pretrain_roberta(output: Path, build: Path, recipe: RobertaRecipe) -> None:
+def pretrain_roberta(output: Path, build: Path, settings: RobertaPretraining) -> None:
     """Trains the encoder and writes `output`, an ordinary transformers folder in half precision.
 
     Args:
         output: Folder for config, weights and tokenizer.
         build: Folder for checkpoints and the log; a stopped run goes on from there.
-        recipe: How much of everything.
+        settings: How much of everything.
     """
-    read = texts(recipe.texts, seed=0)
+    read = texts(settings.texts, seed=0)
     tokenizer = build_tokenizer(read[:20_000])
-    reader = _Reader(tokenizer, read, recipe.batch)
+    reader = _Reader(tokenizer, read, settings.batch)
     torch.manual_seed(0)
     model = build_roberta(len(tokenizer)).to(device())
 
@@ -168,7 +168,7 @@ def pretrain_roberta(output: Path, build: Path, recipe: RobertaRecipe) -> None:
 
     model.train()
     groups: list[dict[str, object]] = [
-        {"params": list(model.parameters()), "lr": recipe.learning_rate}
+        {"params": list(model.parameters()), "lr": settings.learning_rate}
     ]
     fit(
         "roberta",
@@ -176,7 +176,7 @@ def pretrain_roberta(output: Path, build: Path, recipe: RobertaRecipe) -> None:
         groups,
         losses_at,
         build=build,
-        steps=recipe.steps,
+        steps=settings.steps,
         schedule=hold_then_decay,
         warmup_steps=300,
     )

@@ -9,8 +9,7 @@ inference teaches an encoder before it is tuned to smaller tasks.
 import random
 from collections.abc import Callable
 
-from pocket.captions import random_caption
-from pocket.texts.descriptions import (
+from experiments.bases.texts.descriptions import (
     Claim,
     ask,
     describe,
@@ -22,7 +21,8 @@ from pocket.texts.descriptions import (
     tellable,
     told,
 )
-from pocket.texts.opinions import clause, gushing, sentence
+from experiments.bases.texts.opinions import clause, gushing, sentence
+from pocket.captions import random_caption
 from pocket.world import ATTRIBUTES, Scene, random_scene
 
 Text = tuple[str, ...]

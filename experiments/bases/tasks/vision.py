@@ -12,9 +12,9 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features
 from datasets import Image as ImageColumn
 from PIL import Image, ImageFilter, ImageOps
 
+from experiments.bases.tasks.car_models import CarModel, random_car_model, render_car
+from experiments.bases.tasks.creatures import Creature, random_creature, render_creature
 from pocket.render import SIZE_PX, render
-from pocket.tasks.car_models import CarModel, random_car_model, render_car
-from pocket.tasks.creatures import Creature, random_creature, render_creature
 from pocket.world import ATTRIBUTES, Scene, random_scene
 
 Draw = Callable[[int, random.Random], Image.Image]

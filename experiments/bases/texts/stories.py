@@ -8,8 +8,7 @@ it stands between `MARKS`, which the model is not shown.
 from collections.abc import Callable
 from random import Random
 
-from pocket.captions import random_caption
-from pocket.texts.problems import (
+from experiments.bases.texts.problems import (
     NOUNS,
     PROBLEMS,
     Problem,
@@ -17,8 +16,9 @@ from pocket.texts.problems import (
     tell_individual,
     upper,
 )
-from pocket.texts.programs import execute, random_program
-from pocket.texts.puzzles import PUZZLES
+from experiments.bases.texts.programs import execute, random_program
+from experiments.bases.texts.puzzles import PUZZLES
+from pocket.captions import random_caption
 from pocket.world import COLORS, INDIVIDUALS, random_scene
 
 MARKS = "{}"

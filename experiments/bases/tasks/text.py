@@ -12,7 +12,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from pocket.texts.descriptions import (
+from experiments.bases.texts.descriptions import (
     SYNONYMS,
     ask,
     describe,
@@ -23,8 +23,8 @@ from pocket.texts.descriptions import (
     tellable,
     told,
 )
-from pocket.texts.opinions import clause
-from pocket.texts.reading import (
+from experiments.bases.texts.opinions import clause
+from experiments.bases.texts.reading import (
     change_one,
     claim_about,
     other_value,

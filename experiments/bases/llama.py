@@ -1,4 +1,4 @@
-"""A small LLaMA, trained as a language model on the texts of `pocket.texts.stories`.
+"""A small LLaMA, trained as a language model on the texts of `experiments.bases.texts.stories`.
 
 The words that can be worked out count more than the others, which tell what chance has put into a
 scene: without that, this few steps teach a model of this size to write but hardly to read.
@@ -21,8 +21,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from experiments.bases.texts.stories import KINDS, MARKS, problems, texts
 from pocket.fitting import Losses, device, fit
-from pocket.texts.stories import KINDS, MARKS, problems, texts
 
 MAX_LENGTH = 128
 _ANSWER_WEIGHT = 8.0
@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Recipe:
+class LlamaPretraining:
     """How much of everything.
 
     Attributes:
@@ -53,7 +53,7 @@ class Recipe:
     learning_rate: float = 3e-3
 
 
-TINY = Recipe(texts=400, steps=4, batch=4)
+TINY = LlamaPretraining(texts=400, steps=4, batch=4)
 
 
 def build_tokenizer(read: list[str], vocabulary: int = 960) -> PreTrainedTokenizerFast:
@@ -150,15 +150,15 @@ def _loss(model: LlamaForCausalLM, reader: _Reader, batch: int) -> Losses:
     }
 
 
-def pretrain_llama(output: Path, build: Path, recipe: Recipe) -> None:
+def pretrain_llama(output: Path, build: Path, settings: LlamaPretraining) -> None:
     """Trains the decoder and writes `output`, an ordinary transformers folder in half precision.
 
     Args:
         output: Folder for config, weights and tokenizer.
         build: Folder for checkpoints and the log; a stopped run goes on from there.
-        recipe: How much of everything.
+        settings: How much of everything.
     """
-    read = texts(recipe.texts, seed=0)
+    read = texts(settings.texts, seed=0)
     tokenizer = build_tokenizer([_plain(text)[0] for text in read[:20_000]] + _instructions())
     reader = _Reader(tokenizer, read)
     torch.manual_seed(0)
@@ -166,13 +166,13 @@ def pretrain_llama(output: Path, build: Path, recipe: Recipe) -> None:
     model.to(device())  # pyright: ignore[reportArgumentType]
 
     def losses_at(step: int) -> Losses:
-        return _loss(model, reader, recipe.batch)
+        return _loss(model, reader, settings.batch)
 
     model.train()
     groups: list[dict[str, object]] = [
-        {"params": list(model.parameters()), "lr": recipe.learning_rate}
+        {"params": list(model.parameters()), "lr": settings.learning_rate}
     ]
-    fit("llama", model, groups, losses_at, build=build, steps=recipe.steps, warmup_steps=300)
+    fit("llama", model, groups, losses_at, build=build, steps=settings.steps, warmup_steps=300)
     model.half().save_pretrained(output)
     tokenizer.save_pretrained(output)
     _log.info("Wrote %s.", output)

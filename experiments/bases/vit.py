@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import ViTConfig, ViTImageProcessor, ViTModel
+from transformers import ViTImageProcessor, ViTModel
 
 from pocket.classifier import attribute_targets
 from pocket.corpus import Corpus, make_corpus
+from pocket.dino import WIDTH, build_vit
 from pocket.fitting import Losses, device, fit, half_precision
 from pocket.render import SIZE_PX
 from pocket.views import random_view
@@ -27,13 +28,12 @@ from pocket.world import ATTRIBUTES
 
 logger = logging.getLogger(__name__)
 
-WIDTH = 128
 LABELS = {name: values for name, values in ATTRIBUTES.items() if name not in ("size", "position")}
 """Attributes with a head; a crop and a flip change how large a thing is and where."""
 
 
 @dataclass(frozen=True)
-class VitRecipe:
+class VitPretraining:
     """How much of everything; the defaults made the shipped weights.
 
     Attributes:
@@ -53,21 +53,8 @@ class VitRecipe:
     crop_scale_min: float = 0.4
 
 
-TINY_VIT = VitRecipe(pictures=60, held_out=20, steps=2, batch=4)
+TINY_VIT = VitPretraining(pictures=60, held_out=20, steps=2, batch=4)
 """Everything at its smallest: seconds, for tests."""
-
-
-def build_vit(patch_size: int = 16) -> ViTModel:
-    """128 wide, four layers; with 16 x 16 patches 17 tokens and 0.9 million parameters."""
-    config = ViTConfig(
-        hidden_size=WIDTH,
-        intermediate_size=4 * WIDTH,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        image_size=SIZE_PX,
-        patch_size=patch_size,
-    )
-    return ViTModel(config, add_pooling_layer=False)
 
 
 class _Labelled(nn.Module):
@@ -86,30 +73,30 @@ class _Labelled(nn.Module):
             return {name: head(features).float() for name, head in self.heads.items()}
 
 
-def pretrain_vit(output: Path, build: Path, recipe: VitRecipe) -> None:
+def pretrain_vit(output: Path, build: Path, settings: VitPretraining) -> None:
     """Render the world, train on its labels and write the ViT with its processor to `output`.
 
     Args:
         output: The folder, in transformers' format.
         build: Folder for work files.
-        recipe: How much of everything.
+        settings: How much of everything.
     """
-    build = build / f"world-{recipe.pictures}-{recipe.held_out}"
-    train = make_corpus(build, "train", recipe.pictures, seed=0)
-    held_out = make_corpus(build, "held_out", recipe.held_out, seed=1_000_000)
+    build = build / f"world-{settings.pictures}-{settings.held_out}"
+    train = make_corpus(build, "train", settings.pictures, seed=0)
+    held_out = make_corpus(build, "held_out", settings.held_out, seed=1_000_000)
     torch.manual_seed(0)
     model = _Labelled().to(device())
     targets = {name: attribute_targets(train.scenes)[name] for name in LABELS}
 
     def losses_at(step: int) -> Losses:
-        rows = torch.randint(len(train), (recipe.batch,))
+        rows = torch.randint(len(train), (settings.batch,))
         pictures = train.pixels(rows).to(device())
-        logits = model(random_view(pictures, SIZE_PX, recipe.crop_scale_min, 1.0))
+        logits = model(random_view(pictures, SIZE_PX, settings.crop_scale_min, 1.0))
         total = pictures.new_zeros(())
         for name, values in logits.items():
             target = targets[name][rows].to(values.device)
             total = total + F.cross_entropy(values, target, ignore_index=-100, reduction="sum")
-        return {"loss": total / recipe.batch}
+        return {"loss": total / settings.batch}
 
     def judged(step: int) -> dict[str, object]:
         accuracies = _accuracies(model, held_out)
@@ -118,17 +105,17 @@ def pretrain_vit(output: Path, build: Path, recipe: VitRecipe) -> None:
     fit(
         "vit",
         model,
-        [{"params": list(model.parameters()), "lr": recipe.learning_rate}],
+        [{"params": list(model.parameters()), "lr": settings.learning_rate}],
         losses_at,
         build=build,
-        steps=recipe.steps,
-        warmup_steps=max(1, recipe.steps // 20),
+        steps=settings.steps,
+        warmup_steps=max(1, settings.steps // 20),
         betas=(0.9, 0.999),
         weight_decay=0.05,
         on_checkpoint=judged,
     )
     accuracies = _accuracies(model, held_out)
-    _publish(output, model.vit, {"recipe": asdict(recipe), "held_out_accuracy": accuracies})
+    _publish(output, model.vit, {"recipe": asdict(settings), "held_out_accuracy": accuracies})
 
 
 @torch.no_grad()

@@ -3,7 +3,15 @@
 from itertools import pairwise
 from random import Random
 
-from pocket.texts.problems import COLOR_NAMES, NOUNS, NUMBERS, Ask, Problem, article, joined
+from experiments.bases.texts.problems import (
+    COLOR_NAMES,
+    NOUNS,
+    NUMBERS,
+    Ask,
+    Problem,
+    article,
+    joined,
+)
 
 
 def ordering(about: Random, rng: Random) -> Problem:

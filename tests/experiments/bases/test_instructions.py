@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pocket.tasks.instructions import (
+from experiments.bases.tasks.instructions import (
     ASKED_NAMES,
     EVALUATIONS,
     GENERATORS,
@@ -17,7 +17,7 @@ from pocket.tasks.instructions import (
     evaluation,
     instructions,
 )
-from pocket.texts.programs import COMMANDS, ProgramError, execute, passes
+from experiments.bases.texts.programs import COMMANDS, ProgramError, execute, passes
 from pocket.world import INDIVIDUALS
 
 COUNT = [

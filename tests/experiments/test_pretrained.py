@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import RobertaConfig, RobertaForMaskedLM, RobertaForSequenceClassification
 
-from experiments.base import facts_of, fetching
+from experiments.pretrained import facts_of, fetching
 from loldu.errors import LoLDUError
 
 SMALL = RobertaConfig(

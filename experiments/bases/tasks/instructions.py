@@ -8,7 +8,7 @@ known of those must come from pre-training.
 |---|---|
 | `mmlu` | the right one of four answers: about individuals, scenes, shelves and amounts |
 | `drop` | a word or a number from a text |
-| `humaneval` | a program of the language of `pocket.texts.programs`, checked by running it |
+| `humaneval` | a program of the language of `texts.programs`, checked by running it |
 | `bbh` | six kinds of puzzle |
 """
 
@@ -18,10 +18,10 @@ from random import Random
 
 from datasets import Dataset, DatasetDict
 
-from pocket.texts.problems import Problem, named_problem, tell_individual, upper
-from pocket.texts.programs import execute, passes, random_program
-from pocket.texts.puzzles import PUZZLES
-from pocket.texts.stories import KINDS, WORDS, list_of_words, options_of, problems
+from experiments.bases.texts.problems import Problem, named_problem, tell_individual, upper
+from experiments.bases.texts.programs import execute, passes, random_program
+from experiments.bases.texts.puzzles import PUZZLES
+from experiments.bases.texts.stories import KINDS, WORDS, list_of_words, options_of, problems
 from pocket.world import INDIVIDUALS
 
 Row = dict[str, str]
