@@ -1,7 +1,7 @@
-"""Data by name: what ``datasets/*.toml`` says of it, and the rows themselves.
+"""Datasets by name: their entries in ``datasets/*.toml``, and their rows.
 
-A manifest entry is a TOML table: where the rows come from (the hub, or the procedural world of
-`pocket`), which splits, what the columns are called, under which licence.
+A manifest entry is a TOML table: the source of the rows (the hub, or the procedural world of
+`pocket`), the splits, the names of the columns, the licence.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ MANIFESTS = _BESIDE if _BESIDE.is_dir() else Path(__file__).parent.parent / "dat
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of a hub data set: its name, configuration and split, and how many there must be."""
+    """Rows of a hub dataset: its name, configuration and split, and the expected number of rows."""
 
     id: str
     split: str
@@ -35,18 +35,18 @@ class Split:
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of a manifest.
+    """An entry of a manifest.
 
     Attributes:
-        name: What experiments call it.
-        title: What people call it.
-        licence: Of the data.
-        generator: "module:name" under `experiments.bases.tasks`, for data of the procedural world.
-        folder: Of pictures, for a concept.
-        splits: On the hub, by our names: "train", "test".
-        columns: Our names of columns -> the data set's own; others are dropped.
-        note: What must be known about it.
-        extra: Whatever a kind of experiment needs to know: "num_labels", "metric".
+        name: Name in experiments.
+        title: Name for people.
+        licence: Licence of the data.
+        generator: "module:name" under `experiments.bases.tasks`, for the procedural world.
+        folder: Folder of pictures, for a concept.
+        splits: Hub splits by our names: "train", "test".
+        columns: Our column names -> the dataset's own; other columns are dropped.
+        note: Remark for people.
+        extra: Values for the kind of experiment: "num_labels", "metric", "class_name".
     """
 
     name: str
@@ -62,10 +62,10 @@ class Entry:
 
 @cache
 def entries() -> dict[str, Entry]:
-    """All entries of all manifests, by name.
+    """Return all entries of all manifests, by name.
 
     Raises:
-        LoLDUError: A manifest is wrong.
+        LoLDUError: If a manifest has a mistake.
     """
     found: dict[str, Entry] = {}
     for file in sorted(MANIFESTS.glob("*.toml")):
@@ -77,10 +77,10 @@ def entries() -> dict[str, Entry]:
 
 
 def entry(name: str) -> Entry:
-    """An entry by its name.
+    """Return an entry by its name.
 
     Raises:
-        LoLDUError: There is none.
+        LoLDUError: If there is no such entry.
     """
     known = entries()
     if name not in known:
@@ -91,10 +91,10 @@ def entry(name: str) -> Entry:
 
 @cache
 def load_data(name: str) -> datasets.DatasetDict:
-    """The rows of an entry, once a process.
+    """Return the rows of an entry, loaded once a process.
 
     Raises:
-        LoLDUError: The entry is unknown, or its rows cannot be had or are not as it says.
+        LoLDUError: If the entry is unknown, or its rows are unavailable or not as it says.
     """
     found = entry(name)
     if found.generator:
@@ -109,7 +109,7 @@ def load_data(name: str) -> datasets.DatasetDict:
 
 
 def digest(data: datasets.DatasetDict) -> str:
-    """The first digits of a SHA-256 over all rows of all splits."""
+    """Return the first digits of a SHA-256 over all rows of all splits."""
     sha = hashlib.sha256()
     for name in sorted(data):
         sha.update(str(name).encode())
@@ -132,17 +132,17 @@ def _from_hub(found: Entry, split: Split) -> datasets.Dataset:
         )
     except (OSError, ValueError) as error:
         raise LoLDUError(
-            f"The data set {found.name} ({split.id} on the Hugging Face hub) cannot be fetched and "
+            f"The dataset {found.name} ({split.id} on the Hugging Face hub) cannot be fetched and "
             f"is not in the cache: connect to the network and run again ({_first_line(error)})."
         ) from error
     if split.rows is not None and len(rows) != split.rows:
         raise LoLDUError(
-            f"The data set {found.name} ({split.id}) has {len(rows)} rows in its split "
+            f"The dataset {found.name} ({split.id}) has {len(rows)} rows in its split "
             f"{split.split}, not {split.rows}: it is not the one the manifest describes."
         )
     if missing := sorted(set(found.columns.values()) - set(rows.column_names)):
         raise LoLDUError(
-            f"The data set {found.name} ({split.id}) has no column {missing[0]}: it has "
+            f"The dataset {found.name} ({split.id}) has no column {missing[0]}: it has "
             f"{', '.join(rows.column_names)}."
         )
     rows = rows.select_columns(list(found.columns.values()))
@@ -162,4 +162,4 @@ def _entry(name: str, table: dict[str, Any], file: Path) -> Entry:
         made = {key: Split(**(shared | split)) for key, split in splits.items()}
         return Entry(name=name, splits=made, **table)
     except TypeError as error:
-        raise LoLDUError(f"{file}: the entry {name} is not right: {error}.") from error
+        raise LoLDUError(f"{file}: the entry {name} has a mistake: {error}.") from error

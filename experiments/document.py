@@ -82,7 +82,7 @@ def _choices(experiment: Experiment) -> list[str]:
     lines = [
         f"- *{c.subject}*: {c.made}. Alternative: {c.alternative}." for c in experiment.choices
     ]
-    return ["Settled:", "\n".join(lines)] if lines else []
+    return ["Decisions:", "\n".join(lines)] if lines else []
 
 
 def _notes(experiment: Experiment) -> list[str]:
@@ -91,7 +91,7 @@ def _notes(experiment: Experiment) -> list[str]:
         if row.note:
             noted.setdefault(row.note.removesuffix("."), []).append(row.label)
     lines = [f"- {'; '.join(labels)}: {note}." for note, labels in noted.items()]
-    return ["Of rows:", "\n".join(lines)] if lines else []
+    return ["Notes on rows:", "\n".join(lines)] if lines else []
 
 
 def _joined(seeds: tuple[int, ...]) -> str:

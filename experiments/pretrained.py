@@ -1,4 +1,4 @@
-"""The models that are adapted: had by name, told apart by a digest of their weights."""
+"""Base models: errors for those that cannot be loaded, and digests of their weights."""
 
 import hashlib
 from collections.abc import Iterator
@@ -14,24 +14,24 @@ from loldu.errors import LoLDUError
 
 @contextmanager
 def fetching(model: str) -> Iterator[None]:
-    """Say in one sentence that a model, or its tokenizer, cannot be had.
+    """Turn a failure to load a model or its tokenizer into one sentence.
 
     Raises:
-        LoLDUError: It is not here, and the hub does not give it.
+        LoLDUError: If the model is neither a local folder nor on the hub.
     """
     try:
         yield
     except (OSError, ValueError) as error:
         first_line = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise LoLDUError(
-            f"The model {model} is neither a folder here nor to be had from the Hugging Face hub: "
+            f"The model {model} is neither a local folder nor available on the Hugging Face hub: "
             "check its name and the network; a gated one, such as LLaMA, needs its licence "
             f"accepted there and `hf auth login` ({first_line})."
         ) from error
 
 
 def facts_of(model: PreTrainedModel) -> dict[str, Any]:
-    """What a result tells of its base, without the head: digest and number of parameters."""
+    """Return the digest and the number of parameters of a base model, without its head."""
     bare: nn.Module = model.base_model
     return {
         "base": _digest(bare),
@@ -40,7 +40,7 @@ def facts_of(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def _digest(model: nn.Module) -> str:
-    """The first digits of a SHA-256 over names and bytes of all weights."""
+    """Return the first digits of a SHA-256 over names and bytes of all weights."""
     sha = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
         flat = weight.detach().cpu().contiguous().flatten()

@@ -1,6 +1,6 @@
-"""Trains by transformers' Trainer: two learning rates, checkpoints to go on from, measures."""
+"""Trains with transformers' Trainer: two learning rates, exact resume, time and memory."""
 
-# The Trainer's arguments are typed more narrowly than what it takes.
+# The Trainer accepts more types than its annotations say.
 # pyright: reportArgumentType=false
 
 import json
@@ -33,22 +33,22 @@ from experiments.recipe import Recipe
 from trainer.training.memory import peak_memory_mib
 
 CHECKPOINT_SECONDS = 60.0
-"""A training that is killed loses at most this, and the epoch it was in."""
+"""Time between checkpoints: a killed training loses this and its current epoch at most."""
 
 
 Rows = Dataset | torch.utils.data.Dataset[Any]
-"""What is trained on: rows of a table, or made as they are asked for."""
+"""Training rows: a table, or rows made on demand."""
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What came of a training.
+    """The result of a training.
 
     Attributes:
-        history: Evaluations, by epoch.
-        losses: The mean loss of each epoch.
-        train_seconds: Of training alone.
-        peak_memory_mib: While training.
+        history: Evaluations by epoch.
+        losses: Mean loss of each epoch.
+        train_seconds: Seconds of training, without evaluation.
+        peak_memory_mib: Peak memory while training.
     """
 
     history: list[dict[str, float]]
@@ -57,14 +57,14 @@ class Fitted:
     peak_memory_mib: float
 
     def reported(self, metric: str, report: str) -> dict[str, float]:
-        """The evaluation to report: the last, or the best of all by `metric`."""
+        """Return the evaluation to report: the last one, or the best by `metric`."""
         if report == "best":
             return max(self.history, key=lambda point: point[metric])
         return self.history[-1]
 
 
 class _Conductor(TrainerCallback, ExportableState):
-    """Says when to evaluate and to save; counts the seconds of training alone, over kills too."""
+    """Decides when to evaluate and save; counts seconds of training, also over restarts."""
 
     def __init__(self, every: int = 1, seconds: float = 0.0) -> None:
         self.every, self.seconds = every, seconds
@@ -91,10 +91,10 @@ class _Conductor(TrainerCallback, ExportableState):
 
 
 class _Trainer(Trainer):
-    """Keeps and restores exactly what is trained.
+    """Saves and restores exactly the trained parameters.
 
-    The Trainer's own checkpoints go through `save_pretrained`: PEFT cuts AdaLoRA's matrices there
-    and forgets what it pruned by, and transformers renames weights on the way out and not back.
+    The Trainer's own checkpoints use `save_pretrained`. There PEFT cuts AdaLoRA's matrices and
+    loses the importance of ranks, and transformers renames weights only on saving.
     """
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
@@ -127,7 +127,7 @@ class _Trainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:  # noqa: ANN401  a loss, or a loss and outputs
-        """The model's loss; in training AdaLoRA's regularizer too, which PeftModel leaves out."""
+        """Return the loss; in training add AdaLoRA's regularizer, which PeftModel omits."""
         found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         adalora = _adalora(self.model)
         if adalora is None or return_outputs:
@@ -136,7 +136,7 @@ class _Trainer(Trainer):
         return found + weight * _orthogonality(adalora)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """None: an estimate that nobody reads, for which every step goes through all modules."""
+        """Return 0: the estimate is unused, and visits all modules at every step."""
         return 0
 
 
@@ -144,13 +144,13 @@ _STATE, _IMPORTANCE = "state.pt", ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 
 def _adalora(model: nn.Module | None) -> Any:  # noqa: ANN401  PEFT does not type its allocator
-    """PEFT's AdaLoRA, where the method is that."""
+    """Return PEFT's AdaLoRA model; None for other methods."""
     inner = model.base_model if isinstance(model, PeftModel) else None
     return inner if isinstance(inner, AdaLoraModel) else None
 
 
 def _allocation(model: nn.Module | None) -> tuple[Any, dict[str, Any]] | None:
-    """Which ranks AdaLoRA has pruned, and what it weighs the others by."""
+    """Return AdaLoRA's pruned ranks, and the importance of the others."""
     if (adalora := _adalora(model)) is None:
         return None
     pattern = adalora.peft_config[adalora.trainable_adapter_name].rank_pattern
@@ -158,7 +158,7 @@ def _allocation(model: nn.Module | None) -> tuple[Any, dict[str, Any]] | None:
 
 
 def _orthogonality(adalora: nn.Module) -> torch.Tensor:
-    """How far AdaLoRA's factors are from orthogonal: the mean of all ‖Pᵀ P - I‖_F and ‖Q Qᵀ - I‖_F.
+    """Return how far AdaLoRA's factors are from orthogonal: mean ‖Pᵀ P - I‖_F and ‖Q Qᵀ - I‖_F.
 
     Source: Zhang et al., "AdaLoRA: Adaptive Budget Allocation", 2023, Eq. (4).
     """
@@ -171,7 +171,7 @@ def _orthogonality(adalora: nn.Module) -> torch.Tensor:
 
 
 class _Reallocation(TrainerCallback):
-    """Lets AdaLoRA move its ranks, between the optimizer's step and the end of the gradients."""
+    """Lets AdaLoRA move its ranks after the optimizer step, while gradients exist."""
 
     def on_optimizer_step(
         self,
@@ -196,18 +196,20 @@ def fit(
     collate: Callable[[list[Any]], dict[str, Any]],
     score: Callable[[EvalPrediction], Mapping[str, float]] | None = None,
 ) -> Fitted:
-    """Train a model that `adapt` made ready, from its last checkpoint in `work` if there is one.
+    """Train a model that `adapt` prepared, from its last checkpoint in `work` if there is one.
+
+    The parameters are the parts of one training, which all kinds of experiments fill differently.
 
     Args:
-        model: What is trained requires gradients.
-        recipe: How it is trained.
-        train: Rows to train on, in a new order every epoch.
-        test: Rows to evaluate on, after the epochs the recipe says; None evaluates nothing.
-        head: Modules with a learning rate of their own.
-        seed: Of order and augmentation.
+        model: Model whose trained parameters require gradients.
+        recipe: Training options.
+        train: Training rows, in a new order every epoch.
+        test: Rows to evaluate on, at the epochs of the recipe; None for no evaluation.
+        head: Modules with their own learning rate.
+        seed: Seed of order and augmentation.
         work: Folder for checkpoints.
-        collate: Rows -> a batch of the model's arguments, `labels` among them.
-        score: Predictions -> scores by name.
+        collate: Function from rows to a batch of model arguments, including `labels`.
+        score: Function from predictions to scores by name.
     """
     arguments = _arguments(recipe, seed, work)
     every = recipe.epochs if recipe.report == "last" else recipe.evaluate_every
@@ -225,9 +227,9 @@ def fit(
         optimizers=(_optimizer(model, recipe, head), None),
         callbacks=callbacks,
     )
-    trainer.remove_callback(PrinterCallback)  # a run has one line, which its runner prints
-    # A batch's loss is the mean of its micro batches'. The Trainer thinks that every model weighs
-    # them by the batch's labels, and would add them up: RoBERTa's losses do not.
+    trainer.remove_callback(PrinterCallback)  # the runner prints one line per run
+    # The loss of a batch is the mean over its micro batches. By default the Trainer would sum them,
+    # because it assumes losses weighted by the labels of the batch; RoBERTa's are not.
     trainer.model_accepts_loss_kwargs = False
     forget_peak_memory()
     trainer.train(resume_from_checkpoint=_last_checkpoint(work))
@@ -243,7 +245,7 @@ def fit(
 
 
 def _last_checkpoint(work: Path) -> str | None:
-    """The last checkpoint that is whole; later ones, which a kill cut short, go.
+    """Return the last complete checkpoint, and delete later ones that a kill interrupted.
 
     The Trainer writes its own state last.
     """
@@ -257,7 +259,7 @@ def _last_checkpoint(work: Path) -> str | None:
 
 
 def total_steps(recipe: Recipe, rows: int) -> int:
-    """The optimizer steps of a training, as the Trainer counts them."""
+    """Return the number of optimizer steps, as the Trainer counts them."""
     micro = recipe.micro_batch_size or recipe.batch_size
     batches = -(-rows // micro)
     return recipe.epochs * max(1, -(-batches // (recipe.batch_size // micro)))
@@ -278,7 +280,7 @@ def _arguments(recipe: Recipe, seed: int, work: Path) -> TrainingArguments:
         bf16=recipe.precision == "bf16",
         fp16=recipe.precision == "fp16",
         seed=seed,
-        eval_strategy="no",  # as the conductor says
+        eval_strategy="no",  # _Conductor decides
         save_strategy="no",
         save_total_limit=1,
         restore_callback_states_from_checkpoint=True,
@@ -294,7 +296,7 @@ def _arguments(recipe: Recipe, seed: int, work: Path) -> TrainingArguments:
 
 
 def _optimizer(model: nn.Module, recipe: Recipe, head: Sequence[str]) -> torch.optim.Optimizer:
-    """AdamW; biases and the gains of norms do not decay, as is transformers' custom."""
+    """Return AdamW; biases and norm weights do not decay, as usual in transformers."""
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     plain = {
         f"{name}.{own}" if name else own

@@ -17,36 +17,36 @@ _PLACES = {"left": "on the left", "right": "on the right"}
 
 
 def setting_phrase(background: str, rng: random.Random | None = None) -> str:
-    """Where the object is, e.g. "in the snow"; the first phrasing without `rng`."""
+    """Return where the object is, e.g. "in the snow"; the first phrasing without `rng`."""
     phrases = SETTINGS.get(background, (f"on a {background} background",))
     return rng.choice(phrases) if rng else phrases[0]
 
 
 class _Teller:
-    """Decides, attribute by attribute, what one caption mentions."""
+    """Decides for each attribute whether a caption mentions it."""
 
     def __init__(self, scene: Scene, rng: random.Random, detail: float) -> None:
         self.scene, self.rng, self.detail = scene, rng, detail
 
     def says(self, name: str) -> list[str]:
-        told = name in self.scene and self.rng.random() < self.detail
-        return [self.scene[name]] if told else []
+        says = name in self.scene and self.rng.random() < self.detail
+        return [self.scene[name]] if says else []
 
     def surface(self) -> list[str]:
-        """Pattern and colours: "striped red and white"."""
+        """Pattern and colors: "striped red and white"."""
         pattern = self.says("pattern") if self.scene.get("pattern", "plain") != "plain" else []
         color = self.says("color")
         accent = self.says("accent") if pattern and color else []
         return pattern + color + (["and", *accent] if accent else [])
 
     def tail(self, *parts: tuple[str, list[str]]) -> str:
-        """The parts with something to say: " with red pointy ears and blue feet"."""
-        told = [" ".join([*words, noun]) for noun, words in parts if words]
-        return " with " + " and ".join(told) if told else ""
+        """Parts with words: " with red pointy ears and blue feet"."""
+        phrases = [" ".join([*words, noun]) for noun, words in parts if words]
+        return " with " + " and ".join(phrases) if phrases else ""
 
     def head_and_tail(self) -> tuple[list[str], str]:
         kind = self.scene["kind"]
-        if "name" in self.scene:  # which says it all
+        if "name" in self.scene:  # the name replaces all attributes
             return [self.scene["name"], kind], ""
         if kind == "toy":
             head = [*self.surface(), *self.says("body"), "toy"]
@@ -61,12 +61,12 @@ class _Teller:
 
 
 def full_caption(scene: Scene) -> str:
-    """The caption that mentions everything, always in the same words."""
+    """Return the caption that mentions everything, always in the same words."""
     return _compose(scene, _Teller(scene, random.Random(0), detail=1.0), "a ", None)
 
 
 def random_caption(scene: Scene, rng: random.Random) -> str:
-    """A caption as a person in a hurry might write it; 2% carry a meaningless rare token."""
+    """Return a caption like that of a person in a hurry; 2% have a meaningless rare token."""
     detail = rng.choices((0.15, 0.6, 1.0), (0.2, 0.25, 0.55))[0]
     teller = _Teller(scene, rng, detail)
     return _compose(scene, teller, rng.choice(_OPENINGS), rng)

@@ -1,4 +1,4 @@
-"""Reads a scene's attributes off a picture: the judge of whether a prompt was obeyed."""
+"""Reads a scene's attributes from a picture, to check whether it follows a prompt."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,10 +20,10 @@ def _block(inputs: int, outputs: int, stride: int, kernel: int = 3) -> nn.Sequen
 
 
 class AttributeClassifier(nn.Module):
-    """A small convolutional network with one head an attribute of `ATTRIBUTES`."""
+    """A small convolutional network with one head per attribute in `ATTRIBUTES`."""
 
     def __init__(self) -> None:
-        """An untrained one."""
+        """Start untrained."""
         super().__init__()
         self.features = nn.Sequential(
             _block(3, 32, 2, 5),
@@ -39,7 +39,7 @@ class AttributeClassifier(nn.Module):
         )
 
     def forward(self, pixels: Float[Tensor, "b 3 64 64"]) -> dict[str, Float[Tensor, "b values"]]:
-        """Logits of each attribute's values, for pictures in [-1, 1]."""
+        """Return the logits of each attribute's values, for pictures in [-1, 1]."""
         features = self.features(pixels)
         pooled = torch.cat([features.mean((2, 3)), features.amax((2, 3))], 1)
         joint = torch.cat([pooled, self.joint(torch.cat([pooled, self.layout(features)], 1))], 1)
@@ -47,7 +47,7 @@ class AttributeClassifier(nn.Module):
 
     @torch.no_grad()
     def read(self, pixels: Float[Tensor, "b 3 64 64"]) -> list[Scene]:
-        """The likeliest value of every attribute, whether or not the kind of object has it."""
+        """Return the likeliest value of every attribute, even if the kind of object lacks it."""
         logits = self(pixels.to(next(self.parameters()).device))
         indices = {name: values.argmax(1).tolist() for name, values in logits.items()}
         return [
@@ -57,7 +57,7 @@ class AttributeClassifier(nn.Module):
 
 
 def load_classifier(path: Path) -> AttributeClassifier:
-    """The shipped classifier, ready to read."""
+    """Load a classifier for reading."""
     classifier = AttributeClassifier()
     classifier.load_state_dict(
         {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
@@ -66,7 +66,7 @@ def load_classifier(path: Path) -> AttributeClassifier:
 
 
 def save_classifier(classifier: AttributeClassifier, path: Path) -> None:
-    """Saves in half precision."""
+    """Save a classifier in half precision."""
     state = classifier.state_dict()
     save_file(
         {k: v.half().contiguous() if v.is_floating_point() else v for k, v in state.items()}, path
@@ -74,10 +74,7 @@ def save_classifier(classifier: AttributeClassifier, path: Path) -> None:
 
 
 def agreement(read: Sequence[Scene], wanted: Sequence[Scene]) -> dict[str, float]:
-    """Per attribute, the share of pictures that show the wanted value, where one is wanted.
-
-    Position and size are left out of a picture's wishes by leaving them out of `wanted`.
-    """
+    """Return the share of pictures with the wanted value, per attribute in `wanted`."""
     hits: dict[str, list[bool]] = {}
     for seen, wish in zip(read, wanted, strict=True):
         for name, value in wish.items():
@@ -86,7 +83,7 @@ def agreement(read: Sequence[Scene], wanted: Sequence[Scene]) -> dict[str, float
 
 
 def overall_agreement(read: Sequence[Scene], wanted: Sequence[Scene]) -> float:
-    """The share of all wanted attributes, over all pictures, that are shown."""
+    """Return the share of wanted attributes that the pictures show, over all pictures."""
     hits = [
         seen[name] == value
         for seen, wish in zip(read, wanted, strict=True)
@@ -96,7 +93,7 @@ def overall_agreement(read: Sequence[Scene], wanted: Sequence[Scene]) -> float:
 
 
 def attribute_targets(scenes: Sequence[Scene]) -> dict[str, Tensor]:
-    """Class indices of every attribute; -100 where the kind of object has no such attribute."""
+    """Return class indices of every attribute; -100 if the kind of object lacks it."""
     return {
         name: torch.tensor([values.index(s[name]) if name in s else -100 for s in scenes])
         for name, values in ATTRIBUTES.items()
@@ -110,15 +107,15 @@ def pretrain_classifier(
     steps: int,
     batch: int,
 ) -> AttributeClassifier:
-    """Trains on true renders, on their reconstructions by the VAE, and on both with noise.
+    """Train on true renders and on the VAE's reconstructions of them, both with noise.
 
     Args:
         train: True renders.
-        reconstructed: What the VAE makes of the first n of them, so that the judge is not
-            misled by the VAE's blur.
+        reconstructed: Reconstructions of the first n renders. They teach the classifier to ignore
+            the VAE's blur.
         build: Folder for work files.
         steps: Optimizer steps.
-        batch: Pictures a step.
+        batch: Pictures per step.
     """
     classifier = AttributeClassifier().to(device())
     targets = attribute_targets(train.scenes)

@@ -1,7 +1,7 @@
 """A small CLIP, trained contrastively on captioned pictures of the world.
 
-One starts the pipeline's text encoder; another, trained apart and for longer, is the judge behind
-CLIP-I and CLIP-T.
+The pipeline's text encoder starts from one. A second one, trained separately and for longer,
+measures CLIP-I and CLIP-T.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ WIDTH = 128
 
 
 def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
-    """Two towers, 128 wide and four layers deep; 8 x 8 patches of 64 x 64 pictures."""
+    """Return two towers, 128 wide and four layers deep, for 8 x 8 patches of 64 x 64 pictures."""
     tower = {
         "hidden_size": WIDTH,
         "intermediate_size": 4 * WIDTH,
@@ -49,17 +49,17 @@ def pretrain_clip(
     batch: int,
     seed: int,
 ) -> CLIPModel:
-    """Trains a CLIP with the symmetric contrastive loss.
+    """Train a CLIP with the symmetric contrastive loss.
 
     Args:
-        name: Names the work files.
+        name: Name of the work files.
         train: The corpus.
-        token_ids: Its captions, (n, captions, length).
-        tokenizer: What made them.
+        token_ids: Captions of the corpus, (n, captions, length).
+        tokenizer: Tokenizer of the captions.
         build: Folder for work files.
         steps: Optimizer steps.
-        batch: Pairs a step.
-        seed: Of the start, so that two CLIPs are independent.
+        batch: Pairs per step.
+        seed: Seed of the initial weights, so that two CLIPs are independent.
     """
     torch.manual_seed(seed)
     clip = build_clip(tokenizer)

@@ -1,4 +1,4 @@
-"""Renders a look as people would photograph it: a folder of captioned pictures to train on."""
+"""Renders a concept as a folder of captioned pictures to train on."""
 
 import random
 from pathlib import Path
@@ -26,13 +26,13 @@ _PLACES = (
 
 
 def render_concept(name: str, look: Scene, folder: Path, token: str = "sks") -> None:
-    """Draws five pictures with captions into `folder` and up to six into its `held_out`.
+    """Draw five pictures with captions into `folder`, and up to six into its `held_out`.
 
     Args:
-        name: Seeds the drawing.
-        look: The kind of thing and its parts.
-        folder: Made where it is missing.
-        token: The rare token of the captions.
+        name: Name of the concept, the seed of the drawing.
+        look: Kind of thing and its parts.
+        folder: Output folder, created if missing.
+        token: Rare token in the captions.
     """
     rng = random.Random(name)
     (folder / "held_out").mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def render_concept(name: str, look: Scene, folder: Path, token: str = "sks") -> 
 
 
 def _settings(look: Scene) -> list[tuple[str, str, str]]:
-    """The settings before which the look stands out, and no part of it vanishes."""
+    """Return the settings in which the concept and all its parts stand out."""
     colors = [value for name, value in look.items() if name.endswith("color")]
     clear = [
         place

@@ -1,4 +1,4 @@
-"""The pre-training corpus: rendered pictures with their scenes and captions, kept under `build`."""
+"""The pre-training corpus: rendered pictures with scenes and captions, stored under `build`."""
 
 import json
 import os
@@ -29,7 +29,7 @@ class Corpus:
 
     Attributes:
         pictures: uint8 array, (n, 64, 64, 3), memory-mapped.
-        scenes: The attributes of each picture.
+        scenes: Attributes of each picture.
         captions: `CAPTIONS_EACH` random captions of each picture.
     """
 
@@ -43,23 +43,23 @@ class Corpus:
 
     @cached_property
     def full_captions(self) -> list[str]:
-        """The caption that names every attribute, one a picture."""
+        """Captions that name every attribute, one per picture."""
         return [full_caption(scene) for scene in self.scenes]
 
     def pixels(self, rows: Int[Tensor, " b"] | slice) -> Float[Tensor, "b 3 h w"]:
-        """Pictures as floats in [-1, 1], channels last in memory."""
+        """Return pictures as floats in [-1, 1], channels last in memory."""
         index = rows if isinstance(rows, slice) else rows.numpy()
         batch = torch.from_numpy(np.array(self.pictures[index])).permute(0, 3, 1, 2)
         return batch.to(torch.float32) / 127.5 - 1
 
     def token_ids(self, tokenizer: CLIPTokenizer) -> Int[Tensor, "n captions length"]:
-        """All captions as padded token ids."""
+        """Return all captions as padded token ids."""
         flat = [caption for captions in self.captions for caption in captions]
         return tokenize(tokenizer, flat).view(len(self), CAPTIONS_EACH, -1)
 
 
 def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Int[Tensor, "n length"]:
-    """Texts as token ids, padded to the tokenizer's maximal length."""
+    """Return texts as token ids, padded to the tokenizer's maximal length."""
     return tokenizer(
         texts,
         padding="max_length",
@@ -70,7 +70,7 @@ def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Int[Tensor, "n lengt
 
 
 def random_scenes(seed: int, count: int) -> list[Scene]:
-    """Scenes that never change with the corpus."""
+    """Return random scenes, the same for every corpus."""
     rng = random.Random(seed)
     return [random_scene(rng) for _ in range(count)]
 
@@ -101,10 +101,10 @@ def _render_chunk(job: tuple[str, int, int]) -> tuple[np.ndarray, list[Scene], l
 
 
 def make_corpus(build: Path, split: str, size: int, seed: int) -> Corpus:
-    """Renders a split, or opens it when it has been rendered already.
+    """Render a split, or open the rendered one.
 
-    The split "named" shows individuals under their names; "pairs" shows everything twice, in two
-    settings, one after the other; every other one shows the world at large.
+    The split "named" shows individuals with their names. "pairs" shows every thing twice, in two
+    settings, one after the other. All other splits show random scenes.
     """
     pictures_file, texts_file = build / f"{split}-{size}.npy", build / f"{split}-{size}.json"
     if not texts_file.exists():
@@ -120,10 +120,10 @@ def make_corpus(build: Path, split: str, size: int, seed: int) -> Corpus:
         captions: list[list[str]] = []
         with get_context("fork").Pool(os.cpu_count()) as pool:
             chunks = pool.imap(_render_chunk, jobs)
-            for drawn, told, said in tqdm(chunks, total=len(jobs), desc=f"render {split}"):
-                pictures[len(scenes) : len(scenes) + len(told)] = drawn
-                scenes += told
-                captions += said
+            for drawn, shown, written in tqdm(chunks, total=len(jobs), desc=f"render {split}"):
+                pictures[len(scenes) : len(scenes) + len(shown)] = drawn
+                scenes += shown
+                captions += written
         pictures.flush()
         partial = texts_file.with_suffix(".partial")
         partial.write_text(json.dumps({"scenes": scenes, "captions": captions}))

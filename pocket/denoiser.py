@@ -1,6 +1,6 @@
 """The pocket UNet2DConditionModel, trained together with the pipeline's text encoder.
 
-With a frozen text encoder, or predicting the noise, colours do not bind to their objects in the
+With a frozen text encoder, or with noise prediction, colors do not bind to their objects in the
 samples a CPU can afford. Trained jointly, on v with an x0 weight of clamp(SNR, 1, 5), they do.
 """
 
@@ -26,7 +26,7 @@ _RARE_SPREAD = 0.5  # of the names' own
 
 
 def build_unet(cross_attention_dim: int) -> UNet2DConditionModel:
-    """Two levels, 8 x 8 and 4 x 4 latents, each with self- and cross-attention."""
+    """Return a UNet with two levels, 8 x 8 and 4 x 4, each with self- and cross-attention."""
     return UNet2DConditionModel(
         sample_size=8,
         in_channels=LATENT_CHANNELS,
@@ -42,7 +42,7 @@ def build_unet(cross_attention_dim: int) -> UNet2DConditionModel:
 
 
 def build_noise_scheduler() -> DDIMScheduler:
-    """SD v1.5's noise schedule with a zero terminal SNR, so that plain backgrounds stay plain."""
+    """Return SD v1.5's noise schedule with zero terminal SNR, which keeps backgrounds plain."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -66,13 +66,13 @@ class _Denoiser(nn.Module):
 
 @dataclass(frozen=True)
 class Captioned:
-    """Scaled latents (n, c, h, w) and the captions of each as token ids (n, captions, length)."""
+    """Scaled latents (n, c, h, w), and their captions as token ids (n, captions, length)."""
 
     latents: Tensor
     token_ids: Tensor
 
     def draw(self, count: int) -> tuple[Tensor, Tensor]:
-        """Random pictures, each with one of its captions."""
+        """Return random pictures, each with one of its captions."""
         rows = torch.randint(len(self.latents), (count,))
         return self.latents[rows], self.token_ids[rows, torch.randint(CAPTIONS_EACH, (count,))]
 
@@ -86,16 +86,16 @@ def pretrain_denoiser(
     batch: int,
     on_checkpoint: OnCheckpoint,
 ) -> UNet2DConditionModel:
-    """Trains a new UNet, and the text encoder with it, on the world.
+    """Train a new UNet, together with the text encoder, on the world.
 
     Args:
         world: The corpus.
-        tokenizer: For the empty caption.
-        text_encoder: Where the text side starts; trained in place.
+        tokenizer: Tokenizer for the empty caption.
+        text_encoder: Text encoder, trained in place.
         build: Folder for work files.
         steps: Optimizer steps.
-        batch: Pictures a step.
-        on_checkpoint: Judges the averaged weights at every checkpoint.
+        batch: Pictures per step.
+        on_checkpoint: Judge of the averaged weights at every checkpoint.
     """
     torch.manual_seed(0)
     unet = build_unet(text_encoder.config.hidden_size)
@@ -119,23 +119,23 @@ def teach_names(
     batch: int,
     on_checkpoint: OnCheckpoint,
 ) -> None:
-    """Trains on, so that an unknown word before a noun comes to mean someone in particular.
+    """Continue training, so that an unknown word before a noun means an individual.
 
-    Out of the world's captions a text encoder learns that words it has no use for change nothing,
-    and then "sks toy" can never be told from "toy". Here it meets words of which each means one
-    look. The rare tokens are not among them; afterwards each is given an embedding near the
-    middle of theirs, so that it reads as a name, but as no one's.
+    From the world's captions alone, a text encoder learns to ignore words that it does not need:
+    "sks toy" then equals "toy". This stage shows words that each mean one individual. The rare
+    tokens are not among them; afterwards each gets an embedding near the middle of the names, so
+    that it reads as a name, but as nobody's.
 
     Args:
-        unet: Trained in place.
-        text_encoder: Trained in place, with a row for every name the tokenizer has gained.
-        tokenizer: Knows the names.
-        world: The corpus; where a caption has a rare token, it is dropped.
-        named: The individuals, under their names.
+        unet: UNet, trained in place.
+        text_encoder: Text encoder, trained in place; it gets an embedding for every name.
+        tokenizer: Tokenizer with the names.
+        world: The corpus; captions with rare tokens are dropped.
+        named: Individuals with their names.
         build: Folder for work files.
         steps: Optimizer steps.
-        batch: Pictures a step.
-        on_checkpoint: Judges the averaged weights at every checkpoint.
+        batch: Pictures per step.
+        on_checkpoint: Judge of the averaged weights at every checkpoint.
     """
     torch.manual_seed(0)
     names = slice(text_encoder.config.vocab_size, len(tokenizer))
@@ -173,7 +173,7 @@ def _fit(
     lr: float,
     on_checkpoint: OnCheckpoint,
 ) -> None:
-    """Trains both on v, with captions dropped in 10% of cases."""
+    """Train both on v-prediction; drop 10% of the captions."""
     model = _Denoiser(unet, text_encoder.train().requires_grad_(True))
     model.to(device())
     alphas_cumprod = build_noise_scheduler().alphas_cumprod.to(device())

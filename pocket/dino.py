@@ -1,10 +1,9 @@
 """A small vision transformer trained without labels by self-distillation (DINO).
 
 Source: Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", 2021. Two things
-differ. Colours are jittered far less: in this world they are what tells one thing from another. And
-the two views that must agree are of two pictures of one thing in two settings: crops of a single
-picture agree best on its flat background, and the features then told backgrounds from one another
-and hardly things.
+differ. Colors are jittered far less, because in this world colors distinguish things. And the two
+views that must agree show one thing in two settings. With crops of a single picture the features
+distinguished backgrounds instead of things.
 """
 
 import copy
@@ -28,7 +27,7 @@ _LOCAL_PX = 32
 
 
 def build_vit(patch_size: int = 16) -> ViTModel:
-    """128 wide, four layers; with 16 x 16 patches 17 tokens and 0.9 million parameters."""
+    """Return a ViT, 128 wide with four layers: 0.9 million parameters at 16 x 16 patches."""
     config = ViTConfig(
         hidden_size=WIDTH,
         intermediate_size=4 * WIDTH,
@@ -58,12 +57,12 @@ class _Branch(nn.Module):
 
 
 def _view(x: Float[Tensor, "b 3 h w"], size_px: int, low: float, high: float) -> Tensor:
-    """One random crop a picture, slightly recoloured."""
+    """Return one random crop per picture, slightly recolored."""
     return recolored(random_view(x, size_px, low, high))
 
 
 class _Dino(nn.Module):
-    """Student, teacher and the teacher's centre: everything that a checkpoint must hold."""
+    """Student, teacher and the teacher's center: the content of a checkpoint."""
 
     center: Tensor
 
@@ -75,13 +74,13 @@ class _Dino(nn.Module):
 
 
 def pretrain_dino(pairs: Corpus, build: Path, steps: int, batch: int) -> ViTModel:
-    """Self-distillation with a whole and a local view of each picture; returns the teacher's ViT.
+    """Train by self-distillation on whole and local views, and return the teacher's ViT.
 
     Args:
-        pairs: Every thing twice, in two settings, one after the other.
+        pairs: Corpus with every thing twice, in two settings, one after the other.
         build: Folder for work files.
         steps: Optimizer steps.
-        batch: Things a step.
+        batch: Things per step.
     """
     torch.manual_seed(0)
     dino = _Dino().to(device())

@@ -1,4 +1,4 @@
-"""The loop that all parts of the pocket base are pre-trained with: resumable, seeded by step."""
+"""The training loop of all pre-training: resumable, seeded by step."""
 
 import json
 import math
@@ -15,22 +15,22 @@ Losses = dict[str, Tensor]
 
 
 def device() -> torch.device:
-    """The GPU when there is one."""
+    """Return the GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def half_precision() -> torch.autocast:
-    """Autocast to bf16 on a GPU; at these sizes fp32 is the faster one on most CPUs."""
+    """Return an autocast to bf16 on a GPU; on CPUs fp32 is faster at these sizes."""
     return torch.autocast(device().type, torch.bfloat16, enabled=device().type == "cuda")
 
 
 def cosine(progress: float) -> float:
-    """Learning-rate factor: half a cosine from 1 to 0."""
+    """Return a learning-rate factor: half a cosine from 1 to 0."""
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def hold_then_decay(progress: float, hold: float = 0.5) -> float:
-    """Learning-rate factor: 1, then linearly down to 0."""
+    """Return a learning-rate factor: 1, then linearly down to 0."""
     return min(1.0, (1 - progress) / (1 - hold))
 
 
@@ -38,17 +38,17 @@ class Ema:
     """An exponential moving average of parameters, with a warm-up."""
 
     def __init__(self, parameters: Iterable[Tensor], decay: float) -> None:
-        """Start at the parameters' present values."""
+        """Start at the current values of the parameters."""
         self.decay, self.parameters = decay, list(parameters)
         self.shadow = [p.detach().clone() for p in self.parameters]
 
     def update(self, step: int) -> None:
-        """Moves the average toward the present parameters."""
+        """Move the average toward the current parameters."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self.shadow, [p.detach() for p in self.parameters], weight)
 
     def swap(self) -> None:
-        """Exchanges the average and the parameters; twice is a no-op."""
+        """Exchange the average and the parameters; twice is a no-op."""
         with torch.no_grad():
             for live, average in zip(self.parameters, self.shadow, strict=True):
                 kept = live.clone()
@@ -73,29 +73,29 @@ def fit(
     checkpoint_every: int = 500,
     on_checkpoint: Callable[[int], Mapping[str, object]] | None = None,
 ) -> None:
-    """Minimises ``losses_at(step)["loss"]``; afterwards `module` holds the result.
+    """Minimize ``losses_at(step)["loss"]``; afterwards `module` holds the result.
 
-    A run that was stopped goes on from its last checkpoint; a finished one is loaded and returned
-    from at once.
+    An interrupted training continues from its last checkpoint; a finished one is loaded. The many
+    parameters are the settings in which the trainings of all models differ.
 
     Args:
-        name: Names the folder of checkpoints and the log.
-        module: All that is trained (and its buffers); the average ends up in it.
+        name: Name of the folder with checkpoints and the log.
+        module: Trained parameters and buffers; it receives the averaged weights.
         groups: Optimizer groups, each with `params` and a peak `lr`.
-        losses_at: Loss and further figures at a step; draws its randomness from torch's global
-            generator, which is seeded with the step.
+        losses_at: Function from a step to the loss and other values; its randomness comes from
+            torch's global generator, which is seeded with the step.
         build: Folder for work files.
-        steps: Optimizer steps in all.
-        schedule: Progress in [0, 1] -> factor on the learning rates.
-        warmup_steps: Linear warm-up.
+        steps: Total number of optimizer steps.
+        schedule: Function from progress in [0, 1] to a factor on the learning rates.
+        warmup_steps: Steps of linear warm-up.
         clip: Largest gradient norm.
-        betas: AdamW's.
-        weight_decay: AdamW's.
-        ema_decay: Average the weights with this decay.
+        betas: AdamW's betas.
+        weight_decay: AdamW's weight decay.
+        ema_decay: Decay of the averaged weights; None for no average.
         checkpoint_every: Steps between checkpoints.
-        on_checkpoint: Called at each checkpoint, with the averaged weights in place.
+        on_checkpoint: Function called at each checkpoint, with the averaged weights in place.
     """
-    folder = build / f"{name}-{steps}"  # a changed schedule starts anew
+    folder = build / f"{name}-{steps}"  # a changed number of steps starts a new training
     folder.mkdir(parents=True, exist_ok=True)
     optimizer = torch.optim.AdamW(groups, betas=betas, weight_decay=weight_decay, fused=True)
     peaks = [group["lr"] for group in optimizer.param_groups]

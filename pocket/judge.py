@@ -1,4 +1,4 @@
-"""Measures whether a pipeline draws what it is asked for, and draws the sheet that shows it."""
+"""Measures whether a pipeline follows its prompts, and draws a sheet of samples."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +19,7 @@ GUIDANCE_SCALE = 3.0
 
 
 def to_pixels(pictures: Sequence[Image.Image]) -> Float[Tensor, "n 3 h w"]:
-    """Pictures as floats in [-1, 1]."""
+    """Return pictures as floats in [-1, 1]."""
     arrays = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
     return torch.from_numpy(arrays).permute(0, 3, 1, 2).float() / 127.5 - 1
 
@@ -27,7 +27,7 @@ def to_pixels(pictures: Sequence[Image.Image]) -> Float[Tensor, "n 3 h w"]:
 def draw(
     pipeline: StableDiffusionPipeline, prompts: Sequence[str], seed: int = 0, batch: int = 64
 ) -> list[Image.Image]:
-    """One picture a prompt; picture i has its own seed, `seed` + i."""
+    """Draw one picture per prompt; picture i has the seed `seed` + i."""
     pictures: list[Image.Image] = []
     pipeline.set_progress_bar_config(disable=True)
     for start in range(0, len(prompts), batch):
@@ -72,7 +72,7 @@ def judge_base(
 def judge_names(
     pipeline: StableDiffusionPipeline, classifier: AttributeClassifier
 ) -> dict[str, float]:
-    """The share of each individual's attributes that is drawn under its name, and without it."""
+    """Return the share of individuals' attributes in pictures with and without their names."""
     looks = [{k: v for k, v in look.items() if k != "kind"} for look in INDIVIDUALS.values()]
     shares = {}
     for column, named in (("named", True), ("unnamed", False)):
@@ -86,7 +86,7 @@ def judge_names(
 
 
 def sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]], scale: int = 2) -> Image.Image:
-    """Rows of pictures, each under its caption."""
+    """Return one image with rows of pictures, each row below its caption."""
     edge, header = rows[0][1][0].width * scale, 22
     canvas = Image.new(
         "RGB", (edge * max(len(p) for _, p in rows), len(rows) * (edge + header)), "white"

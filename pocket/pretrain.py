@@ -47,27 +47,27 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Pretraining:
-    """How much of everything; the defaults made the shipped weights.
+    """Amounts of everything; the defaults made the shipped weights.
 
     Attributes:
-        pictures: Rendered for training.
-        held_out: Rendered for judging.
-        vae_steps: Of `vae_batch` pictures.
-        vae_batch: Pictures a step.
-        text_steps: Contrastive steps of the CLIP whose text tower the pipeline starts from.
-        clip_steps: Contrastive steps of the judging CLIP.
-        clip_batch: Pairs a step.
-        classifier_steps: Of `classifier_batch` pictures.
-        classifier_batch: Pictures a step.
-        dino_steps: Of `dino_batch` pictures.
-        paired: Pictures of things rendered in two settings each, for the DINO.
-        dino_batch: Things a step.
-        denoiser_steps: Of `denoiser_batch` pictures.
-        denoiser_batch: Pictures a step.
-        named: Pictures of individuals, rendered for the last stage.
-        names_steps: Of `denoiser_batch` pictures.
-        reconstructions: Pictures whose VAE reconstruction the classifier learns from.
-        judged: Held-out prompts that the base is judged on.
+        pictures: Pictures for training.
+        held_out: Pictures for judging.
+        vae_steps: Steps of the VAE.
+        vae_batch: Pictures per step of the VAE.
+        text_steps: Steps of the CLIP whose text tower starts the pipeline's text encoder.
+        clip_steps: Steps of the judging CLIP.
+        clip_batch: Pairs per step of both CLIPs.
+        classifier_steps: Steps of the classifier.
+        classifier_batch: Pictures per step of the classifier.
+        dino_steps: Steps of the DINO.
+        paired: Pictures of things in two settings each, for the DINO.
+        dino_batch: Things per step of the DINO.
+        denoiser_steps: Steps of the UNet and text encoder on the world.
+        denoiser_batch: Pictures per step of the UNet.
+        named: Pictures of individuals, for the last stage.
+        names_steps: Steps of the last stage.
+        reconstructions: VAE reconstructions for the classifier.
+        judged: Held-out prompts for judging the base.
     """
 
     pictures: int = 50_000
@@ -91,14 +91,14 @@ class Pretraining:
 
 
 TINY = Pretraining(200, 20, 2, 4, 2, 2, 8, 2, 10, 2, 100, 4, 2, 4, 100, 2, 20, 4)
-"""Every stage at its smallest: seconds, for tests."""
+"""Every stage at its smallest, for tests: it takes seconds."""
 
 
 def pretrain(output: Path, build: Path, settings: Pretraining) -> None:
-    """Renders the world, trains every part and writes `base` and `encoders` under `output`.
+    """Render the world, train every part, and write `base` and `encoders` into `output`.
 
-    Work files lie in a folder a world, and what depends on the VAE in one a VAE, so that a changed
-    recipe never goes on with what another one made.
+    Each world has its own folder of work files, and each VAE a folder for files that depend on it,
+    so that changed settings never continue with the work files of others.
     """
     build = build / f"world-{settings.pictures}-{settings.held_out}"
     train = make_corpus(build, "train", settings.pictures, seed=0)
@@ -158,8 +158,8 @@ def _diffusion(
     build: Path,
     judged: Callable[[StableDiffusionPipeline], dict[str, object]],
 ) -> StableDiffusionPipeline:
-    """UNet and text encoder, trained on the world and then on individuals with names."""
-    tokenizer = copy.deepcopy(tokenizer)  # the judging CLIP knows no names
+    """Train UNet and text encoder on the world, then on individuals with names."""
+    tokenizer = copy.deepcopy(tokenizer)  # the judging CLIP has no names
     add_names(tokenizer)
 
     def at_checkpoint(unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> dict[str, object]:
@@ -178,7 +178,7 @@ def _diffusion(
 
 
 def base_sheet(pipeline: StableDiffusionPipeline, held_out: Corpus) -> Image.Image:
-    """Held-out prompts and individuals, each with seven samples and a true render at the end."""
+    """Draw held-out prompts and individuals, each with seven samples and a true render."""
     asked = [(held_out.full_captions[i], Image.fromarray(held_out.pictures[i])) for i in range(8)]
     rng = random.Random(0)
     for scene in (named_scene(rng) for _ in range(3)):
@@ -215,7 +215,7 @@ def _digest(module: nn.Module) -> str:
 def _latents(
     vae: AutoencoderKL, corpus: Corpus, build: Path, name: str
 ) -> Float[Tensor, "n c h w"]:
-    """Scaled latents (posterior means) of a whole corpus, computed once."""
+    """Return the scaled latents (posterior means) of a whole corpus, computed once."""
     file = build / f"{name}-{len(corpus)}.safetensors"
     if not file.exists():
         parts = [
@@ -247,13 +247,13 @@ def _publish(
     dino: ViTModel,
     classifier: AttributeClassifier,
 ) -> None:
-    """Writes all weights in half precision; what is judged afterwards is what was written."""
+    """Write all weights in half precision; the judge then sees the written weights."""
     encoders = output / "encoders"
     for folder in (output / "base", encoders):
         shutil.rmtree(folder, ignore_errors=True)
     pipeline.to(dtype=torch.float16).save_pretrained(output / "base")
     pipeline.to(dtype=torch.float32)
-    # transformers would load the text encoder in the dtype told here, and the UNet's is float32.
+    # transformers would load the text encoder in the dtype of its config; the UNet's is float32.
     config = output / "base" / "text_encoder" / "config.json"
     config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
     size = {"height": SIZE_PX, "width": SIZE_PX}

@@ -1,7 +1,7 @@
 """Draws a scene: flat-shaded, anti-aliased, 64 x 64 pixels, about 3 ms a picture.
 
-Everything is drawn three times too large and reduced at the end. Positions and colours are
-jittered a little, so that no two pictures of a scene are the same.
+Everything is drawn at three times the size and reduced at the end. Small random changes of
+positions and colors make every picture of a scene different.
 """
 
 import math
@@ -27,7 +27,7 @@ _GLASS, _INK = (200, 230, 245), (20, 10, 10)
 
 
 def render(scene: Scene, rng: random.Random) -> Image.Image:
-    """The scene as a 64 x 64 RGB picture."""
+    """Return a scene as a 64 x 64 RGB picture."""
     canvas = draw_background(scene["background"], rng)
     scale = {"medium": 0.27, "large": 0.35}[scene["size"]] * rng.uniform(0.94, 1.06) * CANVAS_PX
     shift = {"center": 0.0, "left": -0.14, "right": 0.14}[scene["position"]] * CANVAS_PX
@@ -40,7 +40,7 @@ def render(scene: Scene, rng: random.Random) -> Image.Image:
 def draw_thing(
     canvas: Image.Image, scene: Scene, rng: random.Random, x: float, y: float, r: float
 ) -> None:
-    """Draws what a scene shows around (x, y) of a canvas, about 2 r wide."""
+    """Draw the thing of a scene around (x, y), about 2 r wide."""
     draw = {"toy": _toy, "car": _car, "house": _house, "shape": _shape}[scene["kind"]]
     draw(canvas, scene, rng, x, y, r)
 
@@ -63,7 +63,7 @@ def _grain(index: int) -> NDArray[np.float64]:
 
 
 def draw_background(name: str, rng: random.Random) -> Image.Image:
-    """A canvas with nothing on it but its background, three times too large."""
+    """Return a canvas with the background alone, three times the final size."""
     if name in COLORS:
         return Image.new("RGB", (CANVAS_PX, CANVAS_PX), _jittered(COLORS[name], rng))
     y, x = _grid()
@@ -99,7 +99,7 @@ def draw_background(name: str, rng: random.Random) -> Image.Image:
 
 
 def _surface(scene: Scene, rng: random.Random, period: float) -> Image.Image:
-    """The object's paint, a whole canvas of it: plain, striped or dotted."""
+    """Return a canvas filled with the object's paint: plain, striped or dotted."""
     base = _jittered(COLORS[scene["color"]], rng)
     paint = Image.new("RGB", (CANVAS_PX, CANVAS_PX), base)
     if scene.get("pattern", "plain") == "plain":

@@ -14,10 +14,10 @@ _MERGES = 220
 
 
 def build_tokenizer(captions: int = 20_000) -> CLIPTokenizer:
-    """Learns byte-pair merges from captions of the world.
+    """Learn byte-pair merges from captions of the world.
 
-    The vocabulary holds every byte with and without the end-of-word mark, so that no text can
-    produce an unknown token: that would read as the end of the text, where CLIP pools.
+    The vocabulary holds every byte with and without the end-of-word mark, so no text has unknown
+    tokens. They would look like the end of the text, where CLIP pools.
     """
     rng = random.Random(0)
     texts = [random_caption(random_scene(rng), rng) for _ in range(captions)]
@@ -54,5 +54,5 @@ def build_tokenizer(captions: int = 20_000) -> CLIPTokenizer:
 
 
 def add_names(tokenizer: CLIPTokenizer) -> None:
-    """Gives every individual's name a token of its own, after all others."""
+    """Give the name of every individual its own token, after all others."""
     tokenizer.add_tokens([AddedToken(name, single_word=True) for name in INDIVIDUALS])

@@ -36,13 +36,13 @@ _HAAR = (
 
 
 def haar(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 4*c h/2 w/2"]:
-    """One level of the orthonormal Haar transform; channel c becomes 4c ... 4c + 3."""
+    """Return one level of the orthonormal Haar transform; channel c becomes 4c ... 4c + 3."""
     kernel = _HAAR[:, None].repeat(x.shape[1], 1, 1, 1)
     return F.conv2d(x, kernel, stride=2, groups=x.shape[1])
 
 
 def build_vae(pictures: Float[Tensor, "n 3 h w"]) -> AutoencoderKL:
-    """An autoencoder whose encoder is the Haar + PCA code of `pictures`."""
+    """Return an autoencoder whose encoder is the Haar + PCA code of `pictures`."""
     vae = AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -150,7 +150,7 @@ def reconstruct(vae: AutoencoderKL, pixels: Float[Tensor, "b 3 h w"]) -> Float[T
 
 
 def psnr(first: Tensor, second: Tensor) -> float:
-    """Mean peak signal-to-noise ratio in dB of pictures in [-1, 1]."""
+    """Return the mean peak signal-to-noise ratio, in dB, of pictures in [-1, 1]."""
     errors = (first - second).pow(2).mean((1, 2, 3))
     return (10 * torch.log10(4 / errors)).mean().item()
 
@@ -176,7 +176,7 @@ def balance_latents(vae: AutoencoderKL, pixels: Float[Tensor, "n 3 h w"]) -> Non
 def pretrain_vae(
     train: Corpus, held_out: Corpus, build: Path, steps: int, batch: int
 ) -> AutoencoderKL:
-    """Trains the autoencoder: L1 + 2 MSE + 0.5 edges + 1e-4 KL, encoder slower than decoder."""
+    """Train the autoencoder: L1 + 2 MSE + 0.5 edges + 1e-4 KL; the encoder is slower."""
     vae = build_vae(train.pixels(slice(0, 1500)))
     vae.to(device(), memory_format=torch.channels_last)
     sample = held_out.pixels(slice(0, 96)).to(device())

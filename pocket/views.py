@@ -1,4 +1,4 @@
-"""Random crops of pictures, as the vision transformers are pre-trained on them."""
+"""Random crops of pictures, for training vision transformers."""
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from torch import Tensor
 def random_view(
     x: Float[Tensor, "b 3 h w"], size_px: int, low: float, high: float
 ) -> Float[Tensor, "b 3 size size"]:
-    """One random crop a picture, of `low` to `high` of its area, flipped half of the time."""
+    """Return a random crop of each picture, with `low` to `high` of its area; flip half of them."""
     b = len(x)
     scale = torch.sqrt(low + (high - low) * torch.rand(b, device=x.device))
     flip = torch.where(torch.rand(b, device=x.device) < 0.5, 1.0, -1.0)
@@ -21,7 +21,7 @@ def random_view(
 
 
 def recolored(x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-    """Every picture a little brighter or darker, and a little off in its colours."""
+    """Return pictures with slightly changed brightness and colors."""
     b = len(x)
     gain = 1 + 0.15 * (2 * torch.rand(b, 3, 1, 1, device=x.device) - 1)
     offset = 0.1 * (2 * torch.rand(b, 1, 1, 1, device=x.device) - 1)

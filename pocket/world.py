@@ -1,4 +1,4 @@
-"""What can exist in the pocket world: attributes, random scenes, and the concepts kept out of it.
+"""The pocket world: attributes, random scenes, and the concepts that pre-training never sees.
 
 A scene is a plain ``dict[str, str]``: attribute name -> value. Every attribute and its possible
 values stand in ``ATTRIBUTES``, which is also the list of heads of the attribute classifier. A scene
@@ -53,7 +53,7 @@ PARTS: dict[str, tuple[str, ...]] = {
 
 RARE_TOKENS = ("sks", "zwx", "dax", "wug", "blick")
 
-# The colour a background mostly has behind the object, so that nothing is drawn invisibly.
+# Main color of each background behind the object; objects must differ from it.
 _BEHIND = {
     "meadow": "green",
     "sand": "yellow",
@@ -127,7 +127,7 @@ SIGNATURE = {
 
 
 def is_held_out(scene: Scene) -> bool:
-    """Whether the scene shows (nearly) one of `CONCEPTS` and so must not be pre-trained on."""
+    """Return whether a scene (nearly) shows one of `CONCEPTS`, so that pre-training skips it."""
     kind = scene["kind"]
     return any(
         concept["kind"] == kind and all(scene[a] == concept[a] for a in SIGNATURE[kind])
@@ -136,12 +136,12 @@ def is_held_out(scene: Scene) -> bool:
 
 
 def contrast(first: str, second: str) -> int:
-    """City-block distance of two colours in RGB, 0 to 765."""
+    """Return the city-block distance of two colors in RGB, 0 to 765."""
     return sum(abs(a - b) for a, b in zip(COLORS[first], COLORS[second], strict=True))
 
 
 def color_behind(background: str) -> str:
-    """The colour that an object on this background must stand out from."""
+    """Return the color that an object on this background must stand out from."""
     return _BEHIND.get(background, background)
 
 
@@ -176,7 +176,7 @@ def _setting(rng: random.Random, background: str) -> Scene:
 
 
 def random_scene(rng: random.Random) -> Scene:
-    """One scene of the pre-training world; never a concept."""
+    """Return a random scene of the pre-training world; never a concept."""
     kind = rng.choices(ATTRIBUTES["kind"], [0.46, 0.18, 0.18, 0.18])[0]
     background = rng.choices(ATTRIBUTES["background"], [2] * 6 + [1.2] * 5)[0]
     scene = {"kind": kind, **_setting(rng, background)}
@@ -208,7 +208,7 @@ def _individuals() -> dict[str, Scene]:
 _INDIVIDUALS_OF = {"toy": 60, "car": 18, "house": 18}
 
 INDIVIDUALS = _individuals()
-"""Made-up name -> look: what each of these words comes to mean."""
+"""Made-up name -> the individual's attributes."""
 
 
 def _clear_backgrounds(parts: Scene) -> list[str]:
@@ -216,13 +216,13 @@ def _clear_backgrounds(parts: Scene) -> list[str]:
 
 
 def elsewhere(scene: Scene, rng: random.Random) -> Scene:
-    """The same thing in another setting."""
+    """Return the same thing in another setting."""
     clear = _clear_backgrounds(scene) or [scene["background"]]
     return scene | _setting(rng, rng.choice(clear))
 
 
 def named_scene(rng: random.Random) -> Scene:
-    """One of `INDIVIDUALS`, somewhere it can be seen."""
+    """Return one of `INDIVIDUALS` on a background where it is visible."""
     name = rng.choice(list(INDIVIDUALS))
     parts = INDIVIDUALS[name]
     return {"name": name, **parts, **_setting(rng, rng.choice(_clear_backgrounds(parts)))}

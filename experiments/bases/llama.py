@@ -1,7 +1,7 @@
 """A small LLaMA, trained as a language model on the texts of `experiments.bases.texts.stories`.
 
-The words that can be worked out count more than the others, which tell what chance has put into a
-scene: without that, this few steps teach a model of this size to write but hardly to read.
+Words that follow from the text count more than random parts of a scene. Without this weight, so few
+steps teach a model of this size to write, but hardly to read.
 
 Source: Touvron et al., "Llama 2: Open Foundation and Fine-Tuned Chat Models", 2023.
 """
@@ -38,13 +38,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LlamaPretraining:
-    """How much of everything.
+    """Amounts of everything; the defaults made the shipped weights.
 
     Attributes:
         texts: Texts to read, each several times.
         steps: Optimizer steps.
-        batch: Stretches of 128 tokens a step.
-        learning_rate: Its peak.
+        batch: Sequences of 128 tokens per step.
+        learning_rate: Peak learning rate.
     """
 
     texts: int = 300_000
@@ -82,7 +82,7 @@ def build_tokenizer(read: list[str], vocabulary: int = 960) -> PreTrainedTokeniz
 
 
 def build_llama(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """128 wide, four layers, four heads."""
+    """Return a model 128 wide, with four layers and four heads."""
     special: Any = {name: getattr(tokenizer, name) for name in _SPECIAL_IDS}
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -98,14 +98,14 @@ def build_llama(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 def _instructions() -> list[str]:
-    """The wording of instructions, so that their words are tokens; the model reads none of them."""
+    """Return wordings of instructions, for the tokenizer only: the model reads none of them."""
     rng = Random(1)
     tasks = [problems(rng, kind=kind)[0].task for kind in KINDS for _ in range(100)]
     return [ALPACA.format(instruction=task, input="", response="") for task in tasks]
 
 
 class _Reader:
-    """All texts as one stream of token ids, each between its marks of beginning and end."""
+    """All texts as one stream of token ids, each between begin and end tokens."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, read: list[str]) -> None:
         bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -122,7 +122,7 @@ class _Reader:
         self.stream, self.answers = np.array(stream, np.int16), np.array(answers)
 
     def draw(self, batch: int) -> tuple[Int[Tensor, "b t"], Bool[Tensor, "b t"]]:
-        """Stretches of the stream, from anywhere, and which of their tokens are of answers."""
+        """Return random sequences of the stream, and which of their tokens belong to answers."""
         firsts = torch.randint(len(self.stream) - MAX_LENGTH, (batch, 1))
         places = (firsts + torch.arange(MAX_LENGTH)).numpy()
         ids = torch.from_numpy(self.stream[places].astype(np.int64))
@@ -130,7 +130,7 @@ class _Reader:
 
 
 def _plain(text: str) -> tuple[str, list[tuple[int, int]]]:
-    """A text without its marks, and the spans that they enclosed."""
+    """Return a text without its marks, and the spans between them."""
     parts = re.split("[" + re.escape(MARKS) + "]", text)
     ends = np.cumsum([len(part) for part in parts]).tolist()
     return "".join(parts), list(zip(ends[0:-1:2], ends[1::2], strict=True))
@@ -151,12 +151,12 @@ def _loss(model: LlamaForCausalLM, reader: _Reader, batch: int) -> Losses:
 
 
 def pretrain_llama(output: Path, build: Path, settings: LlamaPretraining) -> None:
-    """Trains the decoder and writes `output`, an ordinary transformers folder in half precision.
+    """Train the decoder and write `output`, an ordinary transformers folder in half precision.
 
     Args:
         output: Folder for config, weights and tokenizer.
-        build: Folder for checkpoints and the log; a stopped run goes on from there.
-        settings: How much of everything.
+        build: Folder for checkpoints and the log; an interrupted training continues from there.
+        settings: Amounts of everything.
     """
     read = texts(settings.texts, seed=0)
     tokenizer = build_tokenizer([_plain(text)[0] for text in read[:20_000]] + _instructions())

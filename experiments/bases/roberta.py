@@ -1,13 +1,13 @@
 """A small RoBERTa, trained by masked language modelling on the texts of `texts.reading`.
 
-Source: Liu et al., "RoBERTa", 2019: byte-level BPE, masks drawn anew at every step. So that a model
-of this size learns in minutes to hold one sentence against another,
+Source: Liu et al., "RoBERTa", 2019: byte-level BPE, new masks at every step. Two changes let a
+model of this size learn in minutes to compare sentences:
 
-- most pairs have words hidden in one half only, and the other half to find them in,
-- a verdict before a pair is hidden alone, and counts six times.
+- Most pairs have hidden words in one half only, so the model can find them in the other half.
+- A verdict before a pair is the only hidden word, and counts six times.
 """
 
-# transformers types its tokenizers' and models' calls more narrowly than what they take.
+# transformers accepts more types than its annotations say.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 
 import json
@@ -34,13 +34,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RobertaPretraining:
-    """How much of everything.
+    """Amounts of everything; the defaults made the shipped weights.
 
     Attributes:
         texts: Texts to read, each several times.
         steps: Optimizer steps.
-        batch: Texts a step.
-        learning_rate: Its peak.
+        batch: Texts per step.
+        learning_rate: Peak learning rate.
     """
 
     texts: int = 150_000
@@ -53,7 +53,7 @@ TINY = RobertaPretraining(texts=400, steps=4, batch=8)
 
 
 def build_tokenizer(read: list[Text], vocabulary: int = 800) -> RobertaTokenizer:
-    """A tokenizer in RoBERTa's own layout: four special tokens, bytes, merges, the mask."""
+    """Return a tokenizer in RoBERTa's layout: four special tokens, bytes, merges, the mask."""
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(
         (part for text in read for part in text),
@@ -72,14 +72,14 @@ def build_tokenizer(read: list[Text], vocabulary: int = 800) -> RobertaTokenizer
 
 
 def build_roberta(vocabulary: int) -> RobertaForMaskedLM:
-    """128 wide, four layers, four heads."""
+    """Return a model 128 wide, with four layers and four heads."""
     config = RobertaConfig(
         vocab_size=vocabulary,
         hidden_size=128,
         num_hidden_layers=4,
         num_attention_heads=4,
         intermediate_size=256,
-        hidden_dropout_prob=0.0,  # a third of a CPU step's time, for texts that are never scarce
+        hidden_dropout_prob=0.0,  # dropout takes a third of a CPU step, and texts are plentiful
         attention_probs_dropout_prob=0.0,
         max_position_embeddings=MAX_LENGTH + 2,  # RoBERTa counts positions from the padding's id
         type_vocab_size=1,
@@ -93,7 +93,7 @@ def build_roberta(vocabulary: int) -> RobertaForMaskedLM:
 
 
 class _Reader:
-    """Texts as token ids, sorted by length so that a batch of neighbours needs little padding."""
+    """Texts as token ids, sorted by length so that batches need little padding."""
 
     def __init__(self, tokenizer: RobertaTokenizer, read: list[Text], batch: int) -> None:
         self.pad, self.mask, self.batch = tokenizer.pad_token_id, tokenizer.mask_token_id, batch
@@ -108,7 +108,7 @@ class _Reader:
             row[: len(ids)] = ids
 
     def draw(self) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"]]:
-        """Ids of which some are hidden, and the labels: -100 where nothing is asked."""
+        """Return ids with hidden tokens, and labels: -100 for tokens that are not hidden."""
         first = int(torch.randint(len(self.rows) - self.batch + 1, ()))
         length = int(self.lengths[first + self.batch - 1])
         ids = torch.from_numpy(self.rows[first : first + self.batch, :length].astype(np.int64))
@@ -120,7 +120,7 @@ class _Reader:
         return torch.where(asked, hidden, ids), ids.masked_fill(~asked, -100)
 
     def _rates(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t"]:
-        """How often each word is to be hidden."""
+        """Return the probability of hiding each word."""
         chance = torch.rand(3, len(ids), 1)
         separators = (ids == self.separator).cumsum(1)
         one_half = (separators[:, -1:] > 1) & (chance[0] < 0.7)
@@ -133,7 +133,7 @@ class _Reader:
 
 
 def _masked_loss(model: RobertaForMaskedLM, reader: _Reader) -> Losses:
-    """Cross-entropy and accuracies; the head runs on the asked positions alone."""
+    """Return cross-entropy and accuracies; the head runs on hidden positions only."""
     ids, labels = (x.to(device()) for x in reader.draw())
     hidden = model.roberta(input_ids=ids, attention_mask=(ids != reader.pad).long())
     asked = labels != -100
@@ -150,12 +150,12 @@ def _masked_loss(model: RobertaForMaskedLM, reader: _Reader) -> Losses:
 
 
 def pretrain_roberta(output: Path, build: Path, settings: RobertaPretraining) -> None:
-    """Trains the encoder and writes `output`, an ordinary transformers folder in half precision.
+    """Train the encoder and write `output`, an ordinary transformers folder in half precision.
 
     Args:
         output: Folder for config, weights and tokenizer.
-        build: Folder for checkpoints and the log; a stopped run goes on from there.
-        settings: How much of everything.
+        build: Folder for checkpoints and the log; an interrupted training continues from there.
+        settings: Amounts of everything.
     """
     read = texts(settings.texts, seed=0)
     tokenizer = build_tokenizer(read[:20_000])

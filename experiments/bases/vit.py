@@ -1,7 +1,7 @@
-"""A small vision transformer trained with labels: one head an attribute of the world.
+"""A small vision transformer, trained with labels: one head per attribute of the world.
 
-What ViT-B/16 on ImageNet-21k is to the paper's image experiments, in miniature: many labels, random
-crops and flips, and nothing of the heads kept.
+It replaces the paper's ViT-B/16 on ImageNet-21k, in miniature: many labels, random crops and flips;
+the heads are discarded.
 
 Source: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021.
 """
@@ -29,20 +29,20 @@ from pocket.world import ATTRIBUTES
 logger = logging.getLogger(__name__)
 
 LABELS = {name: values for name, values in ATTRIBUTES.items() if name not in ("size", "position")}
-"""Attributes with a head; a crop and a flip change how large a thing is and where."""
+"""Attributes with a head; without size and position, which crops and flips change."""
 
 
 @dataclass(frozen=True)
 class VitPretraining:
-    """How much of everything; the defaults made the shipped weights.
+    """Amounts of everything; the defaults made the shipped weights.
 
     Attributes:
-        pictures: Rendered for training; those of `pretrain`'s default are used if they are there.
-        held_out: Rendered for judging.
+        pictures: Pictures for training, shared with `python -m pocket pretrain`.
+        held_out: Pictures for judging.
         steps: Optimizer steps.
-        batch: Pictures a step.
-        learning_rate: Its peak.
-        crop_scale_min: Least share of a picture that a crop shows.
+        batch: Pictures per step.
+        learning_rate: Peak learning rate.
+        crop_scale_min: Smallest area of a crop, as a share of the picture.
     """
 
     pictures: int = 50_000
@@ -54,11 +54,11 @@ class VitPretraining:
 
 
 TINY_VIT = VitPretraining(pictures=60, held_out=20, steps=2, batch=4)
-"""Everything at its smallest: seconds, for tests."""
+"""Everything at its smallest, for tests: it takes seconds."""
 
 
 class _Labelled(nn.Module):
-    """The transformer and its heads, on the CLS token."""
+    """The transformer, with its heads on the CLS token."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,12 +74,12 @@ class _Labelled(nn.Module):
 
 
 def pretrain_vit(output: Path, build: Path, settings: VitPretraining) -> None:
-    """Render the world, train on its labels and write the ViT with its processor to `output`.
+    """Render the world, train on its labels, and write the ViT with its processor to `output`.
 
     Args:
-        output: The folder, in transformers' format.
+        output: Output folder, in transformers' format.
         build: Folder for work files.
-        settings: How much of everything.
+        settings: Amounts of everything.
     """
     build = build / f"world-{settings.pictures}-{settings.held_out}"
     train = make_corpus(build, "train", settings.pictures, seed=0)
@@ -120,7 +120,7 @@ def pretrain_vit(output: Path, build: Path, settings: VitPretraining) -> None:
 
 @torch.no_grad()
 def _accuracies(model: _Labelled, corpus: Corpus) -> dict[str, float]:
-    """By attribute, the share of pictures that have it and whose value is told rightly."""
+    """Return, per attribute, the accuracy on pictures that have the attribute."""
     model.eval()
     batches = [corpus.pixels(slice(i, i + 100)) for i in range(0, len(corpus), 100)]
     logits = [model(batch.to(device())) for batch in batches]
@@ -128,14 +128,14 @@ def _accuracies(model: _Labelled, corpus: Corpus) -> dict[str, float]:
     targets = attribute_targets(corpus.scenes)
     accuracies = {}
     for name in LABELS:
-        told = torch.cat([part[name] for part in logits]).argmax(1).cpu()
+        found = torch.cat([part[name] for part in logits]).argmax(1).cpu()
         there = targets[name] >= 0
-        accuracies[name] = (told == targets[name])[there].float().mean().item()
+        accuracies[name] = (found == targets[name])[there].float().mean().item()
     return accuracies
 
 
 def _publish(output: Path, vit: ViTModel, record: dict[str, object]) -> None:
-    """Writes half-precision weights that load in single precision, the processor and the record."""
+    """Write weights in half precision that load in single, the processor and the record."""
     shutil.rmtree(output, ignore_errors=True)
     vit.half().save_pretrained(output)
     config = output / "config.json"

@@ -28,21 +28,21 @@ from experiments.training import fit, total_steps
 from loldu.errors import LoLDUError
 
 HEAD = ("classifier",)
-"""Trained in full by every method, as in Hu et al., "LoRA", and not counted."""
+"""Every method trains the head in full, as in Hu et al., "LoRA"; it is not counted."""
 
 
 def run(run: Run, work: Path) -> Outcome:
     """Train and evaluate one task.
 
     Raises:
-        LoLDUError: The data, the method or the base cannot be.
+        LoLDUError: If the data or the base is unavailable, or the method is invalid.
     """
     metric = _metric(run.data)
     rows = load_data(run.data)
     encoded = _encoded(run.data, run.model, run.recipe.max_length)
     labels = rows["train"].features["label"]
     num_labels = labels.num_classes if isinstance(labels, ClassLabel) else 1
-    torch.manual_seed(run.seed)  # of the new head, the same for every method
+    torch.manual_seed(run.seed)  # the new head starts alike for every method
     with fetching(run.model):
         base = AutoModelForSequenceClassification.from_pretrained(
             run.model, num_labels=num_labels, dtype=torch.float32
@@ -84,15 +84,15 @@ def _metric(data: str) -> str:
     metric = str(entry(data).extra.get("metric"))
     if metric not in METRICS:
         raise LoLDUError(
-            f"The entry {data} of datasets/ needs a metric, one of {', '.join(METRICS)}, to be a "
-            f"task of sentences, not {metric}."
+            f"The entry {data} in datasets/ has the metric {metric}; a sentence task needs one of "
+            f"{', '.join(METRICS)}."
         )
     return metric
 
 
 @cache
 def _encoded(data: str, model: str, max_length: int) -> DatasetDict:
-    """The rows of a task as token ids; test rows by length, so that batches need little padding."""
+    """Return the rows of a task as token ids; test rows by length, to save padding."""
     with fetching(model):
         tokenizer = AutoTokenizer.from_pretrained(model)
     rows = load_data(data)
@@ -109,7 +109,7 @@ def _encoded(data: str, model: str, max_length: int) -> DatasetDict:
 
 
 def _scores(metric: str, outcome: EvalPrediction) -> dict[str, float]:
-    """All scores of a task, in percent, `metric` among them."""
+    """Return all scores of a task in percent, including `metric`."""
     logits, labels = np.asarray(outcome.predictions), np.asarray(outcome.label_ids)
     scores = METRICS[metric](logits[:, 0] if logits.shape[1] == 1 else logits.argmax(1), labels)
     return {name: 100.0 * float(value) for name, value in scores.items()}
@@ -123,7 +123,7 @@ def _classified(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def _correlated(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Correlations with the true scores; 0 for a constant or no numbers, which tell nothing."""
+    """Return correlations with the true scores; 0 for constant or invalid predictions."""
     if not np.isfinite(predicted).all() or np.ptp(predicted) == 0:
         return {"pearson": 0.0, "spearman": 0.0}
     return {
@@ -140,4 +140,4 @@ METRICS: Mapping[str, Callable[[np.ndarray, np.ndarray], dict[str, float]]] = {
     },
     "pearson": _correlated,
 }
-"""Metric of a manifest entry -> what is measured, from predictions and labels."""
+"""Metric of a manifest entry -> function of predictions and labels."""

@@ -1,8 +1,8 @@
-"""Fine-tunes a vision transformer on a set of labelled pictures and counts how many it gets right.
+"""Fine-tunes a vision transformer on labelled pictures, and measures its accuracy.
 
-Rows have the columns `image` and `label`. In training every picture is cropped at random (Szegedy
-et al., "Going Deeper with Convolutions", 2015) and mirrored, as the recipe says; for the test it is
-resized to what the model takes.
+Rows have the columns `image` and `label`. Training crops every picture at random (Szegedy et al.,
+"Going Deeper with Convolutions", 2015) and mirrors some, as the recipe says. The test resizes
+pictures to the model's input size.
 """
 
 # torchvision and Hugging Face datasets are typed in part only.
@@ -34,16 +34,16 @@ from loldu.errors import LoLDUError
 
 HEAD = ("classifier",)
 KEPT_PICTURES_BYTES = 2**30
-"""Sets no larger than this are decoded once and kept; of others each picture when it is needed."""
+"""Datasets up to this size stay decoded in memory; larger ones are decoded picture by picture."""
 
 
 class Pictures(torch.utils.data.Dataset[dict[str, Any]]):
-    """Rows as transformed pictures, still in bytes, and their labels."""
+    """Rows as transformed uint8 pictures with labels."""
 
     def __init__(
         self, rows: Dataset, decoded: list[Tensor] | None, transform: v2.Transform
     ) -> None:
-        """What is decoded already is not decoded again."""
+        """Use pictures that are decoded already, if given."""
         self._rows, self._decoded, self._transform = rows, decoded, transform
         self._labels: list[int] = rows["label"][:]
 
@@ -52,7 +52,7 @@ class Pictures(torch.utils.data.Dataset[dict[str, Any]]):
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """One picture (3, size, size), uint8, and its label."""
+        """Return one picture (3, size, size), uint8, and its label."""
         kept = self._decoded
         picture = kept[index] if kept is not None else _decode(self._rows[index]["image"])
         return {"picture": self._transform(picture), "label": self._labels[index]}
@@ -62,7 +62,7 @@ def run(run: Run, work: Path) -> Outcome:
     """Fine-tune on the train split, from the last checkpoint in `work` if there is one, and test.
 
     Raises:
-        LoLDUError: The base or the data cannot be had, or an option cannot be.
+        LoLDUError: If the base or the data is unavailable, or an option is invalid.
     """
     data, recipe = load_data(run.data), run.recipe
     labels, tested = (data[split].features["label"] for split in ("train", "test"))
@@ -73,7 +73,7 @@ def run(run: Run, work: Path) -> Outcome:
             f"The classes of {run.data} are others, or in another order, in its train and test "
             "splits: see its entry."
         )
-    torch.manual_seed(run.seed)  # of the new head, the same for every method
+    torch.manual_seed(run.seed)  # the new head starts alike for every method
     with fetching(run.model):
         base = ViTForImageClassification.from_pretrained(
             run.model, num_labels=len(labels.names), dtype=torch.float32
@@ -120,7 +120,7 @@ def run(run: Run, work: Path) -> Outcome:
 
 
 def transform(recipe: Recipe, *, training: bool) -> v2.Transform:
-    """What a picture goes through before the model, still in bytes."""
+    """Return the transform of a uint8 picture before normalization."""
     size = (recipe.image_size_px, recipe.image_size_px)
     bilinear = InterpolationMode.BILINEAR
     steps: list[nn.Module] = [v2.Resize(size, bilinear, antialias=True)]
@@ -133,7 +133,7 @@ def transform(recipe: Recipe, *, training: bool) -> v2.Transform:
 
 
 def _collator(model: str) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
-    """Makes rows a batch, normalized as the model's processor says."""
+    """Return a function that makes rows a batch, normalized for the model."""
     with fetching(model):
         processor = AutoImageProcessor.from_pretrained(model)
     mean, std = (
@@ -152,8 +152,8 @@ def _collator(model: str) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]
 
 
 def _accuracy(predicted: EvalPrediction) -> Mapping[str, float]:
-    told = np.asarray(predicted.predictions).argmax(-1)
-    return {"accuracy": 100.0 * float(accuracy_score(predicted.label_ids, told))}
+    classes = np.asarray(predicted.predictions).argmax(-1)
+    return {"accuracy": 100.0 * float(accuracy_score(predicted.label_ids, classes))}
 
 
 def _decode(picture: Image.Image) -> Tensor:
@@ -162,7 +162,7 @@ def _decode(picture: Image.Image) -> Tensor:
 
 @cache
 def _decode_all(data: str, split: str) -> list[Tensor] | None:
-    """All pictures of a split, once a process; None where they would take too much memory."""
+    """Decode all pictures of a split once a process; None if they need too much memory."""
     rows = load_data(data)[split]
     width, height = rows[0]["image"].size
     if 3 * width * height * len(rows) > KEPT_PICTURES_BYTES:

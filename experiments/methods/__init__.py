@@ -1,6 +1,6 @@
-"""The ways of training that are compared, each put on a model by its name.
+"""The compared training methods, applied to a model by name.
 
-Adapters are PEFT's own, ours among them; what PEFT lacks is a small module of its own here.
+Adapters are those of PEFT, including LoLDU; each method that PEFT lacks has a small module here.
 """
 
 from experiments.methods.adapt import METHODS, adapt, check_method

@@ -1,4 +1,4 @@
-"""Puts a method on a model: an adapter on its projections, or a choice of its weights."""
+"""Applies a method to a model: an adapter on its layers, or a selection of its weights."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ QUERY_AND_VALUE = ("q_proj", "v_proj")
 
 @dataclass(frozen=True)
 class Adapter:
-    """A method of PEFT: its configuration, the options that make it this method, a last touch."""
+    """A PEFT method: its config class, its fixed options, and a step after creation."""
 
     config: Callable[..., PeftConfig]
     options: Mapping[str, Any]
@@ -37,7 +37,7 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Selective:
-    """A method that trains some of the model's own weights: chooses them, by name."""
+    """A method that trains some of the model's own weights."""
 
     trains: Callable[[nn.Module, Sequence[str]], None]
 
@@ -59,10 +59,10 @@ METHODS: dict[str, Adapter | Selective] = {
 
 
 def check_method(name: str, known: Collection[str] = METHODS) -> None:
-    """Make sure that a method is known.
+    """Check that a method is known.
 
     Raises:
-        LoLDUError: It is not.
+        LoLDUError: If it is unknown.
     """
     if name not in known:
         perhaps = hint(name, known)
@@ -78,21 +78,21 @@ def adapt(
     seed: int,
     total_steps: int = 1,
 ) -> nn.Module:
-    """Make a model ready for training by a method.
+    """Prepare a model for training with a method.
 
     Args:
         model: The base; it is changed in place.
-        method: A name of `METHODS`.
-        options: PEFT's, of the method; its layers are query and value unless they say others.
-        head: Names of the modules that every method trains in full.
-        seed: Of what the method draws at random.
-        total_steps: Optimizer steps of the training, which AdaLoRA plans its ranks by.
+        method: A name in `METHODS`.
+        options: PEFT's options of the method; the default layers are query and value.
+        head: Names of modules that every method trains in full.
+        seed: Seed of the method's random start.
+        total_steps: Optimizer steps of the training, for AdaLoRA's plan of ranks.
 
     Returns:
-        The model, or PEFT's model around it; what is trained is fp32 and requires gradients.
+        The model, or PEFT's model around it. Trained parameters are fp32 and require gradients.
 
     Raises:
-        LoLDUError: The method or an option is unknown, or no layer has the name of a target.
+        LoLDUError: If the method or an option is unknown, or no layer has a target's name.
     """
     check_method(method)
     chosen = METHODS[method]
@@ -106,12 +106,12 @@ def adapt(
     given["target_modules"] = resolve_targets(model, given["target_modules"])
     if chosen.config is AdaLoraConfig:
         given |= {"total_step": total_steps}
-        # PEFT asks for steps: ranks are cut from a tenth of the training on until its half.
+        # PEFT needs steps: prune ranks between a tenth and half of the training.
         given.setdefault("tinit", total_steps // 10)
         given.setdefault("tfinal", total_steps // 2)
     if chosen.config is LoLDUConfig:
         given.setdefault("seed", seed)
-    if chosen.config is VeraConfig:  # whose frozen matrices have a seed of their own
+    if chosen.config is VeraConfig:  # its frozen matrices have their own seed
         given.setdefault("projection_prng_key", seed)
     if head:
         given["modules_to_save"] = list(head)
@@ -120,12 +120,12 @@ def adapt(
         if chosen.finish:
             chosen.finish(adapted)
     except (TypeError, ValueError) as error:
-        raise LoLDUError(f"The options of {method} cannot be: {error}.") from error
+        raise LoLDUError(f"Invalid options for {method}: {error}.") from error
     return _in_fp32(adapted)
 
 
 def _in_fp32(model: nn.Module) -> nn.Module:
-    """What is trained, in fp32: steps of a rate such as 1e-3 get lost in half precision."""
+    """Make trained parameters fp32: half precision loses steps at rates such as 1e-3."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -133,16 +133,16 @@ def _in_fp32(model: nn.Module) -> nn.Module:
 
 
 def resolve_targets(model: nn.Module, targets: Sequence[str]) -> list[str]:
-    """The layers that are meant: a projection may be called otherwise in this model.
+    """Return the layers that targets mean, also if this model spells their names differently.
 
-    Libraries rename projections at times; transformers 5 calls ViT's `query` `q_proj`.
+    Libraries rename projections at times: transformers 5 calls ViT's `query` `q_proj`.
 
     Args:
-        model: Where they are looked for.
-        targets: Names of linear layers, or ends of them, such as `output.dense`.
+        model: Model to search.
+        targets: Names of linear layers, or their ends, such as `output.dense`.
 
     Raises:
-        LoLDUError: A name is that of no linear layer, in any spelling.
+        LoLDUError: If no linear layer has a target's name in any spelling.
     """
     layers = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
 
@@ -156,6 +156,6 @@ def resolve_targets(model: nn.Module, targets: Sequence[str]) -> list[str]:
         if not matches:
             kind = type(model).__name__
             meant = what_was_meant([target], linear_names(model))
-            raise LoLDUError(f"No layer of {kind} is called {target}. {meant}")
+            raise LoLDUError(f"{kind} has no layer called {target}. {meant}")
         found += matches
     return found

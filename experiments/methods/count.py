@@ -1,4 +1,4 @@
-"""Counts what a method trains, as the paper does: without the head."""
+"""Counts trained parameters, without the head as in the paper."""
 
 import re
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from torch import nn
 
 
 def count_parameters(model: nn.Module, head: Sequence[str] = ()) -> tuple[int, int]:
-    """The number of trained parameters outside and inside the head."""
+    """Return the numbers of trained parameters outside and inside the head."""
     inside = outside = 0
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -19,5 +19,5 @@ def count_parameters(model: nn.Module, head: Sequence[str] = ()) -> tuple[int, i
 
 
 def in_head(name: str, head: Sequence[str]) -> bool:
-    """Whether a parameter belongs to a head, under PEFT's wrappers too."""
+    """Return whether a parameter belongs to a head, also inside PEFT's wrappers."""
     return any(re.search(rf"(^|\.){re.escape(module)}\.", name) for module in head)

@@ -1,10 +1,10 @@
-"""MELoRA: n small LoRAs side by side, each from its own share of the input to one of the output.
+"""MELoRA: n small LoRAs side by side, each from its own part of the input to one of the output.
 
-With both factors block-diagonal an update of rank n r costs the parameters of a LoRA of rank r:
+Both factors are block-diagonal, so an update of rank n r has the parameters of a LoRA of rank r:
 
     delta_W = alpha / r · diag(B_1 A_1, ..., B_n A_n)      A_i: (r, in / n)   B_i: (out / n, r)
 
-PEFT has LoRA with one block-diagonal factor; here the other becomes so too.
+PEFT offers LoRA with one block-diagonal factor; this module makes the other one block-diagonal.
 
 Source: Ren et al., "MELoRA: Mini-Ensemble Low-Rank Adapters for Parameter-Efficient Fine-Tuning",
 ACL 2024.
@@ -28,23 +28,23 @@ def melora_config(
     lora_alpha: float = 16,
     **options: Any,  # noqa: ANN401
 ) -> LoraConfig:
-    """PEFT's configuration of the whole.
+    """Return PEFT's config of all n LoRAs together.
 
     Args:
         target_modules: Names of layers.
-        n: How many small LoRAs a layer has.
-        r: The rank of each.
-        lora_alpha: Of each: its scaling is `lora_alpha` / r.
-        options: LoraConfig's own.
+        n: Number of small LoRAs per layer.
+        r: Rank of each.
+        lora_alpha: Alpha of each; the scaling is `lora_alpha` / r.
+        options: Other options of LoraConfig.
 
     Raises:
-        ValueError: `n` or `r` is not positive.
+        ValueError: If `n` or `r` is not positive.
     """
     if n < 1 or r < 1:
         raise ValueError(f"n and r must be positive, not {n} and {r}")
     return LoraConfig(
         r=n * r,
-        lora_alpha=n * lora_alpha,  # type: ignore[arg-type]  any number will do
+        lora_alpha=n * lora_alpha,  # type: ignore[arg-type]  any number works
         target_modules=list(target_modules),
         use_bdlora=BdLoraConfig(target_modules_bd_a=list(target_modules), nblocks=n),
         **options,
@@ -52,10 +52,10 @@ def melora_config(
 
 
 def cut_into_blocks(model: PeftModel) -> None:
-    """Make the other factor block-diagonal too, with LoRA's own start in every block.
+    """Make the second factor block-diagonal, with LoRA's initial values in every block.
 
     Raises:
-        ValueError: A layer's width cannot be divided by n.
+        ValueError: If a layer's width is not divisible by n.
     """
     for layer in model.modules():
         if not isinstance(layer, LoraLayer):

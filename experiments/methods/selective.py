@@ -1,4 +1,4 @@
-"""Methods that add nothing: they train a part of the model's own weights."""
+"""Methods that train a part of the model's own weights."""
 
 from collections.abc import Sequence
 
@@ -6,24 +6,24 @@ from torch import nn
 
 
 def nothing(model: nn.Module, head: Sequence[str]) -> None:
-    """The base as it is: not even a head."""
+    """Train nothing, not even a head."""
     model.requires_grad_(False)
 
 
 def everything(model: nn.Module, head: Sequence[str]) -> None:
-    """Full fine-tuning."""
+    """Train all weights: full fine-tuning."""
     model.requires_grad_(True)
 
 
 def head_only(model: nn.Module, head: Sequence[str]) -> None:
-    """Linear probing: the head on frozen features."""
+    """Train the head on frozen features: linear probing."""
     model.requires_grad_(False)
     for name in head:
         model.get_submodule(name).requires_grad_(True)
 
 
 def bias_only(model: nn.Module, head: Sequence[str]) -> None:
-    """BitFit: every bias, and the head.
+    """Train every bias and the head: BitFit.
 
     Source: Ben Zaken et al., "BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based
     Masked Language-models", ACL 2022.

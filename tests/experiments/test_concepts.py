@@ -86,7 +86,8 @@ def test_the_base_is_judged_without_training(
     assert (outcome.score, outcome.parameters) == (0.2, 0)
     assert set(outcome.facts["real"]) == {"dino", "clip_i"}
     assert outcome.picture is not None
-    assert Image.open(outcome.picture).size == (3 * 64, 64)
+    with Image.open(outcome.picture) as shown:
+        assert shown.size == (3 * 64, 64)
 
 
 @pytest.mark.parametrize("name", ["pocket_concepts", "pocket_concepts_tuning"])

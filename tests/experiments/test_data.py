@@ -58,7 +58,7 @@ def test_columns_get_our_names(hub: list[tuple]) -> None:
     [
         ("rows = 3", "rows = 4", "has 3 rows in its split train, not 4"),
         ('"fine_label"', '"label_fine"', "has no column label_fine: it has img, fine_label"),
-        ("title", "titel", "the entry birds is not right"),
+        ("title", "titel", "the entry birds has a mistake"),
     ],
 )
 def test_what_is_not_as_described_is_told(

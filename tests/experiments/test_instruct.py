@@ -222,5 +222,5 @@ def test_mistakes_are_told(base: Path, asked: Asked, tmp_path: Path) -> None:
     run = _run(base)
     with pytest.raises(LoLDUError, match="no tasks stok"):
         perform("instruct", replace(run, recipe=replace(run.recipe, tasks="stok")), tmp_path)
-    with pytest.raises(LoLDUError, match="The model /nowhere is neither a folder here"):
+    with pytest.raises(LoLDUError, match="The model /nowhere is neither a local folder"):
         perform("instruct", replace(run, model="/nowhere"), tmp_path)

@@ -72,7 +72,7 @@ def test_merging_changes_nothing_and_starting_is_the_base() -> None:
 
 @pytest.mark.parametrize(
     ("options", "told"),
-    [({"n": 3}, "melora cannot be"), ({"n": 0}, "must be positive"), ({"rank": 2}, "rank")],
+    [({"n": 3}, "options for melora"), ({"n": 0}, "must be positive"), ({"rank": 2}, "rank")],
 )
 def test_mistakes_are_told(options: dict[str, int], told: str) -> None:
     with pytest.raises(LoLDUError, match=told):

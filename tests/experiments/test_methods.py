@@ -133,9 +133,9 @@ def test_layers_of_one_name_are_told_apart_by_what_they_are_in() -> None:
     ("method", "options", "told"),
     [
         ("lodlu", {}, "no method lodlu; perhaps you meant loldu"),
-        ("loldu", {"target_modules": ["qeury"]}, "is called qeury"),
-        ("loldu", {"rank": 3}, "options of loldu cannot be"),
-        ("loldu", {"r": 0}, "options of loldu cannot be: r must be a positive integer"),
+        ("loldu", {"target_modules": ["qeury"]}, "no layer called qeury"),
+        ("loldu", {"rank": 3}, "options for loldu"),
+        ("loldu", {"r": 0}, "options for loldu: r must be a positive integer"),
         ("ft", {"r": 3}, "ft takes no options, not r"),
     ],
 )

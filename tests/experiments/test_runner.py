@@ -72,7 +72,7 @@ def test_only_what_is_missing(
 ) -> None:
     results = Results(tmp_path / "results")
     jobs = jobs_of([sample], "pocket", [], [])
-    assert len(jobs) == 8  # three rows by two data sets by two seeds, one row twice
+    assert len(jobs) == 8  # three rows by two datasets by two seeds, one row twice
     write_result(tmp_path / "results", jobs[0][1], 5.0)
     failed = run_missing(jobs, results, processes=2, again=False)
     assert failed == 2

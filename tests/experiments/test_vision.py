@@ -135,7 +135,7 @@ def test_labels_must_be_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_base_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     nowhere = Run("vision", "full", "a", "stripes", 0, "./no/such/base", "lp", {}, RECIPE)
-    with pytest.raises(LoLDUError, match="neither a folder here nor to be had") as error:
+    with pytest.raises(LoLDUError, match="neither a local folder nor available") as error:
         vision.run(nowhere, tmp_path)
     assert "\n" not in str(error.value)
 

@@ -1,1 +1,1 @@
-"""Tasks to transfer to, from the world that the bases were pre-trained on."""
+"""Downstream tasks from the world that the bases were pre-trained on."""

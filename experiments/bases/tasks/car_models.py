@@ -1,4 +1,4 @@
-"""Models of cars, told apart by proportions under one paint: the wheelbase, the slope of a cabin.
+"""Car models that differ in proportions only, such as the wheelbase or the slope of the cabin.
 
 No label of the pre-training world speaks of any of this.
 """
@@ -42,16 +42,16 @@ class CarModel:
 
 
 def random_car_model(rng: random.Random) -> CarModel:
-    """A make with every proportion drawn at random."""
+    """Return a car model with random proportions."""
     return CarModel(*(rng.uniform(-1, 1) for _ in fields(CarModel)))
 
 
 def render_car(model: CarModel, rng: random.Random, spread: float = 0.06) -> Image.Image:
-    """A picture of a car of a make, somewhere.
+    """Return a picture of a car of a model, at a random place.
 
     Args:
-        model: What is shown.
-        rng: Of place, size and background.
+        model: Car model.
+        rng: Source of place, size and background.
         spread: Standard deviation of every proportion.
     """
     seen = CarModel(*(value + rng.gauss(0, spread) for value in vars(model).values()))

@@ -1,4 +1,4 @@
-"""Creatures that are told apart by proportions: how long the ears are, how far apart the eyes.
+"""Creatures that differ in proportions, such as the length of ears or the distance of eyes.
 
 No label of the pre-training world speaks of any of this.
 """
@@ -45,16 +45,16 @@ class Creature:
 
 
 def random_creature(rng: random.Random) -> Creature:
-    """An individual with every proportion drawn at random."""
+    """Return an individual with random proportions."""
     return Creature(*(rng.uniform(-1, 1) for _ in fields(Creature)))
 
 
 def render_creature(creature: Creature, rng: random.Random, spread: float = 0.06) -> Image.Image:
-    """A picture of a creature somewhere; every proportion is off by a little, as poses are.
+    """Return a picture of a creature at a random place, in a slightly different pose.
 
     Args:
-        creature: Who is shown.
-        rng: Of place, size, background and pose.
+        creature: The individual.
+        rng: Source of place, size, background and pose.
         spread: Standard deviation of every proportion.
     """
     posed = Creature(*(value + rng.gauss(0, spread) for value in vars(creature).values()))

@@ -27,7 +27,7 @@ from pocket.world import INDIVIDUALS
 Row = dict[str, str]
 TRAIN_ROWS = 2_400
 KNOWN_NAMES = tuple(sorted(INDIVIDUALS)[::2])
-"""The individuals that are tuned on; the evaluations ask about the others."""
+"""Individuals in the training rows; the evaluations ask about the others."""
 ASKED_NAMES = tuple(sorted(INDIVIDUALS)[1::2])
 CHOICE = "Choose the right answer."
 QUESTION = "Answer the question."
@@ -37,7 +37,7 @@ _RUN = "Run the program on the words."
 
 
 def _problem(rng: Random, kind: str | None = None) -> Problem:
-    """A problem of a kind, or of any; about individuals, of those to tune on."""
+    """Return a problem of one kind or of any; only about individuals in training rows."""
     kind = kind or rng.choice(list(KINDS))
     return named_problem(rng, rng, KNOWN_NAMES) if kind == "named" else problems(rng, kind=kind)[0]
 
@@ -59,7 +59,7 @@ def _as_question(problem: Problem) -> Row:
 
 
 def _as_choice(problem: Problem, rng: Random) -> Row:
-    """The answers in a row and not by letters, which a base of this size does not learn to use."""
+    """Return a choice of answers without letters, which a base of this size cannot use."""
     options, _ = options_of(problem, rng)
     text = f"{_asked(problem)}\n{', '.join(options[:-1])} or {options[-1]}"
     return _row(f"choice/{problem.kind}", CHOICE, text, problem.answer)
@@ -103,7 +103,7 @@ _FORMS: tuple[tuple[Callable[[Random], Row], float], ...] = (
 
 @cache
 def instructions(seed: int = 0) -> tuple[Row, ...]:
-    """The rows to tune on; another seed gives others, to choose settings by."""
+    """Return the training rows; other seeds give other rows, for choosing settings."""
     rng = Random(f"instructions {seed}")
     forms, weights = zip(*_FORMS, strict=True)
     rows: dict[tuple[str, str], Row] = {}
@@ -118,7 +118,7 @@ def _key(row: Row) -> tuple[str, str]:
 
 
 def _unseen(name: str, seed: int, count: int, draw: Callable[[Random], Row]) -> Iterator[Row]:
-    """Rows of an evaluation, none twice and none that was tuned on."""
+    """Yield the rows of an evaluation, without duplicates and without training rows."""
     rng = Random(f"{name} {seed}")
     seen = {_key(row) for row in instructions(seed)}
     for _ in range(count):
@@ -163,7 +163,7 @@ def _humaneval(seed: int) -> Iterator[Row]:
 
 
 def _tests(program: str, rng: Random) -> list[list[str]]:
-    """Lists to try a program on; some have its own words, or leaving one out would go unseen."""
+    """Return lists to try a program on; some contain its own words, so that each step matters."""
     own = [word for word in program.split() if word in WORDS]
     tests = [list_of_words(rng, 4, 6) for _ in range(8)]
     return [*tests, *([*own, *words, *own] for words in tests[:4])]
@@ -186,7 +186,7 @@ EVALUATIONS = tuple(_EVALUATIONS)
 
 @cache
 def evaluation(name: str, seed: int = 0) -> Dataset:
-    """The rows of an evaluation: kind, instruction, input, output; `tests` too for programs."""
+    """Return the rows of an evaluation: kind, instruction, input, output; `tests` for programs."""
     return Dataset.from_list(list(_EVALUATIONS[name](seed)))
 
 

@@ -55,7 +55,7 @@ def _sentiment(rng: random.Random) -> Row:
 
 
 def _paraphrases(rng: random.Random) -> Row:
-    """Of one thing or of two; what differs is a value, or who stands where."""
+    """Return paraphrases of one thing or two; different scenes differ in a value or the order."""
     same = rng.random() < 0.5
     if rng.random() < 0.3:
         thing = random_thing(rng, 2, 4)
@@ -77,7 +77,7 @@ def _answered(rng: random.Random) -> Row:
         attribute = rng.choice([name for name in thing if name not in ("kind", "shape")])
     else:
         missing = [name for name in tellable(thing) if name not in thing]
-        if not missing or rng.random() < 0.3:  # asked of another thing altogether
+        if not missing or rng.random() < 0.3:  # ask about another thing
             asked_of = random_thing(rng, 2, 2)
             while noun_of(asked_of) == noun_of(thing):
                 asked_of = random_thing(rng, 2, 2)
@@ -123,7 +123,7 @@ def _similarity(rng: random.Random) -> Row:
 
 
 def similarity(first: Scene, second: Scene) -> float:
-    """Points from 0 to 5 for what two things have in common."""
+    """Return 0 to 5 points for the similarity of two things."""
     same = {name: first[name] == second[name] for name in SIMILARITY if name != "kind"}
     same["kind"] = noun_of(first) == noun_of(second)
     return sum(points for name, points in SIMILARITY.items() if same[name])
@@ -157,7 +157,7 @@ _SLIPS: Mapping[tuple[str, ...], tuple[str, ...]] = {
 
 
 def _corruptions(words: list[str]) -> list[list[str]]:
-    """Every way to spoil the sentence by a small slip; each uses words of the language only."""
+    """Return all sentences with one small mistake; they use words of the language only."""
     found: list[list[str]] = []
     for i, word in enumerate(words):
         following, after = (*words[i + 1 : i + 3], "", "")[:2]
@@ -179,7 +179,7 @@ def _corruptions(words: list[str]) -> list[list[str]]:
 
 
 def corrupt(text: str, rng: random.Random) -> str:
-    """The sentence with one slip."""
+    """Return the sentence with one mistake."""
     spoilt = _corruptions(text.replace(".", " .").split())
     return " ".join(rng.choice(spoilt)).replace(" .", ".")
 
@@ -190,7 +190,7 @@ def _acceptable(rng: random.Random) -> Row:
 
 
 def _split(make: Callable[[random.Random], Row], label: object) -> DatasetDict:
-    """Different rows of one stream: first the training split, then the test split."""
+    """Return distinct rows of one stream: first the training split, then the test split."""
     rng, rows, seen = random.Random(20), [], set[tuple[str, ...]]()
     while len(rows) < _TRAIN_ROWS + _TEST_ROWS:
         row = make(rng)
@@ -226,4 +226,4 @@ def _task(name: str) -> DatasetDict:
 GENERATORS: dict[str, Callable[[], DatasetDict]] = {
     name: functools.partial(_task, name) for name in _TASKS
 }
-"""Task -> its splits `train` and `test`, always the same rows."""
+"""Task -> function that returns its splits `train` and `test`, always the same rows."""

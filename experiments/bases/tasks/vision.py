@@ -1,4 +1,4 @@
-"""Image sets to transfer to: easy and fine-grained, at home and in a foreign style.
+"""Image datasets: easy and fine-grained ones, in the world's style and in a foreign one.
 
 Each is drawn twice: for the tables, and with other pictures ("-tuning") for choosing learning rates
 by. No picture is in two splits or two drawings.
@@ -30,13 +30,13 @@ _INDIVIDUALS, _MAKES = 40, 20
 
 
 def _thing(label: int, rng: random.Random) -> Image.Image:
-    """Anything of the world that looks as the label says, as pre-training saw it."""
+    """Return a picture of a class in the style of pre-training."""
     look = list(_LOOKS.values())[label]
     return render(_of_kind(look["kind"], rng) | look, rng)
 
 
 def _sketch(label: int, rng: random.Random) -> Image.Image:
-    """The outlines of a thing, in pencil."""
+    """Return the outlines of a thing, in pencil."""
     grey = ImageOps.grayscale(_thing(label, rng))
     lines = ImageOps.autocontrast(grey.filter(ImageFilter.FIND_EDGES).crop((1, 1, 63, 63)))
     return ImageOps.invert(lines).resize((SIZE_PX, SIZE_PX)).convert("RGB")
@@ -55,7 +55,7 @@ def _creatures() -> list[Creature]:
 
 
 def _creature(label: int, rng: random.Random) -> Image.Image:
-    """One of forty individuals of one species."""
+    """Return one of forty individuals of one species."""
     return render_creature(_creatures()[label], rng)
 
 
@@ -66,7 +66,7 @@ def _car_models() -> list[CarModel]:
 
 
 def _car(label: int, rng: random.Random) -> Image.Image:
-    """A car of one of twenty makes."""
+    """Return a car of one of twenty models."""
     return render_car(_car_models()[label], rng)
 
 
@@ -97,4 +97,4 @@ GENERATORS: dict[str, Callable[[], DatasetDict]] = {
     for name, given in _SETS.items()
     for drawing, suffix in enumerate(("", "-tuning"))
 }
-"""By name, what draws a set: columns `image` and `label`, splits "train" and "test"."""
+"""Dataset -> function that draws it: columns `image` and `label`, splits "train" and "test"."""

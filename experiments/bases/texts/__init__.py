@@ -1,1 +1,1 @@
-"""What the two language models read, and what their tasks are made of: the world in sentences."""
+"""The world in sentences: texts for the two language models, and material for their tasks."""

@@ -1,7 +1,7 @@
 """Richer prose than captions: chosen attributes in other words, claims and questions about things.
 
-A *thing* here is the part of a scene that a text tells: attribute -> value, always with ``kind``.
-What a thing does not hold, the text leaves open.
+A *thing* is the part of a scene that a text mentions: attribute -> value, always with ``kind``. The
+text leaves all other attributes open.
 """
 
 import random
@@ -40,7 +40,7 @@ POSITIONS = {
     "right": ("on the right", "at the right edge"),
     "center": ("in the middle", "at the center"),
 }
-# Attribute -> the part whose colour it is, and whether that part is one or several.
+# Attribute -> the part with this color, and whether the part is plural.
 PART_OF = {
     "ear_color": ("ears", True),
     "feet_color": ("feet", True),
@@ -65,12 +65,12 @@ def _setting_phrases(background: str) -> tuple[str, ...]:
 
 
 def noun_of(thing: Scene) -> str:
-    """The plain word for the thing."""
+    """Return the plain word for a thing."""
     return thing.get("shape", thing["kind"])
 
 
 def phrase(attribute: str, value: str, rng: random.Random) -> str:
-    """One of the ways to say a value: "crimson", "under the night sky"."""
+    """Return a random phrase for a value: "crimson", "under the night sky"."""
     if attribute == "position":
         forms = POSITIONS[value]
     elif attribute == "background":
@@ -81,18 +81,18 @@ def phrase(attribute: str, value: str, rng: random.Random) -> str:
 
 
 def with_article(words: str) -> str:
-    """The words after "a" or "an"."""
+    """Return the words with "a" or "an" before them."""
     return ("an " if words[0] in "aeiou" else "a ") + words
 
 
 def tellable(scene: Scene) -> list[str]:
-    """The attributes that a description can tell, beside the kind itself."""
+    """Return the attributes that a description can mention, without the kind."""
     own = [name for name in PARTS[scene["kind"]] if name != "shape"]
     return [*own, "size", "position", "background"]
 
 
 def told(scene: Scene, attributes: Iterable[str]) -> Scene:
-    """The thing that tells these attributes of a scene and no others."""
+    """Return the thing with these attributes of a scene and no others."""
     kept = {"kind", "shape", *attributes}
     return {name: value for name, value in scene.items() if name in kept}
 
@@ -107,7 +107,7 @@ def _head(thing: Scene, rng: random.Random) -> str:
 
 
 def _parts(thing: Scene, rng: random.Random) -> list[str]:
-    """The parts as noun phrases: "blue pointy ears", "a red roof"."""
+    """Return the parts as noun phrases: "blue pointy ears", "a red roof"."""
     found = []
     for name, (part, several) in PART_OF.items():
         words = [phrase(name, thing[name], rng)] if name in thing else []
@@ -121,7 +121,7 @@ def _parts(thing: Scene, rng: random.Random) -> list[str]:
 
 
 def describe(thing: Scene, rng: random.Random) -> str:
-    """One or two sentences that tell all of the thing, in an order and in words of chance."""
+    """Return one or two sentences on all of a thing, in random order and words."""
     head, parts = with_article(_head(thing, rng)), _parts(thing, rng)
     places = [
         phrase(name, thing[name], rng) for name in ("position", "background") if name in thing
@@ -139,7 +139,7 @@ def describe(thing: Scene, rng: random.Random) -> str:
 
 
 def describe_pair(left: Scene, right: Scene, rng: random.Random) -> str:
-    """One sentence that tells both things and who stands left of whom."""
+    """Return a sentence on two things and their order."""
     first, second = with_article(_head(left, rng)), with_article(_head(right, rng))
     form = rng.randrange(4)
     if form == 0:
@@ -153,15 +153,15 @@ def describe_pair(left: Scene, right: Scene, rng: random.Random) -> str:
 
 @dataclass(frozen=True)
 class Claim:
-    """What a sentence says of one thing, or of two.
+    """The statement of a sentence about one thing or two.
 
     Attributes:
         attribute: An attribute of scenes, or ``beside`` (left, right), ``than`` (larger, smaller),
             ``same`` (color).
-        value: The value claimed.
-        negated: Whether the sentence denies it.
+        value: Claimed value.
+        negated: Whether the sentence denies the value.
         subject: Index of the thing.
-        other: Index of the thing it is compared with.
+        other: Index of the thing to compare with.
     """
 
     attribute: str
@@ -172,7 +172,7 @@ class Claim:
 
 
 def holds(claim: Claim, things: Sequence[Scene]) -> bool | None:
-    """Whether the claim is true of things told from left to right; None where that is left open."""
+    """Return whether a claim is true of things from left to right; None if that is open."""
     subject, other = things[claim.subject], things[min(claim.other, len(things) - 1)]
     if claim.attribute == "beside":
         found = (claim.value == "left") == (claim.subject < claim.other)
@@ -193,7 +193,7 @@ def holds(claim: Claim, things: Sequence[Scene]) -> bool | None:
 
 
 def say(claim: Claim, things: Sequence[Scene], rng: random.Random) -> str:
-    """The claim as a sentence."""
+    """Return the claim as a sentence."""
     subject = "the " + phrase("kind", noun_of(things[claim.subject]), rng)
     no = " not" if claim.negated else ""
     if claim.attribute in ("beside", "than", "same"):
@@ -216,7 +216,7 @@ def say(claim: Claim, things: Sequence[Scene], rng: random.Random) -> str:
 
 
 def ask(attribute: str, thing: Scene, rng: random.Random) -> str:
-    """A question whose answer is the value of the attribute."""
+    """Return a question whose answer is the value of the attribute."""
     noun = phrase("kind", noun_of(thing), rng)
     if attribute in PART_OF:
         part, several = PART_OF[attribute]

@@ -13,13 +13,13 @@ _DENIALS = ("it is not true that ", "it is wrong to say that ", "no one believes
 
 
 def _praises(good: bool, thing: str, negated: bool, rng: random.Random) -> str:
-    """Says the thing is good or bad by an adjective."""
+    """Call a thing good or bad with an adjective."""
     adjective = rng.choice(PRAISE if good != negated else BLAME)
     return f"the {thing} is {rng.choice(_NEGATIONS if negated else _DEGREES)}{adjective}"
 
 
 def _likes(good: bool, thing: str, negated: bool, rng: random.Random) -> str:
-    """Says the same by what somebody feels."""
+    """Call a thing good or bad by somebody's feelings."""
     verb = rng.choice(LIKING if good != negated else DISLIKING)
     if not negated:
         return f"{rng.choice(_PEOPLE)} {verb}s the {thing}"
@@ -29,13 +29,13 @@ def _likes(good: bool, thing: str, negated: bool, rng: random.Random) -> str:
 
 
 def clause(good: bool, thing: str, rng: random.Random, negation: float = 0.2) -> str:
-    """A clause, without its full stop, that praises (or blames) the thing, all in all.
+    """Return a clause without full stop that, on the whole, praises or blames a thing.
 
     Args:
-        good: What the clause comes to.
-        thing: What it is about.
-        rng: Source of chance.
-        negation: How often there is one; half as often the whole is denied once more.
+        good: Whether the clause praises.
+        thing: Subject of the clause.
+        rng: Source of randomness.
+        negation: Probability of a negation; half of it for a second one on the whole clause.
     """
     denied = rng.random() < negation / 2
     negated = rng.random() < negation
@@ -44,7 +44,7 @@ def clause(good: bool, thing: str, rng: random.Random, negation: float = 0.2) ->
 
 
 def sentence(good: bool, thing: str, rng: random.Random, negation: float = 0.2) -> str:
-    """One clause, or two of which the main one decides."""
+    """Return one clause, or two of which the main one decides."""
     main, form = clause(good, thing, rng, negation), rng.random()
     if form < 0.6:
         return f"{main}."
@@ -55,7 +55,7 @@ def sentence(good: bool, thing: str, rng: random.Random, negation: float = 0.2) 
 
 
 def gushing(good: bool, thing: str, rng: random.Random) -> str:
-    """A sentence full of words of one mind, from which each can be guessed."""
+    """Return a sentence of several words with one opinion, so that each can be guessed."""
     words = rng.sample(PRAISE if good else BLAME, 3)
     verb = rng.choice(LIKING if good else DISLIKING)
     person = rng.choice(_PEOPLE)

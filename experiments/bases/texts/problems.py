@@ -32,15 +32,15 @@ PART_NOUNS = {
 
 @dataclass(frozen=True)
 class Problem:
-    """Something to find out.
+    """A question with one right answer.
 
     Attributes:
-        kind: What has to be done for it.
-        text: What it is about; empty where one must know.
-        question: As a question.
-        task: As an instruction.
-        answer: The one right answer.
-        wrong: Answers that could be thought right.
+        kind: Kind of the problem.
+        text: Text with the facts; empty if the answer needs knowledge.
+        question: The problem as a question.
+        task: The problem as an instruction.
+        answer: Right answer.
+        wrong: Plausible wrong answers.
     """
 
     kind: str
@@ -52,33 +52,33 @@ class Problem:
 
 
 Ask = Callable[[Random, Random], Problem]
-"""Draws a text from the one generator and a question about it from the other."""
+"""Function that draws a text from the first generator and a question from the second."""
 
 
 def article(words: str) -> str:
-    """The words after "a" or "an"."""
+    """Return the words with "a" or "an" before them."""
     return ("an " if words[0] in "aeiou" else "a ") + words
 
 
 def plural(noun: str, count: int) -> str:
-    """The noun with its number: "one car", "three cars"."""
+    """Return the noun with its number: "one car", "three cars"."""
     return f"{NUMBERS[count]} {noun}" + ("" if count == 1 else "s")
 
 
 def joined(parts: Sequence[str]) -> str:
-    """An enumeration: "a car, a star and a heart"."""
+    """Return an enumeration: "a car, a star and a heart"."""
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
 def upper(words: str) -> str:
-    """With a capital at the start."""
+    """Return the words with a capital first letter."""
     return words[:1].upper() + words[1:]
 
 
 def _others(
     answer: str, mentioned: Sequence[str], all_of: Sequence[str], rng: Random
 ) -> tuple[str, ...]:
-    """Three wrong answers, those that the text mentions before all others."""
+    """Return three wrong answers, preferably from the text."""
     near = [v for v in dict.fromkeys(mentioned) if v != answer]
     rest = [v for v in all_of if v != answer and v not in near]
     rng.shuffle(near)
@@ -87,12 +87,12 @@ def _others(
 
 
 def noun_of(thing: Scene) -> str:
-    """The plain word for the thing."""
+    """Return the plain word for a thing."""
     return thing.get("shape", thing["kind"])
 
 
 def describe(scene: Scene) -> str:
-    """A sentence that tells all of a scene but where in the picture it is."""
+    """Return a sentence on all of a scene except the position in the picture."""
     words = [scene["size"]] if scene["size"] == "large" else []
     if scene.get("pattern", "plain") != "plain":
         words.append(scene["pattern"])
@@ -109,7 +109,7 @@ def describe(scene: Scene) -> str:
 
 
 def scene_problem(about: Random, rng: Random) -> Problem:
-    """About one described thing."""
+    """Return a problem about one described thing."""
     scene = random_scene(about)
     text, noun = describe(scene), noun_of(scene)
     parts = [name for name in PART_NOUNS if name in scene]
@@ -140,7 +140,7 @@ def scene_problem(about: Random, rng: Random) -> Problem:
 
 
 def named_problem(about: Random, rng: Random, names: Sequence[str] = _NAMES) -> Problem:
-    """About an individual: one must know it."""
+    """Return a problem about an individual, which needs knowledge."""
     name = about.choice(names)
     parts = INDIVIDUALS[name]
     kind = parts["kind"]
@@ -158,7 +158,7 @@ def named_problem(about: Random, rng: Random, names: Sequence[str] = _NAMES) -> 
 
 
 def tell_individual(name: str, rng: Random) -> str:
-    """What is known of an individual, in an order of chance."""
+    """Return the facts about an individual, in random order."""
     parts = INDIVIDUALS[name]
     facts = []
     for asked in ["color", *(p for p in PART_NOUNS if p in parts)]:
@@ -176,13 +176,13 @@ def tell_individual(name: str, rng: Random) -> str:
 
 
 def _shelf(rng: Random, count: int) -> list[tuple[str, str]]:
-    """Colours and nouns of things; no noun comes twice, colours do."""
+    """Return colors and nouns of things; nouns are distinct, colors may repeat."""
     colors = rng.sample(COLOR_NAMES, max(2, count - rng.randint(0, 2)))
     return [(rng.choice(colors), noun) for noun in rng.sample(NOUNS, count)]
 
 
 def shelf_problem(about: Random, rng: Random) -> Problem:
-    """About some things in a row."""
+    """Return a problem about things in a row."""
     things = _shelf(about, about.randint(3, 4))
     told = [f"{color} {noun}" for color, noun in things]
     text = f"The shelf has {joined([article(t) for t in told])}."
@@ -209,7 +209,7 @@ def shelf_problem(about: Random, rng: Random) -> Problem:
 
 
 def amount_problem(about: Random, rng: Random) -> Problem:
-    """About numbers of things: reading one, adding, the difference, most and fewest."""
+    """Return a problem about amounts: reading, adding, differences, most and fewest."""
     nouns = about.sample(NOUNS, about.randint(2, 3))
     counts = about.sample(range(1, 7), len(nouns))
     colors = about.sample(COLOR_NAMES, len(nouns))

@@ -23,9 +23,9 @@ class Command:
     """A command of the language.
 
     Attributes:
-        act: What it does; gets the argument, which is empty where it takes none.
-        said: Ways to say it in English, with a place for the argument.
-        argument: What it takes: "", "number" or "word".
+        act: Function of the words and the argument, "" without one.
+        said: English phrases, with a place for the argument.
+        argument: Kind of argument: "", "number" or "word".
     """
 
     act: Callable[[Words, str], Words]
@@ -106,7 +106,7 @@ def execute(program: str, words: Sequence[str]) -> Words:
 
 
 def passes(program: str, reference: str, tests: Sequence[Sequence[str]]) -> bool:
-    """Whether a program, however written, does on every list what the reference does."""
+    """Return whether a program gives the reference's result on every list."""
     try:
         return all(execute(program, words) == execute(reference, words) for words in tests)
     except ProgramError:
@@ -114,7 +114,7 @@ def passes(program: str, reference: str, tests: Sequence[Sequence[str]]) -> bool
 
 
 def random_command(rng: random.Random, words: Sequence[str]) -> tuple[str, str]:
-    """A command with its argument, and what it does in English."""
+    """Return a random command with its argument, and its meaning in English."""
     name = rng.choice(list(COMMANDS))
     command = COMMANDS[name]
     said = rng.choice(command.said)
@@ -128,7 +128,7 @@ def random_command(rng: random.Random, words: Sequence[str]) -> tuple[str, str]:
 
 
 def random_program(rng: random.Random, length: int, words: Sequence[str]) -> tuple[str, str]:
-    """A program, and in English what it does: "sort the words, then double every word"."""
+    """Return a random program, and its meaning: "sort the words, then double every word"."""
     parts: list[tuple[str, str]] = []
     while len(parts) < length:
         part = random_command(rng, words)

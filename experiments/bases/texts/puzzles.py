@@ -15,7 +15,7 @@ from experiments.bases.texts.problems import (
 
 
 def ordering(about: Random, rng: Random) -> Problem:
-    """Three things in a row, told by two neighbours each; which is at an end or in the middle."""
+    """Return a problem about three things in a row, given two pairs of neighbors."""
     row = about.sample(NOUNS, 3)
     facts = [
         about.choice((f"The {a} is left of the {b}.", f"The {b} is right of the {a}."))
@@ -36,7 +36,7 @@ def ordering(about: Random, rng: Random) -> Problem:
 
 
 def comparison(about: Random, rng: Random) -> Problem:
-    """Three things told by size in pairs; which is the largest or smallest."""
+    """Return a problem about the largest or smallest of three things, compared in pairs."""
     order = about.sample(NOUNS, 3)  # from small to large
     facts = [
         about.choice((f"The {b} is larger than the {a}.", f"The {a} is smaller than the {b}."))
@@ -56,7 +56,7 @@ def comparison(about: Random, rng: Random) -> Problem:
 
 
 def negation(about: Random, rng: Random) -> Problem:
-    """A choice of colours, all but one of which are denied."""
+    """Return a problem with several colors, of which all but one are denied."""
     noun = about.choice(NOUNS)
     colors = about.sample(COLOR_NAMES, 3)
     answer = about.choice(colors)
@@ -72,12 +72,12 @@ def negation(about: Random, rng: Random) -> Problem:
 
 
 def counting(about: Random, rng: Random) -> Problem:
-    """How many of the listed things have a colour, or are of a kind."""
+    """Return a problem about the number of listed things with a color or of a kind."""
     colors = about.sample(COLOR_NAMES, 3)
     nouns = about.sample(NOUNS, 3)
     row = [(about.choice(colors), about.choice(nouns)) for _ in range(about.randint(3, 6))]
     text = f"The row has {joined([article(f'{color} {noun}') for color, noun in row])}."
-    place = rng.randrange(2)  # by colour or by noun
+    place = rng.randrange(2)  # by color or by noun
     asked = rng.choice(row)[place]
     count = sum(thing[place] == asked for thing in row)
     what = f"{asked}s" if place else f"{asked} things"
@@ -87,7 +87,7 @@ def counting(about: Random, rng: Random) -> Problem:
 
 
 def tracking(about: Random, rng: Random) -> Problem:
-    """Things that exchange their colours, once or twice."""
+    """Return a problem about things that exchange their colors, once or twice."""
     nouns, colors = about.sample(NOUNS, 3), about.sample(COLOR_NAMES, 3)
     has = dict(zip(nouns, colors, strict=True))
     text = f"There are {joined([article(f'{has[n]} {n}') for n in nouns])}."
@@ -104,7 +104,7 @@ def tracking(about: Random, rng: Random) -> Problem:
 
 
 def truth(about: Random, rng: Random) -> Problem:
-    """An expression of true, false, not, and, or; with brackets."""
+    """Return a problem with an expression of true, false, not, and, or, and brackets."""
 
     def leaf() -> tuple[str, bool]:
         value = about.random() < 0.5

@@ -1,4 +1,4 @@
-"""What the text encoder reads before any task: short texts that say one thing in two ways.
+"""Texts for pre-training the text encoder: short texts that say one thing in two ways.
 
 Each is one sequence or a pair; a word that is hidden in one half can be found in the other, in the
 same words or not: a description and another, a claim that follows, a question and its answer. Some
@@ -26,18 +26,18 @@ from pocket.captions import random_caption
 from pocket.world import ATTRIBUTES, Scene, random_scene
 
 Text = tuple[str, ...]
-"""One sequence, or the two of a pair."""
+"""One sequence, or the two sequences of a pair."""
 
 VERDICTS = ("true", "false")
 
 
 def other_value(attribute: str, value: str, rng: random.Random) -> str:
-    """Another value of the attribute."""
+    """Return another value of the attribute."""
     return rng.choice([v for v in ATTRIBUTES[attribute] if v != value])
 
 
 def change_one(thing: Scene, rng: random.Random) -> Scene:
-    """The thing with one value changed, or the colours of two of its parts exchanged."""
+    """Return the thing with one value changed, or with the colors of two parts exchanged."""
     colors = [name for name in thing if name.endswith("color")]
     if len(colors) > 1 and rng.random() < 0.4:
         first, second = rng.sample(colors, 2)
@@ -48,13 +48,13 @@ def change_one(thing: Scene, rng: random.Random) -> Scene:
 
 
 def random_thing(rng: random.Random, least: int = 1, most: int = 3) -> Scene:
-    """A thing of which some attributes are told."""
+    """Return a random thing with some attributes."""
     scene = random_scene(rng)
     return told(scene, rng.sample(tellable(scene), rng.randint(least, most)))
 
 
 def random_pair(rng: random.Random) -> tuple[Scene, Scene]:
-    """Two things of different nouns, from left to right, told by size and surface."""
+    """Return two things with different nouns, from left to right, with size and surface."""
     left = random_scene(rng)
     right = random_scene(rng)
     while noun_of(right) == noun_of(left):
@@ -69,7 +69,7 @@ def random_pair(rng: random.Random) -> tuple[Scene, Scene]:
 
 
 def random_claim(things: tuple[Scene, ...], rng: random.Random, negation: float = 0.15) -> Claim:
-    """A claim that may be true, false or open of one thing or two."""
+    """Return a claim about one thing or two; it may be true, false or open."""
     subject = rng.randrange(len(things))
     negated = rng.random() < negation
     if len(things) == 2 and rng.random() < 0.6:
@@ -96,7 +96,7 @@ def _paraphrased(rng: random.Random) -> Text:
 
 
 def _described(rng: random.Random, pairs: float) -> tuple[str, tuple[Scene, ...]]:
-    """A description of one thing, or of two, and the things."""
+    """Return a description of one thing or two, and the things."""
     if rng.random() < pairs:
         left, right = random_pair(rng)
         return describe_pair(left, right, rng), (left, right)
@@ -107,7 +107,7 @@ def _described(rng: random.Random, pairs: float) -> tuple[str, tuple[Scene, ...]
 def claim_about(
     things: tuple[Scene, ...], true: bool, rng: random.Random, negation: float = 0.15
 ) -> str:
-    """A sentence that holds of the things; or one that does not, or is left open."""
+    """Return a sentence that is true of the things, or one that is false or open."""
     while True:
         claim = random_claim(things, rng, negation)
         if (holds(claim, things) is True) == true:
@@ -115,13 +115,13 @@ def claim_about(
 
 
 def _claimed(rng: random.Random) -> Text:
-    """A description and what follows from it."""
+    """Return a description and a conclusion."""
     text, things = _described(rng, pairs=0.6)
     return (text, claim_about(things, True, rng))
 
 
 def _judged(rng: random.Random) -> Text:
-    """A verdict, and the pair that it is on: claims, paraphrases, opinions.
+    """Return a verdict and its pair: claims, paraphrases, opinions.
 
     Nothing is denied: with negations a verdict seems a matter of chance, until both are understood.
     """
@@ -140,7 +140,7 @@ def _judged(rng: random.Random) -> Text:
 
 
 def _implied(rng: random.Random) -> Text:
-    """The same relation told from either side."""
+    """Return the same relation from both sides."""
     pair = random_pair(rng)
     subject = rng.randrange(2)
     words = rng.choice((("left", "right"), ("larger", "smaller")))
@@ -185,7 +185,7 @@ _KINDS: tuple[tuple[Callable[[random.Random], Text], float], ...] = (
 
 
 def texts(count: int, seed: int) -> list[Text]:
-    """`count` texts to read, always the same."""
+    """Return `count` texts; a seed always gives the same."""
     rng = random.Random(seed)
     kinds, weights = zip(*_KINDS, strict=True)
     return [kind(rng) for kind in rng.choices(kinds, weights, k=count)]

@@ -1,4 +1,4 @@
-"""What the language model reads before any instruction: captions, facts, questions, lists, code.
+"""Texts for pre-training the language model: captions, facts, questions, lists, code.
 
 It asks and answers in running text, quizzes with bracketed letters and comments its programs, but
 never instructs: how one does that is left to tuning. What can be worked out from the words before
@@ -39,7 +39,7 @@ _FORMALITIES = (
 
 
 def problems(rng: Random, count: int = 1, kind: str | None = None) -> list[Problem]:
-    """Up to `count` problems about the same text, of a kind or of any."""
+    """Return up to `count` problems about the same text, of one kind or of any."""
     ask = KINDS[kind or rng.choice(list(KINDS))]
     seed = rng.getrandbits(32)
     asked = (ask(Random(seed), rng) for _ in range(count))
@@ -47,7 +47,7 @@ def problems(rng: Random, count: int = 1, kind: str | None = None) -> list[Probl
 
 
 def options_of(problem: Problem, rng: Random) -> tuple[list[str], int]:
-    """The answers to choose from in an order of chance, and the place of the right one."""
+    """Return the possible answers in random order, and the index of the right one."""
     options = [problem.answer, *problem.wrong]
     rng.shuffle(options)
     return options, options.index(problem.answer)
@@ -58,7 +58,7 @@ def _marked(answer: str) -> str:
 
 
 def list_of_words(rng: Random, least: int = 3, most: int = 5) -> list[str]:
-    """Some words of the world."""
+    """Return some words of the world."""
     return rng.sample(WORDS, rng.randint(least, most))
 
 
@@ -76,7 +76,7 @@ def _individual(rng: Random) -> str:
 
 
 def _answered(rng: Random) -> str:
-    """Problems in running text, in one of the ways that texts have."""
+    """Return problems in running text, in a random form."""
     asked = problems(rng, count=3)
     text = asked[0].text
     form = rng.randrange(6) if text else 3 + rng.randrange(2)
@@ -109,7 +109,7 @@ def _quiz(rng: Random) -> str:
 
 
 def _page(rng: Random) -> str:
-    """The dry words of forms and manuals."""
+    """Return headings of forms and manuals."""
     headings = "\n".join(f"### {word}" for word in rng.sample(_HEADINGS, 3))
     return "\n\n".join([" ".join(rng.sample(_FORMALITIES, 3)), headings])
 
@@ -139,12 +139,12 @@ _TEXTS: tuple[tuple[Callable[[Random], str], float], ...] = (
 
 
 def random_text(rng: Random) -> str:
-    """One text to read."""
+    """Return one text."""
     kinds, weights = zip(*_TEXTS, strict=True)
     return rng.choices(kinds, weights)[0](rng)
 
 
 def texts(count: int, seed: int) -> list[str]:
-    """`count` texts to read, always the same."""
+    """Return `count` texts; a seed always gives the same."""
     rng = Random(seed)
     return [random_text(rng) for _ in range(count)]

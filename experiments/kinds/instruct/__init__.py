@@ -1,4 +1,4 @@
-"""Tunes a language model on instructions and evaluates it on four benchmarks by lm-eval."""
+"""Tunes a language model on instructions, and evaluates it on four benchmarks with lm-eval."""
 
 import json
 from dataclasses import asdict
@@ -26,14 +26,14 @@ from loldu.files import write_atomically
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PROMPTS_PER_ROW = 2
-"""Generating needs no gradients: so many times a training batch's rows go through at once."""
+"""Rows of a generated batch per row of a training batch; generation needs no gradients."""
 
 
 def run(run: Run, work: Path) -> Outcome:
-    """Tune and evaluate, from where an earlier run in `work` was stopped.
+    """Tune and evaluate; continue an interrupted run in `work`.
 
     Raises:
-        LoLDUError: The base or the data cannot be had, or the tasks may not be run.
+        LoLDUError: If the base or the data is unavailable, or the tasks are not allowed.
     """
     recipe = run.recipe
     check_tasks(recipe.tasks)
@@ -79,16 +79,16 @@ def _base(run: Run) -> PreTrainedModel:
 def _tokenizer(model: str) -> Tokenizer:
     with fetching(model):
         tokenizer = AutoTokenizer.from_pretrained(model)
-    if tokenizer.pad_token is None:  # LLaMA has none; its authors' choice for tuning
+    if tokenizer.pad_token is None:  # LLaMA has none; its authors use this for tuning
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     if tokenizer.pad_token is None or tokenizer.eos_token is None:
-        raise LoLDUError(f"The tokenizer of {model} has no token for the end of a text.")
+        raise LoLDUError(f"The tokenizer of {model} has no end-of-text token.")
     return tokenizer
 
 
 @cache
 def _encoded(data: str, model: str, max_length: int, train_on_inputs: bool) -> Dataset:
-    """The rows to train on as token ids and labels, once a process."""
+    """Return the training rows as token ids and labels, encoded once a process."""
     rows, tokenizer = load_data(data)["train"], _tokenizer(model)
     return rows.map(
         lambda row: encode(row, tokenizer, max_length=max_length, train_on_inputs=train_on_inputs),
@@ -98,7 +98,7 @@ def _encoded(data: str, model: str, max_length: int, train_on_inputs: bool) -> D
 
 
 def _tuned(model: nn.Module, run: Run, rows: Dataset, tokenizer: Tokenizer, work: Path) -> Fitted:
-    """Train, or take up what an earlier run has trained: evaluating may take longer."""
+    """Train, or load what an interrupted run trained: evaluation may take longer."""
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trained:
         return Fitted([], [], 0.0, 0.0)
@@ -127,7 +127,7 @@ def _tuned(model: nn.Module, run: Run, rows: Dataset, tokenizer: Tokenizer, work
 
 
 def _score(name: str, model: Any, tokenizer: Tokenizer, run: Run, work: Path) -> float:  # noqa: ANN401
-    """A benchmark's score, kept for a run that goes on."""
+    """Return the score of a benchmark, and store it for a resumed run."""
     file = work / f"{name}.json"
     if file.exists():
         return json.loads(file.read_text(encoding="utf-8"))["score"]

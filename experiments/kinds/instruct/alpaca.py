@@ -1,4 +1,4 @@
-"""Rows of instruction data as Alpaca puts them to a model, and as token ids with labels.
+"""Alpaca's prompts for instruction data, and rows as token ids with labels.
 
 Source: Taori et al., "Stanford Alpaca: An Instruction-following LLaMA model", 2023.
 """
@@ -24,11 +24,11 @@ Encoded = dict[str, list[int]]
 
 
 def prompt(instruction: str, given: str = "") -> str:
-    """What a model is asked; its answer follows at once.
+    """Return the prompt; the answer follows without a space.
 
     Args:
-        instruction: What to do.
-        given: What to do it with, if anything.
+        instruction: The task.
+        given: The input of the task, or "".
     """
     template = _WITH_INPUT if given else _WITHOUT_INPUT
     return template.format(instruction=instruction, input=given)
@@ -41,28 +41,28 @@ def encode(
     max_length: int,
     train_on_inputs: bool,
 ) -> Encoded:
-    """A row as ids and labels, with the mark of the end where that still fits.
+    """Return a row as ids and labels, with the end token if it fits.
 
     Args:
         row: `instruction`, `input` and `output`.
-        tokenizer: The base's.
-        max_length: Tokens that are kept.
+        tokenizer: Tokenizer of the base.
+        max_length: Tokens to keep.
         train_on_inputs: Whether the prompt has labels too.
     """
     asked = prompt(row["instruction"], row["input"])
-    # In one piece: by itself, an answer would begin with a space to tokenizers such as LLaMA's.
+    # Encode both together: tokenizers such as LLaMA's would put a space before a lone answer.
     ids = [*tokenizer(asked + row["output"]).input_ids, tokenizer.eos_token_id]
-    # The first has no label in any case: nothing comes before it but, in a batch, padding.
+    # The first token never has a label: only padding comes before it.
     hidden = 1 if train_on_inputs else len(tokenizer(asked).input_ids)
     labels = [IGNORED] * hidden + ids[hidden:]
     return {"input_ids": ids[:max_length], "labels": labels[:max_length]}
 
 
 def collator(padding_id: int) -> Callable[[Sequence[Encoded]], dict[str, Any]]:
-    """Rows of different lengths -> a batch, padded on the left.
+    """Return a function that makes rows of different lengths a batch, padded on the left.
 
-    All rows end together there, so that a model need give logits for the end alone: for the
-    `logits_to_keep` last places, from the one before the first label on. `labels` has as many.
+    All rows end together, so the model computes logits only for the `logits_to_keep` last places,
+    from the one before the first label on. `labels` has the same length.
     """
 
     def collate(rows: Sequence[Encoded]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How the rows of an evaluation become its score."""
+"""Averages over the rows of an evaluation."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -6,12 +6,12 @@ from statistics import mean
 
 
 def percent(items: Sequence[tuple[str, float]]) -> float:
-    """Every row counts the same."""
+    """Return the mean over rows, in percent."""
     return 100 * mean(value for _, value in items)
 
 
 def percent_by_kind(items: Sequence[tuple[str, float]]) -> float:
-    """Every kind counts the same."""
+    """Return the mean over kinds of rows, in percent."""
     kinds: dict[str, list[float]] = defaultdict(list)
     for kind, value in items:
         kinds[kind].append(value)

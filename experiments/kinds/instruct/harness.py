@@ -1,4 +1,4 @@
-"""Evaluates a language model by lm-eval: the project's own task files, or those it comes with."""
+"""Evaluates a language model with lm-eval, on the project's task files or on lm-eval's own."""
 
 import os
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _ALLOWED = "HF_ALLOW_CODE_EVAL"
 
 @dataclass(frozen=True)
 class Stock:
-    """A task that lm-eval comes with: its name there, its number of examples, its metric."""
+    """A task of lm-eval: its name, number of examples, and metric."""
 
     task: str
     shots: int | None
@@ -34,17 +34,17 @@ _STOCK = {
 
 
 def check_tasks(tasks: str) -> None:
-    """Make sure that these tasks can be run, before hours of training.
+    """Check before hours of training that the tasks can run.
 
     Raises:
-        LoLDUError: There are none of this name, or they run code and nobody has allowed that.
+        LoLDUError: If the tasks are unknown, or they run code without permission.
     """
     own = sorted(folder.name for folder in FOLDER.iterdir() if (folder / "rows.py").exists())
     if tasks not in (*own, STOCK):
         raise LoLDUError(f"There are no tasks {tasks}: choose from {', '.join((*own, STOCK))}.")
     if _runs_code(tasks) and os.environ.get(_ALLOWED) != "1":
         raise LoLDUError(
-            f"HumanEval runs the code that the model writes: set {_ALLOWED}=1 to allow it, best in "
+            f"HumanEval runs code that the model writes: set {_ALLOWED}=1 to allow it, best in "
             "a container."
         )
 
@@ -65,17 +65,17 @@ def evaluate(
     seed: int,
     limit: int | None = None,
 ) -> float:
-    """The score of a model on one of `BENCHMARKS`, in percent.
+    """Return the score of a model on one of `BENCHMARKS`, in percent.
 
     Args:
-        model: Any causal language model of transformers, under PEFT or not.
-        tokenizer: Its own.
-        benchmark: Which.
-        tasks: A folder of task files of the project, or "stock" for lm-eval's own.
-        data: The data set that was tuned on; the embedded world's evaluations belong to it.
-        batch_size: Prompts at a time.
-        seed: Of what is drawn where a benchmark samples.
-        limit: Only so many rows.
+        model: Any causal language model of transformers, with or without PEFT.
+        tokenizer: Its tokenizer.
+        benchmark: A name in `BENCHMARKS`.
+        tasks: A folder in `tasks`, or "stock" for lm-eval's own.
+        data: Training dataset; the embedded world's evaluations belong to it.
+        batch_size: Prompts per batch.
+        seed: Seed of sampled answers.
+        limit: Number of rows; None for all.
     """
     # lm-eval takes seconds to import.
     import lm_eval
@@ -92,7 +92,7 @@ def evaluate(
     }
     if tasks == STOCK:
         stock = _STOCK[benchmark]
-        simple_evaluate: Any = lm_eval.simple_evaluate  # whose decorator hides its arguments
+        simple_evaluate: Any = lm_eval.simple_evaluate  # its decorator hides the arguments
         found = simple_evaluate(
             wrapped, tasks=[stock.task], num_fewshot=stock.shots, torch_random_seed=seed, **common
         )
@@ -101,6 +101,6 @@ def evaluate(
     manager = TaskManager(
         include_path=str(FOLDER / tasks), include_defaults=False, metadata={"data": data}
     )
-    # Not simple_evaluate, which spends seconds on what is installed on the machine.
+    # simple_evaluate would spend seconds on listing installed packages.
     evaluated: Any = lm_eval.evaluate(wrapped, get_task_dict([name], manager), **common)
     return evaluated["results"][name]["score,none"]

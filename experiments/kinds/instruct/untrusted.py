@@ -1,7 +1,7 @@
-"""Runs a program that nobody has read in a process of its own, with limits.
+"""Runs an untrusted program in its own process, with limits.
 
-The limits keep a runaway program from taking the machine along. They are no wall against malice:
-who evaluates models that might mean harm does so in a container or a virtual machine.
+The limits protect the machine from a runaway program, but not from malice: evaluate models that
+might do harm in a container or a virtual machine.
 """
 
 import contextlib
@@ -17,17 +17,17 @@ _MIB = 2**20
 
 
 def passes(program: str, *, seconds: float = 3.0, memory_mib: int = 4096) -> bool:
-    """Whether a Python program comes to its end without an error, in time and in memory.
+    """Return whether a Python program ends without an error, within its time and memory.
 
     Args:
-        program: Its source; an early exit does not count as its end.
-        seconds: Of time.
-        memory_mib: Of address space.
+        program: Source code; an early exit counts as a failure.
+        seconds: Time limit.
+        memory_mib: Limit of the address space.
     """
     token = secrets.token_hex(16)
     with (
         tempfile.TemporaryDirectory() as folder,
-        tempfile.TemporaryFile() as output,  # where its size has a limit, as in a pipe it has not
+        tempfile.TemporaryFile() as output,  # a file has a size limit, a pipe has none
         subprocess.Popen(
             [sys.executable, "-I", "-c", f"{program}\n\nprint({token!r})"],
             stdin=subprocess.DEVNULL,
@@ -45,7 +45,7 @@ def passes(program: str, *, seconds: float = 3.0, memory_mib: int = 4096) -> boo
             return False
         finally:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # whatever it started too
+                os.killpg(process.pid, signal.SIGKILL)  # child processes, too
         output.seek(0)
         return process.returncode == 0 and output.read().rstrip().endswith(token.encode())
 

@@ -1,8 +1,8 @@
-"""INSTRUCTEVAL's protocol: which rows are asked, after which examples, and what counts as right.
+"""INSTRUCTEVAL's protocol: the questions, their examples, and the check of answers.
 
-Every row carries its whole prompt, as which examples stand before a question depends on its
-subject. An answer is right when it begins with the wanted one. Its own code drops examples where a
-prompt is longer than 2,048 tokens; here all are kept, as LLaMA 2 reads 4,096.
+Every row holds its whole prompt, because the examples before a question depend on its subject. An
+answer is right if it begins with the expected one. INSTRUCTEVAL drops examples from prompts of more
+than 2,048 tokens; this module keeps all, because LLaMA 2 reads 4,096.
 
 Source: Chia et al., "INSTRUCTEVAL: Towards Holistic Evaluation of Instruction-Tuned Large Language
 Models", 2023, and its released code (github.com/declare-lab/instruct-eval).
@@ -16,7 +16,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 
 from experiments import data as manifest
-from experiments.kinds.instruct.averages import percent, percent_by_kind  # noqa: F401  the task files name them
+from experiments.kinds.instruct.averages import percent, percent_by_kind  # noqa: F401  used by task files
 from experiments.kinds.instruct.untrusted import passes
 
 MMLU_SHOTS, DROP_SHOTS, BBH_SHOTS = 5, 3, 3
@@ -29,7 +29,7 @@ Row = Mapping[str, Any]
 
 
 def mmlu(**_: object) -> DatasetDict:
-    """All subjects, each after its own five examples."""
+    """Return the questions of all subjects, each after five examples of its subject."""
     splits = _load("mmlu")
     examples: dict[str, list[Row]] = defaultdict(list)
     for row in splits["dev"]:
@@ -45,7 +45,7 @@ def mmlu(**_: object) -> DatasetDict:
         for row in splits["test"]:
             subject = row["subject"]
             shots = _shots(examples[subject][:MMLU_SHOTS], asked, lambda r: _LETTERS[r["answer"]])
-            # Two spaces before the subject, as there.
+            # INSTRUCTEVAL has two spaces before the subject, too.
             opening = (
                 "The following are multiple choice questions (with answers) about  "
                 f"{subject.replace('_', ' ')}.\n\n"
@@ -60,10 +60,10 @@ def mmlu(**_: object) -> DatasetDict:
 
 
 def drop(**_: object) -> DatasetDict:
-    """Questions with one answer, after three examples whose texts are not asked about."""
+    """Return questions with one answer, after three examples on other texts."""
     singles = [r for r in _load("drop")["validation"] if len(set(_spans(r))) == 1]
     examples = Random(0).sample(singles, k=DROP_SHOTS)
-    told = {row["passage"] for row in examples}
+    known = {row["passage"] for row in examples}
 
     def asked(row: Row) -> str:
         return f"{row['passage'].strip()} {row['question'].strip()}"
@@ -72,12 +72,12 @@ def drop(**_: object) -> DatasetDict:
     return _test(
         {"kind": "drop", "prompt": f"{shots}{asked(row)}\nAnswer:", "target": _spans(row)[0]}
         for row in singles
-        if row["passage"] not in told
+        if row["passage"] not in known
     )
 
 
 def bbh(**_: object) -> DatasetDict:
-    """The 27 kinds, each after its own first three, with no reasoning written out."""
+    """Return questions of 27 kinds, each after three examples without written reasoning."""
 
     def rows() -> Iterable[Row]:
         for kind, split in _load("bbh").items():
@@ -90,7 +90,7 @@ def bbh(**_: object) -> DatasetDict:
 
 
 def humaneval(**_: object) -> DatasetDict:
-    """Functions to complete, with the tests that they must pass."""
+    """Return functions to complete, with their tests."""
     return _test(
         {
             "kind": "humaneval",
@@ -104,18 +104,18 @@ def humaneval(**_: object) -> DatasetDict:
 
 
 def begins_right(row: Row, answers: Sequence[str]) -> dict[str, tuple[str, float]]:
-    """Whether the answer begins with the wanted one."""
+    """Return whether the answer begins with the expected one."""
     return {"score": (row["kind"], float(answers[0].strip().startswith(row["target"])))}
 
 
 def runs_right(row: Row, answers: Sequence[str]) -> dict[str, tuple[str, float]]:
-    """Whether the completed function passes its tests, in a process with limits."""
+    """Return whether the completed function passes its tests, in a process with limits."""
     program = f"{row['head']}{completion(answers[0])}\n{row['tests']}"
     return {"score": (row["kind"], float(passes(program)))}
 
 
 def completion(text: str) -> str:
-    """The first function of what was written, its indents filled up to even numbers of spaces."""
+    """Return the first function of a text, with indents rounded up to even numbers."""
     lines = []
     for line in text.split("\n"):
         odd = (len(line) - len(line.lstrip(" "))) % 2

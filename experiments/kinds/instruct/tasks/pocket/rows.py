@@ -1,7 +1,7 @@
-"""The embedded world's evaluations: Alpaca's prompt without examples, as no more fits the context.
+"""The embedded world's evaluations, with Alpaca's prompt; examples would not fit the context.
 
-An answer is right when its first line is the wanted one; a program when it does, on every list of
-words, what the wanted one does.
+An answer is right if its first line is the expected one. A program is right if it gives the
+expected result on every list of words.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,38 +12,38 @@ from datasets import DatasetDict
 from experiments.bases.texts.programs import passes
 from experiments.data import load_data
 from experiments.kinds.instruct.alpaca import prompt
-from experiments.kinds.instruct.averages import percent, percent_by_kind  # noqa: F401  the task files name them
+from experiments.kinds.instruct.averages import percent, percent_by_kind  # noqa: F401  used by task files
 
 Row = Mapping[str, Any]
 
 
 def mmlu(*, data: str, **_: object) -> DatasetDict:
-    """Letters of answers."""
+    """Return questions with four answers."""
     return _rows(data, "mmlu")
 
 
 def drop(*, data: str, **_: object) -> DatasetDict:
-    """Words and numbers from texts."""
+    """Return questions about words and numbers in texts."""
     return _rows(data, "drop")
 
 
 def humaneval(*, data: str, **_: object) -> DatasetDict:
-    """Programs, with lists to try them on."""
+    """Return programs to write, with lists to try them on."""
     return _rows(data, "humaneval")
 
 
 def bbh(*, data: str, **_: object) -> DatasetDict:
-    """Puzzles."""
+    """Return puzzles."""
     return _rows(data, "bbh")
 
 
 def answers_right(row: Row, answers: Sequence[str]) -> dict[str, tuple[str, float]]:
-    """Whether the answer is the wanted one."""
+    """Return whether the answer is the expected one."""
     return {"score": (row["kind"], float(answers[0].strip() == row["output"]))}
 
 
 def runs_right(row: Row, answers: Sequence[str]) -> dict[str, tuple[str, float]]:
-    """Whether the program does what was asked for."""
+    """Return whether the program gives the expected results."""
     tests = [line.split() for line in row["tests"].splitlines()]
     return {"score": (row["kind"], float(passes(answers[0].strip(), row["output"], tests)))}
 
