@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -82,8 +82,7 @@ def fit(
         name: Name of the folder with checkpoints and the log.
         module: Trained parameters and buffers; it receives the averaged weights.
         groups: Optimizer groups, each with `params` and a peak `lr`.
-        losses_at: Function from a step to the loss and other values; its randomness comes from
-            torch's global generator, which is seeded with the step.
+        losses_at: Function from a step to losses; torch's generator is seeded with the step.
         build: Folder for work files.
         steps: Total number of optimizer steps.
         schedule: Function from progress in [0, 1] to a factor on the learning rates.
@@ -98,25 +97,49 @@ def fit(
     folder = build / f"{name}-{steps}"  # a changed number of steps starts a new training
     folder.mkdir(parents=True, exist_ok=True)
     optimizer = torch.optim.AdamW(groups, betas=betas, weight_decay=weight_decay, fused=True)
-    peaks = [group["lr"] for group in optimizer.param_groups]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     ema = Ema(parameters, ema_decay) if ema_decay else None
-    first = _restore(folder, module, optimizer, ema)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    first = _restore(folder, module, optimizer, ema)  # also restores the learning rates
+
+    def factor(step: int) -> float:
+        return min(1.0, (step + 1) / warmup_steps) * schedule(step / steps)
+
     bar = tqdm(range(first, steps), initial=first, total=steps, desc=name, mininterval=5)
+    for step in _updates(bar, optimizer, peaks, losses_at, factor, clip, folder):
+        if ema:
+            ema.update(step)
+        done = step + 1
+        if done % checkpoint_every == 0 or done == steps:
+            _save(folder, module, optimizer, ema, done)
+            if on_checkpoint:
+                _judge(folder, on_checkpoint, ema, done)
+    if ema:
+        ema.swap()
+
+
+def _updates(
+    bar: tqdm,
+    optimizer: torch.optim.Optimizer,
+    peaks: list[float],
+    losses_at: Callable[[int], Losses],
+    factor: Callable[[int], float],
+    clip: float,
+    folder: Path,
+) -> Iterator[int]:
+    """Yield each step after its optimizer step; log mean losses every 100 steps."""
     means: dict[str, Tensor] = {}
     started = time.monotonic()
     for step in bar:
-        factor = min(1.0, (step + 1) / warmup_steps) * schedule(step / steps)
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = peak * factor
+            group["lr"] = peak * factor(step)
         torch.manual_seed(step)
         losses = losses_at(step)
         losses["loss"].backward()
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         losses["grad_norm"] = nn.utils.clip_grad_norm_(parameters, clip)
         optimizer.step()
         optimizer.zero_grad()
-        if ema:
-            ema.update(step)
         for key, value in losses.items():
             means[key] = means.get(key, torch.zeros(())) + value.detach().float().cpu()
         done = step + 1
@@ -125,14 +148,19 @@ def fit(
             means.clear()
             bar.set_postfix(loss=record["loss"])
             _log(folder, {"step": done, "seconds": round(time.monotonic() - started, 1)} | record)
-        if done % checkpoint_every == 0 or done == steps:
-            _save(folder, module, optimizer, ema, done)
-            if on_checkpoint:
-                if ema:
-                    ema.swap()
-                _log(folder, {"step": done, **on_checkpoint(done)})
-                if ema:
-                    ema.swap()
+        yield step
+
+
+def _judge(
+    folder: Path,
+    on_checkpoint: Callable[[int], Mapping[str, object]],
+    ema: Ema | None,
+    step: int,
+) -> None:
+    """Log the judgement of a checkpoint, with the averaged weights in place."""
+    if ema:
+        ema.swap()
+    _log(folder, {"step": step, **on_checkpoint(step)})
     if ema:
         ema.swap()
 

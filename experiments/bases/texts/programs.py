@@ -89,7 +89,7 @@ def execute(program: str, words: Sequence[str]) -> Words:
     """Run a program on a list of words.
 
     Raises:
-        ProgramError: A command is unknown, or lacks its argument or has one too many.
+        ProgramError: If a command is unknown, lacks its argument or has one too many.
     """
     result = list(words)
     for part in program.split("|"):
