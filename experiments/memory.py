@@ -1,4 +1,4 @@
-"""Reset peak memory, so that `trainer.results.records` measures one training of several."""
+"""Reset peak memory, so that `trainer.training.memory` measures one training of several."""
 
 import contextlib
 from pathlib import Path

@@ -14,8 +14,8 @@ from loldu.errors import LoLDUError
 from loldu.presets import shipped_presets
 from trainer.options.config import Config
 from trainer.options.preset import PRESETS, configure
-from trainer.results.records import peak_memory_mib
 from trainer.train_dreambooth_loldu import main as train
+from trainer.training.memory import peak_memory_mib
 
 TOKEN, WORD = "sks", "<new>"
 CLASS_PICTURES = Path("runs/experiments/class_pictures")
