@@ -184,6 +184,7 @@ class _Reallocation(TrainerCallback):
         _adalora(model).update_and_allocate(state.global_step + 1)
 
 
+# Nine parameters: the parts of a training that every kind of experiment fills differently.
 def fit(
     model: nn.Module,
     recipe: Recipe,
@@ -197,8 +198,6 @@ def fit(
     score: Callable[[EvalPrediction], Mapping[str, float]] | None = None,
 ) -> Fitted:
     """Train a model that `adapt` prepared, from its last checkpoint in `work` if there is one.
-
-    The parameters are the parts of one training, which all kinds of experiments fill differently.
 
     Args:
         model: Model whose trained parameters require gradients.

@@ -108,6 +108,7 @@ def pretrain_denoiser(
     return unet
 
 
+# Nine parameters: those of `pretrain_denoiser`, the UNet and the named pictures.
 def teach_names(
     unet: UNet2DConditionModel,
     text_encoder: CLIPTextModel,
@@ -124,8 +125,7 @@ def teach_names(
     From the world's captions alone, a text encoder learns to ignore words that it does not need:
     "sks toy" then equals "toy". This stage shows words that each mean one individual. The rare
     tokens are not among them; afterwards each gets an embedding near the middle of the names, so
-    that it reads as a name, but as nobody's. The parameters are those of `pretrain_denoiser`, the
-    UNet and the named pictures.
+    that it reads as a name, but as nobody's.
 
     Args:
         unet: UNet, trained in place.
@@ -163,6 +163,7 @@ def teach_names(
         weight[rare] = middle + _RARE_SPREAD * mixture @ others
 
 
+# Nine parameters: the models, and the settings in which the two stages differ.
 def _fit(
     name: str,
     unet: UNet2DConditionModel,
@@ -174,10 +175,7 @@ def _fit(
     lr: float,
     on_checkpoint: OnCheckpoint,
 ) -> None:
-    """Train both on v-prediction; drop 10% of the captions.
-
-    The parameters are the models and the settings in which the two stages differ.
-    """
+    """Train both on v-prediction; drop 10% of the captions."""
     model = _Denoiser(unet, text_encoder.train().requires_grad_(True))
     model.to(device())
     alphas_cumprod = build_noise_scheduler().alphas_cumprod.to(device())

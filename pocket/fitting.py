@@ -56,6 +56,7 @@ class Ema:
                 average.copy_(kept)
 
 
+# Many parameters: the settings in which the trainings of all models differ.
 def fit(
     name: str,
     module: nn.Module,
@@ -75,8 +76,7 @@ def fit(
 ) -> None:
     """Minimize ``losses_at(step)["loss"]``; afterwards `module` holds the result.
 
-    An interrupted training continues from its last checkpoint; a finished one is loaded. The many
-    parameters are the settings in which the trainings of all models differ.
+    An interrupted training continues from its last checkpoint; a finished one is loaded.
 
     Args:
         name: Name of the folder with checkpoints and the log.
