@@ -1,4 +1,4 @@
-"""The record of a measurement: what it was made with (command, commit, versions, machine), kept."""
+"""Records of measurements: the result with its command, commit, versions and machine."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from loldu.files import write_atomically
 
 
 def provenance(module: str, arguments: Sequence[str], libraries: Sequence[str]) -> dict[str, Any]:
-    """Return what must be known to make a measurement again."""
+    """Return what is needed to repeat a measurement: command, commit, versions, machine."""
     return {
         "command": shlex.join(["python", "-m", module, *arguments]),
         "commit": _commit(),
@@ -37,13 +37,13 @@ def provenance(module: str, arguments: Sequence[str], libraries: Sequence[str]) 
 
 
 def write_record(output: Path, record: dict[str, Any]) -> None:
-    """Write a record as JSON, over the last one."""
+    """Write a record as JSON; an existing file is replaced."""
     output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(output, json.dumps(record, indent=2) + "\n")
 
 
 def _commit() -> str | None:
-    """The commit of the checkout, `+` after it where files differ; None outside a checkout."""
+    """Return the commit of the checkout, with a `+` if files differ; None outside a checkout."""
     command = ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
     folder = Path(__file__).parent
     try:
