@@ -103,9 +103,10 @@ def serve(options: StudioOptions, users: list[tuple[str, str]]) -> None:
     from webui.backend import open_backend
     from webui.style import CSS, THEME
 
-    check_source(options.base, "--base")
+    base = installed_path(options.base)
+    check_source(base, "--base")
     backend = open_backend(
-        options.base,
+        base,
         studio=options.studio,
         runs=options.runs,
         examples=options.examples,
