@@ -15,11 +15,6 @@ PACKAGES = ("loldu", "eval", "trainer", "webui", "pocket", "experiments", "bench
 LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS = 400, 60, 8
 # Still to be split or explained; nothing may be added.
 UNFINISHED = {
-    "loldu/concept/export.py:export_lora",
-    "loldu/concept/truncate.py:truncate",
-    "webui/tabs/play_handlers.py:choose",
-    "webui/tabs/play_handlers.py:draw",
-    "webui/tabs/play_handlers.py:redraw",
     "pocket/denoiser.py:teach_names",
     "pocket/denoiser.py:_fit",
     "pocket/fitting.py:fit",
@@ -28,7 +23,6 @@ UNFINISHED = {
 LINK = re.compile(r"\]\((?!https?:|#)([^)\s#]+)(?:#([^)\s]+))?\)|\]\(#([^)\s]+)\)")
 
 
-@pytest.mark.xfail(strict=False, reason="eval still has a circle")
 def test_no_module_imports_itself_through_others() -> None:
     graph = grimp.build_graph(*PACKAGES, cache_dir=None)
     imported = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
@@ -91,7 +85,9 @@ def test_every_name_of_a_module_is_used() -> None:
     defined: dict[str, str] = {}
     for file in python_files():
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
-            names = [node.name] if isinstance(node, ast.FunctionDef | ast.ClassDef) else []
+            names: list[str] = []
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.decorator_list:
+                names = [node.name]  # a decorator may register it
             if isinstance(node, ast.Assign | ast.AnnAssign):
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
                 names = [target.id for target in targets if isinstance(target, ast.Name)]

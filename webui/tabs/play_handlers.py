@@ -76,6 +76,7 @@ class PlayHandlers:
         choices, hint = self.look([], request)
         return ({**choices, "value": [concept]} if concept else choices), hint
 
+    # Gradio passes one argument for each input component.
     def choose(
         self,
         chosen: list[str] | None,
@@ -110,6 +111,7 @@ class PlayHandlers:
             facts[0].guidance_scale or same if is_new else same,
         ]
 
+    # Gradio passes one argument for each input component.
     def draw(
         self,
         chosen: list[str] | None,
@@ -147,6 +149,7 @@ class PlayHandlers:
             if uses:
                 yield base, self._draw_concepts(drawn, uses, progress, stop, request), drawn
 
+    # Gradio passes one argument for each input component.
     def redraw(
         self,
         drawn: Drawn | None,
