@@ -16,6 +16,7 @@ from eval.encoders.preprocess import Preprocess
 from eval.metrics import METRICS, Metric, Sample, register
 from eval.protocols.live import LiveScorer, Pictures
 from eval.report.before_after import BeforeAfter
+from eval.report.figures import draw_curves
 from eval.report.picture_content import score_bars
 from eval.result import Result
 from tests.eval.noise import save_noise
@@ -138,9 +139,12 @@ def test_training_measures_and_draws_it(
     assert list(scores) == ["dino", "clip_i", "clip_t", "drift", "toy"]
     assert scores["toy"] > 0
     shown = []
-    monkeypatch.setattr(
-        training, "draw_curves", lambda title, panels, columns: shown.extend(panels)
-    )
+
+    def recorded(title: str, panels: list, *, columns: int) -> Image.Image:
+        shown.extend(panels)
+        return draw_curves(title, panels, columns=columns)
+
+    monkeypatch.setattr(training, "draw_curves", recorded)
     training.curves([{"step": 0, **scores}], None)
     assert shown[-1].title == "Toy distance: distance to real pictures by pixels"
 
