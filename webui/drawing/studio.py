@@ -123,7 +123,7 @@ class Studio:
             return _draw(model, task, shown, batch_size, watch)
 
     def seconds_a_pass(self, rows: int, side: int) -> float:
-        """The time of a forward pass of `rows` pictures of `side` pixels through the base's UNet.
+        """Return the seconds of a forward pass of `rows` pictures of `side` pixels.
 
         Raises:
             LoLDUError: If the base does not exist.
