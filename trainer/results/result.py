@@ -20,6 +20,7 @@ from trainer.results.card import CARD, Result, Sample, model_card
 from trainer.results.metadata import Training, describe
 from trainer.results.output_dir import METRICS, SAMPLES, size_bytes, write_summary
 from trainer.training.cache import on_device
+from trainer.training.scoring_plan import with_seeds
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ def draw_samples(
         sample_images,
         pipeline,
         prompts,
-        [config.optimization.seed + index for index in range(len(prompts))],
+        [seed for _, seed in with_seeds(prompts, config)],
         num_inference_steps=run.num_inference_steps,
         guidance_scale=run.guidance_scale,
         batch_size=1,

@@ -1,5 +1,6 @@
 """Plan the validation pictures that are scored: their prompts and seeds."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loldu.errors import LoLDUError
@@ -8,6 +9,15 @@ from trainer.options.config import Config
 
 PromptSeed = tuple[str, int]
 """A prompt and the seed of its noise."""
+
+
+def with_seeds(prompts: Sequence[str], config: Config, repeats: int = 1) -> list[PromptSeed]:
+    """Return the prompts, in turn `repeats` times, each with the next seed after the run's.
+
+    Sheets, scores and samples all draw from these, so a picture of one can serve another.
+    """
+    seed = config.optimization.seed
+    return [(prompt, seed + index) for index, prompt in enumerate([*prompts] * repeats)]
 
 
 @dataclass(frozen=True)
@@ -44,12 +54,7 @@ def make_plan(config: Config) -> ScoringPlan:
             "--validation_scores cannot derive the rare token from the prompts; give it with "
             "--token, such as --token sks."
         )
-    count, seed = len(run.validation_prompt), config.optimization.seed
-    planned = [
-        (prompt, seed + index + count * repeat)
-        for repeat in range(scores.validation_images)
-        for index, prompt in enumerate(run.validation_prompt)
-    ]
+    planned = with_seeds(run.validation_prompt, config, scores.validation_images)
     concept = [pair for pair in planned if class_after(pair[0], token) is not None]
     if not concept:
         raise LoLDUError(
@@ -59,11 +64,7 @@ def make_plan(config: Config) -> ScoringPlan:
     others = [pair for pair in planned if pair not in concept]
     plain = without_token(instance.instance_prompt or concept[0][0], token)
     if scores.drift_prompt or not others:
-        prompts = scores.drift_prompt or (plain,)
-        others = [
-            (prompt, seed + index)
-            for index, prompt in enumerate(prompts * scores.validation_images)
-        ]
+        others = with_seeds(scores.drift_prompt or (plain,), config, scores.validation_images)
     for prompt, _ in others:
         if class_after(prompt, token) is not None:
             raise LoLDUError(

@@ -15,7 +15,7 @@ from loldu.pictures.lettering import font, wrapped
 from trainer.methods.trained import Trained
 from trainer.options.config import Config
 from trainer.training.cache import on_device
-from trainer.training.scoring_plan import PromptSeed
+from trainer.training.scoring_plan import PromptSeed, with_seeds
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Validation:
         self._concept = concept
         self._device = device
         self._prompts = run.validation_prompt or ((prompt,) if prompt else ())
-        self._seeds = [config.optimization.seed + index for index in range(len(self._prompts))]
+        self._seeds = [seed for _, seed in with_seeds(self._prompts, config)]
         self._resolution = config.instance.resolution
         self._num_inference_steps = run.num_inference_steps
         self._guidance_scale = run.guidance_scale
