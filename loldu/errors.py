@@ -1,14 +1,14 @@
-"""Errors that people can fix, collected where several are found at once."""
+"""Errors that people can fix, and a collector that reports several at once."""
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 
 
 class LoLDUError(Exception):
     """A mistake in an option, a file or the environment.
 
-    The message is a sentence for people: what is wrong, where, and what to do. Commands print it
+    The message says in one sentence what is wrong, where, and what to do. Commands print it
     without a traceback.
     """
 
@@ -18,12 +18,12 @@ class ConceptError(LoLDUError, ValueError):
 
 
 def hint(name: str, known: Iterable[str], otherwise: str | None = None) -> str:
-    """What an unknown name could have meant.
+    """Return the known name that an unknown one may have meant, as part of a sentence.
 
     Args:
-        name: as it was written.
-        known: the names there are.
-        otherwise: what to say where none is near; to choose from the known ones, unless given.
+        name: The unknown name.
+        known: All known names.
+        otherwise: Text if no name is close; the list of known names by default.
     """
     names = list(known)
     if near := difflib.get_close_matches(name, names, n=1):
@@ -32,29 +32,29 @@ def hint(name: str, known: Iterable[str], otherwise: str | None = None) -> str:
 
 
 class Mistakes:
-    """Mistakes that are told together, a sentence a line, and not one at each start."""
+    """Collects mistakes, so that people see all of them at once and not one per start."""
 
     def __init__(self) -> None:
-        """None yet."""
+        """Start without mistakes."""
         self._sentences: list[str] = []
 
     @contextmanager
-    def collected(self) -> Iterator[None]:
-        """Keep a mistake of the block for later; the rest of the block is skipped."""
+    def collected(self) -> Generator[None]:
+        """Keep the mistake that ends the block, and go on after the block."""
         try:
             yield
         except LoLDUError as error:
             self._sentences += str(error).splitlines()
 
     def tell(self) -> None:
-        """Raise what was collected.
+        """Raise all mistakes as one error, one sentence per line.
 
         Raises:
-            LoLDUError: when there was anything.
+            LoLDUError: If there were any.
         """
         if self._sentences:
             raise LoLDUError("\n".join(self._sentences))
 
 
 class Stopped(Exception):
-    """The run was asked to stop, and did, with a checkpoint to continue from."""
+    """The run stopped on request, after writing a checkpoint to continue from."""

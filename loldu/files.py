@@ -1,4 +1,4 @@
-"""Writing a file whole or not at all, and reading TOML."""
+"""Write files atomically, and read TOML."""
 
 import io
 import os
@@ -13,9 +13,9 @@ from loldu.errors import LoLDUError
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a temporary file beside the target, then rename it.
+    """Write a temporary file next to the target, then rename it.
 
-    A reader sees the old file or all of the new one. Missing parent folders are created.
+    A reader sees either the old file or the whole new one. Missing parent folders are created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -30,7 +30,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
 
 def save_png(image: Image.Image, path: Path, parameters: str | None = None) -> None:
-    """Write a picture atomically, as PNG; `parameters` is kept inside and says how it was drawn."""
+    """Write a PNG atomically; `parameters` is stored inside it and says how it was drawn."""
     info = PngInfo()
     if parameters is not None:
         info.add_text("parameters", parameters)
@@ -40,10 +40,14 @@ def save_png(image: Image.Image, path: Path, parameters: str | None = None) -> N
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
-    """A TOML file that a person wrote; `what` is what messages call it.
+    """Read a TOML file that a person wrote.
+
+    Args:
+        path: The file.
+        what: What messages call it, such as "The preset".
 
     Raises:
-        LoLDUError: when it is not there, or is no TOML.
+        LoLDUError: If it does not exist or is not TOML.
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))

@@ -8,7 +8,7 @@ from loldu.options import option
 
 @dataclass(frozen=True)
 class BaseModelConfig:
-    """The frozen Stable Diffusion the concept is taught to."""
+    """The frozen base model, and how to read it."""
 
     # A diffusers folder, a hub id or a single-file .safetensors checkpoint; the concept file works
     # on this base only.

@@ -1,5 +1,8 @@
 """Draw pictures with a pipeline: one seed, one picture, whatever the batch."""
 
+# diffusers loads its public names lazily, which looks private to pyright.
+# pyright: reportPrivateImportUsage=false
+
 from collections.abc import Sequence
 
 import torch

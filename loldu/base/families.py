@@ -1,5 +1,8 @@
 """The model families that can be opened, and the family of a pipeline."""
 
+# diffusers loads its public names lazily, which looks private to pyright.
+# pyright: reportPrivateImportUsage=false
+
 from typing import Any
 
 from diffusers import DiffusionPipeline

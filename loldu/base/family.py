@@ -4,6 +4,9 @@ A family is one module: a subclass of `Family`, and one line in `loldu/base/fami
 scoring and the studio ask the family of a pipeline and name no pipeline class themselves.
 """
 
+# diffusers loads its public names lazily, which looks private to pyright.
+# pyright: reportPrivateImportUsage=false
+
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar

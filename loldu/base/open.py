@@ -1,5 +1,8 @@
 """Open the frozen base: from a folder, the Hub or a single file, of any known family."""
 
+# diffusers loads its public names lazily, which looks private to pyright.
+# pyright: reportPrivateImportUsage=false
+
 import hashlib
 from pathlib import Path
 from typing import Any

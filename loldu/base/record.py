@@ -1,4 +1,4 @@
-"""What a run tells of its base, and how that is read back."""
+"""Write and read base-model options in concept files and runs."""
 
 import hashlib
 import tomllib
@@ -12,26 +12,26 @@ from loldu.concept.format import Concept
 from loldu.options import options
 
 CONFIG, SUMMARY = "config.toml", "summary.json"
-"""A run's options and its summary, files beside the concept."""
+"""Options and summary of a run: files next to the concept."""
 
 _NAME = "pretrained_model_name_or_path"
 _PLACES = {each.name for each in options(BaseModelConfig).values() if each.publish == "name"}
 _READ_AS = ("prediction_type", "clip_skip")
-"""How a base is to be read, wherever it lies."""
+"""Options that say how to read a base, wherever it is."""
 
 
 def public_base(base: BaseModelConfig) -> dict[str, Any]:
-    """The options of a base for others to read: of a place here only the last name is told."""
-    told = {name: value for name, value in asdict(base).items() if value is not None}
+    """Return a base's options without local paths: only the last part of a path stays."""
+    public = {name: value for name, value in asdict(base).items() if value is not None}
     for name in _PLACES:
-        if name in told and Path(told[name]).exists():
-            told[name] = Path(told[name]).resolve().name
-    return told
+        if name in public and Path(public[name]).exists():
+            public[name] = Path(public[name]).resolve().name
+    return public
 
 
-@lru_cache(maxsize=1)  # every checkpoint tells it, and the file is of gigabytes
+@lru_cache(maxsize=1)  # every checkpoint records it, and the file has gigabytes
 def digest_of_file(base: BaseModelConfig) -> str | None:
-    """The SHA-256 of a base that is a single file, by which model sites list and find it."""
+    """Return the SHA-256 of a single-file base, by which model sites list it; None for others."""
     path = Path(base.pretrained_model_name_or_path)
     if not path.is_file():
         return None
@@ -40,26 +40,26 @@ def digest_of_file(base: BaseModelConfig) -> str | None:
 
 
 def base_options(concept: Concept, path: Path, place: str | None = None) -> BaseModelConfig:
-    """The options with which `load_pipeline` loads the base of a concept as its run did.
+    """Return the options with which `load_pipeline` loads a concept's base as its run did.
 
-    They are in the run's config.toml while the concept file lies beside it, and in the file itself
-    as far as they are the same for everyone.
+    The run's config.toml has them, if it is next to the concept file. The file itself has those
+    that do not depend on the computer.
 
     Args:
-        concept: what was read of the concept file.
-        path: where it lies.
-        place: where the base is now, if that is known better.
+        concept: The content of the concept file.
+        path: The concept file.
+        place: Folder, file or hub id of the base now, if it has moved.
     """
     beside = path.with_name(CONFIG)
     run = tomllib.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
-    told = run.get("base") or {**_the_same_for_everyone(concept), _NAME: concept.base}
-    if place not in (None, told[_NAME]):
-        told = {_NAME: place, **{name: told[name] for name in _READ_AS if name in told}}
+    options: dict[str, Any] = run.get("base") or {**_portable(concept), _NAME: concept.base}
+    if place not in (None, options[_NAME]):
+        options = {_NAME: place, **{name: options[name] for name in _READ_AS if name in options}}
     known = {option.name for option in fields(BaseModelConfig)}
-    return BaseModelConfig(**{name: told[name] for name in known & told.keys()})
+    return BaseModelConfig(**{name: options[name] for name in known & options.keys()})
 
 
-def _the_same_for_everyone(concept: Concept) -> dict[str, Any]:
-    # A place without a slash is on the disk of whoever trained the concept.
-    told = concept.metadata.get("base", {})
-    return {name: value for name, value in told.items() if name not in _PLACES or "/" in value}
+def _portable(concept: Concept) -> dict[str, Any]:
+    # A name without a slash is a local file or folder of whoever trained the concept.
+    options = concept.metadata.get("base", {})
+    return {name: value for name, value in options.items() if name not in _PLACES or "/" in value}

@@ -1,5 +1,8 @@
 """Where a model comes from: check the place, load quietly, and turn failures into one sentence."""
 
+# diffusers loads its public names lazily, which looks private to pyright.
+# pyright: reportPrivateImportUsage=false
+
 import re
 import warnings
 from collections.abc import Generator

@@ -1,5 +1,8 @@
 """Stable Diffusion 1.x and 2.x: one CLIP text encoder, a UNet, and a schedule of alphas."""
 
+# diffusers loads its public names lazily, which looks private to pyright.
+# pyright: reportPrivateImportUsage=false
+
 # diffusers and transformers are typed in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false

@@ -1,4 +1,4 @@
-"""What is said about a picture: `name.txt` beside it, or its line of `metadata.jsonl`."""
+"""Read captions: `name.txt` next to a picture, or its line of `metadata.jsonl`."""
 
 import json
 import unicodedata
@@ -15,37 +15,37 @@ _EXAMPLE = '{"file_name": "a.png", "text": "a photo of sks dog"}'
 
 @dataclass(frozen=True)
 class Line:
-    """A picture's line of `metadata.jsonl`; without a text it only says how often it counts."""
+    """A picture's line of `metadata.jsonl`; without a text it only gives the repeats."""
 
     text: str | None
     repeats: int = 1
 
 
 def same_name(name: str) -> str:
-    """One spelling of a name whose accents may be composed (most systems) or not (macOS)."""
+    """Return a name with composed accents: macOS stores them decomposed, most systems do not."""
     return unicodedata.normalize("NFC", name)
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 file, with or without the mark some editors put first.
+    """Read a UTF-8 file, with or without the byte-order mark that some editors write.
 
     Raises:
-        LoLDUError: when it is something else.
+        LoLDUError: If it is not UTF-8.
     """
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise LoLDUError(f"The caption file {path} is not UTF-8; save it as that.") from error
+        raise LoLDUError(f"The caption file {path} is not UTF-8; save it as UTF-8.") from error
 
 
 def read_metadata(folder: Path, pictures: Iterable[str]) -> dict[str, Line]:
-    """The lines of a folder's `metadata.jsonl` by picture, or nothing without such a file.
+    """Return the lines of a folder's `metadata.jsonl` by picture; empty without such a file.
 
-    Each is a JSON object as in Hugging Face's imagefolder: `file_name`, and `text` or `repeats` (a
-    whole number) or both. Other keys are somebody else's.
+    Each line is a JSON object as in Hugging Face's imagefolder: `file_name`, and `text` or
+    `repeats` (a whole number) or both. Other keys are ignored.
 
     Raises:
-        LoLDUError: for lines that say nothing, or say it of no picture; with their numbers.
+        LoLDUError: If lines are malformed or name no picture; the message gives their numbers.
     """
     path = folder / METADATA
     if not path.is_file():
@@ -67,13 +67,14 @@ def read_metadata(folder: Path, pictures: Iterable[str]) -> dict[str, Line]:
 
 def _parse(text: str, where: str, known: dict[str, str]) -> tuple[str, Line]:
     try:
-        row: Any = json.loads(text)
+        parsed: Any = json.loads(text)
     except json.JSONDecodeError as error:
         raise LoLDUError(
             f"{where} is not JSON ({error.msg}, column {error.colno}); it should look like "
             f"{_EXAMPLE}."
         ) from error
-    if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
+    row: dict[str, Any] = parsed if isinstance(parsed, dict) else {}
+    if not isinstance(row.get("file_name"), str):
         raise LoLDUError(f"{where} has no file_name; it should look like {_EXAMPLE}.")
     name = same_name(str(PurePosixPath(row["file_name"])))
     if name not in known:

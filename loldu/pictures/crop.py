@@ -1,4 +1,4 @@
-"""Pictures and their masks as square crops ready for the VAE."""
+"""Cut pictures and their masks into square crops for the VAE."""
 
 from collections.abc import Iterator, Sequence
 
@@ -14,10 +14,10 @@ from loldu.pictures.mask import load_mask
 from loldu.pictures.open import load_image
 
 RANDOM_CROPS = 4
-"""Latents are cached, so the random crops of an oblong picture are drawn once: this many."""
+"""Random crops per oblong picture; they are drawn once, because latents are cached."""
 
 _CROPS = 0
-"""The seed's stream for crops; those of the loop begin at 1."""
+"""Stream of the seed for crops; the training loop uses 1 and up."""
 
 
 def square_crops(
@@ -28,7 +28,7 @@ def square_crops(
     random_flip: bool,
     rng: np.random.Generator,
 ) -> Iterator[Float[Tensor, "3 resolution resolution"]]:
-    """The views a picture is trained in, in [-1, 1]: crops, and their mirror images if asked."""
+    """Yield the views of a picture in [-1, 1]: crops, and their mirror images on request."""
     scale = resolution / min(image.size)
     size = [max(resolution, round(side * scale)) for side in image.size]
     resized = image.resize((size[0], size[1]), Image.Resampling.LANCZOS)
@@ -42,7 +42,7 @@ def square_crops(
         ]
     for x, y in corners:
         crop = np.asarray(resized.crop((x, y, x + resolution, y + resolution)), dtype=np.float32)
-        view = torch.from_numpy(crop / 127.5 - 1).permute(2, 0, 1)
+        view = torch.as_tensor(crop / 127.5 - 1).permute(2, 0, 1)
         yield view
         if random_flip:
             yield view.flip(-1)
@@ -62,13 +62,13 @@ def load_views(
         Float[Tensor, "1 resolution resolution"] | None,
     ]
 ]:
-    """Every view of every picture: its picture's index, its pixels, and its mask in [0, 1] if any.
+    """Yield every view of every picture: the picture's index, the pixels, the mask in [0, 1].
 
-    One file is read at a time. The same crops are made of a mask as of its picture.
+    One file is read at a time. A mask is cropped like its picture; without a mask it is None.
 
     Raises:
-        LoLDUError: when a file cannot be read, is smaller than a quarter of the resolution, or
-            is a mask that marks nothing in any crop.
+        LoLDUError: If a file cannot be read, is smaller than a quarter of the resolution, or is a
+            mask that marks nothing inside any crop.
     """
     for index, captioned in enumerate(images):
         image = load_image(captioned.path, min_side_px(resolution))

@@ -1,17 +1,17 @@
-"""Text on pictures: the font that comes with Pillow, and lines that fit a width."""
+"""Text on pictures: Pillow's own font, and line breaks that fit a width."""
 
 from PIL import ImageFont
 
 
 def font(size_px: int) -> ImageFont.FreeTypeFont:
-    """Pillow's own font, the same on every machine."""
+    """Return Pillow's own font, which is the same on every machine."""
     loaded = ImageFont.load_default(size_px)
     assert isinstance(loaded, ImageFont.FreeTypeFont)
     return loaded
 
 
 def wrapped(text: str, size_px: int, width_px: int) -> list[str]:
-    """Break a text into lines no wider than `width_px`, between words where it can be."""
+    """Break a text into lines no wider than `width_px`, between words if possible."""
     face = font(size_px)
     lines: list[str] = []
     for word in text.split():
@@ -24,7 +24,7 @@ def wrapped(text: str, size_px: int, width_px: int) -> list[str]:
 
 
 def _pieces(word: str, face: ImageFont.FreeTypeFont, width_px: int) -> list[str]:
-    """A word, cut only if it alone is wider than the line."""
+    """Return the pieces of a word, which is cut only if it is wider than the line."""
     pieces = [""]
     for letter in word:
         if pieces[-1] and face.getlength(pieces[-1] + letter) > width_px:

@@ -1,4 +1,4 @@
-"""Masks: where a picture shows what is to be learned, as weights of its squared errors."""
+"""Masks mark what to learn in a picture; they become weights of its squared errors."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,20 +14,20 @@ from loldu.pictures.open import load_image
 
 
 def load_mask(path: Path, size: tuple[int, int]) -> Image.Image:
-    """A mask in gray at the size of its upright picture: white is learned, black is not.
+    """Return a mask in gray at the size of its upright picture: white is learned, black is not.
 
     Raises:
-        LoLDUError: when it cannot be read, has another shape than the picture, or is all black.
+        LoLDUError: If it cannot be read, differs in shape from the picture, or is all black.
     """
     mask = load_image(path, background="black").convert("L")
     (width, height), (across, down) = mask.size, size
     if abs(width * down - height * across) > max(size):  # more than a rounded side is off by
         raise LoLDUError(
             f"The mask {path} is {width} x {height} pixels but its picture, upright, is "
-            f"{across} x {down}; make it anew in the picture's shape."
+            f"{across} x {down}; give the mask the same shape."
         )
     if mask.getbbox() is None:
-        raise LoLDUError(f"The mask {path} is all black; paint white what is to be learned.")
+        raise LoLDUError(f"The mask {path} is all black; paint the part to learn white.")
     return mask.resize(size, Image.Resampling.BOX)
 
 
@@ -37,17 +37,17 @@ def loss_weights(
     latent_size: tuple[int, int],
     unmasked_weight: float,
 ) -> Float[Tensor, "views 1 h w"] | None:
-    """The weight of every latent's squared error in every view; none without a mask.
+    """Return the weight of every latent's squared error in every view, or None without masks.
 
     w = (u + (1 - u) m) / mean(u + (1 - u) m), with m the mask averaged over a latent's area and u
     the `unmasked_weight`. The mean is taken over all views of a picture: the size of what its mask
     marks does not change how much the picture counts, and a crop that misses it counts less.
 
     Args:
-        masks: one a view, (1, height, width) in [0, 1]; none where the picture has no mask.
-        pictures: the views of each picture.
-        latent_size: height and width.
-        unmasked_weight: what black weighs where white weighs 1.
+        masks: One per view, (1, height, width) in [0, 1]; None if the picture has no mask.
+        pictures: The views of each picture.
+        latent_size: Height and width.
+        unmasked_weight: Weight of black, where white has 1.
     """
     if unmasked_weight == 1 or all(mask is None for mask in masks):
         return None

@@ -1,9 +1,10 @@
-"""A picture file of any kind as RGB."""
+"""Open a picture file of any kind as RGB."""
 
 import io
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageChops, ImageCms, ImageOps, UnidentifiedImageError
@@ -13,19 +14,24 @@ from loldu.errors import LoLDUError
 logger = logging.getLogger(__name__)
 
 _ROUNDING = 1
-"""What an 8-bit colour may change by when it is converted between two spellings of sRGB."""
+"""Largest change of an 8-bit colour between two profiles that both mean sRGB."""
 
 
 def load_image(
     path: Path, min_side_px: int = 1, *, background: str = "white", to_srgb: bool = True
 ) -> Image.Image:
-    """A picture as RGB: turned upright by its EXIF tag, transparency laid on the background.
+    """Return a picture as RGB, upright by its EXIF tag, with the background behind transparency.
 
-    Of an animation it is the first frame. Colours of another profile are converted to sRGB, unless
-    they are wanted as they are stored.
+    An animation gives its first frame.
+
+    Args:
+        path: The file.
+        min_side_px: Smallest allowed length of the shorter side.
+        background: Colour behind transparent parts.
+        to_srgb: Whether to convert colours of another profile to sRGB.
 
     Raises:
-        LoLDUError: when it cannot be read or its shorter side is under `min_side_px`.
+        LoLDUError: If the file cannot be read, or its shorter side is under `min_side_px`.
     """
     try:
         with warnings.catch_warnings():
@@ -35,7 +41,7 @@ def load_image(
                 image.load()
     except Exception as error:  # a damaged file makes decoders fail in ways no list exhausts
         unknown = isinstance(error, UnidentifiedImageError)
-        reason = "its content is of no known kind" if unknown else error
+        reason = "not a known picture format" if unknown else error
         raise LoLDUError(
             f"The picture {path} cannot be read; replace or remove it ({reason})."
         ) from error
@@ -60,14 +66,14 @@ def load_image(
 
 
 def _as_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """A picture whose colours are in sRGB; as it is if they were, but for rounding."""
+    """Convert colours to sRGB; return a picture that has them already as it is."""
     own = {"1": "L", "LA": "L", "L": "L", "CMYK": "CMYK"}.get(image.mode)
     # By way of RGBA, since a palette with transparency must not go straight to RGB.
     colours = image.convert(own) if own else image.convert("RGBA").convert("RGB")
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-    srgb = ImageCms.createProfile("sRGB")
+    srgb: Any = ImageCms.createProfile("sRGB")  # pyright: ignore[reportUnknownMemberType]
     converted = ImageCms.profileToProfile(colours, source, srgb, outputMode="RGB")
-    assert converted is not None  # it is where it is not asked to work in place
+    assert converted is not None  # None is only for conversions in place
     change = ImageChops.difference(converted, colours.convert("RGB"))
     if np.asarray(change).max() <= _ROUNDING:
         return image

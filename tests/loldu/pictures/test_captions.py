@@ -55,5 +55,5 @@ def test_a_line_that_cannot_be_used_is_one_sentence_with_its_number(
 
 def test_metadata_in_another_encoding_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "metadata.jsonl").write_text(GOOD, encoding="utf-16")
-    with pytest.raises(LoLDUError, match=r"metadata\.jsonl is not UTF-8; save it as that"):
+    with pytest.raises(LoLDUError, match=r"metadata\.jsonl is not UTF-8; save it as UTF-8"):
         read_metadata(tmp_path, ["a.png"])

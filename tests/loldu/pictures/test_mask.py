@@ -125,7 +125,7 @@ def test_masks_that_cannot_be_right_are_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(LoLDUError, match=r"is 24 x 20 pixels but its picture, upright, is 20 x"):
         load_mask(path, (20, 24))
     Image.new("L", (20, 24)).save(path)
-    with pytest.raises(LoLDUError, match=r"a-masklabel\.png is all black; paint white"):
+    with pytest.raises(LoLDUError, match=r"a-masklabel\.png is all black; paint the part"):
         load_mask(path, (20, 24))
     path.write_bytes(b"x")
     with pytest.raises(LoLDUError, match=r"a-masklabel\.png cannot be read"):
