@@ -1,7 +1,7 @@
 """Draw pictures with a pipeline: one seed, one picture, whatever the batch."""
 
-# diffusers loads its public names lazily, which looks private to pyright.
-# pyright: reportPrivateImportUsage=false
+# diffusers is typed in part only, and loads its public names lazily.
+# pyright: reportPrivateImportUsage=false, reportUnknownMemberType=false
 
 from collections.abc import Sequence
 

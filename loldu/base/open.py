@@ -1,7 +1,7 @@
 """Open the frozen base: from a folder, the Hub or a single file, of any known family."""
 
-# diffusers loads its public names lazily, which looks private to pyright.
-# pyright: reportPrivateImportUsage=false
+# diffusers is typed in part only, and loads its public names lazily.
+# pyright: reportPrivateImportUsage=false, reportUnknownMemberType=false
 
 import hashlib
 from pathlib import Path

@@ -1,5 +1,8 @@
 """Read the header of a single-file checkpoint, and say what is wrong before loading it."""
 
+# safetensors is not typed.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
 import re
 from collections.abc import Collection
 from pathlib import Path

@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 from loldu.errors import LoLDUError, Mistakes, hint
 
@@ -73,7 +73,7 @@ def _parse(text: str, where: str, known: dict[str, str]) -> tuple[str, Line]:
             f"{where} is not JSON ({error.msg}, column {error.colno}); it should look like "
             f"{_EXAMPLE}."
         ) from error
-    row: dict[str, Any] = parsed if isinstance(parsed, dict) else {}
+    row = cast("dict[str, Any]", parsed) if isinstance(parsed, dict) else {}
     if not isinstance(row.get("file_name"), str):
         raise LoLDUError(f"{where} has no file_name; it should look like {_EXAMPLE}.")
     name = same_name(str(PurePosixPath(row["file_name"])))

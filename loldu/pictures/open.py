@@ -71,8 +71,9 @@ def _as_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     # By way of RGBA, since a palette with transparency must not go straight to RGB.
     colours = image.convert(own) if own else image.convert("RGBA").convert("RGB")
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-    srgb: Any = ImageCms.createProfile("sRGB")  # pyright: ignore[reportUnknownMemberType]
-    converted = ImageCms.profileToProfile(colours, source, srgb, outputMode="RGB")
+    cms: Any = ImageCms  # typed in part only
+    srgb = cms.createProfile("sRGB")
+    converted: Image.Image | None = cms.profileToProfile(colours, source, srgb, outputMode="RGB")
     assert converted is not None  # None is only for conversions in place
     change = ImageChops.difference(converted, colours.convert("RGB"))
     if np.asarray(change).max() <= _ROUNDING:
