@@ -4,6 +4,10 @@ A preset has options in tables or not, and may describe itself in a table `prese
 sentence, `order` its place in lists. Presets without an order come last, by name.
 """
 
+# The values of TOML files and options have any type.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
