@@ -128,5 +128,5 @@ def test_options_that_cannot_work_are_refused_and_leave_nothing(
 def test_a_scoring_takes_a_place_in_the_queue(tmp_path: Path, files: Path) -> None:
     jobs = Jobs(tmp_path / "studio", max_queued=1)
     submit(jobs, files)
-    with pytest.raises(LoLDUError, match="in the queue, which is the most"):
+    with pytest.raises(LoLDUError, match="in the queue, which is the limit"):
         submit_training(jobs)
