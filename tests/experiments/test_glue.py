@@ -190,7 +190,7 @@ def test_data_without_a_metric_is_told(data: Data, base: str, tmp_path: Path) ->
 
 
 def test_a_base_that_is_not_there_is_told(data: Data, tmp_path: Path) -> None:
-    with pytest.raises(LoLDUError, match=r"The model \./no/such is neither a local folder") as error:
+    with pytest.raises(LoLDUError, match=r"The model \./no/such is neither a local") as error:
         glue.run(a_run("./no/such", "accuracy"), tmp_path)
     assert "\n" not in str(error.value)
 
