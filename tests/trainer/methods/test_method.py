@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from loldu import load_concept, read_concept
@@ -17,12 +17,12 @@ from trainer.methods.trained import Trained
 from trainer.options.config import Config, Method, Rank
 
 MakeConfig = Callable[..., Config]
-Predict = Callable[[StableDiffusionPipeline], torch.Tensor]
+Predict = Callable[[DiffusionPipeline], torch.Tensor]
 WORD = ("--placeholder_token", "<toy>", "--initializer_token", "s")
 WORD += ("--instance_prompt", "a <toy> toy")
 
 
-def add(pipeline: StableDiffusionPipeline, config: Config) -> Trained:
+def add(pipeline: DiffusionPipeline, config: Config) -> Trained:
     configs = {"default": config}
     return add_trainables(pipeline, configs, learn_words(pipeline, configs))
 
@@ -35,7 +35,7 @@ def stir(trained: Trained) -> None:
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3)
 
 
-def linears(pipeline: StableDiffusionPipeline) -> list[torch.Size]:
+def linears(pipeline: DiffusionPipeline) -> list[torch.Size]:
     return [
         module.weight.shape
         for name, module in pipeline.unet.named_modules()
@@ -51,7 +51,7 @@ def test_what_is_trained_is_counted_fp32_and_changes_nothing_yet(
     method: Method,
     train_scale: bool,
     rank: Rank,
-    pipeline: StableDiffusionPipeline,
+    pipeline: DiffusionPipeline,
     make_config: MakeConfig,
     predict: Predict,
 ) -> None:
@@ -85,7 +85,7 @@ def test_trainables_stay_fp32_on_a_bf16_base(
 
 
 def test_the_scale_is_that_of_alpha_over_rank(
-    pipeline: StableDiffusionPipeline, make_config: MakeConfig
+    pipeline: DiffusionPipeline, make_config: MakeConfig
 ) -> None:
     more = ("--rank", "full", "--alpha", "4", "--no_train_scale")
     trained = add(pipeline, make_config(*more))
@@ -98,7 +98,7 @@ def test_the_scale_is_that_of_alpha_over_rank(
 
 
 def test_delta_norm_is_that_of_the_weights(
-    pipeline: StableDiffusionPipeline, make_config: MakeConfig
+    pipeline: DiffusionPipeline, make_config: MakeConfig
 ) -> None:
     before = {name: p.clone() for name, p in pipeline.unet.named_parameters()}
     trained = add(pipeline, make_config())
@@ -122,7 +122,11 @@ class Waits(TorchDispatchMode):
     count = 0
 
     def __torch_dispatch__(
-        self, func: object, types: object, args: tuple = (), kwargs: dict | None = None
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple = (),
+        kwargs: dict | None = None,
     ) -> object:
         self.count += func is torch.ops.aten._local_scalar_dense.default
         return func(*args, **(kwargs or {}))
@@ -130,7 +134,7 @@ class Waits(TorchDispatchMode):
 
 @pytest.mark.parametrize("method", ["loldu", "lora"])
 def test_delta_norms_wait_for_the_device_once(
-    method: Method, pipeline: StableDiffusionPipeline, make_config: MakeConfig
+    method: Method, pipeline: DiffusionPipeline, make_config: MakeConfig
 ) -> None:
     trained = add(pipeline, make_config("--method", method))
     with Waits() as waits:
@@ -139,7 +143,7 @@ def test_delta_norms_wait_for_the_device_once(
 
 
 def test_no_matching_layer_is_one_sentence(
-    pipeline: StableDiffusionPipeline, make_config: MakeConfig
+    pipeline: DiffusionPipeline, make_config: MakeConfig
 ) -> None:
     with pytest.raises(LoLDUError, match="--target_modules query value matches no layer"):
         add(pipeline, make_config("--target_modules", "query", "value"))
@@ -187,7 +191,7 @@ def test_the_result_loads_into_a_fresh_pipeline(
 
 
 def test_a_new_word_starts_where_it_is_told_and_leaves_the_others(
-    pipeline: StableDiffusionPipeline, make_config: MakeConfig
+    pipeline: DiffusionPipeline, make_config: MakeConfig
 ) -> None:
     before = embed(pipeline, ["a s toy", "a toy"])
     trained = add(pipeline, make_config("--method", "textual_inversion", *WORD))
@@ -210,7 +214,7 @@ def test_words_that_cannot_be_learned(
     word: str,
     start: str,
     message: str,
-    pipeline: StableDiffusionPipeline,
+    pipeline: DiffusionPipeline,
     make_config: MakeConfig,
 ) -> None:
     told = ("--placeholder_token", word, "--initializer_token", start)
@@ -220,7 +224,7 @@ def test_words_that_cannot_be_learned(
 
 
 def test_a_diverged_adapter_is_not_saved(
-    pipeline: StableDiffusionPipeline, tmp_path: Path, make_config: MakeConfig
+    pipeline: DiffusionPipeline, tmp_path: Path, make_config: MakeConfig
 ) -> None:
     config = make_config("--output_dir", str(tmp_path / "out"))
     (tmp_path / "out").mkdir()

@@ -27,7 +27,9 @@ FILE = "bias.safetensors"
 
 class Bias(Trainable):
     def __init__(self, layer: nn.Conv2d) -> None:
-        self._bias = layer.bias.requires_grad_(True)
+        assert isinstance(layer.bias, nn.Parameter)
+        self._bias: nn.Parameter = layer.bias
+        self._bias.requires_grad_(True)
 
     def parameters(self, concept: str) -> list[nn.Parameter]:
         return [self._bias]
