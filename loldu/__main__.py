@@ -213,7 +213,7 @@ Command = (
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 2 after a mistake, told in one sentence."""
+    """Run the command and return its exit status: 2 after a mistake, which is one sentence."""
 
     def write_report() -> None:
         command: Inspect | Verify | Export | Truncate | Merge = tyro.cli(

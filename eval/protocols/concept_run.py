@@ -16,7 +16,7 @@ from loldu.errors import LoLDUError
 
 @dataclass(frozen=True)
 class ConceptRun:
-    """What a report needs about a concept besides its weights.
+    """The run behind a concept: base, pictures, names and training costs.
 
     Attributes:
         base: Options of its base model.

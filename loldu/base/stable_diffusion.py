@@ -164,7 +164,7 @@ class StableDiffusion(Family):
         return pipeline.unet.config["in_channels"], side, side
 
     def lora_architecture(self, pipeline: Any) -> str | None:  # noqa: ANN401
-        """Return the modelspec name, told by the width of the text encoder and the prediction.
+        """Return the modelspec name for the text encoder's width and the prediction type.
 
         Source: Stability AI, the model metadata standard (modelspec) 1.0.0.
         """

@@ -19,12 +19,12 @@ from trainer.options.config import AdapterConfig, Config
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """What `--method NAME` does; `trainer/methods/NAME.py` has it as `METHOD`.
+    """A training method: `--method NAME` is `METHOD` of `trainer/methods/NAME.py`.
 
     Attributes:
         title: Name on the model card, in Markdown.
         file_name: File or folder of the result in the output folder.
-        about: What that file is, for the model card.
+        about: Description of that file, for the model card.
         add: Adds what is trained to the frozen pipeline, in fp32, for concepts of these names.
             Returns trainables by component of the pipeline, the network's first.
         save: Writes the result of a concept to a path, with its metadata, whole or not at all.

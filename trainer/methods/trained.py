@@ -1,4 +1,4 @@
-"""What a run trains: one `Trainable` for each trained model of the pipeline."""
+"""The trained models of a run: one `Trainable` for each of them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping

@@ -95,7 +95,7 @@ class PriorConfig:
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What is trained."""
+    """The training method and its adapter."""
 
     # loldu: a diagonal between fixed LDU factors, tens of kilobytes. svfit: the same between fixed
     # singular vectors, slower to set up. lora: two new matrices, megabytes, the usual yardstick.
@@ -221,7 +221,7 @@ class PerformanceConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What is written, and when."""
+    """The output folder, and when a run writes to it."""
 
     # Folder of the run: the result (concept file, LoRA, README.md, samples), config.toml,
     # metrics.jsonl, summary.json, checkpoints; with --concepts, one folder per concept inside.

@@ -110,5 +110,5 @@ def _push(config: Config, repository: str, names: Sequence[str]) -> None:
 
 
 def _reason(error: Exception) -> str:
-    told = getattr(error, "server_message", None) if isinstance(error, HfHubHTTPError) else None
-    return (told or str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
+    message = getattr(error, "server_message", None) if isinstance(error, HfHubHTTPError) else None
+    return (message or str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")

@@ -61,7 +61,7 @@ def describe(config: Config, training: Training, pipeline: DiffusionPipeline) ->
     """
     tables = public_sections(config)
     token, class_name = name_of(config)
-    told = {
+    metadata = {
         "method": config.adapter.method,
         "token": token,
         "class_name": class_name,
@@ -86,8 +86,10 @@ def describe(config: Config, training: Training, pipeline: DiffusionPipeline) ->
     for section, table in tables.items():
         own = {name: table[name] for name in table if known[name].publish == "concept"}
         kept |= {section: own} if own else {}
-    told["base"] = {name: value for name, value in told["base"].items() if value is not None}
-    return {**{name: value for name, value in told.items() if value is not None}, **kept}
+    metadata["base"] = {
+        name: value for name, value in metadata["base"].items() if value is not None
+    }
+    return {**{name: value for name, value in metadata.items() if value is not None}, **kept}
 
 
 def public_sections(config: Config) -> dict[str, dict[str, Any]]:

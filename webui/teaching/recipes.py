@@ -24,7 +24,7 @@ _BASE_OPTIONS = options(BaseModelConfig)
 
 @dataclass(frozen=True)
 class Order:
-    """What a person wants trained; the preset decides about everything else.
+    """A training request; the preset decides everything else.
 
     Attributes:
         class_name: Kind of thing, such as dog.

@@ -1,8 +1,7 @@
 """Problems about the world, each with one right answer: scenes, individuals, shelves, amounts.
 
-A problem can be told as a question, as people ask each other, or as a task, as one instructs. What
-it is about and what is asked of it are drawn from two generators, so that several questions may be
-asked of the same text.
+A problem is worded as a question or as an instruction. Its subject and its question are drawn from
+two generators, so that one text can have several questions.
 """
 
 from collections.abc import Callable, Sequence
