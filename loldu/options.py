@@ -103,9 +103,8 @@ def build(config: type[T], values: Mapping[str, Any]) -> T:
 
 def limit_problems(config: Any) -> Iterator[str]:  # noqa: ANN401
     """Yield a sentence for every number that is outside the limits of its option."""
-    facts: type[Any] = type(config)
     for name, value in values_of(config).items():
-        known = options(facts)[name]
+        known = options(config.__class__)[name]
         if not isinstance(value, int | float) or isinstance(value, bool):
             continue
         limits = [

@@ -23,7 +23,7 @@ Number = int | float
 DPI = 200
 _PX = 1 / 100
 """Inches of one pixel of the layout; pictures have twice as many pixels, to be sharp."""
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {  # matplotlib types the keys as a literal of all its settings
     "axes.edgecolor": RULE,
     "axes.grid": True,
     "axes.grid.axis": "y",
@@ -102,11 +102,11 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     for curve in panel.curves:
         axes.plot(curve.x, curve.y, color=curve.color, marker="o", markeredgecolor="white")
         if curve.spread:
-            ends = [
+            low, high = (
                 [y + side * s for y, s in zip(curve.y, curve.spread, strict=True)]
                 for side in (-1, 1)
-            ]
-            axes.fill_between(curve.x, *ends, color=curve.color, alpha=0.13, linewidth=0)
+            )
+            axes.fill_between(curve.x, low, high, color=curve.color, alpha=0.13, linewidth=0)
     if panel.mark is not None:
         axes.plot(*panel.mark, color=MARK, marker="o", markersize=8, markeredgecolor="white")
     _label_ends(axes, panel.curves)

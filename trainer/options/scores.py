@@ -1,14 +1,17 @@
 """Options of the scores of a run in progress, with their trade-offs."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from eval.config import CLIP, DINO
 from eval.metrics import headline_metrics
 from loldu.options import option
 
 _HIGHER_IS_BETTER = [metric.name for metric in headline_metrics() if metric.higher_is_better]
-BestBy = Literal["balance", *_HIGHER_IS_BETTER]  # pyright: ignore[reportInvalidTypeForm]
+if TYPE_CHECKING:
+    BestBy = str  # the names are known at run time only
+else:
+    BestBy = Literal["balance", *_HIGHER_IS_BETTER]
 
 
 @dataclass(frozen=True)

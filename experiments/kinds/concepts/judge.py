@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from PIL import Image
 
 from eval.encoders.load import load_clip, load_dino
@@ -85,7 +85,7 @@ class Judge:
         settings = [setting_phrase(b) for b in BACKGROUNDS for _ in range(SEEDS_EACH)]
         return [f"a photo of a {thing} {setting}" for setting in settings]
 
-    def draw(self, pipeline: StableDiffusionPipeline, token: str = "sks") -> Drawn:
+    def draw(self, pipeline: DiffusionPipeline, token: str = "sks") -> Drawn:
         """Draw all pictures, with seeds that do not depend on the pipeline."""
 
         def pictures(prompts: list[str], first_seed: int) -> list[Image.Image]:
