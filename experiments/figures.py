@@ -19,11 +19,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from PIL import Image
 
+from eval.report.figures import Curve, Panel, draw_curves
 from experiments.config import Experiment, read_experiment
 from experiments.results import Record, Results
 from experiments.table import Cell, MeasuredRow, columns_of, measured_rows, records_of
 from loldu.errors import LoLDUError
-from loldu.files import write_atomically
+from loldu.files import save_png, write_atomically
 
 # Our methods are blue; brightness and marks tell all methods apart without colors.
 STYLES = {
@@ -53,7 +54,7 @@ CURVES = {
     "others": "others (more is better): attributes of unrelated prompts that are drawn",
     "leak": "leak (less is better): attributes of the concept on its plain class",
 }
-Draw = Callable[[str, Results], Figure | None]
+Draw = Callable[[str, Results], Figure | Image.Image | None]
 
 
 def draw_figures(scale: str, results: Results, folder: Path) -> list[Path]:
@@ -68,10 +69,13 @@ def draw_figures(scale: str, results: Results, folder: Path) -> list[Path]:
         figure = draw(scale, results)
         if figure is not None:
             file = folder / f"{name}-{scale}.png"
-            buffer = io.BytesIO()
-            figure.savefig(buffer, dpi=110, bbox_inches="tight")
-            plt.close(figure)
-            write_atomically(file, buffer.getvalue())
+            if isinstance(figure, Image.Image):
+                save_png(figure, file)
+            else:
+                buffer = io.BytesIO()
+                figure.savefig(buffer, dpi=110, bbox_inches="tight")
+                plt.close(figure)
+                write_atomically(file, buffer.getvalue())
             drawn.append(file)
     if not drawn:
         raise LoLDUError(f"There are no results at {scale} scale: make them with `run`.")
@@ -270,7 +274,7 @@ def _gallery(scale: str, results: Results) -> Figure | None:
     return figure
 
 
-def _curves(scale: str, results: Results) -> Figure | None:
+def _curves(scale: str, results: Results) -> Image.Image | None:
     """Draw a panel a metric: means over runs against steps, in a band of standard errors."""
     from experiments.kinds.curves.table import curve, levels, runs_of
 
@@ -278,33 +282,28 @@ def _curves(scale: str, results: Results) -> Figure | None:
     if scale not in experiment.scales or not (runs := runs_of(experiment, scale, results)):
         return None
     colors = {row.label: row.color or PLAIN[0] for row in experiment.rows}
-    figure, axes = _panels(len(CURVES), across=2, size=(6.2, 2.6))
-    for axis, (metric, title) in zip(axes, CURVES.items(), strict=True):
-        level = levels(runs, metric)
-        for name, own in runs.items():
-            steps, means, errors = (np.array(part) for part in curve(own, metric, level))
-            axis.plot(steps, means, label=name, color=colors[name], lw=1.2)
-            axis.fill_between(steps, means - errors, means + errors, color=colors[name], alpha=0.1)
-        axis.set_title(title, fontsize=9)
-    axes[0].legend(fontsize=6, ncols=2)
+    panels = [
+        Panel(
+            title,
+            [
+                Curve(name, colors[name], *curve(own, metric, levels(runs, metric)))
+                for name, own in runs.items()
+            ],
+        )
+        for metric, title in CURVES.items()
+    ]
     counts = sorted({len(own) for own in runs.values()})
     number = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
-    figure.suptitle(f"Means over {number} runs, and their standard errors within concepts")
-    return figure
+    title = f"Means over {number} runs, and their standard errors within concepts"
+    return draw_curves(title, panels, columns=2, size_px=(620, 265))
 
 
-def _sheet(scale: str, results: Results) -> Figure | None:
+def _sheet(scale: str, results: Results) -> Image.Image | None:
     """Show true pictures of the embedded concepts beside those of every method, if there are."""
     from experiments.kinds.concepts.table import comparison
 
     experiment = read_experiment("pocket_concepts")
-    if scale not in experiment.scales or (sheet := comparison(experiment, scale, results)) is None:
-        return None
-    figure = plt.figure(figsize=(sheet.width / 110, sheet.height / 110))
-    axis = figure.add_axes((0, 0, 1, 1))
-    axis.axis("off")
-    axis.imshow(np.asarray(sheet))
-    return figure
+    return comparison(experiment, scale, results) if scale in experiment.scales else None
 
 
 def _panels(
