@@ -117,10 +117,10 @@ def difference(sides: Sequence[tuple[Sequence[Record], Sequence[Record]]]) -> Di
 
 
 def verdict(found: Difference) -> str:
-    """Return "better" or "worse", or "not told apart" if the interval contains 0."""
+    """Return "better" or "worse", or "no clear difference" if the interval contains 0."""
     if found.low > 0:
         return "better"
-    return "worse" if found.high < 0 else "not told apart"
+    return "worse" if found.high < 0 else "no clear difference"
 
 
 def _shared(ours: Sequence[Record], theirs: Sequence[Record]) -> set[tuple[str, int]]:

@@ -110,14 +110,14 @@ def test_verdicts() -> None:
     found = difference([(one, other)])
     assert found is not None
     assert found.mean == pytest.approx((-1 + 1 - 0.5) / 3)
-    assert verdict(found) == "not told apart"
+    assert verdict(found) == "no clear difference"
     worse = difference([(one, records(2.0, 3.5, 4.0))])
     assert worse is not None
     assert verdict(worse) == "worse"
     assert difference([(one, [])]) is None
     once = difference([(records(5.0), records(1.0))])
     assert once is not None
-    assert verdict(once) == "not told apart"  # one run says nothing of chance
+    assert verdict(once) == "no clear difference"  # one run says nothing of chance
 
 
 def test_an_interval_of_one_data_set_is_student_s() -> None:
@@ -152,7 +152,7 @@ def test_no_difference_is_seldom_called_one() -> None:
             found = difference([(one, other)])
             assert found is not None
             verdicts.append(verdict(found))
-        assert verdicts.count("not told apart") / 400 == pytest.approx(0.95, abs=0.03)
+        assert verdicts.count("no clear difference") / 400 == pytest.approx(0.95, abs=0.03)
 
 
 def test_documents_are_filled_between_marks(sample: Experiment, tmp_path: Path) -> None:
