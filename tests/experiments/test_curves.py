@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 
 from eval.protocols.live import Pictures
+from eval.report.figures import Panel, draw_curves
+from experiments import figures
 from experiments.config import read_experiment
 from experiments.data import entry
-from experiments.figures import _curves
 from experiments.kinds import table_of
 from experiments.kinds.by_trainer import config_of
 from experiments.kinds.concepts.judge import Judge
@@ -51,15 +52,25 @@ def ends_of(results: Path) -> list[list[str]]:
     return rows_of(table_of(EXPERIMENT, "pocket", Results(results)).split("\n\n")[0])
 
 
-def test_the_table_tells_the_end_of_every_curve_with_its_spread(results: Path) -> None:
+def test_table_and_figure_show_the_end_of_every_curve(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = ends_of(results)
     assert rows[0][:5] == ["loldu-r8", "504", "2", "60", "0.400 ± 0.141"]
     assert rows[1][0] == "lora-r4"
     assert len(rows[0]) == 4 + len(METRICS)
-    figure = _curves("pocket", Results(results))
-    assert figure is not None
-    assert len(figure.axes[0].lines) == 2
-    assert [line.get_ydata()[-1] for line in figure.axes[0].lines] == pytest.approx([0.4, 0.4])
+    drawn: list[Panel] = []
+
+    def recorded(
+        title: str, panels: list[Panel], *, columns: int, size_px: tuple[int, int]
+    ) -> Image.Image:
+        drawn.extend(panels)
+        return draw_curves(title, panels, columns=columns, size_px=size_px)
+
+    monkeypatch.setattr(figures, "draw_curves", recorded)
+    assert figures.draw_figures("pocket", Results(results), results / "figures")
+    assert [curve.name for curve in drawn[0].curves] == ["loldu-r8", "lora-r4"]
+    assert [curve.y[-1] for curve in drawn[0].curves] == pytest.approx([0.4, 0.4])
 
 
 def test_differences_are_those_of_runs_of_one_concept_and_seed(results: Path) -> None:
