@@ -15,7 +15,7 @@ Pairs = Literal["all", "matched"]
 Aggregate = Literal["macro", "micro"]
 """Whether every subject or every picture has the same weight in a mean."""
 Against = Literal["real", "prompt", "siblings", "base"]
-"""What generated pictures are compared with: real pictures of the concept, their own prompts, other
+"""The other side of a comparison: real pictures of the concept, the pictures' own prompts, other
 pictures of the same prompt, or the base's pictures of the same prompts and seeds."""
 
 
