@@ -79,7 +79,7 @@ def test_help_works_without_the_extras(command: str, installed: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_reader_that_closes_early_ends_help_quietly(
+def test_help_ends_quietly_when_its_pipe_closes(
     command: str, installed: Path, tmp_path: Path
 ) -> None:
     program = [installed / "bin" / command, "--help"]
@@ -107,8 +107,10 @@ def test_the_pocket_preset_trains_away_from_the_checkout(installed: Path, tmp_pa
     _run(installed / "bin" / "loldu-train", *flags, installed=installed, folder=tmp_path)
     file = tmp_path / "run" / "concept.safetensors"
     assert 10_000 < file.stat().st_size < 1_000_000
-    told = _run(installed / "bin" / "loldu", "inspect", file, installed=installed, folder=tmp_path)
-    assert "sks" in told
+    output = _run(
+        installed / "bin" / "loldu", "inspect", file, installed=installed, folder=tmp_path
+    )
+    assert "sks" in output
 
 
 def _pip(command: str, *arguments: object) -> None:

@@ -80,7 +80,7 @@ def results(
     return files
 
 
-def test_results_tables_pages_and_comparisons_have_it(
+def test_results_tables_pages_and_comparisons_have_a_new_metric(
     results: list[Path], tmp_path: Path, scoring: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     content = json.loads(results[0].read_text())
@@ -115,7 +115,7 @@ def row(path: Path) -> torch.Tensor:
     return pixels / pixels.norm()
 
 
-def test_the_report_and_the_studio_have_it(results: list[Path], tmp_path: Path) -> None:
+def test_the_report_and_the_studio_have_a_new_metric(results: list[Path], tmp_path: Path) -> None:
     before, after = (Result.from_json(json.loads(path.read_text())) for path in results)
     others = {"base": 0.1, "adapted": 0.2, "drift": 0.3}
     report = BeforeAfter("sks toy", before, after, others, {"toy": 0.5}, {})
@@ -130,7 +130,7 @@ def test_the_report_and_the_studio_have_it(results: list[Path], tmp_path: Path) 
     assert score_titles()["toy"] == "Toy distance"
 
 
-def test_training_measures_and_draws_it(
+def test_training_measures_and_draws_a_new_metric(
     toy: str, clip_folder: Path, dino_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, other = (Image.new("RGB", (32, 32), color) for color in ("red", "blue"))
@@ -149,7 +149,7 @@ def test_training_measures_and_draws_it(
     assert shown[-1].title == "Toy distance: distance to real pictures by pixels"
 
 
-def test_a_name_is_taken_once(toy: str) -> None:
+def test_a_metric_name_is_unique(toy: str) -> None:
     with pytest.raises(ValueError, match="a metric toy already"):
         register(type(METRICS[toy]))
 

@@ -29,7 +29,7 @@ def test_the_dreambooth_preset_is_25_prompts_with_4_pictures_each() -> None:
 
 
 @pytest.mark.parametrize("preset", [["--preset", "pocket"], ["--preset=pocket"]])
-def test_flags_override_the_preset_wherever_they_stand(preset: list[str]) -> None:
+def test_flags_override_the_preset_in_any_position(preset: list[str]) -> None:
     for argv in (
         ["adapter", "--seeds", "9", *preset, *REQUIRED[1:]],
         [*REQUIRED, *preset, "--seeds", "9"],
@@ -48,7 +48,7 @@ def test_an_unknown_key_gets_the_nearest_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "seeds = ["])
-def test_a_file_that_is_no_preset_is_told(content: str | None, tmp_path: Path) -> None:
+def test_a_file_that_is_no_preset_is_reported(content: str | None, tmp_path: Path) -> None:
     path = tmp_path / "own.toml"
     if content:
         path.write_text(content, encoding="utf-8")

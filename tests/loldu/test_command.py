@@ -83,7 +83,7 @@ def concept(live: StableDiffusionPipeline, tmp_path: Path) -> str:
     return str(save_concept(live, tmp_path / "toy.safetensors", metadata=metadata))
 
 
-def test_inspect_tells_what_the_file_holds(
+def test_inspect_shows_the_content_of_the_file(
     concept: str, capsys: pytest.CaptureFixture[str], live: StableDiffusionPipeline
 ) -> None:
     assert run(["inspect", concept]) == 0
@@ -107,7 +107,7 @@ def test_inspect_tells_what_the_file_holds(
     assert f"unet attn2.to_k 4 16 x 8 to 32 x 8 8 {sizes}" in lines
 
 
-def test_inspect_needs_no_torch_and_ends_quietly_when_its_reader_goes(concept: str) -> None:
+def test_inspect_needs_no_torch_and_ends_quietly_when_its_pipe_closes(concept: str) -> None:
     code = "import sys; from loldu.__main__ import run; status = run(sys.argv[1:]); "
     code += "assert not {'torch', 'peft'} & {*sys.modules}; sys.exit(status)"
     inspect = [sys.executable, "-c", code, "inspect", concept]
@@ -122,7 +122,7 @@ def test_inspect_needs_no_torch_and_ends_quietly_when_its_reader_goes(concept: s
         assert (done.returncode, done.stderr) == (1, b"")
 
 
-def test_verify_tells_the_base_from_others(
+def test_verify_distinguishes_the_base_from_others(
     concept: str, base: str, make_unet: MakeUNet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["verify", concept, base]) == 0
@@ -233,7 +233,7 @@ def test_merge_writes_a_pipeline(
         torch.testing.assert_close(one, other, atol=limit, rtol=limit)
 
 
-def test_mistakes_are_told_in_one_sentence(
+def test_mistakes_give_one_sentence(
     concept: str, base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kept = tmp_path / "mine.safetensors"

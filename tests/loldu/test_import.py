@@ -43,7 +43,7 @@ REGISTERED = (
         "from loldu import LoLDUConfig",
     ],
 )
-def test_peft_knows_loldu_in_any_order_of_imports(imports: str) -> None:
+def test_peft_registers_loldu_in_any_order_of_imports(imports: str) -> None:
     run_python(f"{imports}; {REGISTERED}")
 
 

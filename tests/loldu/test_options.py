@@ -62,9 +62,16 @@ def test_limits(values: dict[str, Any], problem: str | None) -> None:
 
 
 def test_values_of_toml_become_those_of_the_options() -> None:
-    told = {"rank": "full", "share": 1, "names": "a", "seeds": [1, 2], "folder": "b", "flip": True}
-    typed = typed_values(told, options(Toy), "The file")
-    assert typed == told | {"names": ("a",), "seeds": (1, 2), "folder": Path("b")}
+    values = {
+        "rank": "full",
+        "share": 1,
+        "names": "a",
+        "seeds": [1, 2],
+        "folder": "b",
+        "flip": True,
+    }
+    typed = typed_values(values, options(Toy), "The file")
+    assert typed == values | {"names": ("a",), "seeds": (1, 2), "folder": Path("b")}
     assert isinstance(typed["share"], float)
     config = build(Toy, typed)
     assert values_of(config) == {"side": 16, "share": 1.0, "weight": None, **typed}

@@ -46,18 +46,18 @@ def test_files_in_the_working_folder_win(folder: Path) -> None:
     assert preset_values(["--preset", "pocket"], folder, KNOWN) == {BASE: "./pocket/base"}
 
 
-def test_a_preset_of_one_s_own_is_taken_as_it_is(folder: Path) -> None:
+def test_a_preset_of_the_user_is_read_unchanged(folder: Path) -> None:
     own = ["--preset", str(folder / "pocket.toml")]
     assert preset_values(own, folder, KNOWN) == {BASE: "./pocket/base"}
 
 
-def test_missing_files_of_a_preset_are_one_sentence(folder: Path) -> None:
+def test_missing_files_of_a_preset_give_one_clear_error(folder: Path) -> None:
     with pytest.raises(LoLDUError, match=r"preset z needs \./pocket/vae, .* or give another --vae"):
         preset_values(["--preset", "z"], folder, KNOWN)
     assert preset_values(["--preset", "z", "--vae=b"], folder, KNOWN)["vae"] == "./pocket/vae"
 
 
-def test_what_a_preset_says_of_itself_is_a_table(folder: Path) -> None:
+def test_the_table_preset_describes_a_preset(folder: Path) -> None:
     (folder / "a.toml").write_text("preset = 'b'")
     with pytest.raises(LoLDUError, match="preset must be a table"):
         shipped_presets(folder)

@@ -16,7 +16,7 @@ from loldu.prompts import class_after, likely_token_and_class, token_and_class
         ("", ["a toy"], None),
     ],
 )
-def test_token_and_class_are_told_apart_or_not_at_all(
+def test_token_and_class_are_distinguished_or_unknown(
     instance_prompt: str, class_prompts: list[str], expected: tuple[str, str] | None
 ) -> None:
     assert token_and_class(instance_prompt, class_prompts) == expected

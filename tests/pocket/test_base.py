@@ -41,7 +41,7 @@ def test_the_record_passes_the_gate() -> None:
     assert min(ratio.values()) >= 0.7, ratio
 
 
-def test_the_base_draws_what_it_is_asked_for() -> None:
+def test_the_base_draws_its_prompts() -> None:
     pipeline = load_pipeline(str(POCKET / "base"))
     scenes = random_scenes(seed=3_000_000, count=24)
     pictures = draw(pipeline, [full_caption(scene) for scene in scenes])
@@ -49,7 +49,7 @@ def test_the_base_draws_what_it_is_asked_for() -> None:
     assert overall_agreement(classifier.read(to_pixels(pictures)), scenes) > 0.75
 
 
-def test_a_rare_token_is_someone_and_no_one_known() -> None:
+def test_a_rare_token_draws_an_unknown_individual() -> None:
     pipeline = load_pipeline(str(POCKET / "base"))
     kinds = [kind for kind in ("toy", "car", "house") for _ in range(8)]
     plain = to_pixels(draw(pipeline, [f"a photo of a {kind} on grass" for kind in kinds]))
@@ -63,7 +63,9 @@ def test_a_rare_token_is_someone_and_no_one_known() -> None:
 
 @pytest.mark.parametrize(("encoder", "margin"), [("clip", 0.1), ("dino", 0.04)])
 @pytest.mark.parametrize("name", CONCEPTS)
-def test_encoders_know_a_concept_from_its_relatives(name: str, encoder: str, margin: float) -> None:
+def test_encoders_distinguish_a_concept_from_similar_things(
+    name: str, encoder: str, margin: float
+) -> None:
     folder = CONCEPT_FOLDERS / name
     true = [Image.open(path).convert("RGB") for path in sorted((folder / "held_out").glob("*.png"))]
     taught = [Image.open(path).convert("RGB") for path in sorted(folder.glob("*.png"))]
@@ -92,7 +94,7 @@ def test_every_concept_ships_pictures_captions_and_held_out_pictures() -> None:
             assert caption.startswith(f"a photo of a sks {concept['kind']} ")
 
 
-def test_the_judge_finds_true_pictures_alike_and_obedient() -> None:
+def test_the_judge_scores_true_pictures_high() -> None:
     judge = Judge("striped_cat")
     read = judge.classifier.read(to_pixels(judge.pictures))
     parts = {key: value for key, value in judge.concept.items() if key != "kind"}

@@ -73,7 +73,7 @@ def test_balancing_the_latents_changes_no_picture(pixels: torch.Tensor) -> None:
     assert (latents * vae.config.scaling_factor).std().item() == pytest.approx(1, abs=0.02)
 
 
-def test_a_stopped_fit_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+def test_a_stopped_fit_resumes_exactly(tmp_path: Path) -> None:
     def fitted(build: Path, stops: list[int]) -> torch.Tensor:
         for limit in [*stops, 6]:
             torch.manual_seed(0)

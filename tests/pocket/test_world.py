@@ -50,7 +50,7 @@ def test_a_concept_can_be_drawn_in_every_setting(name: str) -> None:
         assert np.asarray(picture).std() > 10
 
 
-def test_the_same_seed_draws_the_same_picture_and_another_does_not() -> None:
+def test_a_picture_depends_on_its_seed() -> None:
     scene = concept_scene("dotted_rabbit", "night")
     first, again, other = (np.asarray(render(scene, random.Random(s))) for s in (1, 1, 2))
     assert np.array_equal(first, again)

@@ -48,7 +48,7 @@ def output_dir(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_a_run_writes_what_it_promises(flags: list[str], output_dir: Path) -> None:
+def test_a_run_writes_all_documented_files(flags: list[str], output_dir: Path) -> None:
     validation = ["--validation_prompt", "sks", "a toy", "--validation_steps", "2"]
     checkpoints = ["--checkpointing_steps", "1", "--checkpoints_total_limit", "2"]
     assert run([*flags, *PRIOR, *validation, *checkpoints]) == 0
@@ -202,7 +202,7 @@ def test_latest_without_a_checkpoint_starts_anew(flags: list[str], output_dir: P
     assert (output_dir / "concept.safetensors").exists()
 
 
-def test_another_run_s_folder_is_left_alone(
+def test_the_folder_of_another_run_is_not_changed(
     flags: list[str], output_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run([*flags, "--max_train_steps", "1"]) == 0
@@ -220,7 +220,7 @@ def test_another_run_s_folder_is_left_alone(
     assert (output_dir / "mine.txt").read_text() == "a person's own file"
 
 
-def test_resume_refuses_what_would_be_another_run(
+def test_resume_refuses_options_that_change_the_run(
     flags: list[str], output_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run([*flags, "--checkpointing_steps", "2"]) == 0
@@ -243,7 +243,7 @@ def test_resume_refuses_what_would_be_another_run(
 
 
 @pytest.mark.parametrize("changed", ["The base", "A picture or caption"])
-def test_resume_notices_what_no_flag_tells(
+def test_resume_notices_changed_pictures_and_bases(
     changed: str,
     flags: list[str],
     pictures: Path,
@@ -280,7 +280,7 @@ def test_resume_notices_what_no_flag_tells(
         ),
     ],
 )
-def test_a_mistake_is_one_sentence_and_exit_status_2(
+def test_a_mistake_gives_one_clear_error_and_exit_status_2(
     flag: str,
     value: str,
     message: str,
@@ -296,7 +296,7 @@ def test_a_mistake_is_one_sentence_and_exit_status_2(
     assert not (output_dir / "config.toml").exists()
 
 
-def test_a_folder_that_cannot_be_made_is_one_sentence(
+def test_a_folder_that_cannot_be_created_gives_one_clear_error(
     flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("x")

@@ -69,7 +69,7 @@ def test_draw_answers_with_both_rows(
             assert read_png(path) == picture.settings
 
 
-def test_mistakes_are_told_in_a_sentence_and_the_page_goes_on(client: Client) -> None:
+def test_mistakes_give_one_sentence_and_the_page_still_works(client: Client) -> None:
     with pytest.raises(AppError, match=r"is not a readable \.safetensors file"):
         ask(client, "broken")
     base, adapted = ask(client, None)

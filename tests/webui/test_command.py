@@ -9,12 +9,12 @@ from webui.__main__ import StudioOptions, check, run
 def test_help_explains_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         run(["--help"])
-    told = capsys.readouterr().out
+    message = capsys.readouterr().out
     for flag in ("--base", "--host", "--port", "--auth", "--share", "--studio", "--runs"):
-        assert flag in told
+        assert flag in message
 
 
-def test_a_port_that_is_taken_is_told_in_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_taken_port_gives_one_clear_error(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert run(["--port", str(port)]) == 2
@@ -22,7 +22,7 @@ def test_a_port_that_is_taken_is_told_in_a_sentence(capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (["--share"], "--share opens the page to everyone: add --auth"),
         (["--host", "0.0.0.0"], "--host 0.0.0.0 opens the page to other machines: add --auth"),
@@ -37,17 +37,17 @@ def test_a_port_that_is_taken_is_told_in_a_sentence(capsys: pytest.CaptureFixtur
         (["--devices", "gpu7"], "There is no device gpu7"),
     ],
 )
-def test_what_is_not_safe_or_not_there_is_refused(
-    flags: list[str], told: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+def test_unsafe_or_missing_options_are_refused(
+    flags: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert run(["--port", "0", "--studio", str(tmp_path), *flags]) == 2
     said = capsys.readouterr().err
-    assert told in said
+    assert message in said
     assert "secret" not in said
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.3.2.1", "localhost"])
-def test_this_machine_alone_needs_no_user(host: str) -> None:
+def test_a_local_server_needs_no_user(host: str) -> None:
     assert check(StudioOptions(host=host, port=0)) == []
 
 

@@ -268,7 +268,9 @@ def at_a_phones_width_nothing_is_cut_off(browser: Browser, server: Server, *, da
     phone.close()
 
 
-def test_the_whole_way(page: Page, browser: Browser, server: Server, tmp_path: Path) -> None:
+def test_from_pictures_to_a_played_concept(
+    page: Page, browser: Browser, server: Server, tmp_path: Path
+) -> None:
     pictures_are_taken_and_wrong_files_are_told(page, tmp_path)
     a_training_goes_on_while_the_page_is_reloaded(page)
     a_step_is_kept(page)

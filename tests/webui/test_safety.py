@@ -30,7 +30,7 @@ def ann(server: Server) -> Iterator[httpx.Client]:
         yield client
 
 
-def test_who_has_not_logged_in_gets_nothing(server: Server) -> None:
+def test_nothing_is_served_without_a_login(server: Server) -> None:
     with httpx.Client(base_url=server.url) as client:
         assert client.get("config").status_code == 401
         assert client.get("gradio_api/info").status_code == 401
@@ -53,12 +53,12 @@ def test_who_has_not_logged_in_gets_nothing(server: Server) -> None:
         "{studio}/cache/..%2fstudio.sqlite",
     ],
 )
-def test_no_file_but_the_pages_own_is_served(ann: httpx.Client, studio: Path, path: str) -> None:
+def test_only_files_of_the_page_are_served(ann: httpx.Client, studio: Path, path: str) -> None:
     path = path.format(studio=studio)
     assert ann.get(f"gradio_api/file={path}").status_code in (403, 404)
 
 
-def test_an_upload_gets_no_name_of_its_own(ann: httpx.Client, studio: Path) -> None:
+def test_an_upload_is_stored_under_a_generated_name(ann: httpx.Client, studio: Path) -> None:
     files = {"files": ("../../x.png", b"x")}
     answer = ann.post("gradio_api/upload", files=files)
     (path,) = answer.json()
@@ -66,13 +66,13 @@ def test_an_upload_gets_no_name_of_its_own(ann: httpx.Client, studio: Path) -> N
     assert not list(studio.parent.glob("x.png"))
 
 
-def test_too_much_is_not_taken(ann: httpx.Client, studio: Path) -> None:
+def test_large_uploads_are_refused(ann: httpx.Client, studio: Path) -> None:
     files = {"files": ("big.png", bytes(33 * 2**20))}
     assert ann.post("gradio_api/upload", files=files).status_code == 413
     assert not [path for path in (studio / "cache").rglob("*") if path.name == "big.png"]
 
 
-def test_a_page_from_elsewhere_may_not_read_answers(ann: httpx.Client) -> None:
+def test_other_origins_cannot_read_answers(ann: httpx.Client) -> None:
     answers = [
         ann.get("config", headers={"Origin": origin}).headers
         for origin in ("http://localhost:3000", "https://evil.example")

@@ -127,7 +127,7 @@ def test_real_scores_compare_training_with_held_out_pictures(
     assert set(report["real"]) == {"dino", "clip_i"}
 
 
-def test_the_report_says_what_training_cost_and_what_was_asked(report: dict, run_dir: Path) -> None:
+def test_the_report_has_training_costs_and_prompts(report: dict, run_dir: Path) -> None:
     summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
     assert report["train_steps"] == 3
     assert report["trainable_parameters"] == summary["trainable_parameters"]
@@ -162,7 +162,7 @@ def test_training_pictures_are_compared_with_each_other_when_none_are_held_out(
     assert report["real"]["dino"] == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_concept_that_moved_alone_is_reported_without_its_training(
+def test_a_concept_without_its_run_is_reported_without_training_costs(
     flags: list[str],
     run_dir: Path,
     base_folder: Path,
@@ -171,7 +171,7 @@ def test_a_concept_that_moved_alone_is_reported_without_its_training(
 ) -> None:
     shutil.copy(run_dir / "concept.safetensors", tmp_path)
     moved = [*flags, "--concept", str(tmp_path / "concept.safetensors")]
-    told = [
+    base_flags = [
         "--pretrained_model_name_or_path",
         str(base_folder),
         "--real",
@@ -179,13 +179,13 @@ def test_a_concept_that_moved_alone_is_reported_without_its_training(
     ]
     assert run(moved) == 2
     assert "--real" in capsys.readouterr().err
-    assert run([*moved, *told]) == 0
+    assert run([*moved, *base_flags]) == 0
     report = read(tmp_path / "out")
     assert report["train_seconds"] is None
     assert report["concept_bytes"] > 0
 
 
-def test_an_earlier_report_is_replaced_only_when_asked(
+def test_an_earlier_report_is_replaced_only_on_request(
     flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "out" / "report.json"
@@ -199,7 +199,7 @@ def test_an_earlier_report_is_replaced_only_when_asked(
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "expected"),
     [
         (["--concept", "nowhere.safetensors"], "nowhere.safetensors"),
         (["--prompts"], "--prompts is empty"),
@@ -209,16 +209,16 @@ def test_an_earlier_report_is_replaced_only_when_asked(
         (["--preset", "nosuch"], "dreambooth, pocket"),
     ],
 )
-def test_mistakes_are_told_in_one_line(
-    flags: list[str], more: list[str], told: str, capsys: pytest.CaptureFixture[str]
+def test_mistakes_give_one_line(
+    flags: list[str], more: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run([*flags, *more]) == 2
     message = capsys.readouterr().err.strip()
-    assert told in message
+    assert expected in message
     assert "\n" not in message
 
 
-def test_a_second_call_draws_what_is_missing_and_no_more(
+def test_a_second_call_draws_only_missing_pictures(
     report_dir: Path, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = shutil.copytree(report_dir, tmp_path / "again")
@@ -237,11 +237,11 @@ def test_a_second_call_draws_what_is_missing_and_no_more(
     assert drawn == ["a sks toy on sand"]
     difference = np.asarray(load_image(gone), dtype=int) - np.asarray(was, dtype=int)
     assert np.abs(difference).max() <= 1  # another batch rounds otherwise
-    for metric, told in read(report_dir)["adapted"]["scores"].items():
-        assert read(folder)["adapted"]["scores"][metric] == pytest.approx(told, abs=1e-3)
+    for metric, score in read(report_dir)["adapted"]["scores"].items():
+        assert read(folder)["adapted"]["scores"][metric] == pytest.approx(score, abs=1e-3)
 
 
-def test_pictures_drawn_otherwise_are_replaced_only_when_asked(
+def test_pictures_with_other_settings_are_replaced_only_on_request(
     report_dir: Path, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "again"

@@ -46,7 +46,7 @@ def test_every_pair_but_a_picture_with_itself(
 ) -> None:
     assert run(flags) == 0
     table = capsys.readouterr().out
-    told = result(tmp_path)
+    message = result(tmp_path)
     for metric, model in (
         ("dino", load_dino(str(dino_folder))),
         ("clip_i", load_clip(str(clip_folder))),
@@ -61,12 +61,12 @@ def test_every_pair_but_a_picture_with_itself(
                 if i != j
             ]
             means.append(sum(cosines) / len(cosines))
-            assert told["subjects"][name][metric] == pytest.approx(means[-1], abs=1e-5)
+            assert message["subjects"][name][metric] == pytest.approx(means[-1], abs=1e-5)
             assert f"{means[-1]:.3f}" in table
-        assert told["scores"][metric]["mean"] == pytest.approx(sum(means) / 2, abs=1e-5)
+        assert message["scores"][metric]["mean"] == pytest.approx(sum(means) / 2, abs=1e-5)
     # These numbers are not those of the published models.
     assert PUBLISHED not in table
-    assert told["published"] == {}
+    assert message["published"] == {}
 
 
 def test_published_numbers_stand_beside_those_of_the_published_models(
@@ -105,9 +105,9 @@ def test_a_single_picture_is_left_out(
 ) -> None:
     subjects["dog"][0].write_bytes(b"")
     assert run(flags) == 2
-    told = capsys.readouterr().err.strip()
-    assert str(subjects["dog"][0]) in told
-    assert "\n" not in told
+    message = capsys.readouterr().err.strip()
+    assert str(subjects["dog"][0]) in message
+    assert "\n" not in message
     assert run([*flags, "--skip_bad"]) == 0
     assert list(result(tmp_path)["subjects"]) == ["cup"]
     assert result(tmp_path)["skipped"] == {"dog/0.png": "unreadable"}

@@ -73,23 +73,23 @@ COUNTS = {"cup": 3, "dog": 8}
 @pytest.mark.parametrize("aggregate", ["macro", "micro"])
 def test_differences_are_of_pairs(make: Make, tmp_path: Path, aggregate: str) -> None:
     a, b = noise(0, COUNTS), noise(1, COUNTS)
-    told = compared(
+    message = compared(
         tmp_path,
         make("a.json", a, aggregate=aggregate),
         make("b.json", b, aggregate=aggregate),
         more=("--names", "first", "second"),
     )
-    assert list(told["scores"]) == ["first", "second"]
+    assert list(message["scores"]) == ["first", "second"]
     for metric in METRICS:
         own = [np.array([b[s][p][metric] - a[s][p][metric] for p in a[s]]) for s in ("cup", "dog")]
         macro, micro = np.mean([x.mean() for x in own]), np.concatenate(own).mean()
         assert abs(macro - micro) > 1e-3
-        found = told["differences"]["second"][metric]
+        found = message["differences"]["second"][metric]
         assert found["mean"] == pytest.approx(macro if aggregate == "macro" else micro, abs=2e-6)
         assert found["low"] < found["mean"] < found["high"]
 
 
-def test_a_clear_shift_is_told_from_chance(
+def test_a_clear_shift_is_distinguished_from_chance(
     make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The shift is less than the scores' own spread: only pairs tell it."""
@@ -106,16 +106,16 @@ def test_a_clear_shift_is_told_from_chance(
         for shift in (0.02, 0.0)
     )
     paths = make("a.json", a), make("up.json", shifted), make("same.json", alike)
-    told = compared(tmp_path, *paths)["differences"]
+    message = compared(tmp_path, *paths)["differences"]
     table = capsys.readouterr().out
     for metric in METRICS:
-        assert 0.01 < told["up"][metric]["low"] < 0.02 < told["up"][metric]["high"] < 0.03
-        assert told["same"][metric]["low"] < 0 < told["same"][metric]["high"]
+        assert 0.01 < message["up"][metric]["low"] < 0.02 < message["up"][metric]["high"] < 0.03
+        assert message["same"][metric]["low"] < 0 < message["same"][metric]["high"]
     marked = {line.split("|")[1].strip() for line in table.splitlines() if "] *" in line}
     assert marked == {"up"}
 
 
-def test_order_does_not_matter_and_what_one_lacks_is_left_out(
+def test_order_does_not_matter_and_unshared_pictures_are_left_out(
     make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     a, b = noise(0, COUNTS), noise(1, COUNTS)
@@ -139,23 +139,23 @@ def test_single_subjects_are_compared_whatever_their_folders_are_called(
 def test_only_metrics_that_all_have_are_compared(make: Make, tmp_path: Path) -> None:
     a = noise(0, COUNTS)
     b = {s: {p: {"dino": v["dino"]} for p, v in own.items()} for s, own in a.items()}
-    told = compared(tmp_path, make("a.json", a), make("b.json", b))
-    assert list(told["differences"]["b"]) == ["dino"] == list(told["scores"]["a"])
+    message = compared(tmp_path, make("a.json", a), make("b.json", b))
+    assert list(message["differences"]["b"]) == ["dino"] == list(message["scores"]["a"])
 
 
 def test_the_adapted_part_of_a_report_counts(make: Make, tmp_path: Path) -> None:
     base, adapted, other = (noise(seed, {"sks cup": 4}) for seed in range(3))
-    told = {"format": FORMAT, "name": "sks cup"}
+    message = {"format": FORMAT, "name": "sks cup"}
     for name, scores in (("base", base), ("adapted", adapted)):
-        told[name] = json.loads(make(f"{name}.json", scores).read_text())
+        message[name] = json.loads(make(f"{name}.json", scores).read_text())
     report = tmp_path / "report.json"
-    report.write_text(json.dumps(told), encoding="utf-8")
+    report.write_text(json.dumps(message), encoding="utf-8")
     found = compared(tmp_path, report, make("other.json", other))
     expected = compared(tmp_path, tmp_path / "adapted.json", tmp_path / "other.json")
     assert found["differences"] == expected["differences"]
 
 
-def test_names_are_told_from_paths(make: Make, tmp_path: Path) -> None:
+def test_names_are_distinguished_from_paths(make: Make, tmp_path: Path) -> None:
     scores = noise(0, COUNTS)
     same = make("a/result.json", scores), make("b/result.json", scores)
     assert list(compared(tmp_path, *same)["scores"]) == ["a", "b"]
@@ -168,13 +168,13 @@ def test_the_plot_is_well_formed(make: Make, tmp_path: Path) -> None:
     plot, page = tmp_path / "plot.svg", tmp_path / "page.html"
     odd = "<script>&\"'"
     more = ("--names", odd, "b" * 50, "--plot", str(plot), "--html", str(page))
-    told = compared(tmp_path, *paths, more=more)
+    message = compared(tmp_path, *paths, more=more)
     space = "{http://www.w3.org/2000/svg}"
     tree = ElementTree.fromstring(plot.read_text(encoding="utf-8"))
     texts = [element.text for element in tree.iter(f"{space}text")]
     assert texts.count(odd) == texts.count("b" * 29 + "…") == len(METRICS)
     assert "<script" not in page.read_text(encoding="utf-8")
-    means = [told["scores"][name][m]["mean"] for m in METRICS for name in (odd, "b" * 50)]
+    means = [message["scores"][name][m]["mean"] for m in METRICS for name in (odd, "b" * 50)]
     assert [text for text in texts if text and text[0] == "0"] == [f"{v:.3f}" for v in means]
     points = [float(point.get("x", 0)) for point in tree.iter(f"{space}use")]
     assert len(points) == len(means)
@@ -187,7 +187,7 @@ def test_the_plot_is_well_formed(make: Make, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("other", "told"),
+    ("other", "message"),
     [
         ({"weights": "4567"}, "dino has different weights (tiny, tiny); score both with the same"),
         ({"resize_px": 224}, "dino has different preprocess"),
@@ -197,11 +197,11 @@ def test_the_plot_is_well_formed(make: Make, tmp_path: Path) -> None:
         ({"aggregate": "micro"}, "--aggregate was macro and micro"),
     ],
 )
-def test_results_that_mean_other_things(
-    make: Make, capsys: pytest.CaptureFixture[str], other: dict[str, Any], told: str
+def test_results_with_other_settings_are_refused(
+    make: Make, capsys: pytest.CaptureFixture[str], other: dict[str, Any], message: str
 ) -> None:
     scores = noise(0, COUNTS)
-    refused(capsys, [make("a.json", scores), make("b.json", scores, **other)], told)
+    refused(capsys, [make("a.json", scores), make("b.json", scores, **other)], message)
 
 
 def test_mistakes(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -242,9 +242,11 @@ def test_mistakes(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     refused(capsys, [a, a], "must be at least 1", "--bootstrap_samples", "0")
 
 
-def refused(capsys: pytest.CaptureFixture[str], paths: list[Path], told: str, *more: str) -> None:
+def refused(
+    capsys: pytest.CaptureFixture[str], paths: list[Path], message: str, *more: str
+) -> None:
     assert run(["compare", *map(str, paths), *more]) == 2
     captured = capsys.readouterr()
-    assert told in captured.err
+    assert message in captured.err
     assert len(captured.err.strip().splitlines()) == 1
     assert not captured.out

@@ -41,7 +41,7 @@ def result(tmp_path: Path) -> dict:
 
 
 def means(tmp_path: Path) -> dict[str, float]:
-    return {metric: told["mean"] for metric, told in result(tmp_path)["scores"].items()}
+    return {metric: score["mean"] for metric, score in result(tmp_path)["scores"].items()}
 
 
 def mean_cosine(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -69,10 +69,10 @@ def test_one_subject(
     assert means(tmp_path) == pytest.approx(expected, abs=1e-5)
     printed = capsys.readouterr().out
     assert f"| {means(tmp_path)['dino']:.3f} [" in printed
-    told = result(tmp_path)
-    assert told["protocol"]["token"] == "sks"
-    assert told["extractors"]["dino"]["preprocess"]["resize_px"] == 32
-    (subject,) = told["subjects"].values()
+    report = result(tmp_path)
+    assert report["protocol"]["token"] == "sks"
+    assert report["extractors"]["dino"]["preprocess"]["resize_px"] == 32
+    (subject,) = report["subjects"].values()
     assert [picture["prompt"] for picture in subject["pictures"]] == [
         "a sks toy",
         "a sks toy on sand",
@@ -182,7 +182,7 @@ def test_other_protocols(
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "expected"),
     [
         (["--prompts", "{tmp}/one_line"], "1 lines for the 3 pictures"),
         (["--prompts", "{tmp}/nowhere"], "is not a file"),
@@ -194,10 +194,10 @@ def test_other_protocols(
         (["--clip", "open_clip:ViT-B-32-quickgelu/nosuch"], "--clip"),
     ],
 )
-def test_mistakes_are_told_in_one_line(
+def test_mistakes_give_one_line(
     flags: list[str],
     more: list[str],
-    told: str,
+    expected: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -208,5 +208,5 @@ def test_mistakes_are_told_in_one_line(
     (tmp_path / "one_line").write_text("a toy\n", encoding="utf-8")
     assert run([*flags, *(text.format(tmp=tmp_path) for text in more)]) == 2
     message = capsys.readouterr().err.strip()
-    assert told in message
+    assert expected in message
     assert "\n" not in message

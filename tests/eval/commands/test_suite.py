@@ -82,9 +82,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of pictures as they are drawn."""
     names = []
 
-    def save(image: Image.Image, path: Path, told: str) -> None:
+    def save(image: Image.Image, path: Path, message: str) -> None:
         names.append(f"{path.parent.name}/{path.name}")
-        save_png(image, path, told)
+        save_png(image, path, message)
 
     save_png = drawing.save_png
     monkeypatch.setattr(drawing, "save_png", save)
@@ -102,7 +102,7 @@ def prompts(tmp_path: Path, subject: str) -> dict[str, str]:
 ALL = {f"{name}/00{n}-{s}.png" for name in ("cup", "dog") for n in (0, 1) for s in (3, 5)}
 
 
-def test_a_suite_is_drawn_and_scored_and_goes_on_where_it_stopped(
+def test_a_suite_is_drawn_and_scored_and_resumes(
     to_draw: list[str], tmp_path: Path, drawn: list[str]
 ) -> None:
     assert run(to_draw) == 0
@@ -161,7 +161,7 @@ def predict(pipeline: StableDiffusionPipeline) -> torch.Tensor:
     return pipeline.unet(latents, 500, prompt).sample
 
 
-def test_pictures_drawn_in_another_way_are_replaced_only_when_asked(
+def test_pictures_with_other_settings_are_replaced_only_on_request(
     to_draw: list[str], tmp_path: Path, drawn: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     cup = [*to_draw, "--subjects", "cup", "--seeds", "3"]
@@ -181,7 +181,7 @@ def test_pictures_drawn_in_another_way_are_replaced_only_when_asked(
 
 
 @pytest.mark.parametrize("told_by", ["name", "sidecar", "metadata", "prompts_json"])
-def test_pictures_that_are_there_tell_their_prompts(
+def test_existing_pictures_hold_their_prompts(
     flags: list[str], tmp_path: Path, told_by: str, clip_folder: Path
 ) -> None:
     names = ["000-9.png", "001-9.png"] if told_by == "name" else ["a.png", "b.png"]
@@ -213,9 +213,9 @@ def test_mistakes_before_drawing(
     drawn: list[str],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def refused(command: list[str], told: str) -> None:
+    def refused(command: list[str], message: str) -> None:
         assert run(command) == 2
-        assert_one_line(capsys, told)
+        assert_one_line(capsys, message)
         assert not drawn
 
     refused([*to_draw, "--subjects", "fox"], "--subjects fox is not in the suite; it has cup, dog")
@@ -263,8 +263,8 @@ def test_concepts_that_cannot_be_drawn_with_one_base(
     assert not drawn
 
 
-def assert_one_line(capsys: pytest.CaptureFixture[str], told: str) -> None:
+def assert_one_line(capsys: pytest.CaptureFixture[str], message: str) -> None:
     captured = capsys.readouterr()
-    assert told in captured.err
+    assert message in captured.err
     assert len(captured.err.strip().splitlines()) == 1
     assert not captured.out

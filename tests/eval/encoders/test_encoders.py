@@ -157,20 +157,20 @@ def as_transformers(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         "mlp.fc1": "mlp.fc1",
         "mlp.fc2": "mlp.fc2",
     }
-    told: dict[str, torch.Tensor] = {}
+    message: dict[str, torch.Tensor] = {}
     for key, value in state.items():
         if key.startswith("blocks."):
             _, number, rest = key.split(".", 2)
             if rest.startswith("attn.qkv"):
                 for part, rows in zip("qkv", value.chunk(3), strict=True):
-                    told[f"layers.{number}.attention.{part}_proj.{rest.split('.')[-1]}"] = rows
+                    message[f"layers.{number}.attention.{part}_proj.{rest.split('.')[-1]}"] = rows
                 continue
             old = next(name for name in inside if rest.startswith(name))
-            told[f"layers.{number}.{rest.replace(old, inside[old])}"] = value
+            message[f"layers.{number}.{rest.replace(old, inside[old])}"] = value
         else:
             old = next(name for name in names if key.startswith(name))
-            told[key.replace(old, names[old], 1)] = value
-    return told
+            message[key.replace(old, names[old], 1)] = value
+    return message
 
 
 def test_dino_is_the_same_in_timm_and_in_transformers(
@@ -195,7 +195,7 @@ def test_timm_loads_a_file(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded.encode_images(image), expected, atol=1e-6, rtol=0)
 
 
-def test_the_identity_tells_weights_and_preprocessing_apart(
+def test_the_identity_depends_on_weights_and_preprocessing(
     dino_folder: Path, clip_folder: Path, tmp_path: Path
 ) -> None:
     dino = load_dino(str(dino_folder)).identity
@@ -211,7 +211,7 @@ def test_the_identity_tells_weights_and_preprocessing_apart(
 
 
 @pytest.mark.parametrize(("load", "kind"), [(load_clip, "clip"), (load_dino, "dino")])
-def test_a_weight_that_is_missing_is_not_made_up(
+def test_a_missing_weight_is_an_error(
     load,  # noqa: ANN001
     kind: str,
     clip_folder: Path,
@@ -227,14 +227,14 @@ def test_a_weight_that_is_missing_is_not_made_up(
 
 
 @pytest.mark.parametrize(("load", "flag"), [(load_clip, "--clip"), (load_dino, "--dino")])
-def test_missing_weights_are_one_sentence(load, flag: str, tmp_path: Path) -> None:  # noqa: ANN001
+def test_missing_weights_give_one_clear_error(load, flag: str, tmp_path: Path) -> None:  # noqa: ANN001
     with pytest.raises(LoLDUError, match=flag) as caught:
         load(str(tmp_path / "nothing"))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("load", "name", "told"),
+    ("load", "name", "message"),
     [
         (load_clip, "open_clip:ViT-B-32-quickgelu/no-such-weights", "--clip open_clip:.*/PATH"),
         (load_clip, "open_clip:no-such-network/openai", "--clip"),
@@ -244,8 +244,12 @@ def test_missing_weights_are_one_sentence(load, flag: str, tmp_path: Path) -> No
         (load_dino, "timm:vit_tiny_patch16_224/no_such_file", "--dino timm:.*/PATH"),
     ],
 )
-def test_weights_of_other_libraries_are_told_too(load, name: str, told: str) -> None:  # noqa: ANN001
+def test_missing_weights_of_other_libraries_give_one_clear_error(
+    load,  # noqa: ANN001
+    name: str,
+    message: str,
+) -> None:
     pytest.importorskip("open_clip")
-    with pytest.raises(LoLDUError, match=told) as caught:
+    with pytest.raises(LoLDUError, match=message) as caught:
         load(name)
     assert "\n" not in str(caught.value)

@@ -73,7 +73,7 @@ def test_files_have_the_features_of_their_pictures(
     assert not seen.bad
 
 
-def test_a_second_call_looks_at_nothing(
+def test_a_second_call_encodes_nothing(
     files: list[Path],
     extractors: dict[str, Encoder],
     cache: FeatureCache,
@@ -95,7 +95,7 @@ def test_a_second_call_looks_at_nothing(
     assert torch.equal(again.stack("dino", others), first.stack("dino", others))
 
 
-def test_what_changes_is_looked_at_again(
+def test_changed_files_are_encoded_again(
     files: list[Path],
     extractors: dict[str, Encoder],
     cache: FeatureCache,
@@ -113,7 +113,7 @@ def test_what_changes_is_looked_at_again(
     assert looked == {"TransformersDino": 6}
 
 
-def test_a_call_that_was_stopped_goes_on(
+def test_a_stopped_call_continues(
     files: list[Path],
     extractors: dict[str, Encoder],
     cache: FeatureCache,
@@ -141,7 +141,7 @@ def test_a_call_that_was_stopped_goes_on(
     assert seen.black == whole.black
 
 
-def test_bad_files_are_told_and_hold_up_nothing(
+def test_unreadable_files_are_reported_and_the_others_encoded(
     files: list[Path], extractors: dict[str, Encoder], cache: FeatureCache
 ) -> None:
     files[1].write_bytes(files[1].read_bytes()[:200])
@@ -152,7 +152,9 @@ def test_bad_files_are_told_and_hold_up_nothing(
     assert set(seen.rows["dino"]) == set(files) - set(seen.bad)
 
 
-def test_a_cache_that_is_none_is_told(tmp_path: Path, extractors: dict[str, Encoder]) -> None:
+def test_a_file_that_is_no_cache_is_reported(
+    tmp_path: Path, extractors: dict[str, Encoder]
+) -> None:
     (tmp_path / "notes").write_text("my notes, which are not a database at all" * 30)
     with pytest.raises(LoLDUError, match="--no_cache"):
         FeatureCache(tmp_path / "notes")
@@ -164,7 +166,7 @@ def test_a_cache_that_is_none_is_told(tmp_path: Path, extractors: dict[str, Enco
     assert cache.get(extractors["dino"].identity, ["a"] * 1200) == {}
 
 
-def test_the_cache_is_in_the_persons_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_in_the_cache_folder_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
     assert default_cache() == Path("/caches/loldu/features.sqlite")
     monkeypatch.delenv("XDG_CACHE_HOME")

@@ -57,7 +57,7 @@ def test_the_published_transforms(
     torch.testing.assert_close(ours(image), published(image), atol=0, rtol=0)
 
 
-def test_open_clips_own_transform_is_ours() -> None:
+def test_our_transform_equals_that_of_open_clip() -> None:
     open_clip = pytest.importorskip("open_clip")
     model = open_clip.create_model("ViT-B-32-quickgelu", pretrained=None)
     theirs = open_clip.transform.image_transform_v2(
@@ -78,7 +78,7 @@ def test_the_published_transform_by_hand() -> None:
     np.testing.assert_allclose(published_dino()(image).numpy(), expected, atol=1e-6)
 
 
-def test_timms_248_pixels_are_not_it() -> None:
+def test_the_published_dino_transform_is_not_that_of_timm() -> None:
     """timm's `vit_small_patch16_224.dino` comes with a transform that gives another score."""
     timm = pytest.importorskip("timm")
     config = timm.data.resolve_data_config(

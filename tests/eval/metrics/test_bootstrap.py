@@ -6,7 +6,7 @@ import pytest
 from eval.metrics.bootstrap import Estimate, estimate
 
 
-def test_one_subjects_interval_is_that_of_a_mean() -> None:
+def test_the_interval_of_one_subject_is_that_of_a_mean() -> None:
     """The bootstrap of a mean of many is normal, with the sample's own standard error."""
     scores = np.random.default_rng(0).normal(0.6, 0.1, size=400)
     got = estimate([scores], samples=4000)
@@ -43,5 +43,5 @@ def test_the_same_call_gives_the_same_interval_and_pairing_narrows_it() -> None:
     assert ours.high > theirs.low  # each alone could not tell
 
 
-def test_an_estimate_reads_well() -> None:
+def test_an_estimate_is_formatted() -> None:
     assert str(Estimate(0.12345, 0.1, 0.2)) == "0.123 [0.100, 0.200]"

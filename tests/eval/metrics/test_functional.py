@@ -41,7 +41,7 @@ def test_image_similarity_is_the_mean_over_all_pairs(n: int, m: int, d: int, see
 
 
 @given(n=st.integers(2, 6), seed=st.integers(0, 999))
-def test_a_set_against_itself_leaves_out_the_pairs_with_itself(n: int, seed: int) -> None:
+def test_similarity_of_a_set_with_itself_excludes_identical_pairs(n: int, seed: int) -> None:
     real = np.random.default_rng(seed).normal(size=(n, 4))
     expected = np.mean([cosine(real[i], real[j]) for i in range(n) for j in range(n) if i != j])
     features = torch.tensor(real)
@@ -159,7 +159,7 @@ def test_image_similarity_is_torchmetrics_pairwise_mean() -> None:
     assert image_similarity(a, a, exclude_self=True) == pytest.approx(own.sum().item() / 30)
 
 
-def test_drift_is_what_is_missing_to_the_same_picture() -> None:
+def test_drift_is_one_minus_the_similarity_of_pairs() -> None:
     a = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
     assert drift(a, a) == pytest.approx(0)
     assert drift(a, a.flip(0)) == pytest.approx(1)
@@ -179,7 +179,7 @@ def test_diversity_compares_pictures_of_one_prompt() -> None:
         diversities(torch.tensor(features), ["a", "b", "a", "b", "c"])
 
 
-def test_every_subject_counts_the_same_unless_every_picture_shall() -> None:
+def test_subjects_have_equal_weight_unless_pictures_are_pooled() -> None:
     scores = [np.array([1.0, 1.0, 1.0]), np.array([0.0])]
     assert mean_of(scores, "macro") == 0.5
     assert mean_of(scores, "micro") == 0.75

@@ -30,9 +30,9 @@ def flags(scoring: list[str], tmp_path: Path) -> list[str]:
 
 
 def pictures(tmp_path: Path) -> dict[str, dict]:
-    told = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
-    assert list(told["subjects"]) == ["drawn"]
-    return {p["name"]: p for p in told["subjects"]["drawn"]["pictures"]}
+    message = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert list(message["subjects"]) == ["drawn"]
+    return {p["name"]: p for p in message["subjects"]["drawn"]["pictures"]}
 
 
 def saved(image: Image.Image, kind: str, **options: Any) -> bytes:  # noqa: ANN401
@@ -67,7 +67,7 @@ def write_bad(folder: Path) -> list[str]:
     return list(content)
 
 
-def test_bad_ones_are_named_or_counted(
+def test_unreadable_pictures_are_named_or_counted(
     flags: list[str],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -83,12 +83,12 @@ def test_bad_ones_are_named_or_counted(
     flags = [*flags, "--prompts", str(prompts)]
 
     assert run(flags) == 2
-    told = capsys.readouterr().err.strip()
-    assert "\n" not in told
+    message = capsys.readouterr().err.strip()
+    assert "\n" not in message
     for path in (*(drawn / name for name in bad), tmp_path / "real" / "cut.png"):
-        assert told.count(f"The picture {path} cannot be read; replace or remove it (") == 1
-    assert told.endswith("Or leave 5 pictures out with --skip_bad.")
-    assert "fine.png" not in told
+        assert message.count(f"The picture {path} cannot be read; replace or remove it (") == 1
+    assert message.endswith("Or leave 5 pictures out with --skip_bad.")
+    assert "fine.png" not in message
     assert not (tmp_path / "out.json").exists()
 
     assert run([*flags, "--skip_bad"]) == 0
@@ -146,7 +146,7 @@ def odd_pictures() -> dict[str, Odd]:
     }
 
 
-def test_odd_ones_are_read_as_people_see_them(
+def test_unusual_pictures_are_read_as_shown(
     flags: list[str], tmp_path: Path, dino_folder: Path
 ) -> None:
     odd = odd_pictures()
@@ -162,7 +162,7 @@ def test_odd_ones_are_read_as_people_see_them(
         assert abs(seen - mistaken) > 1e-4, name
 
 
-def test_black_ones_are_left_out_when_asked(flags: list[str], tmp_path: Path) -> None:
+def test_black_pictures_are_skipped_on_request(flags: list[str], tmp_path: Path) -> None:
     save_noise(tmp_path / "drawn", ["a.png"])
     for path in (tmp_path / "drawn" / "black.png", tmp_path / "real" / "night.png"):
         Image.new("RGB", (32, 32)).save(path)
@@ -170,16 +170,16 @@ def test_black_ones_are_left_out_when_asked(flags: list[str], tmp_path: Path) ->
     assert list(pictures(tmp_path)) == ["a.png", "black.png"]
     assert run([*flags, "--skip_black", "--overwrite"]) == 0
     assert list(pictures(tmp_path)) == ["a.png"]
-    told = json.loads((tmp_path / "out.json").read_text())
+    message = json.loads((tmp_path / "out.json").read_text())
     # A real one is as it is.
-    assert told["skipped"] == {"drawn/generated/black.png": "black"}
-    assert told["subjects"]["drawn"]["real"] == 2
+    assert message["skipped"] == {"drawn/generated/black.png": "black"}
+    assert message["subjects"]["drawn"]["real"] == 2
 
 
 def test_a_folder_without_pictures(
     flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(flags) == 2
-    told = capsys.readouterr().err.strip()
-    assert told.startswith(f"There are no pictures in {tmp_path / 'drawn'}")
-    assert "\n" not in told
+    message = capsys.readouterr().err.strip()
+    assert message.startswith(f"There are no pictures in {tmp_path / 'drawn'}")
+    assert "\n" not in message

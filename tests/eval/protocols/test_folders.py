@@ -20,7 +20,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "drawn"
 
 
-def told(folder: Path, **options: object) -> dict[str, str | None]:
+def prompts_of(folder: Path, **options: object) -> dict[str, str | None]:
     return {p.path.name: p.prompt for p in generated_pictures(folder, **options)}  # pyright: ignore[reportArgumentType]
 
 
@@ -35,7 +35,7 @@ def test_a_folder_of_pictures_is_one_subject(folder: Path, tmp_path: Path) -> No
     assert subject_folders(folder, tmp_path) == {"drawn": (folder, tmp_path)}
 
 
-def test_a_folder_of_folders_is_many(tmp_path: Path) -> None:
+def test_a_folder_of_folders_has_a_subject_each(tmp_path: Path) -> None:
     for name in ("cup", "dog", ".hidden"):
         save_noise(tmp_path / "drawn" / name, ["0.png"])
         save_noise(tmp_path / "real" / name, ["0.png"])
@@ -55,7 +55,7 @@ def test_a_subject_named_as_the_folder_around_it(tmp_path: Path) -> None:
     }
 
 
-def test_the_folder_one_is_in_has_its_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_current_folder_has_its_own_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     assert list(subject_folders(Path(), Path())) == ["drawn"]
 
@@ -68,41 +68,45 @@ def test_a_subject_without_real_pictures_is_named(tmp_path: Path) -> None:
 
 def test_lines_are_in_the_order_of_names(folder: Path, tmp_path: Path) -> None:
     prompts = write(tmp_path / "prompts.txt", "\ufeffone\ntwo\n\u00e9t\u00e9\n")
-    assert told(folder, prompts=prompts) == dict(zip(NAMES, ["one", "two", "été"], strict=True))
+    assert prompts_of(folder, prompts=prompts) == dict(
+        zip(NAMES, ["one", "two", "été"], strict=True)
+    )
 
 
 def test_json_names_pictures_with_or_without_ending(folder: Path, tmp_path: Path) -> None:
     text = json.dumps({"c": "three", "a.png": "one", "a": "not this", "b": "two", "z": "of none"})
     prompts = write(tmp_path / "prompts.json", text)
-    assert told(folder, prompts=prompts) == dict(zip(NAMES, ["one", "two", "three"], strict=True))
+    assert prompts_of(folder, prompts=prompts) == dict(
+        zip(NAMES, ["one", "two", "three"], strict=True)
+    )
 
 
 def test_an_empty_prompt_in_json_is_one(folder: Path, tmp_path: Path) -> None:
     prompts = write(tmp_path / "prompts.json", json.dumps({"a.png": "", "b": "", "c": "three"}))
-    assert told(folder, prompts=prompts) == {"a.png": "", "b.jpg": "", "c.webp": "three"}
+    assert prompts_of(folder, prompts=prompts) == {"a.png": "", "b.jpg": "", "c.webp": "three"}
 
 
-def test_what_is_given_comes_before_what_lies_there(folder: Path, tmp_path: Path) -> None:
+def test_given_prompts_win_over_files(folder: Path, tmp_path: Path) -> None:
     for name in "abc":
         write(folder / f"{name}.txt", f"beside {name}\n")
-    assert told(folder, prompt="of all") == dict.fromkeys(NAMES, "of all")
+    assert prompts_of(folder, prompt="of all") == dict.fromkeys(NAMES, "of all")
     prompts = write(tmp_path / "prompts.txt", "1\n2\n3\n")
-    assert set(told(folder, prompts=prompts, prompt="of all").values()) == {"1", "2", "3"}
+    assert set(prompts_of(folder, prompts=prompts, prompt="of all").values()) == {"1", "2", "3"}
     lines = [{"file_name": name, "text": "of the file"} for name in NAMES[1:]]
     write(folder / "metadata.jsonl", "\n".join(map(json.dumps, lines)))
-    assert told(folder) == {"a.png": "beside a", "b.jpg": "beside b", "c.webp": "beside c"}
+    assert prompts_of(folder) == {"a.png": "beside a", "b.jpg": "beside b", "c.webp": "beside c"}
     (folder / "c.txt").unlink()
-    assert told(folder)["c.webp"] == "of the file"
+    assert prompts_of(folder)["c.webp"] == "of the file"
 
 
 def test_numbers_in_names_choose_the_prompts_of_a_suite(tmp_path: Path) -> None:
     save_noise(tmp_path, ["000-7.png", "001-7.png", "1-8.jpg"])
     expected = {"000-7.png": "zero", "001-7.png": "one", "1-8.jpg": "one"}
-    assert told(tmp_path, numbered=["zero", "one"]) == expected
+    assert prompts_of(tmp_path, numbered=["zero", "one"]) == expected
     with pytest.raises(LoLDUError, match=r"001-7.png is named after prompt 1, .* suite has 1"):
-        told(tmp_path, numbered=["zero"])
+        prompts_of(tmp_path, numbered=["zero"])
     save_noise(tmp_path, ["cover.png"])  # then names are just names
-    assert set(told(tmp_path, numbered=["zero", "one"]).values()) == {None}
+    assert set(prompts_of(tmp_path, numbered=["zero", "one"]).values()) == {None}
 
 
 @pytest.mark.parametrize(

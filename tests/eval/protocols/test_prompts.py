@@ -44,13 +44,13 @@ def test_the_token_is_taken_out_as_a_word(prompt: str, token: str, expected: str
         ("a photo of a sks toy", ["a photo of a toy on grass", "a photo of a car"], ("sks", "toy")),
     ],
 )
-def test_token_and_class_are_told_apart(
+def test_token_and_class_are_distinguished(
     instance_prompt: str, class_prompts: list[str], expected: tuple[str, str]
 ) -> None:
     assert token_and_class(instance_prompt, class_prompts) == expected
 
 
 @pytest.mark.parametrize("class_prompts", [[], ["a photo of a car"], ["a photo of a sks toy"]])
-def test_prompts_that_do_not_tell_are_refused(class_prompts: list[str]) -> None:
+def test_ambiguous_prompts_are_refused(class_prompts: list[str]) -> None:
     with pytest.raises(LoLDUError, match="--token"):
         token_and_class("a photo of a sks toy", class_prompts)

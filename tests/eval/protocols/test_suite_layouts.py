@@ -105,7 +105,7 @@ def test_custom_concept(tmp_path: Path, taught: str, kind: str, class_name: str)
     ]
 
 
-def test_our_own(tmp_path: Path) -> None:
+def test_the_suite_of_this_project(tmp_path: Path) -> None:
     path = toml(
         tmp_path,
         'prompts = ["a {token} {class_name}"]\n'
@@ -119,7 +119,7 @@ def test_our_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("Classes\n\nsubject_name,class\n\nPrompts\n", "has no subject"),
         (DREAMBOOTH.replace("_list = [\n'a {0} {1} wearing a tie'", ""), "dog2 .* has no prompts"),
@@ -127,12 +127,12 @@ def test_our_own(tmp_path: Path) -> None:
         (DREAMBOOTH.replace("{0} {1} in a box", "{0 in a box"), "line 13 is not a template"),
     ],
 )
-def test_mistakes_in_dreambooths_set(tmp_path: Path, text: str, told: str) -> None:
-    refused(dreambooth(tmp_path, text), told)
+def test_mistakes_in_dreambooths_set(tmp_path: Path, text: str, message: str) -> None:
+    refused(dreambooth(tmp_path, text), message)
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("[{", "is not CustomConcept101's list of concepts"),
         ([], "has no concept"),
@@ -145,15 +145,15 @@ def test_mistakes_in_dreambooths_set(tmp_path: Path, text: str, told: str) -> No
         ([concept("a <new1> b", "b"), concept("a <new1> c", "c")], "2 subjects named scene_barn"),
     ],
 )
-def test_mistakes_in_custom_concept(tmp_path: Path, content: object, told: str) -> None:
-    refused(custom_concept(tmp_path, content), told)
+def test_mistakes_in_custom_concept(tmp_path: Path, content: object, message: str) -> None:
+    refused(custom_concept(tmp_path, content), message)
 
 
 CUP = '[[subject]]\nname = "cup"\nclass_name = "cup"\nreal = "cup"\n'
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("prompts = [", "cannot be read as TOML"),
         ('prompts = ["a"]', r"has no \[\[subject\]\]"),
@@ -168,21 +168,21 @@ CUP = '[[subject]]\nname = "cup"\nclass_name = "cup"\nreal = "cup"\n'
         (f'prompts = ["a"]\n{CUP}{CUP}', "2 subjects named cup"),
     ],
 )
-def test_mistakes_in_our_own(tmp_path: Path, text: str, told: str) -> None:
-    refused(toml(tmp_path, text), told)
+def test_mistakes_in_the_suite_of_this_project(tmp_path: Path, text: str, message: str) -> None:
+    refused(toml(tmp_path, text), message)
 
 
-def test_what_is_no_suite(tmp_path: Path) -> None:
+def test_invalid_suites_are_refused(tmp_path: Path) -> None:
     refused(tmp_path / "nowhere", "neither a .toml file nor a folder with prompts_and_classes.txt")
     refused(tmp_path, "neither a .toml file")
     (tmp_path / "prompts_and_classes.txt").write_bytes(b"\xff\xfe\x00")
     refused(tmp_path, "not UTF-8")
 
 
-def refused(path: Path, told: str) -> None:
+def refused(path: Path, message: str) -> None:
     with pytest.raises(LoLDUError) as caught:
         read_suite(path)
-    assert re.search(told, str(caught.value))
+    assert re.search(message, str(caught.value))
     assert "\n" not in str(caught.value)
 
 

@@ -82,8 +82,8 @@ def test_a_result(tmp_path: Path) -> None:
     # Each is beside the real one, which is in the page once.
     assert check(text) == ["p0", "p1", "p2", "p1", "p3", "p1"]
     assert text.count("data:image/webp;base64,") == 4
-    for told in ("DINO 0.250", "CLIP-I 0.500", "3 pictures, 1 real ones.", "center crop 224"):
-        assert told in text
+    for text_shown in ("DINO 0.250", "CLIP-I 0.500", "3 pictures, 1 real ones.", "center crop 224"):
+        assert text_shown in text
     assert "are shown" not in text
 
 
@@ -97,9 +97,7 @@ def test_texts_are_escaped(tmp_path: Path) -> None:
     assert "&amp;amp;" in text
 
 
-def test_only_so_many_are_shown_and_that_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_long_pages_are_cut_and_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page, "MOST_SHOWN", 2)
     text = result_page("Scored", make_result(tmp_path, 3))
     assert check(text) == ["p0", "p1", "p2", "p1"]
@@ -125,7 +123,7 @@ def make_extractor(crop_px: int | None) -> dict:
     return {"name": "tiny", "library": "lib 1", "weights": "0123", "preprocess": preprocess}
 
 
-def test_a_picture_that_is_shown_small_is_kept_small(tmp_path: Path) -> None:
+def test_thumbnails_are_stored_small(tmp_path: Path) -> None:
     from PIL import Image
 
     Image.effect_noise((1200, 600), 90).save(tmp_path / "large.png")

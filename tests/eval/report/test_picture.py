@@ -63,7 +63,7 @@ def test_bars_are_as_long_as_their_scores() -> None:
     assert areas[0.5] / areas[0.25] == pytest.approx(2, abs=0.02)
 
 
-def test_true_pictures_are_marked_where_they_are_known() -> None:
+def test_scores_of_real_pictures_are_marked_if_known() -> None:
     images = [field("#ff0000")]
     without = count(draw([ScoreBar("CLIP-T", "", 0.2, 0.3)], images), REAL)
     marked = count(draw([ScoreBar("DINO", "", 0.2, 0.3, real=0.6)], images), REAL)

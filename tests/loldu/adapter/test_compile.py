@@ -12,7 +12,7 @@ TESTS = Path(__file__).with_name("compiled.py")
 @pytest.mark.parametrize(
     "marked", ["not slow", pytest.param("slow", marks=pytest.mark.slow)], ids=["quick", "slow"]
 )
-def test_everything_that_is_compiled(marked: str) -> None:
+def test_compiled_models(marked: str) -> None:
     command = [sys.executable, "-m", "pytest", "-o", "addopts=", "--import-mode=importlib", "-q"]
     run = subprocess.run(
         [*command, "--show-capture=no", "-m", marked, TESTS],

@@ -38,7 +38,7 @@ def test_fixed_initial_values(init: str, expected: Tensor | float) -> None:
         ("standard_normal", 0.0, 1.0, float("inf")),
     ],
 )
-def test_drawn_initial_values_follow_their_law(
+def test_random_initial_values_follow_their_distribution(
     init: str, mean: float, std: float, bound: float
 ) -> None:
     values = draw(init)

@@ -88,7 +88,7 @@ def test_two_processes_train_as_one_does(make_two_layers: Make, tmp_path: Path) 
     assert compared <= len(TARGETS)
 
 
-def test_what_is_broadcast_is_a_few_numbers_a_direction(make_two_layers: Make) -> None:
+def test_a_broadcast_is_a_few_numbers_per_direction(make_two_layers: Make) -> None:
     model, _ = build(make_two_layers)
     buffers = sum(t.numel() * t.element_size() for t in model.buffers())
     assert buffers == len(TARGETS) * 6 * (4 + 4)

@@ -16,7 +16,7 @@ def adapted(dropout: float) -> PeftModel:
     )
 
 
-def test_it_acts_in_training_alone_and_keeps_the_mean() -> None:
+def test_dropout_acts_in_training_only_and_keeps_the_mean() -> None:
     model, x = adapted(0.5), torch.randn(3, 12)
     model.eval()
     kept = model(x)
@@ -28,7 +28,7 @@ def test_it_acts_in_training_alone_and_keeps_the_mean() -> None:
     assert ((drawn.mean(0) - kept).abs() <= 5 * spread + 1e-6).all()
 
 
-def test_adapters_of_other_dropout_stay_apart() -> None:
+def test_adapters_with_other_dropout_do_not_mix() -> None:
     model, x = adapted(0.0), torch.randn(3, 12)
     model.add_adapter(
         "other", LoLDUConfig(r=4, target_modules=["0"], dropout=0.9, init_weights=False, seed=1)
@@ -44,6 +44,6 @@ def test_adapters_of_other_dropout_stay_apart() -> None:
 
 
 @pytest.mark.parametrize("dropout", [-0.1, 1.0])
-def test_a_share_that_is_none_is_refused(dropout: float) -> None:
+def test_an_invalid_dropout_is_refused(dropout: float) -> None:
     with pytest.raises(ValueError, match="dropout must be at least 0 and below 1"):
         LoLDUConfig(dropout=dropout)

@@ -42,7 +42,7 @@ def reference_delta_weight(
 
 @pytest.mark.parametrize("residual", ["preserve", "perturb"])
 @pytest.mark.parametrize("init", DIAGONAL_INITS)
-def test_eight_inits_change_the_weight_as_the_published_code_does(init: str, residual: str) -> None:
+def test_eight_inits_change_the_weight_like_the_published_code(init: str, residual: str) -> None:
     weight, dz = gaussian(48, 48), 0.1 * gaussian(6, seed=1)
     model, layer = adapt(weight, r=6, alpha=3.0, diagonal_init=init, residual=residual)
     diagonal = layer.diagonal("default")
@@ -268,7 +268,7 @@ def test_merging_is_undone_bit_by_bit(dtype: torch.dtype) -> None:
         layer.unmerge()
 
 
-def test_safe_merge_refuses_what_is_not_finite() -> None:
+def test_safe_merge_refuses_values_that_are_not_finite() -> None:
     model, layer, _ = two_adapters()
     before = layer.base_weight().clone()
     torch.nn.init.constant_(layer.diagonal("default").dz, torch.inf)
@@ -286,7 +286,7 @@ def test_merge_and_unload_leaves_plain_layers() -> None:
     torch.testing.assert_close(merged(x), live)
 
 
-def test_unload_gives_the_base_back() -> None:
+def test_unload_restores_the_base() -> None:
     model, _layer, x = two_adapters()
     with model.disable_adapter():
         base = model(x)
@@ -392,7 +392,7 @@ def test_a_dropped_direction_has_a_finite_unit() -> None:
     assert layer.diagonal("default").unit[1] == 1
 
 
-def test_a_dropped_direction_is_told_with_its_layer_and_cure() -> None:
+def test_a_dropped_direction_is_reported_with_its_layer_and_cure() -> None:
     weight = gaussian(10, 8)
     weight[:, 1] = 0
     with pytest.warns(UserWarning, match=r"layer '0': 1 of 4 .* pivoting=\"complete\""):

@@ -240,7 +240,7 @@ def test_projection_measures_the_change_of_the_stored_weight(kind: Kind) -> None
     assert_close(after, before * 0.1 / before.norm())
 
 
-def test_a_concept_file_goes_round(kind: Kind, tmp_path: Path) -> None:
+def test_a_concept_file_round_trips(kind: Kind, tmp_path: Path) -> None:
     model = adapt(kind.model(), "dog")
     path = save_concept(model, tmp_path / "dog.safetensors", "dog")
     fresh = kind.model()
@@ -252,7 +252,7 @@ def test_a_concept_file_goes_round(kind: Kind, tmp_path: Path) -> None:
         load_concept(kind.model(seed=1), path)
 
 
-def test_a_concept_tells_a_matrix_from_its_transpose(tmp_path: Path) -> None:
+def test_a_concept_distinguishes_a_matrix_from_its_transpose(tmp_path: Path) -> None:
     square = Model(Conv1D(8, 8))
     path = save_concept(adapt(square, "dog"), tmp_path / "dog.safetensors", "dog")
     linear = Model(nn.Linear(8, 8))
@@ -313,7 +313,7 @@ def test_a_convolution_keeps_the_memory_format(memory_format: torch.memory_forma
     assert output(model, x).is_contiguous(memory_format=memory_format)
 
 
-def test_peft_converts_a_conv1d_and_is_told_that_it_cannot_convert_the_others(kind: Kind) -> None:
+def test_peft_converts_a_conv1d_and_refuses_the_others(kind: Kind) -> None:
     model = adapt(kind.model(), "dog")
     if kind is not KINDS["conv1d"]:
         with pytest.raises(TypeError, match="do not support LoRA conversion"):

@@ -150,7 +150,7 @@ def test_registration_is_idempotent_and_refuses_a_rival(monkeypatch: pytest.Monk
     ],
     ids=str,
 )
-def test_values_an_option_cannot_have_are_refused_by_name(options: dict[str, object]) -> None:
+def test_invalid_options_are_refused_by_name(options: dict[str, object]) -> None:
     name = next(iter(options)).split("_pattern")[0].replace("rank", "r")
     config = LoLDUConfig()
     vars(config).update(options)
@@ -197,7 +197,7 @@ def test_first_block_only() -> None:
     assert ".layers.0." in adapted[0]
 
 
-def test_targets_that_do_not_follow_from_the_model_are_asked_for(make_two_layers: Make) -> None:
+def test_a_model_without_default_targets_needs_target_modules(make_two_layers: Make) -> None:
     with pytest.raises(ValueError, match=r"Please specify `target_modules`.* head, tall, wide"):
         get_peft_model(make_two_layers(), LoLDUConfig())
 

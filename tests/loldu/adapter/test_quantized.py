@@ -204,7 +204,7 @@ def test_saved_pivots_drive_the_factors(make: Make, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_was_learned_nearly_holds_on_the_base_as_it_was(
+def test_a_concept_nearly_holds_on_the_unquantized_base(
     make: Make, dtype: torch.dtype, tmp_path: Path
 ) -> None:
     model = adapt(Model(make()), "dog", r=16)

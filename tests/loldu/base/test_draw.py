@@ -46,7 +46,7 @@ def test_it_draws_what_the_pipeline_draws(base_folder: Path) -> None:
     np.testing.assert_array_equal(_array(ours), _array(theirs.images))
 
 
-def test_negative_prompts_are_the_pipelines_own(base_folder: Path) -> None:
+def test_negative_prompts_equal_those_of_the_pipeline(base_folder: Path) -> None:
     pipeline = load_pipeline(str(base_folder))
 
     def draw(**options: Any) -> np.ndarray:  # noqa: ANN401

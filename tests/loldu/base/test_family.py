@@ -55,8 +55,8 @@ class Transformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     def forward(self, latents: Tensor, time: Tensor, text: Tensor) -> Tensor:
         pixels = self.to_q(latents.movedim(1, -1))
-        told = (self.to_k(text).mean(dim=1) + time[:, None])[:, None, None]
-        return self.to_pixels(torch.tanh(pixels + told)).movedim(-1, 1)
+        shift = (self.to_k(text).mean(dim=1) + time[:, None])[:, None, None]
+        return self.to_pixels(torch.tanh(pixels + shift)).movedim(-1, 1)
 
 
 class ToyPipeline(DiffusionPipeline):
@@ -176,7 +176,7 @@ def test_without_its_family_it_is_refused(tmp_path: Path) -> None:
         load_pipeline(str(tmp_path))
 
 
-def test_the_trainer_s_objective_is_the_family_s(
+def test_the_trainer_uses_the_objective_of_the_family(
     toy_folder: Path, make_config: Callable[..., Config]
 ) -> None:
     config = make_config("--pretrained_model_name_or_path", str(toy_folder))
@@ -205,7 +205,7 @@ def test_a_text_encoder_that_is_trained_reads_the_prompts_itself(toy_folder: Pat
     assert not torch.equal(denoiser(*inputs, text, live=True), before)
 
 
-def test_it_is_trained_drawn_and_saved_like_any_other(
+def test_a_new_family_is_trained_drawn_and_saved(
     toy_folder: Path, flags: list[str], tmp_path: Path
 ) -> None:
     base = ["--pretrained_model_name_or_path", str(toy_folder), "--max_train_steps", "2"]

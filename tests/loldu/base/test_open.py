@@ -36,7 +36,7 @@ def test_the_base_is_frozen_and_keeps_its_noise_scheduler(base_folder: Path) -> 
         assert not any(parameter.requires_grad for parameter in part.parameters())
 
 
-def test_another_vae_takes_the_place_of_the_base_s(base_folder: Path, tmp_path: Path) -> None:
+def test_another_vae_replaces_that_of_the_base(base_folder: Path, tmp_path: Path) -> None:
     vae = AutoencoderKL.from_pretrained(base_folder / "vae")
     with torch.no_grad():
         dict(vae.named_parameters())["decoder.conv_out.bias"].fill_(3)
@@ -59,7 +59,7 @@ def deep_folder(base_folder: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("clip_skip", [0, 1, 2])
-def test_clip_skip_takes_an_earlier_layer_s_states(deep_folder: Path, clip_skip: int) -> None:
+def test_clip_skip_uses_the_states_of_an_earlier_layer(deep_folder: Path, clip_skip: int) -> None:
     whole = CLIPTextModel.from_pretrained(deep_folder / "text_encoder").eval()
     pipeline = load_pipeline(BaseModelConfig(str(deep_folder), clip_skip=clip_skip))
     tokens = pipeline.tokenizer(
@@ -74,12 +74,12 @@ def test_clip_skip_takes_an_earlier_layer_s_states(deep_folder: Path, clip_skip:
     torch.testing.assert_close(embed(pipeline, ["a toy"]), expected)
 
 
-def test_clip_skip_beyond_the_layers_is_one_sentence(base_folder: Path) -> None:
+def test_clip_skip_beyond_the_layers_gives_one_clear_error(base_folder: Path) -> None:
     with pytest.raises(LoLDUError, match=r"--clip_skip is 1, but the text encoder .* 1 layers"):
         load_pipeline(BaseModelConfig(str(base_folder), clip_skip=1))
 
 
-def test_the_prediction_type_is_the_base_s_unless_given(base_folder: Path) -> None:
+def test_the_prediction_type_of_the_base_is_the_default(base_folder: Path) -> None:
     assert load_pipeline(str(base_folder)).scheduler.config["prediction_type"] == "v_prediction"
     scheduler = load_pipeline(
         BaseModelConfig(str(base_folder), prediction_type="epsilon")
@@ -181,7 +181,7 @@ def test_revision_and_variant_reach_diffusers(
     assert asked[1]["variant"] == "fp16"
 
 
-def test_a_base_that_is_none_is_one_sentence(tmp_path: Path) -> None:
+def test_a_missing_base_gives_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "model.ckpt").write_bytes(b"x")
     (tmp_path / "broken.safetensors").write_bytes(b"x" * 100)
     (tmp_path / "folder").mkdir()
@@ -196,7 +196,9 @@ def test_a_base_that_is_none_is_one_sentence(tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
 
 
-def test_a_folder_with_a_missing_part_is_one_sentence(base_folder: Path, tmp_path: Path) -> None:
+def test_a_folder_with_a_missing_part_gives_one_clear_error(
+    base_folder: Path, tmp_path: Path
+) -> None:
     index = (base_folder / "model_index.json").read_text()
     (tmp_path / "model_index.json").write_text(index)
     with pytest.raises(LoLDUError, match="cannot be read") as error:
@@ -204,7 +206,7 @@ def test_a_folder_with_a_missing_part_is_one_sentence(base_folder: Path, tmp_pat
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_weight_is_one_sentence(base_folder: Path, tmp_path: Path) -> None:
+def test_a_missing_weight_gives_one_clear_error(base_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(base_folder, tmp_path / "base")
     file = folder / "vae" / "diffusion_pytorch_model.safetensors"
     weights = load_file(file)
@@ -245,7 +247,7 @@ def test_an_inpainting_base_is_refused(base_folder: Path, tmp_path: Path) -> Non
         load_pipeline(str(tmp_path))
 
 
-def test_an_unreachable_hub_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_gives_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(
         LoLDUError, match="is neither a local folder nor on the Hub: check the name, the connection"

@@ -49,7 +49,7 @@ def test_a_concept_is_drawn_as_it_was_trained(
         assert not torch.equal(embed(pipeline, ["sks"]), before)
 
 
-def test_what_others_may_know_holds_no_place(base_folder: Path) -> None:
+def test_published_base_options_hold_no_local_paths(base_folder: Path) -> None:
     base = BaseModelConfig(
         str(base_folder), vae="stabilityai/sd-vae-ft-mse", single_file_config=str(base_folder)
     )
@@ -62,7 +62,7 @@ def test_what_others_may_know_holds_no_place(base_folder: Path) -> None:
 
 
 def test_a_base_is_found_from_the_file_alone(tmp_path: Path) -> None:
-    told = {
+    found = {
         "pretrained_model_name_or_path": "a/b",
         "vae": "my-vae",
         "revision": "1234",
@@ -70,7 +70,7 @@ def test_a_base_is_found_from_the_file_alone(tmp_path: Path) -> None:
         "sha256": "of a file",
         "of a later version": True,
     }
-    concept = Concept("a/b", {}, (), {"base": told})
+    concept = Concept("a/b", {}, (), {"base": found})
     path = tmp_path / "concept.safetensors"
     assert base_options(concept, path) == BaseModelConfig("a/b", revision="1234", clip_skip=1)
     # At another place it has no revision, but is read the same way.

@@ -52,7 +52,7 @@ def same_weights(ours: StableDiffusionPipeline, theirs: StableDiffusionPipeline)
             assert torch.equal(weight, expected[name]), name
 
 
-def test_it_is_the_folder_s_pipeline(
+def test_a_single_file_gives_the_pipeline_of_its_folder(
     file: Path, base: StableDiffusionPipeline, base_folder: Path
 ) -> None:
     pipeline = load_pipeline(BaseModelConfig(str(file), single_file_config=str(base_folder)))
@@ -76,7 +76,7 @@ def test_half_precision_in_the_file_or_in_the_run(
     ]
 
 
-def test_training_from_it_is_training_from_the_folder(
+def test_training_from_a_single_file_equals_training_from_the_folder(
     file: Path,
     base_folder: Path,
     flags: list[str],
@@ -95,18 +95,20 @@ def test_training_from_it_is_training_from_the_folder(
         assert torch.equal(ours.delta, theirs.delta)
     # How a person finds the base again: by name, and by the digest that model sites list.
     assert of_file.base == "tiny.safetensors"
-    told = of_file.metadata["base"]
-    assert told["pretrained_model_name_or_path"] == "tiny.safetensors"
-    assert told["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    record = of_file.metadata["base"]
+    assert record["pretrained_model_name_or_path"] == "tiny.safetensors"
+    assert record["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
     assert str(tmp_path.parent) not in str(of_file.metadata)
 
 
-def test_without_the_hub_it_says_what_to_give(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_hub_the_error_says_what_to_give(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for layout in (None, "some/base"):
-        with pytest.raises(LoLDUError, match=r"any diffusers folder .* --single_file") as told:
+        with pytest.raises(LoLDUError, match=r"any diffusers folder .* --single_file") as caught:
             load_pipeline(BaseModelConfig(str(file), single_file_config=layout))
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("prefix", ["first_stage_model.", ""])
@@ -155,7 +157,7 @@ def test_a_vae_completes_a_file_without_one(
         ),
     ],
 )
-def test_what_is_no_base_is_told(
+def test_a_file_that_is_no_base_is_reported(
     weights: dict[str, Tensor], message: str, tmp_path: Path, base_folder: Path
 ) -> None:
     save_file(weights, tmp_path / "x.safetensors")
@@ -165,7 +167,7 @@ def test_what_is_no_base_is_told(
         )
 
 
-def test_what_is_not_whole_or_does_not_fit_is_told(
+def test_an_incomplete_or_foreign_file_is_reported(
     base_folder: Path, changed: Callable[..., Path]
 ) -> None:
     def message(path: Path) -> str:
@@ -186,7 +188,7 @@ def test_what_is_not_whole_or_does_not_fit_is_told(
     assert "is incomplete" in message(whole)
 
 
-def test_a_layout_that_is_none_is_told(file: Path, tmp_path: Path) -> None:
+def test_an_invalid_layout_is_reported(file: Path, tmp_path: Path) -> None:
     for layout, message in {
         str(file): "is a file; give a diffusers folder or a hub id",
         str(tmp_path): "has no model_index.json",
@@ -196,7 +198,7 @@ def test_a_layout_that_is_none_is_told(file: Path, tmp_path: Path) -> None:
             load_pipeline(BaseModelConfig(str(file), single_file_config=layout))
 
 
-def test_a_vae_file_that_is_none_is_told(base_folder: Path, tmp_path: Path) -> None:
+def test_an_invalid_vae_file_is_reported(base_folder: Path, tmp_path: Path) -> None:
     save_file({"x.lora_down.weight": NUMBER}, tmp_path / "lora.safetensors")
     with pytest.raises(LoLDUError, match=r"The VAE .*lora\.safetensors cannot be read"):
         load_pipeline(BaseModelConfig(str(base_folder), vae=str(tmp_path / "lora.safetensors")))

@@ -214,7 +214,7 @@ def test_one_adapter_fused_at_a_scale(
     np.testing.assert_allclose(pictures(pipeline), expected, atol=1e-4)
 
 
-def test_what_only_a_lora_can_do_is_an_error(
+def test_operations_that_need_a_lora_are_refused(
     pipeline: StableDiffusionPipeline,
     make_pipeline: Callable[[], StableDiffusionPipeline],
     pictures: Pictures,

@@ -300,7 +300,7 @@ def test_the_split_keeps_what_each_precision_can_hold(size: float) -> None:
     assert set(mantissa.tolist()) == {0.5}
 
 
-def test_the_strength_of_the_moment_is_left_out(make_unet: MakeUNet, tmp_path: Path) -> None:
+def test_exports_ignore_the_current_strength(make_unet: MakeUNet, tmp_path: Path) -> None:
     live = make_pipeline(make_unet())
     adapt(live)
     as_trained = export_lora(live, tmp_path / "one.safetensors").read_bytes()
@@ -333,7 +333,7 @@ def test_the_adapter_that_is_meant(make_two_layers: MakeModel, tmp_path: Path) -
         export_lora(live, tmp_path / "b", "peft")
 
 
-def test_what_cannot_be_exported(
+def test_unexportable_adapters_are_refused(
     make_unet: MakeUNet, make_two_layers: MakeModel, tmp_path: Path
 ) -> None:
     config = LoLDUConfig(target_modules=["wide"], init_weights=False)
@@ -370,7 +370,7 @@ def test_a_unet_on_its_own_exports_what_its_pipeline_does(
         assert one.read_bytes() == two.read_bytes()
 
 
-def test_existing_files_are_kept_unless_told_otherwise(
+def test_existing_files_are_overwritten_only_on_request(
     make_two_layers: MakeModel, make_unet: MakeUNet, tmp_path: Path
 ) -> None:
     unet = make_unet()

@@ -70,7 +70,7 @@ def assert_same(one: Concept, other: Concept) -> None:
 
 @pytest.mark.parametrize("factorization", ["partial", "complete", "svd"])
 @pytest.mark.parametrize("width", [5, 250, 30_000, 70_000])
-def test_what_is_written_is_read(tmp_path: Path, factorization: str, width: int) -> None:
+def test_files_round_trip(tmp_path: Path, factorization: str, width: int) -> None:
     rows, columns = torch.randperm(width)[:4], torch.randperm(9)[:4]
     pivots = {"partial": rows, "complete": torch.stack([rows, columns]), "svd": None}[factorization]
     written = concept(
@@ -163,7 +163,7 @@ def little_memory() -> Iterator[None]:
 )
 @SMALL
 @pytest.mark.usefixtures("little_memory")
-def test_edited_files_are_refused_or_as_before(
+def test_edited_files_are_refused_or_unchanged(
     path: Path, edits: list[tuple[str, float, bytes]]
 ) -> None:
     changed = bytearray(path.read_bytes())
@@ -340,7 +340,7 @@ def test_the_description_is_plain_json(path: Path) -> None:
     assert set(header) == {"__metadata__", "delta", "pivots", "fingerprint"}
 
 
-def test_others_may_read_the_file_as_they_may_any(path: Path) -> None:
+def test_the_file_has_the_usual_permissions(path: Path) -> None:
     usual = path.with_name("usual")
     usual.write_bytes(b"")
     assert path.stat().st_mode == usual.stat().st_mode

@@ -49,7 +49,7 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
     [{}, {"r": 3}, {"target_modules": ["tall"]}, {"train_scale": False, "alpha": 2}],
     ids=str,
 )
-def test_it_is_as_if_the_other_had_been_loaded(
+def test_hot_swapping_equals_loading(
     make_two_layers: Make, tmp_path: Path, options: dict[str, object]
 ) -> None:
     first = write(make_two_layers, tmp_path / "first", 1)
@@ -117,7 +117,7 @@ def test_other_pivots_bring_their_factors(make_two_layers: Make, tmp_path: Path)
         ({"target_modules": ["wide", "tall", "out"]}, "changes layer 'out'"),
     ],
 )
-def test_what_does_not_fit_changes_nothing(
+def test_a_concept_that_does_not_fit_changes_nothing(
     make_two_layers: Make, tmp_path: Path, options: dict[str, object], message: str
 ) -> None:
     def make() -> nn.Module:

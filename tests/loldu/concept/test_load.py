@@ -323,7 +323,7 @@ def test_a_model_of_another_method_is_refused(make_two_layers: MakeModel, tmp_pa
         load_concept(lora, path, "toy")
 
 
-def test_what_cannot_be_saved(make_two_layers: MakeModel, tmp_path: Path) -> None:
+def test_unsaveable_models_are_refused(make_two_layers: MakeModel, tmp_path: Path) -> None:
     path = tmp_path / "toy.safetensors"
     with pytest.raises(ConceptError, match=r"no LoLDU adapter named 'default'"):
         save_concept(make_two_layers(), path)
@@ -341,7 +341,7 @@ def test_what_cannot_be_saved(make_two_layers: MakeModel, tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
 
 
-def test_an_existing_file_is_kept_unless_told_otherwise(
+def test_an_existing_file_is_overwritten_only_on_request(
     make_two_layers: MakeModel, tmp_path: Path
 ) -> None:
     path = tmp_path / "folder" / "toy.safetensors"
@@ -363,7 +363,7 @@ def test_an_existing_file_is_kept_unless_told_otherwise(
         ("models--someone--sd/snapshots/0123abc/unet", "someone/sd"),
     ],
 )
-def test_the_base_is_named_without_its_place(
+def test_the_base_is_named_without_its_path(
     make_unet: MakeUNet, tmp_path: Path, folder: str, expected: str
 ) -> None:
     make_unet().save_pretrained(tmp_path / folder)

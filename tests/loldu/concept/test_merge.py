@@ -152,7 +152,7 @@ def test_a_merged_pipeline_is_an_ordinary_folder(make_unet: MakeUNet, tmp_path: 
 
 
 @pytest.mark.slow  # another process imports everything once more
-def test_it_loads_where_loldu_and_peft_are_not(make_unet: MakeUNet, tmp_path: Path) -> None:
+def test_a_merged_folder_loads_without_loldu_and_peft(make_unet: MakeUNet, tmp_path: Path) -> None:
     pipeline = make_pipeline(make_unet())
     adapt(pipeline)
     mix(pipeline, {"dog": 1.0})
@@ -197,7 +197,7 @@ def test_half_precision_is_rounded_once(
     assert wrong <= 1e-3 * total  # ties that float32 breaks otherwise than float64
 
 
-def test_strengths_are_those_in_use(make_unet: MakeUNet, tmp_path: Path) -> None:
+def test_merging_uses_the_current_strengths(make_unet: MakeUNet, tmp_path: Path) -> None:
     pipeline, plain = make_pipeline(make_unet()), make_pipeline(make_unet())
     adapt(pipeline)
     mix(pipeline, {"toy": 1.0})
@@ -264,7 +264,7 @@ def test_modules_trained_in_full_are_saved_as_trained(tmp_path: Path) -> None:
     assert expected.min() > 3
 
 
-def test_what_cannot_be_merged_is_refused(
+def test_unmergeable_adapters_are_refused(
     make_unet: MakeUNet, make_two_layers: MakeModel, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -308,7 +308,7 @@ def test_what_cannot_be_merged_is_refused(
     assert not any(tmp_path.iterdir())
 
 
-def test_nothing_is_left_where_writing_fails(make_unet: MakeUNet, tmp_path: Path) -> None:
+def test_a_failed_write_leaves_nothing(make_unet: MakeUNet, tmp_path: Path) -> None:
     unet = make_unet()
     unet.add_adapter(LoLDUConfig(r=2, init_weights=False))
 

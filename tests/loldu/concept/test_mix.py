@@ -111,7 +111,7 @@ def test_strength_goes_from_the_base_to_beyond(make_two_layers: MakeModel) -> No
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
-def test_strength_zero_hides_even_what_is_not_finite(make_two_layers: MakeModel) -> None:
+def test_strength_zero_hides_values_that_are_not_finite(make_two_layers: MakeModel) -> None:
     model = build(make_two_layers, "dog")
     nn.init.constant_(model.base_model.model.wide.diagonal("dog").dz, torch.inf)
     set_strength(model, 0.0)
@@ -124,7 +124,7 @@ def refuse(message: str, call: Callable[..., None], *args: object) -> None:
     assert "\n" not in str(refusal.value)
 
 
-def test_what_cannot_be_done_is_refused_before_anything_changes(
+def test_invalid_mixtures_are_refused_before_anything_changes(
     make_two_layers: MakeModel,
 ) -> None:
     model = build(make_two_layers, "dog", "toy")
@@ -221,7 +221,7 @@ def test_a_batch_that_does_not_fit_is_an_error(make_two_layers: MakeModel) -> No
         model(X, adapter_names=["dog"] * 6)
 
 
-def test_what_makes_other_adapters_active_ends_rows(
+def test_activating_another_adapter_ends_concepts_per_row(
     make_two_layers: MakeModel, tmp_path: Path
 ) -> None:
     model = build(make_two_layers, "dog", "toy")
@@ -251,7 +251,7 @@ def test_rows_reach_modules_saved_in_full(make_two_layers: MakeModel) -> None:
 
 
 @pytest.mark.parametrize("names", [["dog", "toy"], ["dog", "svd", "one"]], ids=str)
-def test_gradients_reach_every_row_s_own_adapter(
+def test_gradients_reach_the_adapter_of_every_row(
     make_two_layers: MakeModel, names: list[str]
 ) -> None:
     model = build(make_two_layers, *names)
@@ -277,7 +277,7 @@ def test_copies_keep_their_rows(make_two_layers: MakeModel) -> None:
 
 
 @pytest.mark.parametrize("bare", [False, True], ids=["PeftModel", "model"])
-def test_unloading_frees_an_adapter_and_in_the_end_gives_the_base_back(
+def test_unloading_frees_an_adapter_and_finally_restores_the_base(
     make_two_layers: MakeModel, tmp_path: Path, bare: bool
 ) -> None:
     source = build(make_two_layers, "dog", "svd", "one")

@@ -140,7 +140,9 @@ def test_another_base_is_refused(
     assert type(model.wide) is nn.Linear
 
 
-def test_what_is_no_such_folder_is_told(make_two_layers: MakeModel, tmp_path: Path) -> None:
+def test_a_folder_without_an_adapter_is_reported(
+    make_two_layers: MakeModel, tmp_path: Path
+) -> None:
     good = folder_of(trained(make_two_layers()), tmp_path / "good")
     config = json.loads((good / "adapter_config.json").read_text())
     tensors = load_file(good / "adapter_model.safetensors")

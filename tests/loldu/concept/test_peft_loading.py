@@ -156,7 +156,7 @@ KEYS = {
 
 
 @pytest.mark.parametrize(("options", "names"), KEYS.values(), ids=KEYS)
-def test_a_checkpoint_holds_what_is_on_the_list_and_nothing_else(
+def test_a_checkpoint_holds_the_listed_tensors_only(
     make_two_layers: Callable[..., nn.Module],
     tmp_path: Path,
     options: dict[str, object],

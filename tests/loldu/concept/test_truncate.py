@@ -77,7 +77,7 @@ KINDS = [
 
 @pytest.mark.parametrize("r", [1, 3, 7])
 @pytest.mark.parametrize("options", KINDS, ids=str)
-def test_it_is_the_dense_least_squares_fit_and_tells_its_error(
+def test_truncation_is_the_dense_least_squares_fit_and_returns_its_error(
     make_two_layers: MakeModel, options: dict[str, str], r: int
 ) -> None:
     model = adapted(make_two_layers, **options)
@@ -206,7 +206,7 @@ def test_a_half_precision_base(make_two_layers: MakeModel) -> None:
         assert cut.error == pytest.approx(float((whole - now).norm() / whole.norm()), rel=1e-5)
 
 
-def test_an_adapter_that_does_nothing(make_two_layers: MakeModel) -> None:
+def test_an_adapter_without_a_change(make_two_layers: MakeModel) -> None:
     model = adapted(make_two_layers, init_weights=True, train_scale=False)
     result = truncate(model, max_error=0.1)
     assert result.total == 0
@@ -229,7 +229,9 @@ def test_leading_zero_pivots_are_kept_with_the_first_that_is_not(
     assert [cut.delta.numel() for cut in truncate(model, max_error=1.0).layers] == [3, 1]
 
 
-def test_what_cannot_be_truncated_is_told_and_left_alone(make_two_layers: MakeModel) -> None:
+def test_an_adapter_that_cannot_be_truncated_is_reported_and_unchanged(
+    make_two_layers: MakeModel,
+) -> None:
     model = adapted(make_two_layers)
     for message, arguments in {
         "either r or max_error": {},

@@ -43,7 +43,7 @@ def test_lines_with_a_text_or_repeats_or_both(tmp_path: Path) -> None:
         (GOOD.replace("a.png", "b.png"), r"repeats b\.png; keep one of both"),
     ],
 )
-def test_a_line_that_cannot_be_used_is_one_sentence_with_its_number(
+def test_a_line_that_cannot_be_used_gives_one_clear_error_with_its_number(
     line: str, message: str, tmp_path: Path
 ) -> None:
     other = GOOD.replace("a.png", "b.png")
@@ -53,7 +53,7 @@ def test_a_line_that_cannot_be_used_is_one_sentence_with_its_number(
     assert str(caught.value).count("\n") == 0
 
 
-def test_metadata_in_another_encoding_is_one_sentence(tmp_path: Path) -> None:
+def test_metadata_in_another_encoding_gives_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "metadata.jsonl").write_text(GOOD, encoding="utf-16")
     with pytest.raises(LoLDUError, match=r"metadata\.jsonl is not UTF-8; save it as UTF-8"):
         read_metadata(tmp_path, ["a.png"])

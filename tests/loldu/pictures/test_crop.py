@@ -49,7 +49,7 @@ def test_views_depend_on_the_seed_alone(pictures: Path) -> None:
 
 @pytest.mark.parametrize("center_crop", [True, False])
 @pytest.mark.parametrize("size", [(61, 33), (20, 47), (32, 32)])
-def test_a_mask_goes_through_the_very_crops_of_its_picture(
+def test_a_mask_is_cropped_like_its_picture(
     size: tuple[int, int], center_crop: bool, tmp_path: Path
 ) -> None:
     """A mask that is its picture's red must come out as the red of every view."""
@@ -67,7 +67,7 @@ def test_a_mask_goes_through_the_very_crops_of_its_picture(
         torch.testing.assert_close(mask[0], (view[0] + 1) / 2)
 
 
-def test_a_mask_that_no_crop_shows_is_one_sentence(tmp_path: Path) -> None:
+def test_a_mask_that_no_crop_shows_gives_one_clear_error(tmp_path: Path) -> None:
     Image.new("RGB", (48, 16)).save(tmp_path / "a.png")
     marked = Image.new("L", (48, 16))
     marked.paste(255, (0, 0, 10, 16))

@@ -59,11 +59,11 @@ def warned(
     return list(warnings(findings, look_alikes(findings), setup))
 
 
-def test_good_pictures_are_not_complained_of(folder: Path) -> None:
+def test_good_pictures_have_no_warnings(folder: Path) -> None:
     assert warned(folder) == []
 
 
-def test_what_is_measured(folder: Path) -> None:
+def test_measured_facts_of_a_picture(folder: Path) -> None:
     mask = Image.new("L", (96, 80))
     mask.paste(255, (0, 0, 48, 80))  # the middle square begins at 8
     mask.save(folder / "a-masklabel.png")
@@ -167,7 +167,7 @@ def test_captions(
         assert beginning in line
 
 
-def test_the_token_that_was_given_is_missed(folder: Path) -> None:
+def test_a_caption_without_the_token_is_reported(folder: Path) -> None:
     (folder / "b.txt").write_text("a red dog")
     (line,) = warned(folder, "a red sks dog", token="sks")
     assert line.startswith('The token "sks" is missing in the caption of b.png')
@@ -240,7 +240,7 @@ def test_likeness_is_the_correlation_of_thumbnails() -> None:
 
 
 @pytest.mark.parametrize("folder", CONCEPTS, ids=lambda folder: folder.name)
-def test_blurred_pictures_are_told_from_sharp_ones(folder: Path) -> None:
+def test_blurred_pictures_are_distinguished_from_sharp_ones(folder: Path) -> None:
     for picture in load(folder):
         assert sharpness(picture) > 5 * BLURRY
         enlarged = picture.resize((512, 512), Image.Resampling.BICUBIC)

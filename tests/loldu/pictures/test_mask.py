@@ -70,7 +70,7 @@ def test_weights_follow_the_area_that_is_marked() -> None:
     torch.testing.assert_close(weights[1, 0], expected / ((1 + 0.55 + 0.2) / 4))
 
 
-def test_the_size_of_what_is_marked_does_not_change_how_much_a_picture_counts() -> None:
+def test_the_weight_of_a_picture_does_not_depend_on_the_size_of_its_mask() -> None:
     small, large = torch.zeros(1, 16, 16), torch.zeros(1, 16, 16)
     small[:, :2, :2] = 1
     large[:, :12] = 1
@@ -94,7 +94,7 @@ def test_without_a_mask_or_with_equal_weights_there_are_none() -> None:
 
 
 @pytest.mark.parametrize("weight", ["-0.1", "1.5", "nan"])
-def test_a_weight_that_is_no_share_is_one_sentence(weight: str, make_config: MakeConfig) -> None:
+def test_an_invalid_weight_gives_one_clear_error(weight: str, make_config: MakeConfig) -> None:
     stated = r"--unmasked_weight is .*; it must be at least 0 and at most 1\.$"
     with pytest.raises(LoLDUError, match=stated):
         make_config("--unmasked_weight", weight)
@@ -119,7 +119,7 @@ def test_masks_of_every_mode(mask: Image.Image, expected: int, tmp_path: Path) -
     np.testing.assert_allclose(np.asarray(loaded), expected, atol=1)
 
 
-def test_masks_that_cannot_be_right_are_one_sentence(tmp_path: Path) -> None:
+def test_invalid_masks_give_one_clear_error(tmp_path: Path) -> None:
     path = tmp_path / "a-masklabel.png"
     Image.new("L", (24, 20), 255).save(path)  # not turned as its picture is
     with pytest.raises(LoLDUError, match=r"is 24 x 20 pixels but its picture, upright, is 20 x"):
@@ -157,7 +157,7 @@ def test_only_a_concept_row_with_a_mask_is_weighted(
     torch.testing.assert_close(losses[1].instance, alone[1].instance)
 
 
-def test_nothing_is_learned_of_what_weighs_nothing(
+def test_areas_of_weight_zero_are_not_learned(
     pipeline: StableDiffusionPipeline, square_pictures: Path, make_config: MakeConfig
 ) -> None:
     mark_left_halves(square_pictures)

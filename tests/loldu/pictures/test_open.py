@@ -51,12 +51,12 @@ def test_every_mode_becomes_rgb(
     np.testing.assert_allclose(pixel, expected, atol=3)  # JPEG and WebP round
 
 
-def test_palette_transparency_is_laid_on_white(tmp_path: Path) -> None:
+def test_palette_transparency_is_composited_on_white(tmp_path: Path) -> None:
     Image.new("P", (8, 8), 0).save(tmp_path / "a.png", transparency=0)
     assert load_image(tmp_path / "a.png").getpixel((0, 0)) == (255, 255, 255)
 
 
-def test_transparency_is_laid_on_the_background_that_is_asked_for(tmp_path: Path) -> None:
+def test_transparency_is_composited_on_the_chosen_background(tmp_path: Path) -> None:
     Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "a.png")
     assert load_image(tmp_path / "a.png", background="black").getpixel((0, 0)) == (0, 0, 0)
 
@@ -149,7 +149,7 @@ def test_gray_of_another_profile_becomes_srgb(mode: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("palette", [False, True])
-def test_a_profile_leaves_transparency_as_it_is(palette: bool, tmp_path: Path) -> None:
+def test_a_profile_does_not_change_transparency(palette: bool, tmp_path: Path) -> None:
     colour, expected = (200, 150, 140), {0: WHITE}
     for alpha in (0, 51, 255):
         image = Image.new("RGBA", (8, 8), (*colour, alpha))
@@ -175,19 +175,19 @@ def test_a_profile_leaves_transparency_as_it_is(palette: bool, tmp_path: Path) -
     ],
     ids=["srgb", "broken", "cut", "gray-in-rgb", "rgb-in-gray", "rgb-in-cmyk"],
 )
-def test_a_profile_that_is_srgb_or_of_no_use_changes_nothing(
+def test_srgb_and_unusable_profiles_change_nothing(
     mode: str, profile: bytes, tmp_path: Path
 ) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (24, 20, 4), dtype=np.uint8)
     image = Image.fromarray(noise).convert("RGB").convert(mode)
     for name, more in (("plain", {}), ("told", {"icc_profile": profile})):
         image.save(tmp_path / f"{name}.jpg", quality=95, **more)
-    plain, told = (load_image(tmp_path / f"{name}.jpg") for name in ("plain", "told"))
-    assert told.tobytes() == plain.tobytes()
+    plain, tagged = (load_image(tmp_path / f"{name}.jpg") for name in ("plain", "told"))
+    assert tagged.tobytes() == plain.tobytes()
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp"])
-def test_of_an_animation_the_first_frame_is_taken(suffix: str, tmp_path: Path) -> None:
+def test_an_animation_gives_its_first_frame(suffix: str, tmp_path: Path) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, "blue", "lime")]
     path = tmp_path / f"a.{suffix}"
     frames[0].save(path, save_all=True, append_images=frames[1:], lossless=True)
@@ -210,23 +210,23 @@ def test_names_of_all_kinds(tmp_path: Path) -> None:
     assert all(load_image(path).size == (8, 8) for path in found)
 
 
-def test_a_link_to_nothing_is_told_and_not_left_out(tmp_path: Path) -> None:
+def test_a_dangling_link_is_reported(tmp_path: Path) -> None:
     (tmp_path / "a.png").symlink_to(tmp_path / "gone.png")
     (path,) = list_images(tmp_path)
     with pytest.raises(LoLDUError, match=r"a\.png cannot be read; .*No such file"):
         load_image(path)
 
 
-def test_a_name_that_is_no_text_can_be_told(
+def test_a_name_that_is_not_unicode_can_be_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.md")).write_text("x")
-    told: list[str] = []
+    messages: list[str] = []
     # Not through logging, for pytest-xdist cannot pass such a name on.
-    monkeypatch.setattr(folder.logger, "info", lambda text, *more: told.append(text % more))
+    monkeypatch.setattr(folder.logger, "info", lambda text, *more: messages.append(text % more))
     assert len(list_images(tmp_path)) == 1
-    assert "\udcff.md" in told[0]
+    assert "\udcff.md" in messages[0]
 
 
 def test_a_damaged_exif_block_does_no_harm(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_a_damaged_exif_block_does_no_harm(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "gif"])
-def test_damage_of_any_kind_is_one_sentence_or_none(suffix: str, tmp_path: Path) -> None:
+def test_damage_of_any_kind_gives_one_clear_error_or_none(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"a.{suffix}"
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -250,7 +250,7 @@ def test_damage_of_any_kind_is_one_sentence_or_none(suffix: str, tmp_path: Path)
     Image.fromarray(noise).save(path, **({"exif": exif} if suffix in ("jpg", "webp") else {}))
     whole = path.read_bytes()
     rng = random.Random(0)
-    told = []
+    messages = []
     for _ in range(200):
         damaged = bytearray(whole[: rng.randrange(len(whole) + 1)] if rng.random() < 0.3 else whole)
         for _ in range(min(len(damaged), 3)):
@@ -259,7 +259,9 @@ def test_damage_of_any_kind_is_one_sentence_or_none(suffix: str, tmp_path: Path)
         try:
             load_image(path)
         except LoLDUError as error:
-            told.append(str(error))
-    assert len(told) > 50
-    assert all(line.startswith(f"The picture {path} cannot be read; replace or") for line in told)
-    assert not any("\n" in line for line in told)
+            messages.append(str(error))
+    assert len(messages) > 50
+    assert all(
+        line.startswith(f"The picture {path} cannot be read; replace or") for line in messages
+    )
+    assert not any("\n" in line for line in messages)

@@ -47,7 +47,7 @@ def linears(pipeline: DiffusionPipeline) -> list[torch.Size]:
 @pytest.mark.parametrize(
     ("method", "train_scale"), [("loldu", True), ("loldu", False), ("svfit", True), ("lora", True)]
 )
-def test_what_is_trained_is_counted_fp32_and_changes_nothing_yet(
+def test_trainables_are_counted_fp32_and_start_at_the_base(
     method: Method,
     train_scale: bool,
     rank: Rank,
@@ -84,9 +84,7 @@ def test_trainables_stay_fp32_on_a_bf16_base(
         assert all(parameter.dtype == torch.bfloat16 for parameter in frozen)
 
 
-def test_the_scale_is_that_of_alpha_over_rank(
-    pipeline: DiffusionPipeline, make_config: MakeConfig
-) -> None:
+def test_the_scale_is_alpha_over_rank(pipeline: DiffusionPipeline, make_config: MakeConfig) -> None:
     more = ("--rank", "full", "--alpha", "4", "--no_train_scale")
     trained = add(pipeline, make_config(*more))
     with torch.no_grad():
@@ -133,7 +131,7 @@ class Waits(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("method", ["loldu", "lora"])
-def test_delta_norms_wait_for_the_device_once(
+def test_delta_norms_synchronize_with_the_device_once(
     method: Method, pipeline: DiffusionPipeline, make_config: MakeConfig
 ) -> None:
     trained = add(pipeline, make_config("--method", method))
@@ -142,7 +140,7 @@ def test_delta_norms_wait_for_the_device_once(
     assert waits.count <= 1
 
 
-def test_no_matching_layer_is_one_sentence(
+def test_no_matching_layer_gives_one_clear_error(
     pipeline: DiffusionPipeline, make_config: MakeConfig
 ) -> None:
     with pytest.raises(LoLDUError, match="--target_modules query value matches no layer"):
@@ -190,7 +188,7 @@ def test_the_result_loads_into_a_fresh_pipeline(
     assert {file.name for file in out.iterdir()} == names
 
 
-def test_a_new_word_starts_where_it_is_told_and_leaves_the_others(
+def test_a_new_word_starts_at_its_initializer_and_other_words_stay(
     pipeline: DiffusionPipeline, make_config: MakeConfig
 ) -> None:
     before = embed(pipeline, ["a s toy", "a toy"])
@@ -210,15 +208,15 @@ def test_a_new_word_starts_where_it_is_told_and_leaves_the_others(
         ("s", "t", "--placeholder_token s is a word that this base knows"),
     ],
 )
-def test_words_that_cannot_be_learned(
+def test_invalid_new_words_are_refused(
     word: str,
     start: str,
     message: str,
     pipeline: DiffusionPipeline,
     make_config: MakeConfig,
 ) -> None:
-    told = ("--placeholder_token", word, "--initializer_token", start)
-    config = make_config(*told, "--instance_prompt", f"a {word} toy")
+    word_flags = ("--placeholder_token", word, "--initializer_token", start)
+    config = make_config(*word_flags, "--instance_prompt", f"a {word} toy")
     with pytest.raises(LoLDUError, match=message):
         add(pipeline, config)
 

@@ -57,7 +57,7 @@ def toml(tmp_path: Path, pictures: Path) -> Path:
         (*PRIOR, "--prior_target", "base", "--train_text_encoder", "--snr_gamma", "5"),
     ],
 )
-def test_each_becomes_what_it_would_alone(
+def test_concepts_trained_together_equal_those_trained_alone(
     more: tuple[str, ...],
     flags: list[str],
     toml: Path,
@@ -84,13 +84,13 @@ def test_each_becomes_what_it_would_alone(
     for name, config in configs.items():
         folder = together / "concepts" / name
         alone = tmp_path / "alone" / name
-        told = [
+        own_flags = [
             *("--instance_data_dir", str(config.instance.instance_data_dir)),
             *("--instance_prompt", str(config.instance.instance_prompt)),
         ]
         if config.prior.class_prompt:
-            told += ["--class_prompt", *config.prior.class_prompt]
-        assert run([*common, *told, "--output_dir", str(alone)]) == 0
+            own_flags += ["--class_prompt", *config.prior.class_prompt]
+        assert run([*common, *own_flags, "--output_dir", str(alone)]) == 0
         ours, theirs = (deltas(x / "concept.safetensors") for x in (folder, alone))
         assert theirs.abs().max() > 1e-3
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
@@ -153,7 +153,7 @@ def test_every_concept_has_validation_pictures_of_its_own(
         ("[dog]\ninstance_prompt = 'x'", r"\[dog\]: --instance_data_dir is missing"),
     ],
 )
-def test_a_mistake_in_the_file_is_one_sentence(
+def test_a_mistake_in_the_file_gives_one_clear_error(
     text: str, message: str, flags: list[str], tmp_path: Path
 ) -> None:
     path = tmp_path / "concepts.toml"
@@ -165,7 +165,7 @@ def test_a_mistake_in_the_file_is_one_sentence(
         concept_configs(config)
 
 
-def test_a_file_that_is_not_there_is_told_as_that(make_config: MakeConfig) -> None:
+def test_a_missing_file_is_reported(make_config: MakeConfig) -> None:
     config = make_config("--concepts", "nowhere.toml")
     with pytest.raises(LoLDUError, match=r"nowhere\.toml cannot be read .*: there is no such file"):
         concept_configs(config)

@@ -120,20 +120,22 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"--{name}" in text
 
 
-def test_what_a_method_does_not_use_is_told_of_a_preset_and_no_matter_at_its_default(
+def test_unused_options_of_a_preset_are_logged_unless_at_their_default(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO")
     argv = ["--preset", "pocket", "--method", "dreambooth", *REQUIRED]
     assert parse(argv).adapter.method == "dreambooth"
-    told = "--method dreambooth does not use --rank, --normalize_directions of the preset."
-    assert caplog.messages == [told]
+    message = "--method dreambooth does not use --rank, --normalize_directions of the preset."
+    assert caplog.messages == [message]
     parse([*argv, "--rank", "32", "--no_normalize_directions", "--train_scale"])
-    assert caplog.messages == [told]
+    assert caplog.messages == [message]
 
 
 @pytest.mark.parametrize("given", [["--output-dir=."], ["--output_dir", "."]])
-def test_a_training_needs_a_folder(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_training_needs_an_output_folder(
+    given: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     flags = ["--instance_data_dir", "pictures"]
     assert run(flags) == 2
     error = capsys.readouterr().err

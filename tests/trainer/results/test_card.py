@@ -46,7 +46,7 @@ def code_blocks(card: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
 
 
-def test_front_matter_is_what_the_hub_wants(make_card: Callable[..., ModelCard]) -> None:
+def test_front_matter_is_valid_on_the_hub(make_card: Callable[..., ModelCard]) -> None:
     base = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     samples = [Sample("a: sks dog", "samples/0-concept.png", "samples/0-base.png")]
     card = make_card("--pretrained_model_name_or_path", base, samples=samples)
@@ -65,7 +65,7 @@ def test_front_matter_is_what_the_hub_wants(make_card: Callable[..., ModelCard])
     }
 
 
-def test_a_base_that_is_nowhere_else_has_no_name_in_the_front_matter(
+def test_a_local_base_is_not_named_in_the_front_matter(
     make_card: Callable[..., ModelCard], base_folder: Path
 ) -> None:
     card = make_card()
@@ -74,7 +74,7 @@ def test_a_base_that_is_nowhere_else_has_no_name_in_the_front_matter(
     assert f"Replace `{base_folder.name}` with the path of your copy of the base." in card.text
 
 
-def test_it_says_how_it_was_trained(make_card: Callable[..., ModelCard]) -> None:
+def test_the_card_describes_the_training(make_card: Callable[..., ModelCard]) -> None:
     text = make_card().text
     for row in (
         "| trained numbers | 4,224 |",
@@ -109,7 +109,7 @@ def test_a_prompt_cannot_break_the_card(make_card: Callable[..., ModelCard]) -> 
         (["--instance_prompt", "unused"], 'load_concept(pipeline, "concept.safetensors")'),
     ],
 )
-def test_its_code_loads_what_was_trained_on(
+def test_the_code_of_a_card_loads_the_trained_base(
     more: list[str], expected: str, make_card: Callable[..., ModelCard]
 ) -> None:
     code = code_blocks(make_card(*more).text)[0]
@@ -127,7 +127,7 @@ def test_a_single_file_base_is_loaded_as_one(
     assert str(tmp_path) not in str(card)
 
 
-def test_its_code_reads_the_base_as_it_was_read(
+def test_the_code_of_a_card_loads_the_base_with_the_same_options(
     base_folder: Path, make_card: Callable[..., ModelCard]
 ) -> None:
     pipeline = load_pipeline(str(base_folder))
@@ -203,7 +203,7 @@ def test_the_code_of_a_card_draws_its_sample(
         assert max(abs(a - b) for a, b in zip(drawn, shown, strict=True)) <= 2
 
 
-def test_a_card_is_told_from_other_readmes(
+def test_a_card_is_distinguished_from_other_readmes(
     make_card: Callable[..., ModelCard], tmp_path: Path
 ) -> None:
     readme = tmp_path / "README.md"

@@ -66,9 +66,7 @@ def test_only_the_result_is_pushed(
     assert 'load_lora_weights("club/dog")' in (tmp_path / "run" / "README.md").read_text()
 
 
-def test_without_being_asked_nothing_is_pushed(
-    api: MagicMock, flags: list[str], tmp_path: Path
-) -> None:
+def test_nothing_is_pushed_by_default(api: MagicMock, flags: list[str], tmp_path: Path) -> None:
     assert run([*flags, *SHORT, "--no_sample_at_end"]) == 0
     assert api.mock_calls == []
 
@@ -102,7 +100,7 @@ def test_the_card_is_checked_before_training(
         ("create_repo", ValueError("Repo id must be short"), "(Repo id must be short); check"),
     ],
 )
-def test_what_the_hub_refuses_is_told_before_training(
+def test_an_error_of_the_hub_comes_before_training(
     method: str,
     error: Exception,
     message: str,
@@ -113,13 +111,13 @@ def test_what_the_hub_refuses_is_told_before_training(
 ) -> None:
     getattr(api, method).side_effect = error
     assert run(push_flags) == 2
-    told = capsys.readouterr().err
-    assert message in told
-    assert told.count("\n") == 1
+    error_text = capsys.readouterr().err
+    assert message in error_text
+    assert error_text.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 
-def test_a_repository_with_files_is_left_alone(
+def test_a_repository_with_files_is_not_overwritten(
     api: MagicMock, push_flags: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = [".gitattributes", "model.safetensors"]
@@ -131,14 +129,14 @@ def test_a_repository_with_files_is_left_alone(
     api.create_commit.assert_called_once()
 
 
-def test_a_public_repository_is_not_taken_for_a_private_one(
+def test_a_public_repository_is_refused_for_a_private_push(
     api: MagicMock, push_flags: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run([*push_flags, "--hub_private"]) == 2
     assert "the repository ann/run is public; make it private" in capsys.readouterr().err
 
 
-def test_a_failed_push_leaves_all_and_says_how_to_go_on(
+def test_a_failed_push_keeps_the_result_and_says_how_to_retry(
     api: MagicMock, push_flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     api.create_commit.side_effect = refusal("Storage is full.")
@@ -146,9 +144,9 @@ def test_a_failed_push_leaves_all_and_says_how_to_go_on(
     folder = tmp_path / "run"
     files = ["README.md", "concept.safetensors", LORA, "metrics.jsonl"]
     assert all((folder / name).is_file() for name in files)
-    told = capsys.readouterr().err.splitlines()[-1]
+    error_text = capsys.readouterr().err.splitlines()[-1]
     include = " ".join(f"--include {name}" for name in files)
-    assert told.endswith(
+    assert error_text.endswith(
         "the hub refused it (Storage is full); push it by hand: "
         f"hf upload ann/run {folder} . {include}"
     )

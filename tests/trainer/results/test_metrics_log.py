@@ -13,7 +13,9 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_on_a_terminal_there_is_one_bar(flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_shows_one_progress_bar(
+    flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     assert run(flags) == 0

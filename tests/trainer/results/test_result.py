@@ -103,7 +103,7 @@ def test_the_lora_may_be_left_out(flags: list[str], output_dir: Path) -> None:
     assert "\n- lora\n" not in (output_dir / "README.md").read_text()
 
 
-def test_what_no_lora_can_hold_costs_only_the_lora(
+def test_a_failed_lora_export_keeps_the_concept(
     make_config: Callable[..., Config],
     pipeline: StableDiffusionPipeline,
     output_dir: Path,
@@ -123,7 +123,7 @@ def test_what_no_lora_can_hold_costs_only_the_lora(
     assert "```python" in (output_dir / "README.md").read_text()
 
 
-def test_metadata_tell_all_that_decides_a_concept(
+def test_metadata_hold_all_that_decides_a_concept(
     make_config: Callable[..., Config], pipeline: StableDiffusionPipeline, base_folder: Path
 ) -> None:
     config = make_config(*CLASS, "--license", "openrail", "--validation_prompt", "sks")
@@ -160,7 +160,7 @@ def test_metadata_tell_all_that_decides_a_concept(
     assert told["optimization"]["learning_rate"] == 1e-2
 
 
-def test_what_is_not_known_is_left_out(
+def test_unknown_metadata_are_left_out(
     make_config: Callable[..., Config], pipeline: StableDiffusionPipeline
 ) -> None:
     told = describe(make_config(), TRAINING, pipeline)
@@ -182,13 +182,13 @@ def test_what_is_not_known_is_left_out(
         ),
     ],
 )
-def test_a_given_token_tells_the_class(
+def test_the_class_follows_a_given_token(
     more: list[str], expected: tuple[str, str | None], make_config: Callable[..., Config]
 ) -> None:
     assert name_of(make_config(*more)) == expected
 
 
-def test_the_commit_of_the_base_is_told(
+def test_metadata_hold_the_commit_of_the_base(
     make_config: Callable[..., Config], base_folder: Path, tmp_path: Path
 ) -> None:
     """The hub's cache names a folder by the commit, whatever branch was asked for."""
@@ -220,7 +220,7 @@ def test_the_licence_is_the_base_s_where_it_is_known(
     assert license_of(config) == expected
 
 
-def test_no_file_for_others_tells_where_things_lay(
+def test_published_files_hold_no_local_paths(
     flags: list[str], output_dir: Path, base_folder: Path, tmp_path: Path
 ) -> None:
     mine = tmp_path / "class_folder"
@@ -286,7 +286,7 @@ def test_size_for_stable_diffusion_with_the_paper_s_settings(
 
 
 @pytest.mark.parametrize("method", ["loldu", "lora"])
-def test_samples_are_those_of_base_and_concept(
+def test_samples_show_the_base_and_the_concept(
     method: Method, flags: list[str], output_dir: Path, base_folder: Path
 ) -> None:
     prompts = ["sks", "a toy"]
@@ -313,7 +313,7 @@ def test_samples_are_those_of_base_and_concept(
 
 
 @pytest.mark.parametrize("method", ["dreambooth", "textual_inversion"])
-def test_a_base_that_cannot_be_had_back_is_not_drawn(
+def test_methods_that_change_the_base_draw_no_sample_of_it(
     method: Method, flags: list[str], output_dir: Path
 ) -> None:
     word = ["--placeholder_token", "<x>", "--initializer_token", "s", "--instance_prompt", "a <x>"]
@@ -328,7 +328,7 @@ def largest_difference(one: Image.Image, other: Image.Image) -> int:
     return int((pair[0] - pair[1]).abs().max())
 
 
-def test_without_memory_for_samples_there_is_a_result(
+def test_a_run_without_memory_for_samples_still_has_a_result(
     flags: list[str],
     output_dir: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -344,9 +344,7 @@ def test_without_memory_for_samples_there_is_a_result(
     assert "samples/" not in (output_dir / "README.md").read_text()
 
 
-def test_overwriting_takes_the_earlier_result_and_nothing_else(
-    flags: list[str], output_dir: Path
-) -> None:
+def test_overwriting_removes_only_the_earlier_result(flags: list[str], output_dir: Path) -> None:
     more = ["--max_train_steps", "1", "--validation_prompt", "sks", "a toy"]
     assert run([*flags, *more]) == 0
     (output_dir / "samples" / "mine.png").write_bytes(b"a person's own")
@@ -355,7 +353,7 @@ def test_overwriting_takes_the_earlier_result_and_nothing_else(
     assert not (output_dir / LORA).exists()
 
 
-def test_a_readme_of_someone_s_own_is_left_alone(
+def test_a_readme_of_the_user_is_not_overwritten(
     flags: list[str], output_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output_dir.mkdir()
@@ -366,7 +364,7 @@ def test_a_readme_of_someone_s_own_is_left_alone(
     assert (output_dir / "README.md").read_text() == "# My notes\n"
 
 
-def test_a_token_that_the_prompt_lacks_is_told(
+def test_a_token_missing_in_the_prompt_is_reported(
     flags: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run([*flags, "--token", "zwx"]) == 2

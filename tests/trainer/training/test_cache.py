@@ -14,7 +14,7 @@ from trainer.training.instances import find_instances
 from trainer.training.objective import view_at
 
 
-def test_moments_are_the_vae_s_and_views_belong_to_their_picture(
+def test_cached_moments_are_those_of_the_vae_and_views_belong_to_their_picture(
     pipeline: StableDiffusionPipeline, pictures: Path
 ) -> None:
     options = InstanceConfig(pictures, "sks", resolution=16, random_flip=True)
@@ -37,7 +37,7 @@ def test_moments_are_the_vae_s_and_views_belong_to_their_picture(
     torch.testing.assert_close(prompts[7], embed(pipeline, ["a toy"])[0])
 
 
-def test_a_repeated_picture_comes_as_often_in_every_epoch(
+def test_a_repeated_picture_is_repeated_in_every_epoch(
     pipeline: StableDiffusionPipeline, pictures: Path
 ) -> None:
     (pictures / "metadata.jsonl").write_text('{"file_name": "b.png", "repeats": 3}\n')
@@ -49,7 +49,7 @@ def test_a_repeated_picture_comes_as_often_in_every_epoch(
         assert sorted(drawn) == [0, 1, 1, 1, 2]
 
 
-def test_embeddings_are_the_text_encoder_s(pipeline: StableDiffusionPipeline) -> None:
+def test_cached_embeddings_are_those_of_the_text_encoder(pipeline: StableDiffusionPipeline) -> None:
     tokens = pipeline.tokenizer(
         "a toy", padding="max_length", truncation=True, return_tensors="pt"
     ).input_ids
@@ -58,7 +58,7 @@ def test_embeddings_are_the_text_encoder_s(pipeline: StableDiffusionPipeline) ->
     torch.testing.assert_close(embed(pipeline, ["a toy"]), expected)
 
 
-def test_a_vae_that_overflows_is_one_sentence(
+def test_a_vae_that_overflows_gives_one_clear_error(
     pipeline: StableDiffusionPipeline, pictures: Path
 ) -> None:
     pipeline.vae.quant_conv.weight.data.fill_(torch.inf)

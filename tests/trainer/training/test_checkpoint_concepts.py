@@ -13,7 +13,9 @@ CONCEPT, WORD = "concept.safetensors", "learned_embeds.safetensors"
 WORDS = ("--placeholder_token", "toyxx", "--initializer_token", "a", "--instance_prompt", "toyxx")
 
 
-def test_it_is_that_of_a_run_that_ended_there(flags: list[str], tmp_path: Path) -> None:
+def test_a_checkpoint_concept_equals_that_of_a_run_that_ended_there(
+    flags: list[str], tmp_path: Path
+) -> None:
     long, short = tmp_path / "long", tmp_path / "short"
     averaged = ("--ema_decay", "0.9", "--max_delta_norm", "0.02")
     common = [*flags, *averaged, *WORDS, "--no_sample_at_end"]
@@ -34,7 +36,7 @@ def test_it_is_that_of_a_run_that_ended_there(flags: list[str], tmp_path: Path) 
     assert ours.metadata == theirs.metadata
 
 
-def test_of_several_each_has_its_own_with_its_scores(
+def test_each_concept_has_its_own_checkpoint_with_its_scores(
     flags: list[str], pictures: Path, tmp_path: Path
 ) -> None:
     toml, folder = tmp_path / "concepts.toml", tmp_path / "run"
@@ -57,8 +59,8 @@ def test_of_several_each_has_its_own_with_its_scores(
         own = Path("concepts") / name / CONCEPT
         assert (last / own).read_bytes() == (folder / own).read_bytes()
         measured = (folder / own).with_name("validation.jsonl").read_text().splitlines()
-        told = {"step": 4, **read_concept(last / own).metadata["scores"]}
-        assert told == json.loads(measured[-1])
+        record = {"step": 4, **read_concept(last / own).metadata["scores"]}
+        assert record == json.loads(measured[-1])
         assert "scores" not in read_concept(before / own).metadata  # step 3 was not scored
 
 

@@ -159,8 +159,8 @@ def test_stopped_and_resumed_is_bit_identical(
     capsys.readouterr()
     assert run(flags) == 130
     assert signal.getsignal(signal.SIGINT) is handler
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert told == "Stopped after step 3; --resume latest continues."
+    sentence = capsys.readouterr().err.splitlines()[-1]
+    assert sentence == "Stopped after step 3; --resume latest continues."
     assert names(output_dir, "checkpoint-*") == ["checkpoint-000003"]
     assert names(output_dir, "validation/0*.png") == ["000003.png"]
     assert not (output_dir / "concept.safetensors").exists()
@@ -171,7 +171,7 @@ def test_stopped_and_resumed_is_bit_identical(
     assert steps(output_dir / "metrics.jsonl") == [3, 5]
 
 
-def test_finish_saves_the_result_as_it_is(
+def test_finish_saves_the_current_result(
     flags: list[str], output_dir: Path, during: During
 ) -> None:
     validation = ["--validation_prompt", "sks", "--validation_steps", "4"]
@@ -193,7 +193,7 @@ def test_a_stop_in_the_last_step_comes_too_late(
     assert (output_dir / "concept.safetensors").exists()
 
 
-def test_what_is_no_request_stays_and_is_told_once(
+def test_unknown_request_files_stay_and_are_logged_once(
     make_config: MakeConfig, output_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     control = Control(make_config().run, Accelerator(cpu=True))
@@ -214,7 +214,7 @@ def test_what_is_no_request_stays_and_is_told_once(
 
 
 @posix
-def test_the_second_stop_is_at_once(
+def test_a_second_signal_stops_at_once(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     clock = iter([10.0, 10.5, 12.0])  # the second is a launcher's, passing on the first

@@ -44,12 +44,15 @@ def test_doctor_only_needs_no_base_and_writes_nothing(
     (folder / "a.png").write_bytes(b"x")
     (folder / "c.png").write_bytes(b"x")
     assert run(argv) == 2
-    told = capsys.readouterr().err.splitlines()
-    assert ["a.png cannot be read" in told[0], "c.png cannot be read" in told[1]] == [True, True]
-    assert len(told) == 2
+    message = capsys.readouterr().err.splitlines()
+    assert ["a.png cannot be read" in message[0], "c.png cannot be read" in message[1]] == [
+        True,
+        True,
+    ]
+    assert len(message) == 2
 
 
-def test_every_concept_is_looked_at_and_all_their_mistakes_are_told(
+def test_all_concepts_are_inspected_and_all_mistakes_reported(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = tmp_path / "cats"
@@ -63,13 +66,13 @@ def test_every_concept_is_looked_at_and_all_their_mistakes_are_told(
     (other / "b.txt").write_text("a photo of a cat")
     argv = ["--doctor_only", "--concepts", str(toml), "--resolution", "64"]
     assert run(argv) == 0
-    told = capsys.readouterr().err
-    assert [line for line in told.splitlines() if "pictures at" in line] == [
+    message = capsys.readouterr().err
+    assert [line for line in message.splitlines() if "pictures at" in line] == [
         f"3 pictures at 64 pixels, from {folder}",
         f"3 pictures at 64 pixels, from {other}",
     ]
-    assert "! The word <cat> is missing in the caption of b.png: add it." in told
-    assert told.count("! ") == 1
+    assert "! The word <cat> is missing in the caption of b.png: add it." in message
+    assert message.count("! ") == 1
     for broken in (folder, other):
         (broken / "a.png").write_bytes(b"x")
     assert run(argv) == 2
@@ -88,7 +91,7 @@ def test_own_class_pictures_are_opened_before_the_base_is_loaded(
     assert "b.png cannot be read" in line
 
 
-def test_a_run_looks_first_and_a_resumed_run_does_not_look_again(
+def test_a_run_inspects_pictures_first_and_a_resumed_run_does_not(
     flags: list[str], capsys: pytest.CaptureFixture[str], make_config: Callable[..., object]
 ) -> None:
     more = ["--checkpointing_steps", "1"]

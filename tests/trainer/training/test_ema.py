@@ -33,7 +33,7 @@ def move(parameters: list[nn.Parameter], step: int) -> None:
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.99])
-def test_it_is_that_of_diffusers(decay: float) -> None:
+def test_the_average_equals_that_of_diffusers(decay: float) -> None:
     parameters = make_parameters()
     ours, theirs = EMA(parameters, decay), EMAModel(parameters, decay=decay)
     for step in range(1, 31):
@@ -44,7 +44,7 @@ def test_it_is_that_of_diffusers(decay: float) -> None:
             torch.testing.assert_close(average, expected)
 
 
-def test_values_come_and_go_and_parameters_stay() -> None:
+def test_swapping_keeps_the_parameters() -> None:
     parameters = make_parameters()
     ema = EMA(parameters, 0.9)
     start = [parameter.detach().clone() for parameter in parameters]
@@ -68,7 +68,7 @@ def test_values_come_and_go_and_parameters_stay() -> None:
     assert all(torch.equal(a, b) for a, b in zip(ema.state(), start, strict=True))
 
 
-def test_without_a_decay_there_is_none() -> None:
+def test_without_a_decay_there_is_no_average() -> None:
     parameters = make_parameters()
     ema = EMA(parameters, None)
     before = [parameter.detach().clone() for parameter in parameters]
@@ -102,7 +102,7 @@ def test_the_concept_is_the_average_and_resumes(flags: list[str], tmp_path: Path
 
 
 @torch.no_grad()
-def test_the_average_is_brought_into_the_ball(
+def test_the_average_is_projected_into_the_ball(
     base_folder: Path, make_config: Callable[..., Config]
 ) -> None:
     """Of two points where delta = (1 + ds) dz + ds z_ref is 0, the mean has a large delta."""
@@ -136,7 +136,7 @@ def test_the_average_is_brought_into_the_ball(
 
 
 @pytest.mark.parametrize("decay", ["0", "1", "nan"])
-def test_a_decay_that_cannot_work(
+def test_invalid_decays_are_refused(
     decay: str, flags: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run([*flags, "--ema_decay", decay]) == 2

@@ -24,7 +24,7 @@ class SomeScorer:
         return {"dino": 0.5, "clip_i": 0.5, "clip_t": 0.5, "drift": 0.5}
 
 
-def test_pictures_scores_and_checkpoints_do_not_count_nor_does_a_kill(
+def test_training_seconds_exclude_pictures_scores_and_checkpoints(
     make_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a clock on which a step takes a second, and everything else far longer."""

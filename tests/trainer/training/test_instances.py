@@ -13,7 +13,7 @@ from trainer.training.instances import find_instances
 RED = (255, 0, 0)
 
 
-def test_listing_is_sorted_and_names_what_it_ignores(
+def test_listing_is_sorted_and_names_ignored_files(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("b.JPG", "a.png", "d.webp", "c.bmp", "e.jpeg"):
@@ -43,7 +43,7 @@ def test_sidecar_overrides_the_instance_prompt(pictures: Path) -> None:
     ]
 
 
-def test_what_cannot_be_used_is_named(pictures: Path, tmp_path: Path) -> None:
+def test_unusable_files_are_named(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(LoLDUError, match=r"no folder .*nowhere"):
         find_instances(InstanceConfig(tmp_path / "nowhere", "sks"))
     with pytest.raises(LoLDUError, match=r"a\.png has no caption: give --instance_prompt"):
@@ -62,7 +62,7 @@ def test_what_cannot_be_used_is_named(pictures: Path, tmp_path: Path) -> None:
         find_instances(InstanceConfig(tmp_path / "empty", "sks"))
 
 
-def test_captions_and_masks_are_found_whatever_the_capitals_and_the_accents(
+def test_captions_and_masks_are_found_in_any_case_and_normalization(
     tmp_path: Path,
 ) -> None:
     composed, decomposed = "caf\u00e9", "cafe\u0301"  # as macOS spells it
@@ -97,7 +97,7 @@ def test_a_sidecar_wins_over_metadata_and_metadata_over_the_prompt(pictures: Pat
     ]
 
 
-def test_all_that_is_wrong_is_told_at_once(pictures: Path) -> None:
+def test_all_mistakes_are_reported_at_once(pictures: Path) -> None:
     Image.new("RGB", (3, 99)).save(pictures / "d.jpg")
     (pictures / "b.png").write_bytes(b"no picture")
     (pictures / "c.txt").write_bytes(b"\xff\xfe")
@@ -116,8 +116,8 @@ def test_all_that_is_wrong_is_told_at_once(pictures: Path) -> None:
         r"c-masklabel\.png is all black",
         r"d\.jpg is too small: 3 x 99",
     )
-    told = str(caught.value).splitlines()
-    assert len(told) == len(expected)
-    for line, pattern in zip(told, expected, strict=True):
+    reported = str(caught.value).splitlines()
+    assert len(reported) == len(expected)
+    for line, pattern in zip(reported, expected, strict=True):
         assert re.search(pattern, line)
         assert line.endswith(".")

@@ -69,7 +69,7 @@ def deltas(folder: Path) -> torch.Tensor:
         (1, [], [1] * 7 * 2),
     ],
 )
-def test_less_at_a_time_is_the_same_training(
+def test_smaller_passes_give_the_same_training(
     most_rows: int,
     more: list[str],
     expected: list[int],
@@ -95,7 +95,7 @@ def test_less_at_a_time_is_the_same_training(
 
 
 @pytest.mark.parametrize("more", [[], ["--train_text_encoder"]], ids=["unet", "text_encoder"])
-def test_a_step_that_fails_half_way_is_taken_again_from_its_start(
+def test_a_step_that_fails_half_way_is_repeated_from_its_start(
     more: list[str], flags: list[str], tmp_path: Path, limit_memory: Limit
 ) -> None:
     whole, adapted = tmp_path / "whole", tmp_path / "adapted"
@@ -110,7 +110,7 @@ def test_a_step_that_fails_half_way_is_taken_again_from_its_start(
     assert first.count("\n") == second.count("\n")
 
 
-def test_the_foot_of_the_ladder_is_one_sentence(
+def test_the_last_rung_gives_one_clear_error(
     flags: list[str], limit_memory: Limit, capsys: pytest.CaptureFixture[str]
 ) -> None:
     passed = limit_memory(lambda *_: True)
@@ -122,7 +122,7 @@ def test_the_foot_of_the_ladder_is_one_sentence(
     )
 
 
-def test_without_it_out_of_memory_is_one_sentence(
+def test_without_the_ladder_out_of_memory_gives_one_clear_error(
     flags: list[str], tmp_path: Path, limit_memory: Limit, capsys: pytest.CaptureFixture[str]
 ) -> None:
     limit_memory(lambda *_: True)
@@ -143,7 +143,7 @@ def test_main_memory_counts_too(make_config: Callable[..., Config]) -> None:
         torch.empty(2**46, dtype=torch.uint8)
 
 
-def test_other_errors_are_not_taken_for_it(
+def test_other_errors_are_not_taken_for_out_of_memory(
     flags: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any, **__: Any) -> None:  # noqa: ANN401
@@ -154,7 +154,7 @@ def test_other_errors_are_not_taken_for_it(
         run([*flags, "--on_oom", "adapt"])
 
 
-def test_peak_memory_is_the_process_s_own_where_the_system_tells(
+def test_peak_memory_is_that_of_the_process_where_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`ru_maxrss` survives exec: a small process of a large parent has the parent's."""

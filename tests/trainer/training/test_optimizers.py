@@ -28,7 +28,7 @@ def chosen(request: pytest.FixtureRequest) -> list[str]:
     return ["--optimizer", request.param, "--learning_rate", RATES[request.param]]
 
 
-def test_it_descends(chosen: list[str], make_config: Callable[..., Config]) -> None:
+def test_every_optimizer_descends(chosen: list[str], make_config: Callable[..., Config]) -> None:
     target = torch.linspace(-1, 1, 5000)
     parameter = nn.Parameter(torch.zeros_like(target))
     config = make_config(*chosen).optimization
@@ -55,7 +55,7 @@ def test_resuming_is_bit_identical(chosen: list[str], flags: list[str], tmp_path
 
 
 @pytest.mark.parametrize("name", ["adamw8bit", "prodigy"])
-def test_a_missing_library_is_one_sentence(
+def test_a_missing_library_gives_one_clear_error(
     name: str,
     flags: list[str],
     tmp_path: Path,
@@ -73,7 +73,7 @@ def test_a_missing_library_is_one_sentence(
     assert not (tmp_path / "run").exists()
 
 
-def test_prodigy_wants_a_learning_rate_of_one(
+def test_prodigy_needs_a_learning_rate_of_one(
     flags: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run([*flags, "--optimizer", "prodigy"]) == 2
@@ -97,7 +97,7 @@ def test_prodigy_finds_one_rate(
     assert message in capsys.readouterr().err
 
 
-def test_eight_bits_say_when_they_save_nothing(
+def test_8_bit_adam_warns_when_it_saves_nothing(
     make_config: Callable[..., Config],
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,

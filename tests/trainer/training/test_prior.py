@@ -29,7 +29,7 @@ def draw(
     )
 
 
-def test_drawn_once_spread_over_prompts_and_recorded(
+def test_class_pictures_are_drawn_once_over_all_prompts_and_recorded(
     pipeline: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = PriorConfig(True, ("a toy", "a car"), num_class_images=3)
@@ -59,7 +59,7 @@ def test_an_interrupted_run_draws_only_the_rest(
     assert images[0].path.stat().st_mtime_ns == kept
 
 
-def test_pictures_of_another_recipe_are_not_taken(
+def test_class_pictures_with_other_settings_are_not_reused(
     pipeline: StableDiffusionPipeline, tmp_path: Path
 ) -> None:
     options = PriorConfig(True, ("a toy",), num_class_images=1)
@@ -73,7 +73,7 @@ def test_pictures_of_another_recipe_are_not_taken(
     assert len(folders) == 4
 
 
-def test_own_class_pictures_are_used_as_they_are(
+def test_own_class_pictures_are_used_unchanged(
     pipeline: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = tmp_path / "own"
@@ -105,7 +105,7 @@ def test_own_class_pictures_without_a_caption_take_the_class_prompts_in_turn(
     assert own_class_images(PriorConfig(True, ("a toy",), empty)) == []
 
 
-def test_an_empty_class_folder_without_a_prompt_is_one_sentence(
+def test_an_empty_class_folder_without_a_prompt_gives_one_clear_error(
     pipeline: StableDiffusionPipeline, tmp_path: Path
 ) -> None:
     with pytest.raises(LoLDUError, match="has no pictures; put some there, or give"):

@@ -54,7 +54,7 @@ def _run(argv: Sequence[str]) -> None:
     ],
     ids=["ema", "accumulation", "base"],
 )
-def test_two_processes_are_one_with_twice_the_batch(
+def test_two_processes_equal_one_with_twice_the_batch(
     more: list[str], flags: list[str], tmp_path: Path
 ) -> None:
     two, one = tmp_path / "two", tmp_path / "one"

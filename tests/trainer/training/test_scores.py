@@ -32,7 +32,7 @@ def trained_weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "checkpoint-000004" / "trained.safetensors")
 
 
-def test_eval_scores_a_run_without_touching_it(
+def test_scoring_does_not_change_a_run(
     flags: list[str], tmp_path: Path, clip_folder: Path, dino_folder: Path
 ) -> None:
     common = [*flags, "--checkpointing_steps", "2"]
@@ -57,11 +57,11 @@ def test_eval_scores_a_run_without_touching_it(
     assert sums[best["step"]] == max(sums.values())
     assert best["value"] == pytest.approx(max(sums.values()), abs=1e-5)
     assert json.loads((scored / "summary.json").read_text())["best"] == best
-    told = read_concept(scored / "concept.safetensors").metadata["scores"]
-    assert told == {name: value for name, value in lines[-1].items() if name != "step"}
+    record = read_concept(scored / "concept.safetensors").metadata["scores"]
+    assert record == {name: value for name, value in lines[-1].items() if name != "step"}
 
 
-def test_scoring_leaves_chance_alone_and_the_device_free(
+def test_scoring_keeps_the_random_state_and_frees_the_device(
     clip_folder: Path, dino_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from eval.encoders.encoder import Encoder
@@ -100,7 +100,7 @@ def test_pictures_of_the_sheet_are_not_drawn_again(
             assert shown.concept[0].tobytes() == file.convert("RGB").tobytes()
 
 
-def test_the_best_is_what_it_was_at_that_step(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_the_best_concept_is_that_of_its_step(make_config: MakeConfig, tmp_path: Path) -> None:
     fake = FakeScorer(0.9, 0.3, 0.6, 0.6, 0.5)  # step 0 is the base, and a draw is not better
     main(make_config(*SCORED, "--checkpointing_steps", "1", "--keep_best", "dino"), fake)
     folder = tmp_path / "run"
@@ -112,12 +112,14 @@ def test_the_best_is_what_it_was_at_that_step(make_config: MakeConfig, tmp_path:
     main(make_config(*more))
     ours, theirs = best.layers, read_concept(again / "concept.safetensors").layers
     assert all(torch.equal(a.delta, b.delta) for a, b in zip(ours, theirs, strict=True))
-    told = json.loads((folder / "summary.json").read_text())["best"]
-    assert (told["step"], told["by"], told["value"]) == (2, "dino", 0.6)
+    record = json.loads((folder / "summary.json").read_text())["best"]
+    assert (record["step"], record["by"], record["value"]) == (2, "dino", 0.6)
     assert not (folder / ".best.tmp").exists()
 
 
-def test_every_method_s_best_is_whole(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_the_best_result_of_every_method_is_complete(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
     word = ["--placeholder_token", "<toy>", "--initializer_token", "s"]
     word += ["--instance_prompt", "a <toy>", "--validation_prompt", "a <toy>"]
     for method, more, name in (
@@ -131,7 +133,9 @@ def test_every_method_s_best_is_whole(make_config: MakeConfig, tmp_path: Path) -
         assert (tmp_path / method / "best" / name).is_file()
 
 
-def test_a_resumed_run_takes_its_scores_again(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_a_resumed_run_continues_its_scores_and_keeps_the_best(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
     options = [*SCORED, "--checkpointing_steps", "2", "--keep_best", "dino"]
     main(make_config(*options), FakeScorer(0.1, 0.2, 0.3, 0.4, 0.5))
     folder = tmp_path / "run"
@@ -168,7 +172,7 @@ def test_drift_is_from_the_base_even_when_the_base_is_overwritten(
     assert pixels(resumed.shown[0].others) != pixels(first.shown[0].others)
 
 
-def test_prompts_are_told_apart_and_every_picture_has_its_noise(make_config: MakeConfig) -> None:
+def test_prompts_are_distinct_and_every_picture_has_its_own_noise(make_config: MakeConfig) -> None:
     plan = make_plan(make_config(*SCORED))
     assert plan.concept == [("a photo of sks toy", 42), ("a photo of sks toy", 44)]
     assert plan.prompts == ["a photo of toy"] * 2
@@ -194,7 +198,7 @@ def test_prompts_are_told_apart_and_every_picture_has_its_noise(make_config: Mak
         (["--dino", "./nowhere"], "--dino ./nowhere has no usable weights"),
     ],
 )
-def test_a_mistake_is_one_sentence(
+def test_a_mistake_gives_one_clear_error(
     more: list[str], message: str, flags: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run([*flags, *SCORED, *more]) == 2
@@ -203,7 +207,7 @@ def test_a_mistake_is_one_sentence(
     assert error.count("\n") == 1
 
 
-def test_without_eval_it_says_what_to_install(
+def test_without_eval_the_error_says_what_to_install(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "eval.encoders.from_timm", None)

@@ -37,7 +37,7 @@ def test_tensorboard_gets_metrics_and_sheets(flags: list[str], tmp_path: Path) -
         assert (last.step, last.width, last.height) == (4, *sheet.size)
 
 
-def test_a_missing_library_is_one_sentence(
+def test_a_missing_library_gives_one_clear_error(
     flags: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def version(name: str) -> str:
@@ -55,7 +55,7 @@ def no_key(*_: object, **__: object) -> None:
     raise RuntimeError("No API key configured.\nMore about it")
 
 
-def test_a_failed_login_is_one_sentence_before_anything_is_written(
+def test_a_failed_login_gives_one_clear_error_before_anything_is_written(
     flags: list[str],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -69,7 +69,7 @@ def test_a_failed_login_is_one_sentence_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_tracker_that_does_not_start_is_one_sentence(
+def test_a_failed_tracker_gives_one_clear_error(
     flags: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logins: list[dict[str, bool]] = []

@@ -38,7 +38,7 @@ def drawn_by(pipeline: StableDiffusionPipeline) -> list[np.ndarray]:
     return [np.asarray(image) for image in images]
 
 
-def test_the_base_s_row_is_the_base_s_and_the_other_the_concept_s(
+def test_the_sheet_has_a_row_of_the_base_and_one_of_the_concept(
     flags: list[str], folder: Path, base_folder: Path
 ) -> None:
     assert run([*flags, *FLAGS]) == 0
@@ -89,7 +89,7 @@ def test_the_base_s_row_is_drawn_once(make_config: MakeConfig, base_folder: Path
     assert pixels(folder / "progress.png").shape == pixels(folder / "000009.png").shape
 
 
-def test_without_a_way_back_there_is_no_base_after_step_0(
+def test_full_training_draws_the_base_only_at_step_0(
     make_config: MakeConfig, base_folder: Path
 ) -> None:
     config = make_config(*FLAGS, "--method", "dreambooth")
@@ -104,7 +104,7 @@ def test_without_a_way_back_there_is_no_base_after_step_0(
     assert below.height == alone.height + 167
 
 
-def test_a_sample_shows_the_instance_prompt_where_no_other_is_given(
+def test_the_instance_prompt_is_the_default_sample_prompt(
     make_config: MakeConfig, base_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = make_config()

@@ -47,7 +47,7 @@ def test_everyone_has_an_album_of_their_own(tmp_path: Path) -> None:
     assert len(album.list("")) == len(album.list("../../bob")) == 1
 
 
-def test_a_disk_that_takes_nothing(tmp_path: Path) -> None:
+def test_an_unwritable_album_gives_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "album").write_bytes(b"a file is in the way")
     with pytest.raises(LoLDUError, match=r"^The pictures cannot be saved \("):
         Album(tmp_path / "album").keep("ada", seeds(1))

@@ -21,7 +21,7 @@ def test_facts(runs: Path) -> None:
         facts_of(entry_of(runs / "broken"))
 
 
-def test_what_a_file_says_is_shown_as_text(runs: Path) -> None:
+def test_metadata_is_escaped(runs: Path) -> None:
     shown = describe([replace(facts_of(entry_of(runs / "rabbit")), name="<i>name")])
     assert "<b>" not in shown
     assert "<i>" not in shown

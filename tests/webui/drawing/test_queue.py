@@ -6,14 +6,14 @@ from tests.webui.engine.waiting import patiently
 from webui.drawing.queue import Cancelled, DrawingQueue
 
 
-def test_first_come_first_served_and_who_stops_leaves() -> None:
-    queue, order, told = DrawingQueue(), list[str](), list[tuple[str, int]]()
+def test_the_queue_is_in_order_and_stopped_requests_leave() -> None:
+    queue, order, places = DrawingQueue(), list[str](), list[tuple[str, int]]()
     stops = {name: threading.Event() for name in "abcd"}
     held = {name: threading.Event() for name in "abcd"}
 
     def draw(name: str) -> None:
         try:
-            with queue.turn(stops[name], lambda before: told.append((name, before))):
+            with queue.turn(stops[name], lambda before: places.append((name, before))):
                 order.append(name)
                 held[name].wait()
         except Cancelled:
@@ -24,20 +24,20 @@ def test_first_come_first_served_and_who_stops_leaves() -> None:
     patiently(lambda: order == ["a"])
     for place, name in enumerate("bcd", start=1):
         threads[name].start()
-        patiently(lambda expected=(name, place): expected in told)
+        patiently(lambda expected=(name, place): expected in places)
     stops["b"].set()
     patiently(lambda: order == ["a", "b left"])
     for name in "ad":
         held[name].set()
     patiently(lambda: order[-1] == "c")
-    assert ("d", 2) in told
+    assert ("d", 2) in places
     held["c"].set()
     for thread in threads.values():
         thread.join()
     assert order == ["a", "b left", "c", "d"]
 
 
-def test_who_stopped_before_never_begins() -> None:
+def test_a_request_stopped_in_the_queue_never_starts() -> None:
     stop = threading.Event()
     stop.set()
     queue = DrawingQueue()

@@ -52,7 +52,7 @@ def objecting(checker: StableDiffusionSafetyChecker, *, objects: bool) -> None:
     checker.special_care_embeds_weights.data.fill_(2.0)
 
 
-def test_training_does_without_and_the_studio_asks_for_it(checked_base: Path) -> None:
+def test_only_the_studio_loads_the_safety_checker(checked_base: Path) -> None:
     assert load_pipeline(str(checked_base)).safety_checker is None
     kept = load_pipeline(str(checked_base), safety_checker=True).safety_checker
     assert isinstance(kept, StableDiffusionSafetyChecker)
@@ -63,7 +63,7 @@ def test_a_base_without_one_has_none(base_folder: Path) -> None:
     assert load_pipeline(str(base_folder), safety_checker=True).safety_checker is None
 
 
-def test_of_what_it_objects_to_only_colours_are_left(
+def test_flagged_pictures_are_blurred_to_colours(
     checked_base: Path, use: MakeUse, watch: Watch
 ) -> None:
     studio = Studio(str(checked_base))
@@ -80,7 +80,7 @@ def test_of_what_it_objects_to_only_colours_are_left(
     assert steps[0] < steps[1] / 2
 
 
-def test_what_it_lets_pass_is_as_it_was_drawn(
+def test_pictures_that_pass_are_unchanged(
     checked_base: Path, base_folder: Path, tmp_path: Path, watch: Watch
 ) -> None:
     base = StableDiffusionPipeline.from_pretrained(checked_base)
@@ -91,7 +91,7 @@ def test_what_it_lets_pass_is_as_it_was_drawn(
     assert pixels(row) == drawn_apart(base_folder)
 
 
-def test_a_concept_does_not_reach_it(
+def test_a_concept_does_not_change_the_safety_checker(
     checked_base: Path, tmp_path: Path, use: MakeUse, watch: Watch
 ) -> None:
     pipeline = load_pipeline(str(checked_base), safety_checker=True)

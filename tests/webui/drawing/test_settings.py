@@ -23,7 +23,7 @@ def told(path: Path, text: str | None) -> Path:
     return path
 
 
-def test_a_png_tells_all_that_decided_it(tmp_path: Path) -> None:
+def test_a_png_holds_all_settings(tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
     path.write_bytes(png_bytes(Image.new("RGB", (16, 16), "red"), SETTINGS))
     assert read_png(path) == SETTINGS
@@ -68,12 +68,12 @@ def test_settings_out_of_range_are_refused(tmp_path: Path, name: str, value: Any
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", "[" * 100_000, '{"version": 1}'])
-def test_a_damaged_chunk_is_a_sentence(tmp_path: Path, text: str) -> None:
+def test_a_damaged_chunk_gives_one_clear_error(tmp_path: Path, text: str) -> None:
     with pytest.raises(LoLDUError, match=r"^The file has damaged settings"):
         read_png(told(tmp_path / "x.png", text))
 
 
-def test_a_file_that_is_no_picture_of_ours(tmp_path: Path) -> None:
+def test_files_without_settings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(LoLDUError, match=r"^The file has no settings"):
         read_png(told(tmp_path / "plain.png", None))
     for name, content in (

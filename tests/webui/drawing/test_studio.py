@@ -62,7 +62,7 @@ def test_one_batch_with_a_concept_in_each_picture(
     )
 
 
-def test_pictures_tell_their_settings(
+def test_pictures_hold_their_settings(
     studio: Studio, base_folder: Path, use: MakeUse, watch: Watch
 ) -> None:
     uses = [use("rabbit", 0.7), use("house")]
@@ -76,7 +76,7 @@ def test_pictures_tell_their_settings(
     assert studio.draw_base(TASK, uses, watch)[0].settings.concepts == ()
 
 
-def test_the_base_is_read_as_it_was_for_training(
+def test_the_base_is_loaded_with_the_options_of_the_training(
     studio: Studio, base_folder: Path, runs: Path, tmp_path: Path, use: MakeUse, watch: Watch
 ) -> None:
     config = tmp_path / "epsilon" / "config.toml"
@@ -95,9 +95,13 @@ def test_the_base_is_read_as_it_was_for_training(
 def test_a_file_from_elsewhere_names_nothing_to_fetch(
     studio: Studio, base_folder: Path, tmp_path: Path, use: MakeUse, watch: Watch
 ) -> None:
-    told = {"vae": "some/vae", "revision": "main", "prediction_type": "epsilon"}
+    base_options = {"vae": "some/vae", "revision": "main", "prediction_type": "epsilon"}
     name = {"pretrained_model_name_or_path": str(base_folder)}
-    for folder, base in (("sound", told | name), ("odd", {"clip_skip": "all"}), ("no", "text")):
+    for folder, base in (
+        ("sound", base_options | name),
+        ("odd", {"clip_skip": "all"}),
+        ("no", "text"),
+    ):
         teach(base_folder, tmp_path / folder / "concept.safetensors", 0, None, base=base)
     row = studio.draw_base(TASK, [use("sound", where=tmp_path)], watch)
     assert pixels(row) == drawn_apart(base_folder, prediction_type="epsilon")
@@ -163,7 +167,7 @@ def test_every_pass_is_reported_and_the_base_is_not_drawn_twice(
     assert len(ticks) == 14
 
 
-def test_stopping_ends_between_passes_and_frees_the_line(
+def test_stopping_ends_between_passes_and_frees_the_queue(
     studio: Studio, use: MakeUse, watch: Watch
 ) -> None:
     passes: list[int] = []
@@ -184,7 +188,7 @@ def test_stopping_ends_between_passes_and_frees_the_line(
     assert len(studio.draw_concepts(TASK, [use("rabbit")], watch)) == 2
 
 
-def test_a_concept_trained_again_is_read_again(
+def test_a_retrained_concept_is_reloaded(
     studio: Studio, base_folder: Path, tmp_path: Path, use: MakeUse, watch: Watch
 ) -> None:
     toy = use("toy", where=tmp_path)
@@ -196,7 +200,7 @@ def test_a_concept_trained_again_is_read_again(
     assert pixels(second) == drawn_apart(base_folder, {toy.entry.path: 1.0}) != pixels(first)
 
 
-def test_mistakes_leave_the_studio_working(
+def test_the_studio_works_after_mistakes(
     studio: Studio, base_folder: Path, tmp_path: Path, use: MakeUse, watch: Watch
 ) -> None:
     good = studio.draw_concepts(TASK, [use("rabbit")], watch)

@@ -95,7 +95,7 @@ def test_a_killed_server_leaves_the_job_and_the_next_one_finds_it(
     assert len(starts(job)) == 1
 
 
-def test_what_ended_while_no_server_ran_is_known(
+def test_jobs_that_ended_without_a_server_are_found(
     jobs: Jobs, make_dispatcher: MakeDispatcher
 ) -> None:
     """With and without the process's own word: one is killed when all but the last was done."""
@@ -109,9 +109,9 @@ def test_what_ended_while_no_server_ran_is_known(
     patiently(lambda: not process.is_running(failed.folder))
     assert jobs.get(failed.id).status is Status.RUNNING
     make_dispatcher().tick()
-    told = jobs.get(failed.id)
-    assert told.status is Status.FAILED
-    assert told.message == "--instance_data_dir pictures is empty: put 3-5 pictures there."
+    record = jobs.get(failed.id)
+    assert record.status is Status.FAILED
+    assert record.message == "--instance_data_dir pictures is empty: put 3-5 pictures there."
     assert jobs.get(pushed.id).status is Status.FINISHED
 
 
@@ -175,7 +175,7 @@ def test_stop_sample_and_resume(jobs: Jobs, dispatcher: Dispatcher) -> None:
 
 
 @pytest.mark.parametrize("end", ["stop", "cancel"])
-def test_what_only_loads_is_ended_at_once(end: str, jobs: Jobs, dispatcher: Dispatcher) -> None:
+def test_a_loading_training_stops_at_once(end: str, jobs: Jobs, dispatcher: Dispatcher) -> None:
     job = submit(jobs, "loads")
     ticking(dispatcher, lambda: starts(job))
     with pytest.raises(LoLDUError, match="takes no steps at this moment"):
@@ -204,7 +204,9 @@ def test_a_stop_that_comes_too_late_lets_the_result_be_written(
     ticking(dispatcher, has(jobs, job, Status.FINISHED))
 
 
-def test_cancelling_twice_kills_what_does_not_listen(jobs: Jobs, dispatcher: Dispatcher) -> None:
+def test_cancelling_twice_kills_an_unresponsive_training(
+    jobs: Jobs, dispatcher: Dispatcher
+) -> None:
     job = submit(jobs, "deaf", ENDLESS)
     ticking(dispatcher, lambda: (job.folder / "control").exists())
     jobs.stop(job.id)
@@ -235,9 +237,7 @@ def test_a_recycled_pid_is_not_taken_for_the_training(jobs: Jobs, dispatcher: Di
         assert stranger.wait() == -signal.SIGTERM
 
 
-def test_of_two_servers_one_dispatches_until_it_ends(
-    jobs: Jobs, make_dispatcher: MakeDispatcher
-) -> None:
+def test_only_one_of_two_servers_dispatches(jobs: Jobs, make_dispatcher: MakeDispatcher) -> None:
     first, second = make_dispatcher(), make_dispatcher()
     assert first.tick()
     job = submit(jobs)
@@ -254,7 +254,7 @@ def test_two_servers_start_every_job_once(jobs: Jobs) -> None:
     assert [len(starts(job)) for job in asked] == [1] * 6
 
 
-def test_the_thread_looks_by_itself_and_survives_an_accident(
+def test_the_dispatching_thread_survives_an_exception(
     jobs: Jobs, make_dispatcher: MakeDispatcher, caplog: pytest.LogCaptureFixture
 ) -> None:
     dispatcher = make_dispatcher(every_s=0.01)
@@ -267,7 +267,7 @@ def test_the_thread_looks_by_itself_and_survives_an_accident(
     patiently(has(jobs, job, Status.FINISHED))
 
 
-def test_what_goes_wrong_is_told(jobs: Jobs, make_dispatcher: MakeDispatcher) -> None:
+def test_failures_are_reported(jobs: Jobs, make_dispatcher: MakeDispatcher) -> None:
     job = submit(jobs, "breaks")
     dispatcher = make_dispatcher()
     ticking(dispatcher, has(jobs, job, Status.FAILED))
@@ -277,13 +277,13 @@ def test_what_goes_wrong_is_told(jobs: Jobs, make_dispatcher: MakeDispatcher) ->
 
     absent = submit(jobs)
     make_dispatcher(command=("/no/such/program",)).tick()
-    told = jobs.get(absent.id)
-    assert told.status is Status.FAILED
-    assert told.message.startswith("The job could not be started: No such file or directory")
+    record = jobs.get(absent.id)
+    assert record.status is Status.FAILED
+    assert record.message.startswith("The job could not be started: No such file or directory")
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:2"])
-def test_a_device_that_is_not_there_is_told(
+def test_a_missing_device_is_reported(
     device: str, make_dispatcher: MakeDispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")

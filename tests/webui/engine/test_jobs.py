@@ -104,7 +104,7 @@ def test_a_prompt_that_looks_like_a_flag_is_a_prompt(jobs: Jobs) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "error_text"),
     [
         ({"instance_promt": "x"}, "perhaps you meant instance_prompt"),
         ({"output_dir": "/tmp"}, "The job sets the option output_dir itself"),
@@ -116,9 +116,9 @@ def test_a_prompt_that_looks_like_a_flag_is_a_prompt(jobs: Jobs) -> None:
     ],
 )
 def test_options_that_cannot_work_are_refused_and_leave_nothing(
-    options: dict[str, Any], told: str, jobs: Jobs
+    options: dict[str, Any], error_text: str, jobs: Jobs
 ) -> None:
-    with pytest.raises(LoLDUError, match=told):
+    with pytest.raises(LoLDUError, match=error_text):
         submit(jobs, options={**OPTIONS, **options})
     with pytest.raises(LoLDUError, match=r"There is no preset \.\./pocket; known are"):
         jobs.submit("rabbit", "ann", OPTIONS, preset="../pocket")
@@ -126,7 +126,7 @@ def test_options_that_cannot_work_are_refused_and_leave_nothing(
     assert jobs.list() == ()
 
 
-def test_an_owner_may_queue_so_many(tmp_path: Path) -> None:
+def test_an_owner_has_a_limit_of_queued_jobs(tmp_path: Path) -> None:
     jobs = Jobs(tmp_path, max_queued=2)
     first, second = submit(jobs), submit(jobs)
     with pytest.raises(LoLDUError, match="You have 2 jobs in the queue, which is the limit"):
@@ -157,7 +157,7 @@ def test_owners_take_turns(jobs: Jobs) -> None:
     assert jobs.queue() == (late, early)  # ann had the last turn
 
 
-def test_what_is_resumed_goes_to_the_end_of_the_queue(jobs: Jobs) -> None:
+def test_a_resumed_job_goes_to_the_end_of_the_queue(jobs: Jobs) -> None:
     job, other = ended(jobs, Status.INTERRUPTED), submit(jobs)
     jobs.resume(job.id)
     assert [each.id for each in jobs.queue()] == [other.id, job.id]
@@ -167,7 +167,7 @@ def test_what_is_resumed_goes_to_the_end_of_the_queue(jobs: Jobs) -> None:
             jobs.resume(ended(jobs, final).id)
 
 
-def test_one_that_starts_cannot_be_taken_out_of_the_queue(jobs: Jobs) -> None:
+def test_a_starting_job_cannot_be_dequeued(jobs: Jobs) -> None:
     """Dispatcher and page in either order: what the first wrote down counts."""
     cancelled, started = submit(jobs), submit(jobs)
     jobs.cancel(cancelled.id)
@@ -192,7 +192,7 @@ def test_one_that_starts_cannot_be_taken_out_of_the_queue(jobs: Jobs) -> None:
         ("cancel", Status.FINISHED, Status.FINISHED),
     ],
 )
-def test_how_one_ends_that_was_to_stop(
+def test_states_of_a_job_that_was_asked_to_stop(
     wanted: str, comes: Status, becomes: Status, jobs: Jobs
 ) -> None:
     job = submit(jobs)
@@ -206,7 +206,7 @@ def test_how_one_ends_that_was_to_stop(
         jobs.stop(job.id)
 
 
-def test_what_is_removed_can_be_restored(jobs: Jobs) -> None:
+def test_a_removed_job_can_be_restored(jobs: Jobs) -> None:
     running, job = submit(jobs), ended(jobs)
     (job.folder / "concept.safetensors").write_bytes(b"concept")
     jobs.remove(job.id)
@@ -227,7 +227,7 @@ def test_what_is_removed_can_be_restored(jobs: Jobs) -> None:
 
 
 @pytest.mark.parametrize("ask", ["remove", "restore"])
-def test_a_server_killed_on_the_way_to_the_trash_has_arrived(
+def test_a_killed_server_finishes_moving_to_the_trash(
     ask: str, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = ended(jobs)
@@ -240,7 +240,7 @@ def test_a_server_killed_on_the_way_to_the_trash_has_arrived(
     assert (folder / "options.toml").exists()
 
 
-def test_a_folder_that_somebody_deleted_is_told(jobs: Jobs) -> None:
+def test_a_deleted_folder_is_reported(jobs: Jobs) -> None:
     job = submit(jobs)
     shutil.rmtree(job.folder)
     with pytest.raises(LoLDUError, match="The folder of rabbit is gone"):

@@ -15,8 +15,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def line(step: int, seconds: float = 0.0) -> str:
-    told = {"step": step, "loss": step / 8, "seconds": seconds, "peak_memory_mib": 512.5 + step}
-    return json.dumps(told) + "\n"
+    record = {"step": step, "loss": step / 8, "seconds": seconds, "peak_memory_mib": 512.5 + step}
+    return json.dumps(record) + "\n"
 
 
 def append(path: Path, text: str) -> None:
@@ -30,7 +30,7 @@ def replace(path: Path, text: str) -> None:
     (path.parent / "new").replace(path)
 
 
-def test_a_run_of_which_there_is_nothing_yet(folder: Path) -> None:
+def test_a_run_without_files_yet(folder: Path) -> None:
     progress = RunReader(folder).read()
     assert (progress.step, progress.steps, progress.losses) == (0, 100, ())
     assert progress.seconds_left is progress.steps_per_s is progress.memory_mib is None
@@ -58,13 +58,13 @@ def test_metrics_grow_line_by_line(folder: Path) -> None:
     assert progress.seconds_left == pytest.approx(35)
 
 
-def test_the_rate_is_that_of_the_last_lines(folder: Path) -> None:
+def test_the_speed_comes_from_the_last_lines(folder: Path) -> None:
     append(folder / "metrics.jsonl", "".join(line(step, step * 10.0) for step in range(1, 31)))
     append(folder / "metrics.jsonl", "".join(line(30 + n, 300 + n) for n in range(1, 11)))
     assert RunReader(folder).read().steps_per_s == pytest.approx(1)
 
 
-def test_only_what_is_new_is_read(folder: Path) -> None:
+def test_only_new_lines_are_read(folder: Path) -> None:
     metrics, reader = folder / "metrics.jsonl", RunReader(folder)
     append(metrics, line(10) + line(20))
     before = reader.read()

@@ -36,7 +36,7 @@ def submit(jobs: Jobs, files: Path, does: str = "scores", **options: Any) -> Job
     )
 
 
-def test_it_waits_its_turn_and_is_found_again(
+def test_a_scoring_job_is_queued_and_found_again(
     jobs: Jobs, dispatcher: Dispatcher, files: Path
 ) -> None:
     training = submit_training(jobs)
@@ -58,7 +58,7 @@ def test_it_waits_its_turn_and_is_found_again(
     assert jobs.progress(job.id).steps == 0
 
 
-def test_how_it_ends(jobs: Jobs, dispatcher: Dispatcher, files: Path) -> None:
+def test_states_of_a_finished_scoring_job(jobs: Jobs, dispatcher: Dispatcher, files: Path) -> None:
     failed = submit(jobs, files, "fails")
     ticking(dispatcher, has(jobs, failed, Status.FAILED))
     assert jobs.get(failed.id).message == "--prompts is wrong: give others."
@@ -77,7 +77,7 @@ def test_how_it_ends(jobs: Jobs, dispatcher: Dispatcher, files: Path) -> None:
 @pytest.mark.parametrize(
     ("does", "becomes"), [("draws", Status.INTERRUPTED), ("tells", Status.FINISHED)]
 )
-def test_one_that_is_killed_is_judged_by_its_report(
+def test_a_killed_scoring_job_is_judged_by_its_report(
     does: str, becomes: Status, jobs: Jobs, dispatcher: Dispatcher, files: Path
 ) -> None:
     job = submit(jobs, files, does)
@@ -88,7 +88,7 @@ def test_one_that_is_killed_is_judged_by_its_report(
     assert jobs.get(job.id).status is becomes
 
 
-def test_options_are_evals(jobs: Jobs, files: Path) -> None:
+def test_options_are_those_of_eval(jobs: Jobs, files: Path) -> None:
     job = submit(jobs, files, clip=Path("clip"), num_inference_steps=3, token=None)
     assert tomllib.loads((job.folder / "options.toml").read_text()) == {
         "prompts": ["scores"],
@@ -107,7 +107,7 @@ def test_a_token_that_looks_like_a_flag_is_a_token(jobs: Jobs, files: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "error_text"),
     [
         ({"clp": "x"}, "perhaps you meant clip"),
         ({"output_dir": "/tmp"}, "The job sets the option output_dir itself"),
@@ -117,9 +117,9 @@ def test_a_token_that_looks_like_a_flag_is_a_token(jobs: Jobs, files: Path) -> N
     ],
 )
 def test_options_that_cannot_work_are_refused_and_leave_nothing(
-    options: dict[str, Any], told: str, jobs: Jobs, files: Path
+    options: dict[str, Any], error_text: str, jobs: Jobs, files: Path
 ) -> None:
-    with pytest.raises(LoLDUError, match=told):
+    with pytest.raises(LoLDUError, match=error_text):
         submit(jobs, files, **options)
     assert not list((jobs.folder / "runs").iterdir())
     assert jobs.list() == ()

@@ -49,7 +49,7 @@ def deltas(folder: Path) -> torch.Tensor:
     return torch.cat([layer.delta for layer in read_concept(folder / "concept.safetensors").layers])
 
 
-def test_killed_and_resumed_is_as_if_left_alone(
+def test_a_killed_and_resumed_training_is_bit_identical(
     jobs: Jobs,
     dispatcher: Dispatcher,
     options: dict[str, Any],
@@ -86,7 +86,7 @@ def test_killed_and_resumed_is_as_if_left_alone(
 
 
 @pytest.mark.slow
-def test_the_trainers_sentence_is_told(
+def test_an_error_of_the_trainer_is_shown(
     jobs: Jobs,
     dispatcher: Dispatcher,
     options: dict[str, Any],

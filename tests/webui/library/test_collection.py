@@ -68,7 +68,7 @@ def names(library: Library, owner: str = "ann") -> list[str]:
 # ----------------------------------------------------------------------------- collecting
 
 
-def test_a_result_comes_by_itself_and_once(
+def test_a_result_is_collected_once(
     library: Library, open_library: Callable[..., Library], finished: Callable[..., Job]
 ) -> None:
     job = finished()
@@ -156,7 +156,7 @@ def test_a_server_killed_while_it_collects_has_collected_nothing(
     assert names(library) == ["rabbit"]
 
 
-def test_a_full_disk_is_no_end_of_the_page(
+def test_the_page_survives_a_full_disk(
     library: Library, finished: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finished()
@@ -169,7 +169,7 @@ def test_a_full_disk_is_no_end_of_the_page(
 # ---------------------------------------------------------------------------- removing, names
 
 
-def test_what_is_removed_comes_back_only_when_it_is_asked_for(
+def test_a_removed_concept_returns_only_on_request(
     library: Library, open_library: Callable[..., Library], finished: Callable[..., Job], jobs: Jobs
 ) -> None:
     job = finished()
@@ -212,7 +212,7 @@ def test_an_id_is_looked_up_and_never_a_path(
         library.rename(stranger, "ann", "x")
 
 
-def test_another_owners_concept_is_not_there(
+def test_concepts_of_other_owners_are_hidden(
     library: Library, finished: Callable[..., Job]
 ) -> None:
     finished()
@@ -228,7 +228,7 @@ def test_another_owners_concept_is_not_there(
     assert names(library) == []
 
 
-def test_those_of_the_command_line_are_everybodys(library: Library, tmp_path: Path) -> None:
+def test_concepts_from_the_command_line_are_shared(library: Library, tmp_path: Path) -> None:
     write(tmp_path / "runs" / "demo" / CONCEPT)
     (entry,) = library.list("ann")
     assert library.list("bob") == (entry,)
@@ -277,7 +277,7 @@ def test_a_step_is_kept(library: Library, finished: Callable[..., Job]) -> None:
     assert library.get(entry.id, "ann") == again
 
 
-def test_a_checkpoint_that_goes_while_it_is_kept_leaves_nothing(
+def test_a_checkpoint_deleted_while_it_is_copied_leaves_nothing(
     library: Library, finished: Callable[..., Job], jobs: Jobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = finished()
@@ -342,7 +342,7 @@ def _lora() -> bytes:
         (lambda whole: b"\x80\x04.", "rabbit is not a readable .safetensors file"),
     ],
 )
-def test_a_hostile_file_is_told_in_a_sentence_and_leaves_nothing(
+def test_a_hostile_file_is_refused_and_leaves_nothing(
     content: Callable[[bytes], bytes], told: str, library: Library, jobs: Jobs, tmp_path: Path
 ) -> None:
     file = write(tmp_path / "upload")
@@ -371,7 +371,7 @@ def test_a_large_file_is_not_even_read(library: Library, tmp_path: Path) -> None
         {"token": "<b>\u202e\n" * 500, "steps": "many", "scores": ["a"]},
     ],
 )
-def test_what_a_file_says_names_no_place_and_is_but_text(
+def test_metadata_of_a_file_is_plain_text_without_paths(
     told: dict[str, object], library: Library, tmp_path: Path
 ) -> None:
     file = write(tmp_path / "upload", of="server/base", **told)
@@ -387,7 +387,7 @@ def test_what_a_file_says_names_no_place_and_is_but_text(
     assert entry.token == shown.token
 
 
-def test_how_a_base_is_to_be_read_is_taken_from_the_file(library: Library, tmp_path: Path) -> None:
+def test_base_options_come_from_the_concept_file(library: Library, tmp_path: Path) -> None:
     read_as = {"prediction_type": "v_prediction", "clip_skip": 1}
     entry = library.add(write(tmp_path / "upload", base=read_as), "x", "ann")
     concept = collection.read_concept(entry.path)
@@ -396,7 +396,7 @@ def test_how_a_base_is_to_be_read_is_taken_from_the_file(library: Library, tmp_p
     )
 
 
-def test_everyones_share_is_limited_and_their_trash_goes_first(
+def test_each_owner_has_a_quota_and_trash_is_deleted_first(
     open_library: Callable[..., Library], tmp_path: Path, finished: Callable[..., Job]
 ) -> None:
     library, file = open_library(max_entries=2), write(tmp_path / "upload")

@@ -66,9 +66,7 @@ def trained(base_folder: Path, pictures: Path, jobs: Jobs, library: Library) -> 
     return library.of_job(job)
 
 
-def test_out_and_in_again_is_the_same_bit_for_bit(
-    trained: Entry, library: Library, out: Path
-) -> None:
+def test_export_and_import_are_bit_identical(trained: Entry, library: Library, out: Path) -> None:
     file = export_concept(trained, out)
     assert file.name == "my-toy.safetensors"
     again = library.add(file, file.name, "bob")
@@ -80,7 +78,7 @@ def test_out_and_in_again_is_the_same_bit_for_bit(
         export_concept(again, out)
 
 
-def test_a_lora_that_is_made_anew_is_that_of_the_training(
+def test_an_exported_lora_equals_that_of_the_training(
     trained: Entry, library: Library, jobs: Jobs, base_folder: Path, out: Path
 ) -> None:
     of_training = jobs.get(trained.id).folder / "pytorch_lora_weights.safetensors"
@@ -97,7 +95,9 @@ def test_a_lora_that_is_made_anew_is_that_of_the_training(
         assert file.metadata()["modelspec.trigger_phrase"] == "sks toy"
 
 
-def test_no_lora_of_another_base(library: Library, base_folder: Path, tmp_path: Path) -> None:
+def test_a_lora_of_another_base_is_refused(
+    library: Library, base_folder: Path, tmp_path: Path
+) -> None:
     """Nor a crash of a file whose words are no words."""
     entry = library.add(write(tmp_path / "upload", token=["a"]), "rabbit", "ann")
     with pytest.raises(ConceptError, match=r"^rabbit was made for another base model"):

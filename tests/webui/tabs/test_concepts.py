@@ -79,28 +79,28 @@ def tab(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> Tab:
     return Tab(handlers, pictures, form, filled)
 
 
-def test_a_training_is_asked_for_as_filled_in(tab: Tab, backend: Backend) -> None:
+def test_the_form_becomes_a_training(tab: Tab, backend: Backend) -> None:
     upload, _ = tab.filled[tab.p.chosen][0]
     chosen = ((upload, Crop(2, 0, 0)), *tab.filled[tab.p.chosen][1:])
     job_id, tabs, token = tab.handlers.train(tab.filled | {tab.p.chosen: chosen}, ANN)
     (job,) = backend.jobs.list("ann")
     assert (job.id, job.name, tabs.selected, token) == (job_id, "Milo <b>", PROGRESS, "ohwx")
     options = tomllib.loads((job.folder / "options.toml").read_text())
-    told = {name: table[name] for table in options.values() for name in table}
-    assert told["instance_prompt"] == "a photo of a sks cat"
-    assert told["rank"] == "full"
-    assert told["random_flip"] is True
-    assert told["mixed_precision"] == "no"
-    assert told["pretrained_model_name_or_path"] == backend.base
-    assert told["validation_prompt"][1] == "a sks cat in the snow"
-    folder = Path(told["instance_data_dir"])
+    message = {name: table[name] for table in options.values() for name in table}
+    assert message["instance_prompt"] == "a photo of a sks cat"
+    assert message["rank"] == "full"
+    assert message["random_flip"] is True
+    assert message["mixed_precision"] == "no"
+    assert message["pretrained_model_name_or_path"] == backend.base
+    assert message["validation_prompt"][1] == "a sks cat in the snow"
+    folder = Path(message["instance_data_dir"])
     assert folder.is_relative_to(backend.jobs.folder)
     sizes = [load_image(path).size for path in sorted(folder.iterdir())]
     assert sizes == [(25, 25), (50, 50), (50, 50)]
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "told"),
+    ("field", "value", "message"),
     [
         ("class_name", "", "what kind of thing"),
         ("token", "a b", "must be one word"),
@@ -112,10 +112,10 @@ def test_a_training_is_asked_for_as_filled_in(tab: Tab, backend: Backend) -> Non
         ("learning_rate", 0, "--learning_rate is 0.0; it must be above 0"),
     ],
 )
-def test_a_mistake_is_told_and_nothing_is_left(
-    tab: Tab, backend: Backend, field: str, value: object, told: str
+def test_a_mistake_is_reported_and_leaves_nothing(
+    tab: Tab, backend: Backend, field: str, value: object, message: str
 ) -> None:
-    with pytest.raises(gr.Error, match=told):
+    with pytest.raises(gr.Error, match=message):
         tab.handlers.train(tab.filled | {getattr(tab.f, field): value}, ANN)
     assert not backend.jobs.list()
     assert not [*(backend.jobs.folder / "runs").iterdir()]
@@ -126,7 +126,7 @@ def test_without_pictures_there_is_nothing_to_train(tab: Tab, backend: Backend) 
         tab.handlers.train(tab.filled | {tab.p.chosen: ()}, ANN)
 
 
-def test_the_good_ones_of_what_is_sent_are_taken(
+def test_valid_pictures_of_an_upload_are_kept(
     tab: Tab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
@@ -166,7 +166,7 @@ def test_a_crop_is_seen_at_once(tab: Tab) -> None:
     assert len(gallery["value"]) == 2
 
 
-def test_the_doctor_and_the_clock_speak_before(tab: Tab) -> None:
+def test_warnings_and_the_estimate_come_before_training(tab: Tab) -> None:
     said, time = tab.handlers.judge(tab.filled)
     assert "Nearly the same picture" not in said
     # 20 steps of one picture and 26 pictures in 25 steps with guidance
@@ -180,7 +180,7 @@ def test_the_doctor_and_the_clock_speak_before(tab: Tab) -> None:
     assert "what kind of thing" in time
 
 
-def test_an_example_is_one_of_the_folder_and_no_path(tab: Tab) -> None:
+def test_an_example_is_a_name_in_the_folder_and_no_path(tab: Tab) -> None:
     assert tab.handlers.take("../examples/red_cat", 64)[0] == gr.skip()
     chosen, _, name, class_name = tab.handlers.take("blue_dog", 64)
     assert (len(chosen), name, class_name) == (3, "blue dog", "dog")

@@ -78,7 +78,7 @@ def test_import_rename_delete_undo(tab: LibraryHandlers, backend: Backend, file:
     )
 
 
-def test_a_stranger_can_do_nothing(tab: LibraryHandlers, file: Path) -> None:
+def test_concepts_of_others_cannot_be_changed(tab: LibraryHandlers, file: Path) -> None:
     entry_id = view(tab.add(str(file), "", ANN))["chosen"]
     for asks in (
         lambda: tab.rename(entry_id, "mine", "", BOB),
@@ -92,8 +92,8 @@ def test_a_stranger_can_do_nothing(tab: LibraryHandlers, file: Path) -> None:
 
 
 def test_search_looks_at_names_tokens_and_bases(tab: LibraryHandlers, tmp_path: Path) -> None:
-    for name, told in {"Rabbit": {"token": "zwx"}, "House": {"of": "sd-v1-5"}}.items():
-        path = write(tmp_path / f"{name}.safetensors", **{"of": "<i>tiny", **told})
+    for name, metadata in {"Rabbit": {"token": "zwx"}, "House": {"of": "sd-v1-5"}}.items():
+        path = write(tmp_path / f"{name}.safetensors", **{"of": "<i>tiny", **metadata})
         with pytest.warns(UserWarning, match="which is not this server's base"):
             seen = view(tab.add(str(path), "", ANN))
     assert seen["cards"]["value"][0][1].endswith(" · for another base")
@@ -108,7 +108,7 @@ def test_search_looks_at_names_tokens_and_bases(tab: LibraryHandlers, tmp_path: 
     assert not broken["delete"]["visible"]
 
 
-def test_an_export_is_there_until_it_has_been_taken(tab: LibraryHandlers, file: Path) -> None:
+def test_an_export_is_deleted_after_its_download(tab: LibraryHandlers, file: Path) -> None:
     entry_id = view(tab.add(str(file), "", ANN))["chosen"]
     offers = tab.export("concept")(entry_id, ANN)
     path = Path(next(offers)["value"])
@@ -138,7 +138,7 @@ def ask(scores: ScoreHandlers, concept: str, request: gr.Request, *real: Path) -
     return scores.score(concept, "pocket", 1, 1, " sks ", "toy", paths, request)
 
 
-def test_what_the_files_do_not_tell_is_asked_for(scores: ScoreHandlers, rabbit: str) -> None:
+def test_missing_metadata_is_asked_for(scores: ScoreHandlers, rabbit: str) -> None:
     seen = view(scores.enter(rabbit, ANN), SCORE)
     assert seen["concept"]["value"] == rabbit
     assert [seen[name]["visible"] for name in ("needs", "token", "class_name", "real")] == [

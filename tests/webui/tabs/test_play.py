@@ -96,7 +96,7 @@ def test_one_concept_in_each_picture(draw: Callable[..., list[Any]]) -> None:
     assert [read_png(Path(path)).seed for path, _ in base] == [5, 5, 6, 6]
 
 
-def test_words_are_filled_in(draw: Callable[..., list[Any]]) -> None:
+def test_concept_words_fill_the_prompt(draw: Callable[..., list[Any]]) -> None:
     *_, (base, _, _) = draw("rabbit", prompt="a {token} at night", count=1)
     assert read_png(Path(base[0][0])).prompt == "a sks at night"
     with pytest.raises(gr.Error, match=r"^'house has no word for"):
@@ -119,7 +119,7 @@ def test_moving_a_slider_draws_the_concepts_alone(
     assert redraw(drawn, ["house"], TOGETHER, 0.5) == []
 
 
-def test_stopping_keeps_what_is_there(
+def test_stopping_keeps_finished_pictures(
     draw: Callable[..., list[Any]], handlers: PlayHandlers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gr, "Info", lambda *_, **__: None)
@@ -168,7 +168,7 @@ def test_two_people_wait_for_each_other(draw: Callable[..., list[Any]], backend:
         assert {read_png(Path(path)).prompt for path, _ in base} == {prompt}
 
 
-def test_mistakes_are_sentences(draw: Callable[..., list[Any]]) -> None:
+def test_mistakes_give_one_sentence(draw: Callable[..., list[Any]]) -> None:
     for chosen, other, told in (
         (["broken"], {}, "^'broken is not a readable"),
         (["nowhere"], {}, "^'There is no such concept"),
@@ -180,9 +180,7 @@ def test_mistakes_are_sentences(draw: Callable[..., list[Any]]) -> None:
             draw(*chosen, **other)
 
 
-def test_choosing_makes_room_and_fills_in_what_the_run_knows(
-    handlers: PlayHandlers, runs: Path
-) -> None:
+def test_choosing_a_concept_fills_in_its_settings(handlers: PlayHandlers, runs: Path) -> None:
     def choose(chosen: list[str], way: str, placed: tuple, *rest: Any) -> list[Any]:  # noqa: ANN401
         return handlers.choose(chosen, way, placed, *rest, request=who())
 
@@ -201,7 +199,7 @@ def test_choosing_makes_room_and_fills_in_what_the_run_knows(
     assert again == [gr.skip()] * len(out)
 
 
-def test_what_is_offered(handlers: PlayHandlers, backend: Backend, monkeypatch: Any) -> None:  # noqa: ANN401
+def test_offered_concepts(handlers: PlayHandlers, backend: Backend, monkeypatch: Any) -> None:  # noqa: ANN401
     newest = backend.library.list("")[0].id
     choices, hint = handlers.arrive(who())
     assert (choices["value"], hint["visible"]) == ([newest], False)

@@ -65,7 +65,7 @@ def handlers(backend: Backend) -> ProgressHandlers:
 
 
 @pytest.fixture(autouse=True)
-def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def notices(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     messages: list[str] = []
     monkeypatch.setattr(gr, "Info", lambda text, duration: messages.append(text))
     return messages
@@ -120,7 +120,7 @@ def sent(updates: list[Any]) -> dict[str, Any]:
 # ------------------------------------------------------------------------------ what is shown
 
 
-def test_the_one_that_runs_is_found_or_else_the_newest(
+def test_the_running_job_is_shown_or_else_the_newest(
     jobs: Jobs, handlers: ProgressHandlers
 ) -> None:
     assert sent(handlers.refresh(Look(), None, ANN))["empty"]["visible"]
@@ -156,7 +156,7 @@ def test_nothing_is_sent_when_nothing_changed(jobs: Jobs, handlers: ProgressHand
     assert sent(handlers.enter(look, job.id, ANN)).keys() >= {"list", "base", "facts"}
 
 
-def test_ticks_come_while_something_is_new_and_the_tab_is_open(
+def test_the_open_tab_updates_while_something_changes(
     jobs: Jobs, handlers: ProgressHandlers
 ) -> None:
     def timer(look: Look) -> tuple[bool, Any]:
@@ -179,7 +179,7 @@ def test_ticks_come_while_something_is_new_and_the_tab_is_open(
     assert not timer(Look())[0]
 
 
-def test_what_people_and_files_say_is_text(jobs: Jobs, handlers: ProgressHandlers) -> None:
+def test_names_and_metadata_are_escaped(jobs: Jobs, handlers: ProgressHandlers) -> None:
     job = running(jobs, "<img src=x onerror=alert(1)>")
     (job.folder / "control").rmdir()
     (job.folder / "log.txt").write_text("loading <script>alert(2)</script>\n")
@@ -196,7 +196,7 @@ def test_what_people_and_files_say_is_text(jobs: Jobs, handlers: ProgressHandler
         assert not re.search("<(img|script|b)[ >]", shown.get(html, "")), html
 
 
-def test_others_are_but_a_number(jobs: Jobs, handlers: ProgressHandlers) -> None:
+def test_jobs_of_others_are_only_counted(jobs: Jobs, handlers: ProgressHandlers) -> None:
     for name in ("secret 1", "secret 2"):
         submit(jobs, name, owner="bob")
     submit(jobs, "secret 3", owner="cid")
@@ -210,7 +210,7 @@ def test_others_are_but_a_number(jobs: Jobs, handlers: ProgressHandlers) -> None
     assert "secret" not in str(view) + str(later)
 
 
-def test_a_folder_that_is_gone_is_told_and_can_be_removed(
+def test_a_missing_folder_is_reported_and_can_be_removed(
     jobs: Jobs, backend: Backend, handlers: ProgressHandlers
 ) -> None:
     job = ended(jobs, Status.FINISHED)
@@ -292,14 +292,14 @@ def test_the_checkpoint_is_the_nearest_to_the_shown_step_or_the_chosen_one(
         (lambda jobs: ended(jobs, Status.CANCELLED), "remove"),
     ],
 )
-def test_the_buttons_of_a_state(
+def test_buttons_in_each_state(
     make: Callable[[Jobs], Job], able: str, jobs: Jobs, handlers: ProgressHandlers
 ) -> None:
     view = sent(handlers.refresh(Look(), make(jobs).id, ANN))
     assert {name for name in REQUESTS if view[name]["interactive"]} == set(able.split())
 
 
-def test_what_loads_takes_no_requests_and_what_stops_can_only_be_cancelled(jobs: Jobs) -> None:
+def test_loading_jobs_take_no_requests_and_stopping_ones_only_a_cancel(jobs: Jobs) -> None:
     job = running(jobs)
     (job.folder / "control").rmdir()
     assert text.state(jobs.get(job.id)) == "Preparing"
@@ -313,7 +313,7 @@ def test_what_loads_takes_no_requests_and_what_stops_can_only_be_cancelled(jobs:
     assert allowed(jobs.get(job.id)) == {"cancel"}
 
 
-def test_cancel_asks_first(jobs: Jobs, handlers: ProgressHandlers, told: list[str]) -> None:
+def test_cancel_asks_first(jobs: Jobs, handlers: ProgressHandlers, notices: list[str]) -> None:
     first, second, look = running(jobs), submit(jobs, "two"), Look()
     asked = sent(handlers.question("one")(look, first.id, ANN))
     assert asked["ask_one"]["visible"]
@@ -322,11 +322,11 @@ def test_cancel_asks_first(jobs: Jobs, handlers: ProgressHandlers, told: list[st
     assert not sent(handlers.show(look, second.id, ANN))["ask_one"]["visible"]
     handlers.ask("cancel")(look, first.id, ANN)
     assert jobs.get(first.id).wanted is Status.CANCELLED
-    assert told == ["Ending after this step…"]
+    assert notices == ["Ending after this step…"]
 
 
-def test_all_queued_are_cancelled_but_those_of_others(
-    jobs: Jobs, handlers: ProgressHandlers, told: list[str]
+def test_cancelling_all_leaves_jobs_of_others(
+    jobs: Jobs, handlers: ProgressHandlers, notices: list[str]
 ) -> None:
     runs, *queued = running(jobs), submit(jobs), submit(jobs)
     foreign, look = submit(jobs, owner="bob"), Look()
@@ -336,10 +336,10 @@ def test_all_queued_are_cancelled_but_those_of_others(
     assert jobs.get(foreign.id).status is Status.QUEUED
     assert jobs.get(runs.id).status is Status.RUNNING
     assert not sent(handlers.refresh(look, None, ANN))["ask_all"]["visible"]
-    assert told == ["Cancelled: 2."]
+    assert notices == ["Cancelled: 2."]
 
 
-def test_what_is_removed_is_brought_back(jobs: Jobs, handlers: ProgressHandlers) -> None:
+def test_a_removed_job_is_brought_back(jobs: Jobs, handlers: ProgressHandlers) -> None:
     job, look = ended(jobs, Status.FINISHED), Look()
     assert not sent(handlers.refresh(look, job.id, ANN))["restore"]["visible"]
     handlers.ask("remove")(look, job.id, ANN)
@@ -353,7 +353,7 @@ def test_what_is_removed_is_brought_back(jobs: Jobs, handlers: ProgressHandlers)
     assert sent(handlers.refresh(look, None, ANN))["job"] == job.id
 
 
-def test_a_name_is_kept_as_the_engine_keeps_it(jobs: Jobs, handlers: ProgressHandlers) -> None:
+def test_a_name_is_stored_by_the_engine(jobs: Jobs, handlers: ProgressHandlers) -> None:
     job, look = submit(jobs), Look()
     handlers.refresh(look, job.id, ANN)
     handlers.rename(" my \n toy ", look, job.id, ANN)
@@ -362,7 +362,7 @@ def test_a_name_is_kept_as_the_engine_keeps_it(jobs: Jobs, handlers: ProgressHan
         handlers.rename(" ", look, job.id, ANN)
 
 
-def test_the_result_is_played_with(jobs: Jobs, handlers: ProgressHandlers) -> None:
+def test_the_result_opens_in_play(jobs: Jobs, handlers: ProgressHandlers) -> None:
     job, look = ended(jobs, Status.FINISHED), Look()
     concept, tabs, timer = handlers.play(look, job.id, ANN)
     assert concept == "result"
@@ -397,7 +397,7 @@ def test_jobs_of_others_are_refused(
 
 
 def test_a_training_is_stopped_and_resumed_from_the_tab(
-    jobs: Jobs, handlers: ProgressHandlers, make_dispatcher: MakeDispatcher, told: list[str]
+    jobs: Jobs, handlers: ProgressHandlers, make_dispatcher: MakeDispatcher, notices: list[str]
 ) -> None:
     dispatcher, look = make_dispatcher(), Look()
     job = jobs.submit(
@@ -415,7 +415,7 @@ def test_a_training_is_stopped_and_resumed_from_the_tab(
     assert f"Resume continues after step {saved}." in headline
     handlers.ask("resume")(look, job.id, ANN)
     ticking(dispatcher, has(jobs, job, Status.RUNNING))
-    assert told == [
+    assert notices == [
         "Drawing pictures after this step…",
         "Stopping after this step…",
         "Back in the queue.",

@@ -30,7 +30,7 @@ def test_a_box_is_a_square_inside(zoom: float, x: float, y: float, width: int, h
     assert right - left == bottom - top
 
 
-def test_outside_of_the_square_it_is_dark() -> None:
+def test_the_picture_is_dark_outside_of_the_crop() -> None:
     image = Image.new("RGB", (400, 200), "white")
     shown = outlined(image, Crop(), 200)
     assert shown.size == (200, 100)

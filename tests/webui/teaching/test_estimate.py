@@ -29,7 +29,7 @@ OPTIONS = {
 }
 
 
-def test_what_is_counted() -> None:
+def test_rows_and_drawn_pictures_are_counted() -> None:
     assert rows_a_step(OPTIONS) == 15
     assert rows_a_step(OPTIONS | {"with_prior_preservation": False}) == 5
     # 96 of the class, two prompts at 11 steps, of the base, and of each side for the card
@@ -50,7 +50,7 @@ def test_without_a_training_a_pass_is_measured() -> None:
     assert seconds == pytest.approx(300 * 3 * 0.3 + 122 * 40 * 0.3 / 15)
 
 
-def test_a_training_tells_more_than_a_measurement(jobs: Jobs) -> None:
+def test_a_finished_training_gives_a_better_estimate(jobs: Jobs) -> None:
     options = {"instance_data_dir": "pictures", "instance_prompt": "a photo of sks toy"}
     job = jobs.submit("rabbit", "ann", options)
     jobs.begin(job, "cpu")
@@ -82,11 +82,11 @@ def test_a_training_tells_more_than_a_measurement(jobs: Jobs) -> None:
         (5000.0, "about 1 h 20 min"),
     ],
 )
-def test_a_time_as_it_is_said(seconds: float, said: str) -> None:
+def test_durations_in_words(seconds: float, said: str) -> None:
     assert duration(seconds) == said
 
 
-def test_what_is_measured_is_the_unets_own_time(base_folder: Path) -> None:
+def test_only_the_unet_is_timed(base_folder: Path) -> None:
     pipeline = load_pipeline(str(base_folder))
     shapes: list[tuple[torch.Size, torch.Size]] = []
     pipeline.unet.register_forward_pre_hook(

@@ -61,7 +61,7 @@ def test_a_base_has_its_own_presets_first() -> None:
     assert list(presets_for("/somewhere/sd15.safetensors")) == list(presets_for(SD))
 
 
-def test_another_base_has_no_variants_of_a_presets_base(tmp_path: Path) -> None:
+def test_presets_of_one_base_are_not_offered_for_another(tmp_path: Path) -> None:
     assert "variant" in made(ORDER, SD, tmp_path)
     other = made(ORDER, "somebody/another", tmp_path)
     assert "variant" not in other
@@ -73,7 +73,7 @@ def test_half_precision_is_for_gpus(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         ({"token": "two words"}, "The rare word must be one word"),
         ({"token": "--push_to_hub"}, "The rare word must be one word"),
@@ -85,8 +85,8 @@ def test_half_precision_is_for_gpus(tmp_path: Path) -> None:
         ({"recipe": "../paper"}, "There is no preset"),
     ],
 )
-def test_words_that_are_none_are_told(wrong: dict, told: str, tmp_path: Path) -> None:
-    with pytest.raises(LoLDUError, match=told):
+def test_invalid_concept_words_are_reported(wrong: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(LoLDUError, match=message):
         made(replace(ORDER, **wrong), SD, tmp_path)
 
 

@@ -48,7 +48,7 @@ def bomb(side: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"", "cat.png is empty"),
         (b"just some text", "cat.png is not a picture that can be read"),
@@ -61,10 +61,10 @@ def bomb(side: int) -> bytes:
         (b"\0" * (MAX_BYTES + 1), "cat.png has 32 MB"),
     ],
 )
-def test_what_is_no_picture_is_told_and_not_kept(
-    uploads: Uploads, tmp_path: Path, content: bytes, told: str
+def test_files_that_are_no_pictures_are_reported_and_not_kept(
+    uploads: Uploads, tmp_path: Path, content: bytes, message: str
 ) -> None:
-    with pytest.raises(LoLDUError, match=told):
+    with pytest.raises(LoLDUError, match=message):
         uploads.add(sent(tmp_path, content), "cat.png")
     assert not [path for path in (tmp_path / "pictures").rglob("*") if path.is_file()]
 
@@ -80,7 +80,7 @@ def test_a_name_is_only_shown(uploads: Uploads, tmp_path: Path, name: str) -> No
     assert len(shown_name(name)) <= 60
 
 
-def test_what_the_camera_wrote_is_gone_and_the_picture_upright(
+def test_camera_metadata_is_removed_and_the_picture_upright(
     uploads: Uploads, tmp_path: Path
 ) -> None:
     image = Image.new("RGB", (40, 20), RED)
@@ -98,7 +98,7 @@ def test_what_the_camera_wrote_is_gone_and_the_picture_upright(
     assert abs(turned[35, 10] - RED).max() < 10
 
 
-def test_no_more_is_kept_than_is_of_use(tmp_path: Path) -> None:
+def test_large_pictures_are_reduced(tmp_path: Path) -> None:
     path = sent(tmp_path, png(Image.new("L", (6000, 3000))))
     assert decoded(path, "x").size == (4096, 2048)
 
@@ -121,7 +121,7 @@ def test_crops_are_stored_whole_or_not_at_all(uploads: Uploads, tmp_path: Path) 
     assert [path for path in folder.parent.iterdir()] == [folder]
 
 
-def test_what_came_to_nothing_is_forgotten(uploads: Uploads, tmp_path: Path) -> None:
+def test_abandoned_uploads_are_deleted(uploads: Uploads, tmp_path: Path) -> None:
     old, new = (uploads.add(sent(tmp_path, png(Image.new("L", (8, 8)))), "x") for _ in range(2))
     long_ago = time.time() - 3 * 24 * 3600
     os.utime(old.path, (long_ago, long_ago))
