@@ -127,8 +127,11 @@ class AdapterConfig:
     concept: Path
     # Folder for the results.
     output_dir: Path
-    # Base model of the concept. Default: the base that its training recorded.
+    # Base model of the concept. Default: the base in the config.toml of its training.
     pretrained_model_name_or_path: str | None = None
+    # Load the base, revision and VAE that a concept file names if no config.toml is beside it. The
+    # file may come from anybody, so by default you name the base.
+    trust_concept: bool = False
     # Prompts for the concept; {token} and {class_name} are filled in.
     prompts: tuple[str, ...] = ()
     # Prompts for other things, whose pictures should not change; include the plain class.
@@ -168,8 +171,11 @@ class SuiteConfig:
     concepts: Path | None = None
     # Subjects to score. Default: all.
     subjects: tuple[str, ...] = ()
-    # Base model of the concepts. Default: the base that their training recorded.
+    # Base model of the concepts. Default: the base in the config.toml of their training.
     pretrained_model_name_or_path: str | None = None
+    # Load the base, revision and VAE that a concept file names if no config.toml is beside it. The
+    # file may come from anybody, so by default you name the base.
+    trust_concept: bool = False
     # Rare token of every subject.
     token: str = "sks"
     # Replace pictures that were generated with other settings.

@@ -126,7 +126,12 @@ def _draw_missing(
 ) -> None:
     """Load the base once, and generate each subject's missing pictures with its concept."""
     options = {
-        name: base_options(read_concept(path), path, config.pretrained_model_name_or_path)
+        name: base_options(
+            read_concept(path),
+            path,
+            config.pretrained_model_name_or_path,
+            trusted=config.trust_concept,
+        )
         for name, path in concepts.items()
     }
     first = next(iter(options.values()))

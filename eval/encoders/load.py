@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from huggingface_hub.constants import HF_HUB_CACHE
@@ -85,7 +86,10 @@ def _load(flag: str, asked: str, device: torch.device | str) -> Encoder:
             f"{flag} a folder with a transformers model."
         ) from error
     # ValueError, AttributeError, KeyError: the folder or architecture is of another network.
-    except (OSError, RuntimeError, SafetensorError, ValueError, AttributeError, KeyError) as error:
+    except (
+        *(OSError, RuntimeError, ValueError, AttributeError, KeyError),
+        *(SafetensorError, UnpicklingError, EOFError),
+    ) as error:
         if Path(asked).is_dir():
             raise LoLDUError(
                 f"{flag} {asked} has no usable weights: the folder needs a complete transformers "

@@ -1,7 +1,7 @@
 """Read what a concept's training recorded: its base, pictures, token, class and cost."""
 
 import json
-import tomllib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,10 @@ from loldu import read_concept
 from loldu.base.config import BaseModelConfig
 from loldu.base.record import CONFIG, SUMMARY, base_options
 from loldu.errors import LoLDUError
+from loldu.files import read_toml
+
+_MEASURED = ("trainable_parameters", "train_steps", "train_seconds")
+"""Numbers of a run's summary that the report shows."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +51,14 @@ def read_concept_run(config: AdapterConfig) -> ConceptRun:
             f"--concept {config.concept} is not a file; give the concept file that training wrote."
         )
     concept = read_concept(config.concept)
-    run = _run_config(config.concept.parent / CONFIG)
-    base = base_options(concept, config.concept, config.pretrained_model_name_or_path)
-    folder = config.real or run.get("instance", {}).get("instance_data_dir")
+    folder = config.real or _pictures_of_run(config.concept.parent / CONFIG)
     if not folder:
         raise LoLDUError(
             f"{config.concept} has no {CONFIG} beside it, which names the training pictures; give "
             "a folder of real pictures with --real."
         )
+    place, trusted = config.pretrained_model_name_or_path, config.trust_concept
+    base = base_options(concept, config.concept, place, trusted=trusted)
     metadata = concept.metadata
     token = config.token or metadata.get("token")
     class_name = config.class_name or metadata.get("class_name")
@@ -65,12 +69,28 @@ def read_concept_run(config: AdapterConfig) -> ConceptRun:
     return ConceptRun(base, Path(folder), token, class_name, _training(config.concept))
 
 
-def _run_config(path: Path) -> dict[str, dict[str, Any]]:
-    return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def _pictures_of_run(path: Path) -> str | None:
+    """Return the folder of training pictures that a run's config.toml names."""
+    run = read_toml(path, "The options of the run") if path.is_file() else {}
+    instance = run.get("instance")
+    folder = instance.get("instance_data_dir") if isinstance(instance, dict) else None
+    return folder if isinstance(folder, str) else None
 
 
 def _training(concept: Path) -> dict[str, int | float | None]:
+    """Return the size of the concept file, and the numbers of its run's summary.
+
+    Raises:
+        LoLDUError: If the summary is damaged.
+    """
     path = concept.parent / SUMMARY
-    summary = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    names = ("trainable_parameters", "train_steps", "train_seconds")
-    return {**{name: summary.get(name) for name in names}, "concept_bytes": concept.stat().st_size}
+    try:
+        summary: Any = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        recorded = {name: summary.get(name) for name in _MEASURED}
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise LoLDUError(f"{path} is damaged; restore it or remove it.") from error
+    numbers = {n: v for n, v in recorded.items() if type(v) in (int, float) and math.isfinite(v)}
+    return {
+        **{name: numbers.get(name) for name in _MEASURED},
+        "concept_bytes": concept.stat().st_size,
+    }

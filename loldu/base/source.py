@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 
 from loldu.errors import LoLDUError
 
@@ -64,10 +65,16 @@ def reading(part: str, name: str, layout: str | None = None) -> Generator[None]:
     try:
         yield
     except (
-        *(OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError),
-        *(SafetensorError, SingleFileComponentError),
+        *(OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError, EOFError),
+        *(SafetensorError, SingleFileComponentError, UnpicklingError),
     ) as error:
         path = Path(name)
+        if _is_refused_pickle(error):
+            raise LoLDUError(
+                f"The {part} {name} has weights in a pickled file (.bin, .ckpt or .pt) that is "
+                "damaged or would run code, so nothing of it was loaded; get the same model with "
+                ".safetensors files."
+            ) from error
         if isinstance(error, OSError) and not path.exists():
             raise LoLDUError(
                 f"The {part} {name} is neither a local folder nor on the Hub: check the name, the "
@@ -85,6 +92,15 @@ def reading(part: str, name: str, layout: str | None = None) -> Generator[None]:
             reason = re.split(r"\.\s|\n", str(error).strip())[0].rstrip(".:")
         reason = reason or type(error).__name__
         raise LoLDUError(f"The {part} {name} cannot be read ({reason}).") from error
+
+
+def _is_refused_pickle(error: BaseException | None) -> bool:
+    """Return whether a pickled file caused an error; diffusers raises another one after it."""
+    while error is not None:
+        if isinstance(error, UnpicklingError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from loldu.adapter.factorization import FACTORIZATIONS
+from loldu.concept.metadata import check_metadata
 from loldu.concept.reader import (
     BASE_DTYPE_NAMES,
     FORMAT,
@@ -122,8 +123,12 @@ def write_concept(
     }
     try:
         description = json.dumps(content, separators=(",", ":"), allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ConceptError(f"the metadata for {path} is not JSON: {error}") from error
+    try:
+        check_metadata(concept.metadata)
+    except ValueError as error:
+        raise ConceptError(f"the metadata for {path} cannot be stored: {error}") from error
     tensors = {
         "delta": torch.cat([layer.delta for layer in concept.layers]).to(dtype),
         "fingerprint": torch.stack([layer.fingerprint for layer in concept.layers]),

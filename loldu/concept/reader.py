@@ -18,12 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from loldu.concept.metadata import check_metadata, require_plain, shown
 from loldu.errors import ConceptError
 
 FORMAT = "loldu-concept"
 VERSION = 1
 BASE_DTYPE_NAMES = ("float64", "float32", "float16", "bfloat16")
 FINGERPRINT_SIZE = 3
+_MOST_NAME, _MOST_BASE = 512, 1024
+"""Characters of the name of a layer or component, and of the base; messages quote them."""
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -94,8 +97,8 @@ def read_file(path: str | os.PathLike[str]) -> ConceptFile:
         raise
     except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
         raise ConceptError(
-            f"{path} is not a readable .safetensors file ({error}): it is damaged or of another "
-            "kind"
+            f"{path} is not a readable .safetensors file ({shown(str(error), 200)}): it is damaged "
+            "or of another kind"
         ) from error
     if header.get("checksum") != checksum(header.get("description", ""), arrays):
         raise ConceptError(f"{path} is damaged, its checksum does not fit: get the file again")
@@ -103,10 +106,12 @@ def read_file(path: str | os.PathLike[str]) -> ConceptFile:
         content = json.loads(header["description"])
         layers = _layer_entries(content["components"], arrays)
         base, config, metadata = content["base"], content["config"], content["metadata"]
-        if not isinstance(base, str) or not isinstance(config, dict):
+        if not isinstance(base, str) or not isinstance(config, dict) or len(base) > _MOST_BASE:
             raise TypeError("base and config")
         if not isinstance(metadata, dict):
             raise TypeError("metadata")
+        require_plain([base, config], "base and config")
+        check_metadata(metadata)
         return ConceptFile(base, config, layers, metadata, arrays)
 
 
@@ -121,7 +126,8 @@ def sound_content(path: Path) -> Generator[None]:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ConceptError(
-            f"{path} does not hold what a concept file must ({error}): it was not written by loldu"
+            f"{path} does not hold what a concept file must ({shown(str(error), 200)}): it was not "
+            "written by loldu"
         ) from error
 
 
@@ -143,8 +149,8 @@ def _require_concept(header: dict[str, str], path: Path) -> None:
         )
     if header.get("version") != str(VERSION):
         raise ConceptError(
-            f"{path} has concept format version {header.get('version')}, this loldu reads "
-            f"{VERSION}: install a newer loldu"
+            f"{path} has concept format version {shown(header.get('version'))}, this loldu "
+            f"reads {VERSION}: install a newer loldu"
         )
 
 
@@ -157,6 +163,8 @@ def _layer_entries(components: dict[str, Any], arrays: Arrays) -> tuple[LayerEnt
         raise ValueError("delta")
     if fingerprints.dtype.name != "float32":
         raise TypeError("fingerprint")
+    if not np.isfinite(fingerprints).all():  # any base is near an infinite norm
+        raise ValueError("fingerprint")
     rows = [(c, part, row) for c, part in components.items() for row in part["layers"]]
     if not rows or fingerprints.shape != (len(rows), FINGERPRINT_SIZE):
         raise ValueError("fingerprint")
@@ -168,11 +176,12 @@ def _layer_entries(components: dict[str, Any], arrays: Arrays) -> tuple[LayerEnt
         out_features, in_features, r = sizes
         factorization, base_dtype = part["basis"], part["base_dtype"]
         if any(type(size) is not int or size >= 2**31 for size in sizes) or not (
-            isinstance(name, str)
+            _is_name(name)
+            and _is_name(component)
             and isinstance(factorization, str)
             and base_dtype in BASE_DTYPE_NAMES
         ):
-            raise TypeError(f"layer {name!r}")
+            raise TypeError(f"layer {shown(name)}")
         if not 1 <= r <= min(out_features, in_features, left):
             raise ValueError(f"rank of {name}")
         left -= r
@@ -182,3 +191,7 @@ def _layer_entries(components: dict[str, Any], arrays: Arrays) -> tuple[LayerEnt
     if left:
         raise ValueError("numbers left over")
     return tuple(entries)
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and value.isprintable() and 0 < len(value) <= _MOST_NAME

@@ -10,7 +10,6 @@ import torch
 
 from eval.protocols.drawing import file_digest
 from loldu import (
-    Concept,
     ConceptError,
     load_concept,
     mix,
@@ -21,7 +20,7 @@ from loldu import (
 )
 from loldu.base.config import BaseModelConfig
 from loldu.base.open import load_pipeline, weights_digest
-from loldu.base.record import CONFIG, base_options, public_base
+from loldu.base.record import base_options, public_base
 from loldu.errors import LoLDUError
 from webui.drawing.safety import SafetyChecker
 from webui.library.entry import Entry, named_errors
@@ -123,7 +122,7 @@ def options_for(base: str, uses: Sequence[Use]) -> BaseModelConfig:
     found: list[BaseModelConfig] = []
     for use in uses:
         with named_errors(use.entry.path, use.entry.name):
-            found.append(_options(read_concept(use.entry.path), use.entry.path, base))
+            found.append(base_options(read_concept(use.entry.path), use.entry.path, base))
     for use, options in zip(uses, found, strict=True):
         if options != found[0]:
             raise LoLDUError(
@@ -132,20 +131,6 @@ def options_for(base: str, uses: Sequence[Use]) -> BaseModelConfig:
                 "together: draw one after the other."
             )
     return found[0] if found else BaseModelConfig(base)
-
-
-def _options(concept: Concept, path: Path, base: str) -> BaseModelConfig:
-    if path.with_name(CONFIG).is_file():
-        return base_options(concept, path, base)
-    # An imported file may set these options of the base, but not name other files to load.
-    claimed = concept.metadata.get("base")
-    claimed = claimed if isinstance(claimed, dict) else {}
-    prediction_type, clip_skip = claimed.get("prediction_type"), claimed.get("clip_skip", 0)
-    if prediction_type not in (None, "epsilon", "v_prediction"):
-        raise ConceptError(f"{path} was trained with an unknown prediction_type")
-    if type(clip_skip) is not int or clip_skip < 0:
-        raise ConceptError(f"{path} was trained with a clip_skip that is not a number of layers")
-    return BaseModelConfig(base, prediction_type=prediction_type, clip_skip=clip_skip)
 
 
 def _difference(one: BaseModelConfig, other: BaseModelConfig) -> str:

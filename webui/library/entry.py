@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loldu import Concept, ConceptError
-from loldu.base.record import CONFIG, SUMMARY
+from loldu.base.record import CONFIG, SUMMARY, read_as
 from loldu.errors import LoLDUError
 from loldu.files import save_png
 from loldu.pictures.folder import list_images
@@ -120,15 +120,5 @@ def take_validation(run: Path, step: int, folder: Path) -> None:
 
 
 def base_without_paths(concept: Concept) -> dict[str, str | int]:
-    """Return the base options of a concept file, without paths, as the file may be hostile.
-
-    Written beside the file, they take precedence over the file's own base options.
-    """
-    claimed = concept.metadata.get("base")
-    claimed = claimed if isinstance(claimed, dict) else {}
-    base: dict[str, str | int] = {"pretrained_model_name_or_path": concept.base}
-    if claimed.get("prediction_type") in ("epsilon", "v_prediction"):
-        base["prediction_type"] = claimed["prediction_type"]
-    if type(claimed.get("clip_skip")) is int and claimed["clip_skip"] > 0:
-        base["clip_skip"] = claimed["clip_skip"]
-    return base
+    """Return the base options of a concept file, without paths, as the file may be hostile."""
+    return {"pretrained_model_name_or_path": concept.base, **read_as(concept)}

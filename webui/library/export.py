@@ -18,7 +18,6 @@ from trainer.results.output_dir import METRICS, SAMPLES
 from webui.library.about import about
 from webui.library.entry import CONCEPT, Entry, named_errors
 
-_SHOWN_IN_LORA = ("token", "class_name", "instance_prompt", "license")
 _IN_ZIP = (CONCEPT, LEARNED_WORD, CARD, METRICS)
 
 
@@ -62,12 +61,7 @@ def export_as_lora(entry: Entry, base: str, trained: Path | None, folder: Path) 
         options = base_options(concept, entry.path, base)
         pipeline = load_pipeline(options, torch_dtype=dtype)
         load_concept(pipeline, entry.path)
-        metadata = {
-            name: value
-            for name, value in concept.metadata.items()
-            if name not in _SHOWN_IN_LORA or isinstance(value, str)
-        }
-        header = lora_header(pipeline, metadata)
+        header = lora_header(pipeline, concept.metadata)
         return export_lora(pipeline, path, "kohya", dtype=DTYPES["fp16"], metadata=header)
 
 

@@ -9,16 +9,24 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from eval.__main__ import run
+from eval.commands import adapter
 from eval.encoders.load import load_clip, load_dino
 from eval.protocols.prompts import plan_pictures
+from loldu import read_concept
+from loldu.base.config import BaseModelConfig
 from loldu.base.draw import sample_images
 from loldu.base.open import load_pipeline
+from loldu.concept.reader import checksum
+from loldu.errors import LoLDUError
 from loldu.pictures.open import load_image
 from trainer.__main__ import run as train
 
 SIDE = 16
+Capture = pytest.CaptureFixture[str]
 SEEDS = [3, 5]
 
 
@@ -271,3 +279,81 @@ def test_every_prompt_is_drawn_from_every_seed(tmp_path: Path) -> None:
         ("000-8.png", "a", 8),
         ("001-8.png", "b", 8),
     ]
+
+
+@pytest.mark.parametrize("base", [[1, 2], {"vae": 5}], ids=str)
+def test_metadata_of_another_type_is_one_sentence(
+    base: object, options: list[str], run_dir: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    file = tmp_path / "concept.safetensors"
+    metadata = json.loads(json.dumps(read_concept(run_dir / file.name).metadata))
+    forge_metadata(run_dir / file.name, file, {**metadata, "base": base})
+    assert run([*with_concept(options, file), "--output_dir", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "metadata.base" in error
+    assert error.count("\n") == 1
+
+
+def test_a_base_is_loaded_from_a_file_alone_only_if_one_says_so(
+    options: list[str],
+    run_dir: Path,
+    base_folder: Path,
+    tmp_path: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = Path(shutil.copy(run_dir / "concept.safetensors", tmp_path))
+    told = {"vae": "some/vae", "revision": "main", "clip_skip": 0}
+    forge_metadata(file, file, {**read_concept(file).metadata, "base": told}, base="some/base")
+    command = with_concept(options, file)
+    command += ["--real", str(run_dir / "pictures"), "--output_dir", str(tmp_path / "out")]
+    asked: list[BaseModelConfig] = []
+
+    def load(base: BaseModelConfig, **_: object) -> None:
+        asked.append(base)
+        raise LoLDUError("that will do")
+
+    monkeypatch.setattr(adapter, "load_pipeline", load)
+    assert run(command) == 2
+    assert "names the base some/base, but a file may say anything" in capsys.readouterr().err
+    assert not asked
+    mine = ["--pretrained_model_name_or_path", str(base_folder)]
+    assert run([*command, *mine]) == 2
+    assert run([*command, "--trust_concept"]) == 2
+    assert asked == [
+        BaseModelConfig(str(base_folder)),
+        BaseModelConfig("some/base", vae="some/vae", revision="main"),
+    ]
+
+
+def test_damaged_files_of_the_run_are_one_sentence(
+    options: list[str], run_dir: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    summary = "summary.json"
+    for name, content in (("config.toml", "base = ["), (summary, "[1"), (summary, "[]")):
+        folder = tmp_path / f"{name}{content}".replace("/", "")
+        folder.mkdir()
+        for own in ("concept.safetensors", "config.toml", "summary.json"):
+            shutil.copy(run_dir / own, folder)
+        (folder / name).write_text(content)
+        command = with_concept(options, folder / "concept.safetensors")
+        assert run([*command, "--output_dir", str(tmp_path / "out")]) == 2
+        error = capsys.readouterr().err
+        assert name in error
+        assert error.count("\n") == 1
+
+
+def with_concept(options: list[str], file: Path) -> list[str]:
+    place = options.index("--concept") + 1
+    return [*options[:place], str(file), *options[place + 1 :]]
+
+
+def forge_metadata(source: Path, target: Path, metadata: object, base: str = "base") -> None:
+    """Write a concept with any metadata and a checksum that fits."""
+    arrays = load_file(source)
+    with safe_open(source, "numpy") as file:
+        header = file.metadata()
+    description = json.loads(header["description"]) | {"metadata": metadata, "base": base}
+    header["description"] = json.dumps(description)
+    header["checksum"] = checksum(header["description"], arrays)
+    save_file(arrays, target, header)

@@ -1,4 +1,5 @@
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from loldu.base.config import BaseModelConfig
 from loldu.base.open import load_pipeline, weights_digest
+from loldu.base.parts import _load_component
 from loldu.base.stable_diffusion import embed, min_snr_weights, training_noise_scheduler
 from loldu.errors import LoLDUError
 from trainer.__main__ import run
@@ -254,3 +256,44 @@ def test_an_unreachable_hub_gives_one_clear_error(monkeypatch: pytest.MonkeyPatc
     ) as error:
         load_pipeline("nobody/no-such-base")
     assert "\n" not in str(error.value)
+
+
+class Harmful:
+    """An object whose pickle makes a folder when it is loaded."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[Path]]:
+        return Path.mkdir, (self.trace,)
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        ("text_encoder", "pytorch_model.bin"),
+        ("unet", "diffusion_pytorch_model.bin"),
+        ("vae", "diffusion_pytorch_model.bin"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["harmful", "old", "cut"])
+def test_a_pickle_that_would_run_code_is_one_sentence(
+    base_folder: Path, tmp_path: Path, part: str, name: str, kind: str
+) -> None:
+    folder, trace = tmp_path / "base", tmp_path / "ran"
+    shutil.copytree(base_folder, folder)
+    (weights,) = (folder / part).glob("*.safetensors")
+    file = folder / part / name
+    torch.save({**load_file(weights), "more": Harmful(trace)}, file)
+    weights.unlink()
+    if kind == "old":
+        file.write_bytes(pickle.dumps(Harmful(trace), protocol=2))
+    elif kind == "cut":
+        file.write_bytes(b"")
+    reason = "cannot be read" if kind == "cut" else "pickled file .* get the same model with .safet"
+    with pytest.raises(LoLDUError, match=rf"^The base \S+ (has weights in a )?{reason}"):
+        load_pipeline(str(folder))
+    index = DiffusionPipeline.load_config(str(folder))
+    with pytest.raises(LoLDUError, match=rf"^The {part} of the base \S+ (has .* a )?{reason}"):
+        _load_component(str(folder), part, *index[part], torch.float32)
+    assert not trace.exists()

@@ -11,6 +11,7 @@ from loldu.base.config import BaseModelConfig
 from loldu.base.open import load_pipeline
 from loldu.base.record import base_options, public_base
 from loldu.base.stable_diffusion import embed
+from loldu.errors import LoLDUError
 from trainer.__main__ import run
 
 
@@ -61,10 +62,11 @@ def test_published_base_options_hold_no_local_paths(base_folder: Path) -> None:
     }
 
 
-def test_a_base_is_found_from_the_file_alone(tmp_path: Path) -> None:
+def test_a_file_alone_names_nothing_to_load(tmp_path: Path) -> None:
     found = {
         "pretrained_model_name_or_path": "a/b",
-        "vae": "my-vae",
+        "vae": "a/vae",
+        "single_file_config": "my-layout",
         "revision": "1234",
         "clip_skip": 1,
         "sha256": "of a file",
@@ -72,8 +74,31 @@ def test_a_base_is_found_from_the_file_alone(tmp_path: Path) -> None:
     }
     concept = Concept("a/b", {}, (), {"base": found})
     path = tmp_path / "concept.safetensors"
-    assert base_options(concept, path) == BaseModelConfig("a/b", revision="1234", clip_skip=1)
+    with pytest.raises(LoLDUError, match=r"names the base a/b, .*--trust_concept\.$"):
+        base_options(concept, path)
+    for place in ("a/b", "./b"):
+        assert base_options(concept, path, place) == BaseModelConfig(place, clip_skip=1)
+    wanted = BaseModelConfig("a/b", vae="a/vae", revision="1234", clip_skip=1)
+    for place in (None, "a/b"):
+        assert base_options(concept, path, place, trusted=True) == wanted
     # At another place it has no revision, but is read the same way.
-    assert base_options(concept, path, "./b") == BaseModelConfig("./b", clip_skip=1)
-    older = Concept("a/b", {}, (), {})
-    assert base_options(older, path) == BaseModelConfig("a/b")
+    moved = base_options(concept, path, "./b", trusted=True)
+    assert moved == BaseModelConfig("./b", clip_skip=1)
+    older = Concept("a/b", {}, (), {"base": "a/b"})
+    assert base_options(older, path, trusted=True) == BaseModelConfig("a/b")
+    for local in ("", "base", "/etc/base", "../a/b", "~/b"):
+        with pytest.raises(LoLDUError, match="which is not a hub id: give your base with --pre"):
+            base_options(Concept(local, {}, (), {}), path, trusted=True)
+
+
+def test_the_config_file_of_another_program_is_not_that_of_the_run(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("[server]\nport = 1\n")
+    concept = Concept("a/b", {}, (), {})
+    path = tmp_path / "concept.safetensors"
+    assert base_options(concept, path, "./b") == BaseModelConfig("./b")
+    (tmp_path / "config.toml").write_text("base = 3\n")
+    with pytest.raises(LoLDUError, match="has a base that is not a table"):
+        base_options(concept, path, "./b")
+    (tmp_path / "config.toml").write_text("[base]\nclip_skip = 'one'\n")
+    with pytest.raises(LoLDUError, match="clip_skip is 'one'; it must be a whole number"):
+        base_options(concept, path, "./b")

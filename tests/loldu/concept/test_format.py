@@ -266,6 +266,10 @@ def test_a_newer_format_asks_for_a_newer_loldu(path: Path) -> None:
         {"delta": torch.tensor([1.0, float("nan"), 0.0])},
         {"delta": torch.empty(0), "pivots": None, "factorization": "svd"},
         {"fingerprint": torch.zeros(2)},
+        {"fingerprint": torch.tensor([float("inf"), 0.0, 0.0])},
+        {"fingerprint": torch.tensor([1.0, float("nan"), 0.0])},
+        {"name": "a\n" * 9},
+        {"name": "a" * 513},
     ],
     ids=str,
 )
@@ -281,6 +285,68 @@ def test_impossible_content_is_refused_though_its_checksum_fits(
     write_concept(forged, path)
     with pytest.raises(ConceptError, match=r"does not hold what a concept file must"):
         read_concept(path)
+
+
+def sign_again(path: Path, metadata: str) -> None:
+    """Replace the metadata of a concept file, as JSON text, and make the checksum fit."""
+    header_size = int.from_bytes(path.read_bytes()[:8], "little")
+    header = json.loads(path.read_bytes()[8 : 8 + header_size])["__metadata__"]
+    content = json.loads(header["description"]) | {"metadata": 0}
+    header["description"] = json.dumps(content).replace('"metadata": 0', f'"metadata": {metadata}')
+    header["checksum"] = checksum(header["description"], load_arrays(path))
+    save_file(load_file(path), path, metadata=header)
+
+
+UNSOUND = {
+    '{"base": [1, 2]}': "metadata.base is [1, 2], and must be a table",
+    '{"base": {"vae": 5}}': "metadata.base.vae is 5, and must be a string",
+    '{"base": {"prediction_type": "x"}}': "must be epsilon or v_prediction",
+    '{"base": {"clip_skip": -1}}': "metadata.base.clip_skip is -1, and must be a number of layers",
+    '{"base": {"clip_skip": true}}': "metadata.base.clip_skip is True",
+    '{"token": ["sks"]}': "metadata.token is ['sks'], and must be a string",
+    '{"instance_prompt": 3}': "metadata.instance_prompt is 3",
+    '{"class_prompt": [1]}': "must be a string or a list of strings",
+    f'{{"token": "{"a" * 10_001}"}}': "metadata.token is aaaaaaaaaaa",
+    '{"token": "\\ud800"}': "metadata has a string that is not Unicode text",
+    '{"\\udfff": 1}': "metadata has a string that is not Unicode text",
+    '{"scores": {"dino": NaN}}': "metadata has a number that is not finite",
+    '{"scores": [1e999]}': "metadata has a number that is not finite",
+    f'{{"steps": 1{"0" * 30}}}': "metadata has a number beyond 18446744073709551616",
+    f'{{"a": {"[" * 30}1{"]" * 30}}}': "metadata is nested more than 20 levels deep",
+}
+
+
+@pytest.mark.parametrize("metadata", UNSOUND, ids=lambda text: text[:40])
+def test_metadata_that_no_program_can_use_is_refused_in_one_line(path: Path, metadata: str) -> None:
+    sign_again(path, metadata)
+    with pytest.raises(ConceptError) as refusal:
+        read_concept(path)
+    message = str(refusal.value).removeprefix(str(path))
+    assert UNSOUND[metadata] in message
+    assert message.isprintable()
+    assert len(message) < 300
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"base": "a/b", "class_prompt": "a toy"},  # as the first concepts had it
+        {"base": {"vae": None, "a later option": [1]}, "token": None, "scores": [0.5, 0.25]},
+        {"title": "red\x1b[31m\nnot", "optimization": {"seed": 2**64 - 1}, "mine": [{}, [None]]},
+    ],
+    ids=str,
+)
+def test_other_metadata_is_whatever_one_likes(path: Path, metadata: dict[str, object]) -> None:
+    write_concept(replace(read_concept(path), metadata=metadata), path, overwrite=True)
+    assert read_concept(path).metadata == metadata
+
+
+def test_metadata_that_could_not_be_read_again_is_not_written(path: Path) -> None:
+    before = path.read_bytes()
+    bad = replace(read_concept(path), metadata={"base": [1, 2]})
+    with pytest.raises(ConceptError, match=r"cannot be stored: metadata.base is \[1, 2\]"):
+        write_concept(bad, path, overwrite=True)
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -366,8 +366,7 @@ def test_a_large_file_is_not_even_read(library: Library, tmp_path: Path) -> None
     "told",
     [
         {"base": {"vae": "/etc/passwd", "single_file_config": "../../x", "revision": "x"}},
-        {"base": {"prediction_type": "'; DROP", "clip_skip": "1"}},
-        {"base": ["a"], "token": ["a"], "scores": {"dino": "<b>", "clip_i": float("1e999") > 0}},
+        {"base": "a name", "scores": {"dino": "<b>", "clip_i": float("1e999") > 0}},
         {"token": "<b>\u202e\n" * 500, "steps": "many", "scores": ["a"]},
     ],
 )
