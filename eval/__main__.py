@@ -11,7 +11,7 @@ import tyro
 from eval import config as options
 from eval.commands.checks import check
 from eval.metrics import METRICS
-from loldu.command import attempt, report
+from loldu.command import attempt, program, report
 from loldu.options import options as known_options
 from loldu.presets import preset_values, with_preset
 
@@ -42,7 +42,7 @@ def parse(argv: Sequence[str]) -> Any:  # noqa: ANN401
     config = tyro.cli(
         Command,  # pyright: ignore[reportArgumentType]  a union of annotated types is a form
         args=arguments,
-        prog="python -m eval",
+        prog=program("eval"),
         description=f"Score personalization: {metrics}.",
         use_underscores=True,
         config=(tyro.conf.OmitArgPrefixes,),

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,7 +13,7 @@ import tyro
 
 from experiments.config import experiment_names, paper_experiments, read_experiment
 from experiments.results import Results
-from loldu.command import run_command
+from loldu.command import extra, program, run_command
 from loldu.errors import LoLDUError
 
 # What takes seconds to import is imported where it is used: --help must be quick.
@@ -49,6 +50,7 @@ class Run:
             raise LoLDUError(f"--processes must be 1 or more, not {self.processes}.")
         experiments = [read_experiment(name) for name in self.names or paper_experiments()]
         experiments = [e for e in experiments if self.scale in e.scales]
+        import_module("datasets")  # of the extra; each run needs it
         import torch
 
         from experiments.runner import jobs_of, run_missing
@@ -141,8 +143,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         | Annotated[Report, tyro.conf.subcommand("report")]
         | Annotated[List, tyro.conf.subcommand("list")]
     )
-    parse = partial(tyro.cli, commands, prog="python -m experiments", args=argv)  # type: ignore[arg-type]
-    return run_command(lambda: parse().run())
+    parse = partial(tyro.cli, commands, prog=program("experiments"), args=argv)  # type: ignore[arg-type]
+
+    def run() -> None:
+        command = parse()
+        with extra("experiments"):
+            command.run()
+
+    return run_command(run)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from experiments.recipe import Recipe
 from loldu.errors import LoLDUError, hint
 from loldu.files import read_toml
+from loldu.presets import installed_path
 
 FOLDER = Path(__file__).parent
 TABLES = FOLDER / "tables"
@@ -236,7 +237,7 @@ class Experiment:
                     row=owned.name,
                     data=name,
                     seed=seed,
-                    model=there.model,
+                    model=installed_path(there.model),
                     method=owned.method,
                     options=there.options | common.options | special.options,
                     recipe=Recipe.read(recipe, f"{owner.name}.toml, row {owned.name}"),

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from loldu.command import run_command
+from loldu.command import program, run_command
 from loldu.concept import ExportDtype, Layout
 from loldu.concept.reader import read_file
 from loldu.concept.report import report_concept, report_truncation
@@ -219,7 +219,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         command: Inspect | Verify | Export | Truncate | Merge = tyro.cli(
             Command,  # pyright: ignore[reportArgumentType]  a union of annotated types is a form
             args=argv,
-            prog="python -m loldu",
+            prog=program("loldu"),
             description=__doc__,
             use_underscores=True,
         )

@@ -2,12 +2,35 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from loldu.errors import LoLDUError, Stopped
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells report it."""
+
+
+def program(module: str) -> str:
+    """Return the command as it was typed, for help texts: `loldu-train` or `python -m trainer`."""
+    name = Path(sys.argv[0]).stem
+    return name if name.startswith("loldu") else f"python -m {module}"
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Name the extra of this package whose imports inside the block fail.
+
+    Raises:
+        LoLDUError: If a package is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise LoLDUError(
+            f"This command needs the package {error.name}: pip install 'loldu[{name}]'."
+        ) from error
 
 
 def attempt(command: Callable[[], object], interrupted: str = "Stopped.") -> tuple[int, str]:

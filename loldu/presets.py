@@ -115,10 +115,15 @@ def typed_options(argv: Sequence[str]) -> dict[str, str]:
 
 
 def installed_path(place: str) -> str:
-    """Return the path beside the installed packages if only that one exists, else the same text."""
-    beside = _PACKAGES / place
-    elsewhere = "/" in place and not Path(place).exists() and beside.exists()
-    return str(beside) if elsewhere else place
+    """Return the path of installed data, such as pocket/base, if nothing has that path here.
+
+    Any other text is returned unchanged.
+    """
+    if "/" not in place or Path(place).exists():
+        return place
+    # The wheel has datasets/ in experiments/: beside the packages it would hide that library.
+    places = (_PACKAGES / place, _PACKAGES / "experiments" / place)
+    return str(next((path for path in places if path.exists()), place))
 
 
 def _refuse_missing_files(preset: Preset, typed: Mapping[str, str]) -> None:

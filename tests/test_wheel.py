@@ -12,11 +12,13 @@ CHECKOUT = Path(__file__).parent.parent
 PACKAGES = ("loldu", "trainer", "eval", "webui", "pocket", "experiments")
 COMMANDS = ("loldu", "loldu-train", "loldu-eval", "loldu-studio", "loldu-experiments")
 
-# The commands answer --help without the packages that only an extra brings.
-ONLY_IN_EXTRAS = """
+# Python runs this first: it hides the checkout, and the packages that only an extra brings.
+ONLY_WHAT_IS_INSTALLED = """
+import os
 import sys
 from importlib.machinery import PathFinder
 
+sys.path[:] = [folder for folder in sys.path if not os.path.exists(f"{folder}/pyproject.toml")]
 EXTRAS = {
     "datasets", "lm_eval", "scipy", "sklearn",
     "gradio", "open_clip", "timm", "tensorboard", "bitsandbytes",
@@ -45,7 +47,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("installed")
     _pip("install", "--target", folder, wheel)
-    (folder / "sitecustomize.py").write_text(ONLY_IN_EXTRAS)
+    (folder / "sitecustomize.py").write_text(ONLY_WHAT_IS_INSTALLED)
     return folder
 
 
@@ -72,10 +74,45 @@ def test_every_package_comes_from_the_installed_folder(installed: Path, tmp_path
     assert all(Path(file).is_relative_to(installed) for file in files)
 
 
+def test_nothing_comes_from_the_checkout(installed: Path, tmp_path: Path) -> None:
+    code = "import importlib.util; print(importlib.util.find_spec('benchmarks'))"
+    assert _run(sys.executable, "-c", code, installed=installed, folder=tmp_path) == "None\n"
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_works_without_the_extras(command: str, installed: Path, tmp_path: Path) -> None:
     shown = _run(installed / "bin" / command, "--help", installed=installed, folder=tmp_path)
-    assert shown.startswith("usage: ")
+    assert shown.startswith(f"usage: {command} ")
+
+
+@pytest.mark.parametrize(
+    ("command", "needed"),
+    [
+        (["loldu-studio", "--port", "0"], "the package gradio: pip install 'loldu[webui]'."),
+        (
+            ["loldu-experiments", "run", "vision", "--rows", "lp", "--results", "results"],
+            "the package datasets: pip install 'loldu[experiments]'.",
+        ),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_a_missing_extra_is_named_in_one_sentence(
+    command: list[str], needed: str, installed: Path, tmp_path: Path
+) -> None:
+    program, *flags = command
+    done = _finish(installed / "bin" / program, *flags, installed=installed, folder=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == f"This command needs {needed}\n"
+
+
+def test_the_examples_of_the_studio_come_along(installed: Path, tmp_path: Path) -> None:
+    code = "from webui.__main__ import StudioOptions; print(StudioOptions().examples)"
+    examples = Path(_run(sys.executable, "-c", code, installed=installed, folder=tmp_path).strip())
+    assert examples.is_relative_to(installed)
+    assert {folder.name for folder in examples.iterdir()} == {
+        folder.name for folder in (CHECKOUT / "datasets" / "concepts").iterdir()
+    }
+    assert len(list(examples.glob("*/01.png"))) == len(list(examples.iterdir()))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -99,7 +136,7 @@ def test_help_ends_quietly_when_its_pipe_closes(
 def test_the_pocket_preset_trains_away_from_the_checkout(installed: Path, tmp_path: Path) -> None:
     flags = [
         *("--preset", "pocket", "--output_dir", "run"),
-        *("--instance_data_dir", CHECKOUT / "datasets" / "concepts" / "dotted_rabbit"),
+        *("--instance_data_dir", "datasets/concepts/dotted_rabbit"),  # as the guide writes it
         *("--instance_prompt", "a photo of a sks toy"),
         *("--max_train_steps", "2", "--lr_warmup_steps", "0", "--train_batch_size", "1"),
         *("--num_class_images", "4", "--num_inference_steps", "2"),
@@ -120,7 +157,13 @@ def _pip(command: str, *arguments: object) -> None:
 
 
 def _run(*command: object, installed: Path, folder: Path) -> str:
-    done = subprocess.run(
+    done = _finish(*command, installed=installed, folder=folder)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def _finish(*command: object, installed: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         list(map(str, command)),
         cwd=folder,
         env=_environment(installed),
@@ -128,8 +171,6 @@ def _run(*command: object, installed: Path, folder: Path) -> str:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def _environment(installed: Path) -> dict[str, str]:

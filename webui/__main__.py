@@ -11,7 +11,7 @@ from pathlib import Path
 
 import tyro
 
-from loldu.command import run_command
+from loldu.command import extra, program, run_command
 from loldu.errors import LoLDUError
 from loldu.presets import installed_path
 
@@ -43,7 +43,7 @@ class StudioOptions:
     # Folder of runs of the command line; their concepts are in everybody's library.
     runs: Path = Path("runs")
     # Folder with a folder of pictures per example; it may be missing.
-    examples: Path = Path("datasets/concepts")
+    examples: Path = field(default_factory=lambda: Path(installed_path("datasets/concepts")))
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -52,7 +52,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     logger.setLevel(logging.INFO)
 
     def serve_page() -> None:
-        options = tyro.cli(StudioOptions, args=argv, prog="python -m webui", use_underscores=True)
+        options = tyro.cli(StudioOptions, args=argv, prog=program("webui"), use_underscores=True)
         serve(options, check(options))
 
     return run_command(serve_page)
@@ -99,9 +99,11 @@ def serve(options: StudioOptions, users: list[tuple[str, str]]) -> None:
     os.environ["GRADIO_TEMP_DIR"] = str(cache)
 
     from loldu.base.source import check_source
-    from webui.app import create_demo
-    from webui.backend import open_backend
-    from webui.style import CSS, THEME
+
+    with extra("webui"):
+        from webui.app import create_demo
+        from webui.backend import open_backend
+        from webui.style import CSS, THEME
 
     base = installed_path(options.base)
     check_source(base, "--base")

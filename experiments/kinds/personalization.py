@@ -20,6 +20,7 @@ from loldu.base.open import load_pipeline, weights_digest
 from loldu.files import save_png
 from loldu.pictures.folder import list_images
 from loldu.pictures.open import load_image
+from loldu.presets import installed_path
 from trainer.training.scores import read_scores
 
 METRICS = ("dino", "clip_t", "clip_i")
@@ -36,7 +37,7 @@ def run(run: Run, work: Path) -> Outcome:
     taught = teach(run, work, trainer_options(run, subject))
     points = read_scores(work)
     scores = {name: points[-1][name] for name in (*METRICS, "drift")}
-    images = list_images(Path(subject.folder))
+    images = list_images(Path(installed_path(subject.folder)))
     drawn = work / "validation" / "pictures"
     steps = [drawn / "base-00.png", *sorted(drawn.glob("[0-9]*-00.png"))]
     save_png(_strip([images[0], *steps]), work / "strip.png")

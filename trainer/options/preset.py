@@ -1,15 +1,17 @@
 """From a command line, or values by option name, to a Config."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from inspect import cleandoc
 from pathlib import Path
 from typing import Any
 
 import tyro
 
+from loldu.command import program
 from loldu.errors import LoLDUError
 from loldu.options import build, options, typed_values
-from loldu.presets import preset_values, shipped_presets, typed_options, with_preset
+from loldu.presets import installed_path, preset_values, shipped_presets, typed_options, with_preset
 from trainer.options.checks import check, check_fit
 from trainer.options.config import Config
 
@@ -29,11 +31,14 @@ def parse(argv: Sequence[str]) -> Config:
         Config,
         args=["--output_dir", ".", *argv],  # the doctor needs none, and tyro would ask for it
         description=_description(),
-        prog="python -m trainer",
+        prog=program("trainer"),
         use_underscores=True,
         config=(tyro.conf.OmitArgPrefixes,),
     )
     config = with_preset(config, values, argv)
+    if (pictures := config.instance.instance_data_dir) is not None:  # may be a shipped example
+        found = Path(installed_path(str(pictures)))
+        config = replace(config, instance=replace(config.instance, instance_data_dir=found))
     if not config.run.doctor_only and "output_dir" not in {*values, *typed}:
         raise LoLDUError("--output_dir is missing: name a folder for the run.")
     check(config)

@@ -11,6 +11,7 @@ from eval.encoders.load import load_clip, load_dino
 from eval.metrics.functional import clip_t, image_similarity
 from loldu.base.draw import sample_images
 from loldu.pictures.folder import list_images
+from loldu.presets import installed_path
 from pocket.captions import full_caption, setting_phrase
 from pocket.classifier import load_classifier, overall_agreement
 from pocket.concepts import render_concept
@@ -22,7 +23,7 @@ BACKGROUNDS = ("meadow", "sand", "snow", "sea", "bricks", "night", "pink", "yell
 SEEDS_EACH = 6
 OTHER_PROMPTS = 48
 LEAK_PICTURES = 24
-ENCODERS = Path("pocket/encoders")
+ENCODERS = Path(installed_path("pocket/encoders"))
 
 TUNING: dict[str, Scene] = {
     "tuning_toy": {
@@ -51,7 +52,7 @@ LOOKS = CONCEPTS | TUNING
 def pictures_of(name: str) -> Path:
     """Return the folder of a concept's pictures; render those for tuning first."""
     if name in CONCEPTS:
-        return Path("datasets/concepts") / name
+        return Path(installed_path(f"datasets/concepts/{name}"))
     folder = Path("runs/tuning") / name
     if not folder.exists():
         render_concept(name, TUNING[name], folder)
