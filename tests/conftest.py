@@ -37,7 +37,7 @@ def one_thread() -> None:
 
 @pytest.fixture(autouse=True)
 def fresh_accelerator() -> None:
-    """Accelerate keeps its precision for the life of a process; a test may want another."""
+    """Reset accelerate, which keeps its precision as long as the process lives."""
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
@@ -175,7 +175,7 @@ def pictures(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def flags(base_folder: Path, pictures: Path, tmp_path: Path) -> list[str]:
-    """The command line of a short run; a test adds to it."""
+    """Return the command line of a short run; tests append to it."""
     preset = tmp_path / "short.toml"
     preset.write_text("rank = 4\n")  # typed, it would be refused with methods without a rank
     return [
@@ -192,13 +192,13 @@ def flags(base_folder: Path, pictures: Path, tmp_path: Path) -> list[str]:
 
 @pytest.fixture
 def make_config(flags: list[str]) -> Callable[..., Config]:
-    """A config of the short run, with other flags after it."""
+    """Return a function that parses the short run's flags and additional ones."""
     return lambda *more: parse([*flags, *more])
 
 
 @pytest.fixture
 def predict() -> Callable[[StableDiffusionPipeline], torch.Tensor]:
-    """The prediction of a pipeline's UNet for two fixed rows of noise."""
+    """Return a function that predicts with a pipeline's UNet on two fixed rows of noise."""
 
     def predict(pipeline: StableDiffusionPipeline) -> torch.Tensor:
         generator = torch.Generator().manual_seed(0)

@@ -66,7 +66,7 @@ def _parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def _has_comment(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]) -> bool:
-    """Whether a comment stands above the definition or within its head."""
+    """Return whether there is a comment above the definition or within its head."""
     first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
     head = lines[max(first - 2, 0) : node.body[0].lineno - 1]
     return any("# " in line and "# noqa" not in line for line in head)

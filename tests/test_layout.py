@@ -8,7 +8,7 @@ TESTS = Path(__file__).parent
 
 
 def imported(path: Path) -> Iterator[str]:
-    """The modules, and the names out of modules, that a file imports."""
+    """Return the modules, and the names from modules, that a file imports."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -17,7 +17,7 @@ def imported(path: Path) -> Iterator[str]:
 
 
 def test_no_file_imports_a_test_or_a_conftest() -> None:
-    """Shared code is a fixture in a conftest, or a module that holds no test."""
+    """Shared code is in fixtures of a conftest, or in a module without tests."""
     wrong = [
         f"{path.relative_to(TESTS)} imports {name}"
         for path in sorted(TESTS.rglob("*.py"))

@@ -1,4 +1,4 @@
-"""The wheel: what is in it, and that its commands work from elsewhere, without the checkout."""
+"""The wheel: its content, and its commands outside of the checkout."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Pictures of noise, of which no two are alike."""
+"""Pictures of noise; all are different."""
 
 from collections.abc import Sequence
 from pathlib import Path

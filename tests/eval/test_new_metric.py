@@ -27,7 +27,7 @@ from webui.library.scoring import report_rows
 
 
 class Pixels(Encoder):
-    """Rows of the picture itself, 4 x 4 pixels."""
+    """Encode a picture as its own 4 x 4 pixels."""
 
     library = "pillow"
 
@@ -67,7 +67,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def results(
     toy: str, scoring: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> list[Path]:
-    """Two result files with pages; what was printed is still in `capsys`."""
+    """Write two result files with pages; `capsys` still holds the output."""
     save_noise(tmp_path / "real", ["0.png", "1.png"], seed=9)
     files = []
     for seed in range(2):

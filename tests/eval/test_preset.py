@@ -1,4 +1,4 @@
-"""Presets become flags, and the person's own flags win."""
+"""Presets become flags, and typed flags win."""
 
 from pathlib import Path
 

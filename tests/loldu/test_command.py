@@ -58,7 +58,7 @@ def read(encoder: CLIPTextModel) -> Tensor:
 
 @torch.no_grad()
 def changes(model: nn.Module) -> Tensor:
-    """All changes of weights, one after another."""
+    """Return all changes of weights, concatenated."""
     layers = [module for module in model.modules() if isinstance(module, LoLDULayer)]
     return torch.cat([y.get_delta_weight("default").double().flatten() for y in layers])
 

@@ -16,7 +16,7 @@ KNOWN = options(BaseModelConfig)
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Presets of packages that are installed in `there`; the working folder is `here`."""
+    """Return the preset folder of packages installed in `there`; the working folder is `here`."""
     for name in ("here", "there/pocket/base", "presets"):
         (tmp_path / name).mkdir(parents=True)
     monkeypatch.setattr(presets, "_PACKAGES", tmp_path / "there")

@@ -46,7 +46,7 @@ OUTCOMES = ("passed", "skipped", "expected", "as LoRA", "failed")
 
 @dataclass
 class Outcome:
-    """What became of one file of tests.
+    """The outcome of one file of tests.
 
     Attributes:
         tests: How many of LoLDU's tests had each outcome; "as LoRA" failed for LoRA's own row too.
@@ -63,7 +63,7 @@ class Outcome:
 
 
 def fetch_tests(folder: Path) -> Path:
-    """Return the folder with the tests of the installed PEFT, fetching them where it lacks them."""
+    """Return the folder with the tests of the installed PEFT; fetch missing ones."""
     version = metadata.version("peft")
     root = folder / f"peft-{version}"
     if root.exists():
@@ -121,7 +121,7 @@ def run_file(file: str, root: Path, home: Path, options: Iterable[str]) -> Outco
 
 
 def summarize(file: str, record: dict[str, Any]) -> Outcome:
-    """Count LoLDU's tests by outcome, telling apart what fails for LoRA's own row too."""
+    """Count LoLDU's tests by outcome, with a group for those that fail for LoRA's row too."""
     results, outcome = record["results"], Outcome(file, left_out=record["left_out"])
     for test, result in results.items():
         if CONTROL in {variant for variant, _ in ROW.findall(test)}:

@@ -88,7 +88,7 @@ MODELS: dict[str, tuple[str, dict[str, object]]] = {
 
 
 def fill(home: Path) -> None:
-    """Build what an HF_HOME lacks of the models; each appears whole or not at all."""
+    """Build the models that an HF_HOME lacks; each appears complete or not at all."""
     for name, (model, options) in MODELS.items():
         with _snapshot(home, name) as folder:
             if folder is not None:
@@ -104,7 +104,7 @@ def fill(home: Path) -> None:
 
 @contextmanager
 def _snapshot(home: Path, name: str, branch: str = "main") -> Iterator[Path | None]:
-    """Give a folder to fill with a repository's files, or None where the cache has it."""
+    """Yield a folder for a repository's files, or None if the cache has them."""
     repository = home / "hub" / f"models--{name.replace('/', '--')}"
     if repository.exists():
         yield None

@@ -69,11 +69,11 @@ results: dict[str, dict[str, object]] = {}
 
 
 class Untranslatable(Exception):
-    """A row that LoLDU cannot have, and why."""
+    """A row of LoRA without a counterpart for LoLDU."""
 
 
 def translate_options(options: dict[str, Any]) -> dict[str, object]:
-    """Return LoRA's options as LoLDU's.
+    """Return LoRA's options translated to LoLDU's.
 
     Raises:
         Untranslatable: One of them has no counterpart.
@@ -91,7 +91,7 @@ def translate_options(options: dict[str, Any]) -> dict[str, object]:
 
 
 def translate_part(part: Any, variant: dict[str, object]) -> Any:  # noqa: ANN401
-    """Return a value of LoRA's row as LoLDU's."""
+    """Return a value of LoRA's row translated to LoLDU's."""
     if part is LoraConfig:
         return LoLDUConfig
     if type(part) is LoraConfig:
@@ -112,7 +112,7 @@ def is_lora(part: object) -> bool:
 
 
 def reason_against(row: Sequence[object]) -> str | None:
-    """Why LoLDU cannot have a row at all."""
+    """Return why LoLDU cannot have a row, or ""."""
     for part in row:
         options: dict[str, Any] = part if isinstance(part, dict) else {}
         if type(part) is LoraConfig:
@@ -124,7 +124,7 @@ def reason_against(row: Sequence[object]) -> str | None:
 
 
 def rows_for_loldu(names: str, values: Sequence[Any]) -> list[Any] | None:
-    """Return the rows that take the place of a parametrization's, or None where LoRA has none."""
+    """Return the rows that replace a parametrization, or None if it has none of LoRA."""
     rows = [
         value.values if hasattr(value, "marks") else value if isinstance(value, tuple) else (value,)
         for value in [*values, *ADDED.get(names, [])]
@@ -161,7 +161,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 class AlwaysSeen(dict[str, int]):
-    """Says of every hub name that it was fetched before, so that PEFT's tests stay offline."""
+    """Report every hub name as cached, so that PEFT's tests stay offline."""
 
     def __contains__(self, _: object) -> bool:
         return True
@@ -190,7 +190,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_runtest_setup() -> None:
-    """Draw the same base models in every run, which some of PEFT's tests leave to chance."""
+    """Seed the base models, which some of PEFT's tests leave to chance."""
     torch.manual_seed(0)
 
 

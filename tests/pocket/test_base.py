@@ -1,4 +1,4 @@
-"""The shipped weights: small, ordinary, and as good as their record says."""
+"""The shipped weights: size, format, and the quality that their record states."""
 
 import json
 from pathlib import Path

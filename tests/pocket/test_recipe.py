@@ -1,4 +1,4 @@
-"""The recipe: exact where it claims to be, resumable, and whole at its smallest."""
+"""The recipe: its details, exact resume, and all of it at its smallest."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""The world: what can be drawn, what is kept out of it, and what is said about it."""
+"""The world: its scenes, the excluded concepts, and its captions."""
 
 import random
 

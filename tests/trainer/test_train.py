@@ -150,7 +150,7 @@ def test_bf16(flags: list[str], output_dir: Path) -> None:
 
 
 def test_killed_and_resumed_is_bit_identical(flags: list[str], tmp_path: Path) -> None:
-    """A real process, SIGKILL in the middle of the run, against one that was left alone."""
+    """A process killed by SIGKILL and resumed, against one that ran undisturbed."""
     common = [
         *without(flags, "--output_dir"),
         *("--max_train_steps", "50", "--random_flip", "--lr_scheduler", "cosine"),

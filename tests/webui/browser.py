@@ -1,4 +1,4 @@
-"""The studio served by its command, and a browser in front of it."""
+"""The studio, served by its command, and a browser."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 
 @dataclass(frozen=True)
 class Server:
-    """A studio that is served.
+    """A served studio.
 
     Attributes:
         url: of the page.
@@ -34,7 +34,7 @@ class Server:
 
 @contextmanager
 def served(studio: Path, *flags: str, port: int | None = None) -> Iterator[Server]:
-    """Serve the page from a process of its own, on a free port unless one is given."""
+    """Serve the page from a new process, on a free port by default."""
     if port is None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
@@ -57,5 +57,5 @@ def served(studio: Path, *flags: str, port: int | None = None) -> Iterator[Serve
 
 
 def installed_browser() -> str | None:
-    """A browser of the system's that Playwright can drive."""
+    """Return a browser of the system that Playwright can control."""
     return next(filter(None, map(shutil.which, BROWSERS)), None)

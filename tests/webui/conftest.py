@@ -20,7 +20,7 @@ from webui.engine.jobs import Jobs
 
 @pytest.fixture(scope="session")
 def runs(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs; the one named `rabbit` tells its prompt and how it drew."""
+    """Return a folder of two runs; `rabbit` has its prompt and drawing settings."""
     runs = tmp_path_factory.mktemp("runs")
     teach(
         base_folder,
@@ -46,13 +46,13 @@ def studio(base_folder: Path) -> Studio:
 
 @pytest.fixture
 def use(runs: Path) -> MakeUse:
-    """A concept at a strength: by the name of its run, or of a folder of another place."""
+    """Return a function that chooses a concept at a strength, by its run or folder."""
     return lambda name, strength=1.0, where=runs: Use(entry_of(where / name), strength)
 
 
 @pytest.fixture
 def ticks() -> list[tuple[int, int]]:
-    """What was reported of the passes through the UNet."""
+    """Record the reported passes through the UNet."""
     return []
 
 
@@ -63,7 +63,7 @@ def watch(ticks: list[tuple[int, int]]) -> Watch:
 
 @pytest.fixture
 def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Jobs]:
-    """No jobs yet; in the end, no process is left."""
+    """Return an empty job store; afterwards no process is left."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     jobs = Jobs(tmp_path / "studio")
     yield jobs

@@ -1,4 +1,4 @@
-"""The page over HTTP, as a browser and as gradio's own client speak it."""
+"""The page over HTTP, through plain requests and gradio's client."""
 
 import asyncio
 import re
@@ -24,7 +24,7 @@ from webui.tabs.play_handlers import TOGETHER
 
 @pytest.fixture(scope="module")
 def url(base_folder: Path, runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The page, served by the command in a process of its own."""
+    """Return the page, served by the command in another process."""
     studio = tmp_path_factory.mktemp("studio")
     with served(studio, "--base", str(base_folder), "--runs", str(runs)) as server:
         yield server.url

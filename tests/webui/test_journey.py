@@ -1,4 +1,4 @@
-"""A person's whole way through the studio, in a real browser, on the embedded base.
+"""From pictures to a played concept in a real browser, on the embedded base.
 
 With `STUDIO_PICTURES=docs/studio STUDIO_STEPS=80`, after `make demo`, the pictures of
 `docs/studio.md` are taken on the way.
@@ -70,12 +70,12 @@ def open_tab(page: Page, name: str) -> None:
 
 
 def panel(page: Page) -> Locator:
-    """What the open tab shows."""
+    """Return the text of the open tab."""
     return page.locator("[role=tabpanel]:visible")
 
 
 def drawn(page: Page, row: int) -> list[bytes]:
-    """The pixels of a row of Play, the base's being row 0."""
+    """Return the pixels of a row of Play; row 0 is the base."""
     sources = [
         image.get_attribute("src") or ""
         for image in panel(page).locator(".pictures").nth(row).locator("button img").all()
@@ -85,14 +85,14 @@ def drawn(page: Page, row: int) -> list[bytes]:
 
 
 def draw_again(page: Page, shown: Locator) -> None:
-    """Press Draw, and wait until this picture is another."""
+    """Press Draw, and wait until the picture changes."""
     before = shown.get_attribute("src") or ""
     page.get_by_role("button", name="Draw", exact=True).click()
     expect(shown).not_to_have_attribute("src", before)
 
 
 def take(page: Page, name: str) -> None:
-    """Keep a picture of the page, if they are wanted."""
+    """Save a picture of the page, if the environment asks for it."""
     if TAKEN:
         page.mouse.move(0, 0)
         page.wait_for_timeout(1500)

@@ -1,4 +1,4 @@
-"""What the served page lets nobody do, asked over HTTP."""
+"""Requests that the served page must refuse, over HTTP."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The report end to end: a tiny base, a concept the trainer taught it, tiny scoring models."""
+"""The report end to end: a tiny base, a trained concept, and tiny scoring models."""
 
 import json
 import shutil
@@ -54,7 +54,7 @@ def run_dir(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="module")
 def options(run_dir: Path, clip_folder: Path, dino_folder: Path) -> list[str]:
-    """The command line of a small report, but for where to write it."""
+    """Return the command line of a small report, without its output folder."""
     return [
         *("adapter", "--concept", str(run_dir / "concept.safetensors")),
         *("--clip", str(clip_folder), "--dino", str(dino_folder), "--device", "cpu"),

@@ -1,4 +1,4 @@
-"""`python -m eval compare`: paired differences, their intervals, and what does not compare."""
+"""`python -m eval compare`: paired differences, intervals, and results that do not compare."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -32,7 +32,7 @@ def noise(seed: int, counts: Mapping[str, int], shift: float = 0.0) -> Scores:
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-    """Write the result of some scores."""
+    """Write a result file with the given scores."""
 
     def write(
         name: str,
@@ -92,7 +92,7 @@ def test_differences_are_of_pairs(make: Make, tmp_path: Path, aggregate: str) ->
 def test_a_clear_shift_is_distinguished_from_chance(
     make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The shift is less than the scores' own spread: only pairs tell it."""
+    """The shift is smaller than the spread of the scores, so that only pairing detects it."""
     counts = {f"s{i}": 12 for i in range(6)}
     a, jitter = noise(0, counts), noise(1, counts)
     shifted, alike = (

@@ -86,7 +86,7 @@ def test_one_subject(
 def test_real_pictures_by_a_plain_loop(
     flags: list[str], clip_folder: Path, dino_folder: Path, tmp_path: Path
 ) -> None:
-    """Every score once more with numpy, from the networks as transformers has them."""
+    """Compute every score again with numpy, from the networks of transformers."""
     generated, real = CONCEPTS / "striped_cat", CONCEPTS / "striped_cat" / "held_out"
     folders = ["--generated", str(generated), "--real", str(real)]
     assert run([*flags, *folders, "--prompt", "a striped cat"]) == 0

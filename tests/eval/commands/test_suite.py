@@ -31,7 +31,7 @@ real = "photos/dog"
 
 
 def teach(base: Path, path: Path, seed: int, place: str | None = None) -> None:
-    """Save a random concept of a base, and the part of its run's config that tells the base."""
+    """Save a random concept, and the part of a run's config that names the base."""
     pipeline = load_pipeline(str(base))
     pipeline.unet.add_adapter(LoLDUConfig(r=4, init_weights=False, seed=seed))
     generator = torch.Generator().manual_seed(seed)
@@ -45,7 +45,7 @@ def teach(base: Path, path: Path, seed: int, place: str | None = None) -> None:
 
 @pytest.fixture(scope="module")
 def concepts(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A concept as a run leaves it, and one that was copied out of its run."""
+    """Return a concept in the folder of its run, and a copy elsewhere."""
     folder = tmp_path_factory.mktemp("concepts")
     teach(base_folder, folder / "cup" / "concept.safetensors", 0)
     teach(base_folder, folder / "dog.safetensors", 1)
@@ -79,7 +79,7 @@ def to_draw(flags: list[str], concepts: Path) -> list[str]:
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of pictures as they are drawn."""
+    """Record the names of pictures when they are drawn."""
     names = []
 
     def save(image: Image.Image, path: Path, message: str) -> None:
@@ -153,7 +153,7 @@ def test_every_subject_is_drawn_with_its_own_concept(
 
 @torch.no_grad()
 def predict(pipeline: StableDiffusionPipeline) -> torch.Tensor:
-    """What the UNet makes of some noise and some prompt."""
+    """Return the UNet's output for a fixed noise and a prompt."""
     generator = torch.Generator().manual_seed(0)
     latents, prompt = (
         torch.randn(shape, generator=generator) for shape in ((1, 4, 8, 8), (1, 5, 16))

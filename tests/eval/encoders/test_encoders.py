@@ -117,7 +117,7 @@ def test_open_clip_matches_a_direct_call(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def timm_and_transformers() -> tuple[Encoder, Encoder]:
-    """One random ViT-S/16 of DINO's shape as both libraries hold it."""
+    """Return one random ViT-S/16 in the formats of timm and transformers."""
     timm = pytest.importorskip("timm")
     torch.manual_seed(5)
     theirs = timm.create_model("vit_small_patch16_224.dino", pretrained=False, num_classes=0)
@@ -143,7 +143,7 @@ def timm_and_transformers() -> tuple[Encoder, Encoder]:
 
 
 def as_transformers(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """timm's names of a ViT's weights as transformers has them; one matrix becomes q, k and v."""
+    """Return timm's weights under the names of transformers; one matrix becomes q, k and v."""
     names = {
         "cls_token": "embeddings.cls_token",
         "pos_embed": "embeddings.position_embeddings",

@@ -1,4 +1,4 @@
-"""Files become features once: what looks, how often, and what a second call finds."""
+"""Each file is encoded once: how often the networks run, and the cache of a second call."""
 
 import os
 import sqlite3
@@ -37,7 +37,7 @@ def extractors(clip_folder: Path, dino_folder: Path) -> dict[str, Encoder]:
 
 @pytest.fixture
 def looked(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How many pictures each network has been shown."""
+    """Count the pictures that each network encodes."""
     counts: Counter[str] = Counter()
     encode = Encoder.encode_pixels
 

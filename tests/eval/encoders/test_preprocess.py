@@ -1,4 +1,4 @@
-"""The published transforms pixel by pixel, and the ones that are easily taken for them."""
+"""The published transforms pixel by pixel, and similar ones that differ."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ SIZES = [(300, 400), (640, 427), (224, 224), (90, 200)]
 
 
 def photo(size: tuple[int, int]) -> Image.Image:
-    """Smooth colours with sharp detail, so that every step of a transform shows."""
+    """Return smooth colours with sharp detail, which every step of a transform changes."""
     rng = np.random.default_rng(sum(size))
     coarse = Image.fromarray(rng.integers(0, 256, (6, 7, 3), dtype=np.uint8)).resize(size)
     fine = rng.integers(0, 60, (size[1], size[0], 3), dtype=np.uint8)
@@ -79,7 +79,7 @@ def test_the_published_transform_by_hand() -> None:
 
 
 def test_the_published_dino_transform_is_not_that_of_timm() -> None:
-    """timm's `vit_small_patch16_224.dino` comes with a transform that gives another score."""
+    """The transform of timm's `vit_small_patch16_224.dino` gives another score."""
     timm = pytest.importorskip("timm")
     config = timm.data.resolve_data_config(
         timm.get_pretrained_cfg("vit_small_patch16_224.dino").to_dict()

@@ -1,4 +1,4 @@
-"""Intervals against what is known of means, and against a plain loop."""
+"""Intervals against the theory of means, and against a plain loop."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from eval.metrics.bootstrap import Estimate, estimate
 
 
 def test_the_interval_of_one_subject_is_that_of_a_mean() -> None:
-    """The bootstrap of a mean of many is normal, with the sample's own standard error."""
+    """The bootstrap distribution of a mean is normal, with the standard error of the sample."""
     scores = np.random.default_rng(0).normal(0.6, 0.1, size=400)
     got = estimate([scores], samples=4000)
     error = scores.std() / len(scores) ** 0.5

@@ -91,7 +91,7 @@ def test_chunks_change_nothing() -> None:
 
 
 def test_means_of_many_fp32_cosines_are_exact() -> None:
-    """Sums of 3,000 x 30 cosines in fp32 lose what fp64 keeps."""
+    """Sums of 3,000 x 30 cosines lose digits in fp32 and keep them in fp64."""
     generator = torch.Generator().manual_seed(0)
     generated, real = (torch.randn(n, 384, generator=generator) + 3 for n in (3000, 30))
     unit = [torch.nn.functional.normalize(rows.double(), dim=1) for rows in (generated, real)]
@@ -117,7 +117,7 @@ def test_clip_t_with_a_scale_is_clipscore() -> None:
 
 
 class ProjectedClip(CLIPModel):
-    """torchmetrics wants the features themselves, which transformers 5 returns inside an object."""
+    """Return the features alone for torchmetrics; transformers 5 returns them in an object."""
 
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         return super().get_image_features(pixel_values).pooler_output
@@ -128,7 +128,7 @@ class ProjectedClip(CLIPModel):
 
 @pytest.mark.filterwarnings("ignore:`max_length` is ignored")
 def test_clip_t_of_real_pictures_is_torchmetrics_clipscore() -> None:
-    """Files to score, by torchmetrics' own preprocessing and model code."""
+    """Write files, and score them with the preprocessing and the model of torchmetrics."""
     multimodal = pytest.importorskip("torchmetrics.functional.multimodal")
     folder = str(REPOSITORY / "pocket" / "encoders" / "clip")
     paths = sorted((REPOSITORY / "datasets" / "concepts" / "striped_cat").glob("*.png"))

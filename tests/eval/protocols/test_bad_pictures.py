@@ -1,4 +1,4 @@
-"""Pictures as people have them, through `python -m eval images`: read well, or named."""
+"""Unusual and broken pictures in `python -m eval images`: read correctly, or named."""
 
 import io
 import json
@@ -55,7 +55,7 @@ def bomb(side: int = 20_000) -> bytes:
 
 
 def write_bad(folder: Path) -> list[str]:
-    """Files that no one can read; the names are in their order."""
+    """Unreadable files, in the order of their names."""
     content = {
         "cut.png": saved(Image.fromarray(NOISE), "PNG")[:900],
         "empty.jpg": b"",
@@ -112,7 +112,7 @@ def test_unreadable_pictures_are_named_or_counted(
 
 @dataclass(frozen=True)
 class Odd:
-    """A file that people have: what is to be seen in it, and what it is easily taken for."""
+    """An unusual file, the picture in it, and the picture that a careless reader would get."""
 
     data: bytes
     seen: Image.Image

@@ -1,4 +1,4 @@
-"""Which pictures belong to which subject, and what each was asked for."""
+"""The subject and the prompt of each picture."""
 
 import json
 import re
@@ -15,7 +15,7 @@ NAMES = ["a.png", "b.jpg", "c.webp"]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three pictures, saved in another order than that of their names."""
+    """Return a folder with three pictures, saved in another order than that of their names."""
     save_noise(tmp_path / "drawn", NAMES[::-1])
     return tmp_path / "drawn"
 

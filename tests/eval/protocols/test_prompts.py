@@ -1,4 +1,4 @@
-"""Prompts filled in, stripped of the rare token, and told apart."""
+"""Prompts: fill in token and class, remove the rare token, find token and class."""
 
 import pytest
 

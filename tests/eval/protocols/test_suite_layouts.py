@@ -1,4 +1,4 @@
-"""Benchmarks as they are published: each layout read, and each mistake in one told."""
+"""Layouts of published benchmarks, and errors for mistakes in them."""
 
 import json
 import re

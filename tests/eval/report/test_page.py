@@ -1,4 +1,4 @@
-"""Pages stand alone: they hold their pictures, ask nothing of the network, and escape texts."""
+"""Pages are self-contained: they hold their pictures, load nothing, and escape text."""
 
 import re
 from html.parser import HTMLParser
@@ -22,7 +22,7 @@ KEPT = re.compile(r"^\.(p\d+) \{ background-image: url\(data:image/webp;base64,.
 
 
 class _Elements(HTMLParser):
-    """The tags and classes of a page, and whether every tag is closed."""
+    """Collect the tags and classes of a page, and check that every tag is closed."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class _Elements(HTMLParser):
 
 
 def check(text: str) -> list[str]:
-    """Assert that a page stands alone; return the names of pictures in the order shown."""
+    """Assert that a page is self-contained; return the names of its pictures in order."""
     elements = _Elements(text)
     assert not elements.tags & {"script", "iframe", "link", "object", "img"}
     for found in REFERENCE.finditer(text):
@@ -58,7 +58,7 @@ def check(text: str) -> list[str]:
 
 
 def make_result(folder: Path, count: int, name: str = "cup", prompt: str = "a cup") -> Result:
-    """So many pictures, each nearest to the same real one."""
+    """Return that many pictures, each nearest to the same real one."""
     drawn = save_noise(folder / "drawn", [f"{i:02}.png" for i in range(count)])
     (real,) = save_noise(folder / "real", ["real.png"], seed=1)
     pictures = [ScoredPicture(path, prompt, {"dino": 0.25, "clip_i": 0.5}, real) for path in drawn]

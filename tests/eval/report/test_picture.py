@@ -1,4 +1,4 @@
-"""The report's picture: what was given is on it, where a reader looks for it."""
+"""The report's picture: everything is drawn, and in its place."""
 
 import numpy as np
 import pytest
@@ -53,7 +53,7 @@ def test_oblong_pictures_keep_their_proportions() -> None:
 
 
 def test_bars_are_as_long_as_their_scores() -> None:
-    """Two bars of one height: their areas are as their scores, but for the legend's squares."""
+    """Two bars of one height have areas proportional to their scores, apart from the legend."""
     images = [field("#ff0000")]
     legend = 15 * 15
     areas = {

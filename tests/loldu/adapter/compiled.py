@@ -58,7 +58,7 @@ class Graphs:
 
 
 def build(make: Make, *others: dict[str, object]) -> PeftModel:
-    """A PeftModel with a random adapter 'default', and others named by their number."""
+    """Return a PeftModel with a random adapter 'default' and numbered further ones."""
     options = {"r": 6, "target_modules": TARGETS, "init_weights": False}
     model = get_peft_model(make(), LoLDUConfig(**options))
     for number, other in enumerate(others):
@@ -102,7 +102,7 @@ def unet_inputs() -> tuple[Tensor, Tensor, Tensor]:
 
 
 class Blocks(nn.Module):
-    """Blocks that are alike, as a UNet has them."""
+    """A model of equal blocks, like those of a UNet."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A base weight that changes under its adapters, or is there in another way than usual."""
+"""Base weights that change under their adapters, or are merged, offloaded or cast."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -50,7 +50,7 @@ def train(
 
 
 def take_part(rank: int, make: Make, folder: Path) -> None:
-    """Train on every second row in one of two processes."""
+    """Train one of two processes on every second row."""
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
     )

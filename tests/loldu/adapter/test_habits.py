@@ -1,4 +1,4 @@
-"""What people do with any PEFT model: copies, checkpointing, averages, reports, a Trainer."""
+"""Common uses of a PEFT model: copies, checkpointing, averages, reports, a Trainer."""
 
 import copy
 import io

@@ -1,4 +1,4 @@
-"""From one concept to another through `mix`, against dense weights in float64."""
+"""Interpolation between concepts by `mix`, against dense weights in float64."""
 
 from collections.abc import Callable
 from pathlib import Path

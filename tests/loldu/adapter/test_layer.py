@@ -1,4 +1,4 @@
-"""What an adapter does to a layer, against dense formulas."""
+"""The change of a layer by an adapter, against dense formulas."""
 
 import copy
 import itertools
@@ -166,7 +166,7 @@ def test_projection_brings_a_model_back_onto_the_ball() -> None:
 
 
 class NoWaiting(TorchDispatchMode):
-    """Fails on what makes the host wait for a device: a tensor's value asked for, or its copy."""
+    """Fail on operations that make the host wait for a device: reading or copying values."""
 
     def __torch_dispatch__(
         self, func: object, types: object, args: tuple = (), kwargs: dict | None = None
@@ -194,7 +194,7 @@ def test_projection_and_forward_never_wait_for_the_device(radius: float) -> None
 
 
 def two_adapters(**second: object) -> tuple[PeftModel, Linear, Tensor]:
-    """A layer with two random adapters, 'default' of rank 4 and 'other', and an input."""
+    """Return a layer with two random adapters, 'default' of rank 4 and 'other', and an input."""
     weight = gaussian(16, 12)
     model, layer = adapt(weight, r=4, init_weights=False)
     options = {"r": 9, "seed": 1} | second

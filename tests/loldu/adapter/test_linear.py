@@ -41,7 +41,7 @@ def gaussian(*shape: int, seed: int = 0) -> Tensor:
 
 @dataclass(frozen=True)
 class Kind:
-    """A layer to make, a batch for it, and how its weight and W (out, in) are had from another."""
+    """A kind of layer, a batch for it, and the mapping between its weight and W (out, in)."""
 
     make: Callable[[], nn.Module]
     x: Tensor
@@ -54,7 +54,7 @@ class Kind:
 
 
 class Model(nn.Module):
-    """A model of the one layer."""
+    """Return a model of one layer."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 
 
 def adapt(model: nn.Module, *names: str, **options: object) -> PeftModel:
-    """A model with an adapter of random values for every name; the first is active."""
+    """Return a model with a random adapter for each name; the first is active."""
     configs = [
         LoLDUConfig(**{"r": RANK + i, "init_weights": False, "seed": i} | options)
         for i in range(len(names))
@@ -127,7 +127,7 @@ def reference_delta(kind: Kind, model: PeftModel, name: str = "dog") -> Tensor:
 
 @torch.no_grad()
 def changed(kind: Kind, change: Tensor, x: Tensor | None = None) -> Tensor:
-    """What the plain layer computes with its weight changed."""
+    """Return the output of the plain layer with its weight changed."""
     model = kind.model()
     model.layer.weight += change
     return model(kind.x if x is None else x)

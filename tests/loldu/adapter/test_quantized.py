@@ -1,4 +1,4 @@
-"""Adapters on bitsandbytes' and torchao's quantized linear layers, on the CPU and for real."""
+"""Adapters on quantized linear layers of bitsandbytes and torchao, on the CPU."""
 
 import copy
 import warnings
@@ -28,7 +28,7 @@ X = torch.randn(5, IN, generator=torch.Generator().manual_seed(0))
 
 
 class Model(nn.Module):
-    """A quantized layer between the input and a head in floating numbers."""
+    """Return a quantized layer followed by a head in floating point."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Model(nn.Module):
 
 
 def plain(weight: Tensor | None = None) -> nn.Linear:
-    """The layer that is quantized, or one of another weight."""
+    """Return the layer to quantize, or one with another weight."""
     torch.manual_seed(0)
     layer = nn.Linear(IN, OUT)
     if weight is not None:
@@ -95,7 +95,7 @@ def _their_warnings() -> Iterator[None]:
 
 
 def dequantized(make: Make, weight: Tensor | None = None) -> Tensor:
-    """W as the layer itself shows it: its outputs for the unit vectors."""
+    """Return W as the layer's outputs for the unit vectors."""
     layer = make(weight)
     if make is int8:
         # It rounds its input to 8 bits too, which would say nothing about W.
@@ -135,7 +135,7 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-4) -> N
 
 
 def with_change(make: Make, change: Tensor) -> Tensor:
-    """The quantized base's own output and the change's, through the head."""
+    """Return the head's output for the sum of the quantized base and the change."""
     model = Model(make())
     with torch.no_grad():
         return model.head(model.layer(X) + X @ change.T)

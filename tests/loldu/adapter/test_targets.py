@@ -1,4 +1,4 @@
-"""Which layers an adapter goes to, and in what dtype its trainables are."""
+"""The layers that an adapter targets, and the dtype of its trainables."""
 
 import re
 from collections.abc import Callable

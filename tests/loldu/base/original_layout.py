@@ -42,7 +42,7 @@ VAE = {
 
 
 def save_single_file(pipeline: StableDiffusionPipeline, path: Path) -> Path:
-    """Write a pipeline as the file that people share."""
+    """Write a pipeline as one file, in the format that people share."""
     tensors = {
         **{f"model.diffusion_model.{k}": v for k, v in unet_weights(pipeline.unet).items()},
         **{f"first_stage_model.{k}": v for k, v in vae_weights(pipeline.vae).items()},

@@ -42,7 +42,7 @@ PRODUCT = ("loldu", "eval", "trainer", "webui")
 
 
 class Transformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
-    """A velocity for every pixel of the latents, from the pixel, the time and the prompt."""
+    """Predict a velocity for every pixel of the latents, from pixel, time and prompt."""
 
     config_name = "config.json"
 
@@ -153,7 +153,7 @@ class Toy(Family):
 
 @pytest.fixture
 def toy_folder(tmp_path: Path) -> Iterator[Path]:
-    """A base of the toy family, which is known for the length of a test."""
+    """Return a base of the toy family, which is registered during one test."""
     folder = tmp_path / "toy"
     folder.mkdir()
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "ToyPipeline"}))
@@ -232,7 +232,7 @@ def test_only_families_name_the_classes_of_a_pipeline() -> None:
 
 
 def named(path: Path) -> set[str]:
-    """The names that the code of a module uses or imports; words in strings do not count."""
+    """Return the names that the code of a module uses or imports, without words in strings."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Name):

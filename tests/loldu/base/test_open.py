@@ -100,7 +100,7 @@ def test_the_prediction_type_of_the_base_is_the_default(base_folder: Path) -> No
 
 @pytest.fixture
 def zero_snr_folder(base_folder: Path, tmp_path: Path) -> Path:
-    """The base with a schedule that ends in pure noise, told as another sampler's."""
+    """Return a base with a schedule that ends in pure noise, saved for another sampler."""
     pipeline = load_pipeline(str(base_folder))
     pipeline.scheduler = EulerDiscreteScheduler.from_config(
         pipeline.scheduler.config, rescale_betas_zero_snr=True, timestep_spacing="trailing"

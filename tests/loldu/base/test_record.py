@@ -1,4 +1,4 @@
-"""What a concept tells of its base is enough to load it again."""
+"""The metadata of a concept are enough to load its base again."""
 
 import shutil
 from pathlib import Path
@@ -17,7 +17,7 @@ from trainer.__main__ import run
 
 @pytest.fixture
 def two_layers(base_folder: Path, tmp_path: Path) -> Path:
-    """The base with its text encoder's only layer twice."""
+    """Return a base whose text encoder has its only layer twice."""
     pipeline = load_pipeline(str(base_folder))
     layers = pipeline.text_encoder.encoder.layers
     layers.append(type(layers[0])(pipeline.text_encoder.config))

@@ -33,7 +33,7 @@ def file(base: StableDiffusionPipeline, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture
 def changed(file: Path, tmp_path: Path) -> Callable[..., Path]:
-    """The file with other weights in it, or without those whose names begin so."""
+    """Return a copy of the file with other weights, or without those of a prefix."""
 
     def write(more: dict[str, Tensor] | None = None, without: str = "none") -> Path:
         kept = {k: v for k, v in load_file(file).items() if not k.startswith(without)}

@@ -1,4 +1,4 @@
-"""The concept file itself: its size, and what it makes of bad content."""
+"""The concept file: its size, and errors for invalid content."""
 
 import json
 import pickle
@@ -139,7 +139,7 @@ def test_a_changed_byte_is_noticed(path: Path, data: st.DataObject) -> None:
 
 @pytest.fixture
 def little_memory() -> Iterator[None]:
-    """Room for what a small file needs, so that a size taken from its content would not fit."""
+    """Limit memory to that of a small file, so that a forged size would not fit."""
     if sys.platform != "linux":
         pytest.skip("needs /proc")
     pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -190,7 +190,7 @@ NUMBER = st.integers(-1, 20) | st.integers(2**24, 2**70) | st.floats() | st.text
 def test_numbers_of_the_description_are_not_trusted(
     path: Path, place: float, value: object
 ) -> None:
-    """Though the checksum fits: whoever forges a number can forge that as well."""
+    """The checksum fits, because whoever forges a number can forge it too."""
     header_size = int.from_bytes(path.read_bytes()[:8], "little")
     description = json.loads(path.read_bytes()[8 : 8 + header_size])["__metadata__"]["description"]
     numbers = list(re.finditer(r"(?<=[\[,:])[0-9.]+(?=[],}])", description))

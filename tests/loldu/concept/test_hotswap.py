@@ -1,4 +1,4 @@
-"""Another concept in the place of a loaded one."""
+"""Hot-swapping: another concept replaces a loaded one."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Concepts in and out of models and pipelines."""
+"""Save and load concepts of models and pipelines."""
 
 import hashlib
 import subprocess
@@ -31,7 +31,7 @@ def sample(unet: UNet2DConditionModel) -> Tensor:
 
 
 def trained_unet(make_unet: MakeUNet, **options: object) -> UNet2DConditionModel:
-    """A U-Net whose adapter moved in every trainable."""
+    """Return a U-Net whose adapter changed in every trainable."""
     unet = make_unet()
     unet.add_adapter(LoLDUConfig(**{"r": 8, "alpha": 3.0} | options))
     generator = torch.Generator().manual_seed(1)
@@ -52,7 +52,7 @@ def text_encoder(seed: int = 0) -> CLIPTextModel:
 
 
 def pipeline(unet: nn.Module, encoder: nn.Module | None = None) -> SimpleNamespace:
-    """What load_concept needs of a pipeline: its components."""
+    """The part of a pipeline that load_concept needs: its components."""
     parts = {"unet": unet, "text_encoder": encoder or text_encoder(), "scheduler": object()}
     return SimpleNamespace(components=parts)
 

@@ -35,7 +35,7 @@ KINDS = {
 
 
 def build(make: MakeModel, *names: str) -> PeftModel:
-    """A PeftModel with a random adapter of every kind named; the first is active."""
+    """Return a PeftModel with a random adapter of each named kind; the first is active."""
     model, defaults = make(), {"r": 6, "target_modules": TARGETS, "init_weights": False}
     for name in names:
         config = LoLDUConfig(**(defaults | KINDS[name]))

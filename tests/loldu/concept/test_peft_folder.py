@@ -40,7 +40,7 @@ KINDS = [
 
 
 def trained(model: nn.Module, name: str = "default", **options: object) -> PeftModel:
-    """A PeftModel that moved in every trainable."""
+    """Return a PeftModel that changed in every trainable."""
     config = {"r": 6, "alpha": 2.0, "target_modules": TARGETS} | options
     model = get_peft_model(model, LoLDUConfig(**config), name).eval()
     generator = torch.Generator().manual_seed(1)

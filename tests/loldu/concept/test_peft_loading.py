@@ -1,4 +1,4 @@
-"""Saved pivots through every loader, on bases whose rounding would choose others; what is saved."""
+"""Saved pivots through every loader, on bases whose rounding would choose other ones."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +24,7 @@ R = 8
 
 
 def encoder(dtype: torch.dtype = torch.float32) -> CLIPTextModel:
-    """An encoder with entries ±1, told apart below the rounding of half precision only."""
+    """Return an encoder with entries near ±1 that differ by less than half precision resolves."""
     config = CLIPTextConfig(
         vocab_size=16, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
         num_attention_heads=2, max_position_embeddings=8, bos_token_id=14, eos_token_id=15,

@@ -60,7 +60,7 @@ def directions(weight: Tensor, r: int, **options: str) -> tuple[np.ndarray, np.n
 
 
 def dense_fit(left: np.ndarray, right: np.ndarray, delta: np.ndarray, r: int) -> np.ndarray:
-    """The weight nearest to B diag(delta) A among those of the first r directions."""
+    """Return the weight nearest to B diag(delta) A within the first r directions."""
     columns = np.stack([np.outer(left[:, i], right[i]).ravel() for i in range(len(delta))], 1)
     fit = np.linalg.lstsq(columns[:, :r], columns @ delta, rcond=None)[0]
     return (columns[:, :r] @ fit).reshape(len(left), -1)

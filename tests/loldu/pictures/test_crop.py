@@ -52,7 +52,7 @@ def test_views_depend_on_the_seed_alone(pictures: Path) -> None:
 def test_a_mask_is_cropped_like_its_picture(
     size: tuple[int, int], center_crop: bool, tmp_path: Path
 ) -> None:
-    """A mask that is its picture's red must come out as the red of every view."""
+    """A mask equal to the red channel must equal the red channel of every view."""
     red = np.random.default_rng(0).integers(1, 256, size[::-1], dtype=np.uint8)
     picture, mask = tmp_path / "a.png", tmp_path / "a-masklabel.png"
     Image.fromarray(np.stack([red, red // 2, red // 3], axis=-1)).save(picture)

@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def save(path: Path, seed: int, size: tuple[int, int] = (96, 80)) -> None:
-    """Blotches of many sizes, so that thumbnails differ and details are sharp."""
+    """Return blotches of many sizes: thumbnails differ, and details are sharp."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 200, (5, 6, 3), dtype=np.uint8)
     blotches = np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.NEAREST))
@@ -228,7 +228,7 @@ def test_copies_are_recognized_and_other_pictures_of_one_concept_are_not(folder:
 
 
 def test_likeness_is_the_correlation_of_thumbnails() -> None:
-    """Without a crop that does better: a picture and its negative, and the picture itself."""
+    """A picture, its negative and itself, for which no crop fits better."""
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     picture, negative = Image.fromarray(noise), Image.fromarray(255 - noise)
     assert likeness(signature(picture), signature(picture)) == pytest.approx(1, abs=1e-5)

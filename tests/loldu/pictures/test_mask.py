@@ -23,7 +23,7 @@ MakeConfig = Callable[..., Config]
 
 @pytest.fixture
 def square_pictures(pictures: Path) -> Path:
-    """The pictures at the very resolution of the short run: 16 pixels, 8 latents."""
+    """Return the pictures at the resolution of the short run: 16 pixels, 8 latents."""
     for path in pictures.iterdir():
         with Image.open(path) as image:
             image.crop((0, 0, 16, 16)).save(path)
@@ -51,7 +51,7 @@ def losses_of(
     batches: list[Batch],
     config: Config,
 ) -> tuple[list[Losses], torch.Tensor]:
-    """With the prediction that they are the losses of."""
+    """Return losses with the prediction that they depend on."""
     seen: list[torch.Tensor] = []
     hook = pipeline.unet.register_forward_hook(lambda _m, _i, output: seen.append(output[0]))
     objective = Objective(concepts, Trained(("default",), {}), config)
@@ -135,7 +135,7 @@ def test_invalid_masks_give_one_clear_error(tmp_path: Path) -> None:
 def test_only_a_concept_row_with_a_mask_is_weighted(
     pipeline: StableDiffusionPipeline, square_pictures: Path, make_config: MakeConfig
 ) -> None:
-    """Beside a concept without a mask, in one pass."""
+    """Train beside a concept without a mask, in one pass."""
     config = make_config("--unmasked_weight", "0.25", "--prior_loss_weight", "0.5")
     plain = dreambooth(pipeline, config)
     mark_left_halves(square_pictures)

@@ -28,7 +28,7 @@ def add(pipeline: DiffusionPipeline, config: Config) -> Trained:
 
 
 def stir(trained: Trained) -> None:
-    """Move everything that is trained."""
+    """Change every trained parameter."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in trained.parameters():
@@ -115,7 +115,7 @@ def test_delta_norm_is_that_of_the_weights(
 
 
 class Waits(TorchDispatchMode):
-    """Counts how often the host asks for a tensor's value, and waits for a device."""
+    """Count how often the host reads a tensor's value, which waits for a device."""
 
     count = 0
 

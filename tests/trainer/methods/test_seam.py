@@ -1,4 +1,4 @@
-"""A new training method is one file and its name: a toy one, from its options to its card."""
+"""A new training method is one file and its name; a toy one is tested from options to card."""
 
 import copy
 import dataclasses

@@ -1,4 +1,4 @@
-"""Several concepts in one run: each becomes what it would alone."""
+"""Several concepts in one run equal concepts trained alone."""
 
 import json
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def without(flags: list[str], *names: str) -> list[str]:
 
 @pytest.fixture
 def toml(tmp_path: Path, pictures: Path) -> Path:
-    """Three concepts; the first two have other pictures, of other numbers and colours."""
+    """Write a file of three concepts; the first two have other pictures, in number and colour."""
     for name, colour, count in (("dog", (20, 160, 30), 4), ("toy_2", (10, 20, 200), 2)):
         folder = tmp_path / name
         folder.mkdir()

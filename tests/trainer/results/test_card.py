@@ -1,4 +1,4 @@
-"""The model card: what the hub reads of it, what a person reads, and its code as it stands."""
+"""The model card: its front matter, its text, and its code."""
 
 import re
 import shutil
@@ -145,7 +145,7 @@ def test_the_code_of_a_card_loads_the_base_with_the_same_options(
 
 
 def draw(code: str, folder: Path) -> bytes:
-    """What a card's code draws, from a fixed noise."""
+    """Return the pictures that a card's code draws from a fixed noise."""
     torch.manual_seed(0)
     exec(code, {})
     picture = folder / "picture.png"
@@ -174,7 +174,7 @@ def test_the_code_of_a_card_draws_its_sample(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A folder user/toy stands for the repository: diffusers looks for its files in both alike."""
+    """Use a folder user/toy as the repository, because diffusers reads both alike."""
     more = ["--method", method, "--learning_rate", "1", "--max_train_steps", "2"]
     if word:
         more += ["--placeholder_token", "<x>", "--initializer_token", "s"]

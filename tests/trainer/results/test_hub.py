@@ -24,7 +24,7 @@ def refusal(message: str) -> HfHubHTTPError:
 
 @pytest.fixture
 def api(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
-    """A hub on which one is logged in as `ann` and has no repository yet."""
+    """Return a mocked hub with the user `ann` and no repository."""
     api = create_autospec(HfApi, instance=True)
     api.whoami.return_value = {"name": "ann"}
     api.create_repo.side_effect = lambda name, **_: RepoUrl(f"https://huggingface.co/{name}")

@@ -1,4 +1,4 @@
-"""What a finished run leaves: its metadata, the LoRA, samples, and what is kept from harm."""
+"""The files of a finished run: metadata, LoRA, samples, and files that it must not touch."""
 
 import json
 from collections.abc import Callable

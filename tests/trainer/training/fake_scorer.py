@@ -4,7 +4,7 @@ from eval.protocols.live import Pictures
 
 
 class FakeScorer:
-    """Says what it was told to, and remembers what it was shown."""
+    """Return scripted scores, and record the scored pictures."""
 
     def __init__(self, *dino: float) -> None:
         self.dino = list(dino)

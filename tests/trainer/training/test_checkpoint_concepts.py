@@ -1,4 +1,4 @@
-"""Every checkpoint holds the concept as it was at that step."""
+"""Every checkpoint holds the concept of its step."""
 
 import json
 from pathlib import Path

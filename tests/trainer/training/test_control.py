@@ -37,7 +37,7 @@ def output_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def heeded() -> Iterator[None]:
-    """Ctrl-C counts, also where the tests run in the background of a shell, which ignores it."""
+    """Enable Ctrl-C, which a shell ignores for processes in the background."""
     former = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, former)
@@ -45,7 +45,7 @@ def heeded() -> Iterator[None]:
 
 @pytest.fixture
 def during(monkeypatch: pytest.MonkeyPatch) -> During:
-    """Have something happen in the middle of a step, counted from 1."""
+    """Call a function in the middle of a step, counted from 1."""
 
     def arrange(step: int, happen: Callable[[], object]) -> None:
         draw = Objective.draw
@@ -99,7 +99,7 @@ def wait_for(running: subprocess.Popen[str], true: Callable[[], object]) -> None
 
 @posix
 def test_a_process_answers_files_and_signals(flags: list[str], output_dir: Path) -> None:
-    """Signals and files of every kind that do not end it, and then the one that does."""
+    """Send signals and files of every kind: some that do not end the run, then one that does."""
     control = output_dir / "control"
     control.mkdir(parents=True)
     (control / "stop").touch()  # to a run that is long over
@@ -142,7 +142,7 @@ def test_stopped_and_resumed_is_bit_identical(
     during: During,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """With a picture on request in the one and none in the other."""
+    """One run draws a picture on request, the other none."""
     flags = [*flags, "--max_train_steps", "5", "--lr_scheduler", "cosine", "--logging_steps", "5"]
     whole = tmp_path / "whole"
     assert run([*flags, "--output_dir", str(whole)]) == 0

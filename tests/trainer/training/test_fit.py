@@ -27,7 +27,7 @@ class SomeScorer:
 def test_training_seconds_exclude_pictures_scores_and_checkpoints(
     make_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a clock on which a step takes a second, and everything else far longer."""
+    """On a fake clock a step takes a second, and everything else far longer."""
     now = 5.0
 
     def taking(seconds: float, function: Callable[..., Any]) -> Callable[..., Any]:

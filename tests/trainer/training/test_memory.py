@@ -29,7 +29,7 @@ Limit = Callable[[Callable[[int, bool, int], bool]], list[int]]
 
 @pytest.fixture
 def limit_memory(monkeypatch: pytest.MonkeyPatch) -> Limit:
-    """Have passes that keep activations fail at their end.
+    """Make passes that keep activations fail at their end.
 
     The function gets the rows, whether they are checkpointed, and how many passes there were. What
     comes back is a list of the rows of each pass that is successful.

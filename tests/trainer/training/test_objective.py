@@ -47,7 +47,7 @@ def losses_of(
     batch: Batch,
     trained: Trained | None = None,
 ) -> Losses:
-    """Of one concept, on the pipeline as it is."""
+    """Return the objective of one concept on the pipeline."""
     nothing = Trained(("default",), {})
     objective = Objective([concept], trained or nothing, config)
     (losses,) = objective.losses(Denoiser(pipeline), [batch])

@@ -22,7 +22,7 @@ def group(*parameters: nn.Parameter) -> list[dict[str, Any]]:
 
 @pytest.fixture(params=["adamw", "adamw8bit", "prodigy"])
 def chosen(request: pytest.FixtureRequest) -> list[str]:
-    """The flags of an optimizer that is installed."""
+    """Return the flags of an optimizer, if it is installed."""
     if request.param in LIBRARIES:
         pytest.importorskip(LIBRARIES[request.param])
     return ["--optimizer", request.param, "--learning_rate", RATES[request.param]]

@@ -25,7 +25,7 @@ def deltas(folder: Path) -> torch.Tensor:
 def test_gradient_checkpointing_gives_the_same_gradients(
     method: str, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One step of plain descent is the gradient; AdamW's would be little but its sign."""
+    """One step of plain descent is the gradient; AdamW's first step is only its sign."""
     calls: list[object] = []
     checkpoint = torch.utils.checkpoint.checkpoint
 
@@ -85,7 +85,7 @@ sys.exit(run(sys.argv[1:]))
 def test_compiled_training_is_the_same(
     command: list[str], more: list[str], target: list[str], flags: list[str], tmp_path: Path
 ) -> None:
-    """In processes of their own: Dynamo cannot trace the type checks of the other tests."""
+    """Run in separate processes, because Dynamo cannot trace the type checks of other tests."""
     common = [*flags, *PRIOR, *target, "--checkpointing_steps", "2"]
     common += ["--validation_prompt", "sks", "--validation_steps", "2"]
     eager, compiled, resumed = (tmp_path / name for name in ("eager", "compiled", "resumed"))

@@ -31,7 +31,7 @@ def metrics(folder: Path) -> list[dict[str, float]]:
 
 
 def check_same(folder: Path, expected: Path) -> None:
-    """The same adapter, and the same losses, written once."""
+    """Compare the adapters and the losses, which one process writes."""
     torch.testing.assert_close(deltas(folder), deltas(expected), rtol=1e-3, atol=1e-5)
     ours, theirs = metrics(folder), metrics(expected)
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]
@@ -69,7 +69,7 @@ def test_two_processes_equal_one_with_twice_the_batch(
 
 @pytest.mark.slow
 def test_the_real_commands(flags: list[str], tmp_path: Path) -> None:
-    """On a CPU accelerate's own launcher starts one process, so torch's starts the two."""
+    """Start two processes with torch's launcher; accelerate's starts one on a CPU."""
     two, one = tmp_path / "two", tmp_path / "one"
     launchers = [
         (["torch.distributed.run", "--standalone", "--nproc_per_node", "2"], "2", two),

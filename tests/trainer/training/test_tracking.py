@@ -1,4 +1,4 @@
-"""What TensorBoard and Weights & Biases are told."""
+"""Logging to TensorBoard and Weights & Biases."""
 
 import json
 import sys

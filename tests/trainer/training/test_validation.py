@@ -1,4 +1,4 @@
-"""Validation pictures: who draws which row, what is kept, and what the sheets show."""
+"""Validation pictures: the model of each row, kept pictures, and the sheets."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Settings and pictures to compare the studio's with."""
+"""Reference settings and pictures for the studio."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +41,7 @@ def drawn_apart(
     task: Task = TASK,
     **options: Any,  # noqa: ANN401
 ) -> list[bytes]:
-    """The same pictures from a fresh pipeline, one at a time."""
+    """Return the same pictures from a new pipeline, one at a time."""
     pipeline = load_pipeline(BaseModelConfig(str(base), **options))
     for place, path in enumerate(concepts or ()):
         load_concept(pipeline, path, f"apart-{place}")

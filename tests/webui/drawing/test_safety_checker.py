@@ -1,4 +1,4 @@
-"""A base that comes with a safety checker keeps it, whatever draws."""
+"""A base with a safety checker keeps it in the studio."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from webui.drawing.studio import Studio, Watch
 
 @pytest.fixture(scope="module")
 def checked_base(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny base, with a checker that objects to everything."""
+    """Return the tiny base, with a checker that flags everything."""
     torch.manual_seed(0)
     vision: dict[str, Any] = {
         "hidden_size": 8,
@@ -47,7 +47,7 @@ def checked_base(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def objecting(checker: StableDiffusionSafetyChecker, *, objects: bool) -> None:
-    """Move the thresholds below, or above, any cosine there is."""
+    """Move the thresholds below or above every possible cosine."""
     checker.concept_embeds_weights.data.fill_(-2.0 if objects else 2.0)
     checker.special_care_embeds_weights.data.fill_(2.0)
 

@@ -15,7 +15,7 @@ from webui.drawing.settings import parameters, png_bytes, read_png
 
 
 def told(path: Path, text: str | None) -> Path:
-    """A picture with a chunk of that text."""
+    """Write a picture with a text chunk."""
     info = PngInfo()
     if text is not None:
         info.add_text("loldu", text)

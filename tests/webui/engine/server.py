@@ -1,4 +1,4 @@
-"""A server without a page, to be killed: `server.py FOLDER [POINT [MODULE]]`.
+"""A server without a page, for tests that kill it: `server.py FOLDER [POINT [MODULE]]`.
 
 It dies at a point by itself, or lives; the module is what trains, the stand-in unless given.
 """

@@ -1,4 +1,4 @@
-"""Trainings as processes: in order, one a device, and through every kind of death.
+"""Trainings as processes: their order, one per device, and every kind of kill.
 
 The trainer is a stand-in here, so that many can be started; test_trainings.py has the real one.
 """
@@ -98,7 +98,7 @@ def test_a_killed_server_leaves_the_job_and_the_next_one_finds_it(
 def test_jobs_that_ended_without_a_server_are_found(
     jobs: Jobs, make_dispatcher: MakeDispatcher
 ) -> None:
-    """With and without the process's own word: one is killed when all but the last was done."""
+    """With and without a report of the process, which is killed just before its end."""
     failed, pushed = submit(jobs, "fails"), submit(jobs, "pushes")
     first = make_dispatcher(("cpu", "cuda"))
     first.tick()

@@ -1,4 +1,4 @@
-"""The state of trainings: what is kept, refused and undone, without any process."""
+"""The state of trainings: stored, refused and restored jobs, without any process."""
 
 import os
 import shutil
@@ -81,7 +81,7 @@ def test_an_id_is_looked_up_and_never_a_path(stranger: str, jobs: Jobs) -> None:
 
 
 def test_all_options_are_written_down_once(jobs: Jobs) -> None:
-    """Those of the preset too, which may be another one when the job is resumed."""
+    """Options of the preset are stored too, because the preset may change before a resume."""
     chosen = {**OPTIONS, "instance_data_dir": Path("pictures"), "rank": 4, "vae": None}
     own = {"class_prompt": ("a toy", "a car")}
     job = jobs.submit("rabbit", "ann", {"instance": chosen, "prior": own}, preset="pocket")
@@ -168,7 +168,7 @@ def test_a_resumed_job_goes_to_the_end_of_the_queue(jobs: Jobs) -> None:
 
 
 def test_a_starting_job_cannot_be_dequeued(jobs: Jobs) -> None:
-    """Dispatcher and page in either order: what the first wrote down counts."""
+    """Whether dispatcher or page writes first, the first one counts."""
     cancelled, started = submit(jobs), submit(jobs)
     jobs.cancel(cancelled.id)
     assert not jobs.begin(cancelled, "cpu")

@@ -1,4 +1,4 @@
-"""What is read of a run while it is being written."""
+"""Reading a run while it is written."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def append(path: Path, text: str) -> None:
 
 
 def replace(path: Path, text: str) -> None:
-    """As the trainer does it: under another name, and renamed."""
+    """Write a file under another name and rename it, like the trainer."""
     (path.parent / "new").write_text(text)
     (path.parent / "new").replace(path)
 

@@ -102,7 +102,7 @@ def test_an_error_of_the_trainer_is_shown(
 
 @pytest.mark.slow
 def test_ten_trainings(jobs: Jobs, dispatcher: Dispatcher, options: dict[str, Any]) -> None:
-    """One is cancelled in the queue, one while it trains, one is stopped and resumed."""
+    """Cancel one in the queue and one in training, and stop and resume one."""
     asked = [jobs.submit(f"toy {number}", "ann", options) for number in range(7)]
     options["max_train_steps"] = 10**6
     cancelled, stopped, queued = (jobs.submit("long", "bob", options) for _ in range(3))

@@ -44,6 +44,6 @@ def steps(job: Job) -> list[int]:
 
 
 def starts(job: Job) -> list[int]:
-    """The pids of all processes that trained it."""
+    """Return the pids of all processes that trained a job."""
     path = job.folder / "starts.txt"
     return [int(line) for line in path.read_text().split()] if path.exists() else []

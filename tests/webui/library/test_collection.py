@@ -1,4 +1,4 @@
-"""The library: what comes into it, what is refused, and what a kill, a race or a stranger does."""
+"""The library: collected and refused concepts, kills, races and strangers."""
 
 import json
 import os
@@ -28,7 +28,7 @@ from webui.library.entry import CONCEPT
 
 
 def result(folder: Path, pictures: Path | None = None) -> None:
-    """What a training leaves of a concept."""
+    """Write the files of a finished training."""
     write(folder / CONCEPT)
     taught_with = f"instance_data_dir = '{pictures}'\n" if pictures else ""
     (folder / "config.toml").write_text(f"[instance]\n{taught_with}")

@@ -1,4 +1,4 @@
-"""The Concepts tab: what its buttons do."""
+"""Event handlers of the Concepts tab."""
 
 import asyncio
 import shutil
@@ -40,7 +40,7 @@ def backend(base_folder: Path, tmp_path: Path) -> Backend:
 
 @dataclass
 class Tab:
-    """The tab with nothing connected, filled in as a person does."""
+    """Return the tab without a page, with its form filled in."""
 
     handlers: ConceptsHandlers
     p: Pictures

@@ -1,4 +1,4 @@
-"""What the buttons of the Library and Score tabs do, and for whom."""
+"""Event handlers of the Library and Score tabs, and their owners."""
 
 import shutil
 import tomllib
@@ -172,7 +172,7 @@ def test_a_concept_is_scored(
     dino_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """By eval itself, on the tiny base."""
+    """Score with eval, on the tiny base."""
     prompts = {"prompts": ["a {token} {class_name}"], "other_prompts": ["a {class_name}"]}
     models = {"clip": str(clip_folder), "dino": str(dino_folder)}
     monkeypatch.setattr(scoring, "presets", lambda: {"pocket": prompts | models})

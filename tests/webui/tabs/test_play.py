@@ -22,7 +22,7 @@ SLIDERS, BUTTONS = slice(0, MAX_CONCEPTS), slice(MAX_CONCEPTS, 2 * MAX_CONCEPTS)
 
 
 class Bar(gr.Progress):
-    """Progress that tells somebody what it is about."""
+    """Progress bar that passes its text to a function."""
 
     def __init__(self, look: Callable[[str], None] = lambda _: None) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ def handlers(backend: Backend) -> PlayHandlers:
 
 @pytest.fixture
 def draw(handlers: PlayHandlers) -> Callable[..., list[Any]]:
-    """Draw with settings of which most stay the same, and return what the page shows in turn."""
+    """Draw with mostly default settings, and return the successive updates of the page."""
 
     def ask(*chosen: str, **other: Any) -> list[Any]:  # noqa: ANN401
         asked = {

@@ -1,4 +1,4 @@
-"""The Progress tab: what it shows of whose trainings, what it sends, and what it asks."""
+"""Event handlers of the Progress tab: visible jobs, updates and confirmations."""
 
 import asyncio
 import dataclasses
@@ -32,7 +32,7 @@ PARTS += ["empty", "full", "steps", "keeping", "cancel_all", "ask_one", "ask_all
 
 
 class Remembering(Library):
-    """Remembers what it was asked to keep."""
+    """Record the checkpoints to keep."""
 
     kept: ClassVar[list[tuple[str, int, str]]] = []
 
@@ -112,7 +112,7 @@ def save(job: Job, *steps: int) -> None:
 
 
 def sent(updates: list[Any]) -> dict[str, Any]:
-    """The parts that are not skipped, and the job."""
+    """Return the updated parts of the page, and the job."""
     named = dict(zip([*PARTS, "job"], updates, strict=True))
     return {name: update for name, update in named.items() if update != gr.skip()}
 

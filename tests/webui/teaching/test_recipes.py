@@ -1,4 +1,4 @@
-"""What a person fills in, as the trainer takes it."""
+"""The form of the studio becomes options of the trainer."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a browser sends, however it was made."""
+"""Uploads of a browser, valid or not."""
 
 import io
 import os
@@ -36,7 +36,7 @@ def png(image: Image.Image) -> bytes:
 
 
 def bomb(side: int) -> bytes:
-    """A PNG whose header tells of a picture that the file has not."""
+    """Return a PNG whose header promises a picture that the file lacks."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         checksum = struct.pack(">I", zlib.crc32(kind + content))
