@@ -44,7 +44,7 @@ class Mistakes:
         try:
             yield
         except LoLDUError as error:
-            self._sentences += str(error).splitlines()
+            self._sentences += str(error).split("\n")
 
     def tell(self) -> None:
         """Raise all mistakes as one error, one sentence per line.

@@ -1,8 +1,13 @@
-"""Find the rare token and the class of a concept in its prompts and captions."""
+"""Find the rare token and the class of a concept in its prompts, and prompts that are too long."""
 
+import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+logger = logging.getLogger(__name__)
 
 _SAYS_LITTLE = re.compile(
     "an?|the|my|this|that|of|in|on|at|with|and|by|from|photo(graph)?|picture|image|close-up|"
@@ -70,6 +75,54 @@ def lacks_word(caption: str, name: str, *, every: bool) -> bool:
     words = _telling(name)
     there = [word in _words(caption) for word in words]
     return bool(words) and not (all(there) if every else any(there))
+
+
+def tell_of_cut(tokenizer: Any, prompts: Sequence[str], reader: str) -> bool:  # noqa: ANN401
+    """Log a line, once, for every prompt whose end a tokenizer of transformers cuts off.
+
+    Args:
+        tokenizer: The tokenizer.
+        prompts: Prompts, which it cuts at its `model_max_length`.
+        reader: The model behind it, for the message.
+
+    Returns:
+        Whether any prompt is too long.
+    """
+    most = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
+    found = False
+    for prompt in prompts:
+        tokens = tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
+        if len(tokens) > most:
+            log_cut(prompt, tokens, most, tokenizer.decode, reader)
+            found = True
+    return found
+
+
+def log_cut(
+    prompt: str, tokens: Sequence[int], most: int, decode: Callable[[Any], str], reader: str
+) -> None:
+    """Log, once, that a prompt has more tokens than a model reads.
+
+    Args:
+        prompt: The prompt.
+        tokens: Its tokens, without those that begin and end it.
+        most: How many of them the model reads.
+        decode: Returns the text of tokens.
+        reader: The model, for the message.
+    """
+    _warn_once(
+        f'"{_beginning(prompt)}" has {len(tokens)} tokens, and {reader} reads {most} of a prompt: '
+        f'"{_beginning(decode(tokens[most:]).strip())}" is left out; shorten the prompt.'
+    )
+
+
+@lru_cache(maxsize=1024)
+def _warn_once(line: str) -> None:
+    logger.warning("%s", line)
+
+
+def _beginning(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def class_after(prompt: str, token: str) -> str | None:

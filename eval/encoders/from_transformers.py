@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPModel, ViTMod
 
 from eval.encoders.encoder import Encoder, TextEncoder
 from eval.encoders.preprocess import Preprocess, dino_preprocess
+from loldu.prompts import tell_of_cut
 
 
 class TransformersClip(TextEncoder):
@@ -27,6 +28,7 @@ class TransformersClip(TextEncoder):
         return self.model.get_image_features(pixel_values=pixels).pooler_output
 
     def _text_rows(self, texts: list[str]) -> Tensor:
+        tell_of_cut(self.tokenizer, texts, "CLIP")
         tokens = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
         return self.model.get_text_features(**tokens.to(self.device)).pooler_output
 

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxtyping import Float
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torchvision import transforms
 from transformers.image_processing_base import ImageProcessingMixin
+
+from loldu.pictures.open import upright
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -37,7 +39,7 @@ class Preprocess:
         if self.crop_px:
             steps.append(transforms.CenterCrop(self.crop_px))
         steps += [transforms.ToTensor(), transforms.Normalize(self.mean, self.std)]
-        pixels: Any = transforms.Compose(steps)(ImageOps.exif_transpose(image).convert("RGB"))
+        pixels: Any = transforms.Compose(steps)(upright(image).convert("RGB"))
         return pixels
 
     @classmethod

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from PIL import Image
 from tqdm import tqdm
 
 from eval.config import DrawingConfig
@@ -19,6 +18,7 @@ from eval.protocols.prompts import PlannedPicture
 from loldu.base.draw import sample_images
 from loldu.errors import LoLDUError
 from loldu.files import save_png
+from loldu.pictures.open import stored_text
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PARAMETERS = "parameters"
@@ -56,7 +56,7 @@ def missing_pictures(
     for one in planned:
         if not one.path.exists():
             missing.append(one)
-        elif _parameters(one.path) != _describe(one, settings, origin):
+        elif stored_text(one.path, PARAMETERS) != _describe(one, settings, origin):
             if not redraw:
                 raise LoLDUError(
                     f"{one.path} exists with other settings; replace such pictures with {flag}, or "
@@ -107,11 +107,3 @@ def _describe(one: PlannedPicture, settings: DrawingConfig, origin: dict[str, An
     deciding = {k: v for k, v in asdict(settings).items() if k not in ("seeds", "batch_size")}
     parts = {"prompt": one.prompt, "seed": one.seed, **deciding, **origin}
     return json.dumps(parts, sort_keys=True)
-
-
-def _parameters(path: Path) -> str | None:
-    try:
-        with Image.open(path) as image:
-            return image.info.get(PARAMETERS)
-    except OSError:  # the file of somebody else, which may be anything
-        return None

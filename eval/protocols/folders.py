@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from eval.protocols.score import Picture
 from loldu.errors import LoLDUError
-from loldu.pictures.captions import METADATA, read_metadata, read_text
-from loldu.pictures.folder import SUFFIXES, list_images
+from loldu.pictures.captions import (
+    METADATA,
+    is_text,
+    read_json,
+    read_lines,
+    read_metadata,
+    read_text,
+)
+from loldu.pictures.folder import SUFFIXES, beside, list_images
 
 NUMBERED = re.compile(r"(\d+)-\d+")
 """File name of a picture of a suite: number of the prompt, and seed."""
@@ -75,9 +80,7 @@ def generated_pictures(
         return [Picture(path, _numbered(path, numbered)) for path in paths]
     lines = read_metadata(folder, [path.name for path in paths])
     found = {path: line.text for path in paths if (line := lines.get(path.name)) and line.text}
-    for path in paths:
-        if (sidecar := path.with_suffix(".txt")).is_file():
-            found[path] = read_text(sidecar).strip()
+    found |= {path: read_text(file).strip() for path, file in beside(paths, ".txt").items()}
     if found and len(found) < len(paths):
         without = next(path for path in paths if path not in found)
         raise LoLDUError(
@@ -109,7 +112,7 @@ def _from_file(paths: Sequence[Path], prompts: Path) -> list[Picture]:
                 raise LoLDUError(f"--prompts {prompts} has no prompt for {path.name}; add it.")
         keys = (path.name if path.name in by_name else path.stem for path in paths)
         return [Picture(path, by_name[key]) for path, key in zip(paths, keys, strict=True)]
-    lines = read_text(prompts).splitlines()
+    lines = read_lines(prompts)
     if len(lines) != len(paths):
         raise LoLDUError(
             f"--prompts {prompts} has {len(lines)} lines for the {len(paths)} pictures of "
@@ -124,11 +127,8 @@ def read_prompts_json(path: Path) -> Mapping[str, str]:
     Raises:
         LoLDUError: If the file is anything else.
     """
-    try:
-        content: Any = json.loads(read_text(path))
-    except ValueError as error:
-        raise LoLDUError(f"{path} is not JSON ({error}).") from error
-    if not isinstance(content, dict) or not all(isinstance(text, str) for text in content.values()):
+    content = read_json(read_text(path), str(path))
+    if not isinstance(content, dict) or not all(map(is_text, content.values())):
         raise LoLDUError(
             f'{path} must be an object from file names to prompts: {{"a": "a red dog"}}.'
         )

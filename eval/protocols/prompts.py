@@ -38,7 +38,7 @@ def fill(templates: Sequence[str], token: str, class_name: str) -> list[str]:
     for text in templates:
         try:
             filled.append(text.format(token=token, class_name=class_name))
-        except (KeyError, IndexError, ValueError, AttributeError) as error:
+        except (LookupError, ValueError, AttributeError, TypeError) as error:
             raise LoLDUError(
                 f'The prompt "{text}" has a placeholder that is neither {{token}} nor '
                 f"{{class_name}} ({type(error).__name__}: {error})."

@@ -6,7 +6,6 @@ A suite is a folder in the layout of DreamBooth's dataset or CustomConcept101, o
 from __future__ import annotations
 
 import ast
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
@@ -16,7 +15,7 @@ from typing import Any
 
 from loldu.errors import LoLDUError
 from loldu.files import read_toml
-from loldu.pictures.captions import read_text
+from loldu.pictures.captions import is_text, read_json, read_lines, read_text
 
 DREAMBOOTH, CUSTOM_CONCEPT = "prompts_and_classes.txt", "dataset.json"
 LIVE = frozenset({"cat", "dog"})
@@ -79,7 +78,7 @@ def _read_dreambooth(folder: Path) -> list[SuiteSubject]:
     classes: dict[str, str] = {}
     prompts: dict[str, list[str]] = {"object": [], "live": []}
     section = "classes"
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         words = line.strip().lower()
         if words.startswith("object prompts"):
             section = "object"
@@ -102,7 +101,7 @@ def _template(literal: str, where: str) -> str:
     """Return the string of a Python literal, with our names for its placeholders."""
     try:
         return str(ast.literal_eval(literal)).format("{token}", "{class_name}")
-    except (SyntaxError, ValueError, LookupError) as error:
+    except (SyntaxError, ValueError, LookupError, AttributeError, TypeError) as error:
         raise LoLDUError(
             f"{where} is not a template such as 'a {{0}} {{1}} in the snow' ({error})."
         ) from error
@@ -112,7 +111,7 @@ def _read_custom_concept(folder: Path) -> list[SuiteSubject]:
     """Read `dataset.json`: a list of concepts, each with a file of prompts around `{}`."""
     path = folder / CUSTOM_CONCEPT
     try:
-        rows: Any = json.loads(read_text(path))
+        rows = read_json(read_text(path), str(path))
         subjects = [_custom_concept(folder, row) for row in rows]
     except OSError as error:
         raise LoLDUError(
@@ -133,7 +132,9 @@ def _custom_concept(folder: Path, row: Any) -> SuiteSubject:  # noqa: ANN401  an
     real = folder / row["instance_data_dir"]
     instance = _AFTER_MODIFIER.search(row["instance_prompt"])
     class_name = instance[1].strip() if instance else row["class_prompt"]
-    lines = read_text(folder / row["prompt_filename"]).splitlines()
+    if not is_text(class_name):
+        raise TypeError(f"the class {class_name!r} is not a string")
+    lines = read_lines(folder / row["prompt_filename"])
     prompts = [line.strip().replace("{}", "{token} {class_name}") for line in lines if line.strip()]
     return SuiteSubject(real.name, class_name, real, prompts)
 

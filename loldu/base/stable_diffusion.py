@@ -7,7 +7,8 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,8 +22,9 @@ from torch import Tensor, nn
 from loldu.base.config import BaseModelConfig
 from loldu.base.family import Conditioning, Family, NoiseSchedule
 from loldu.base.single_file import check_checkpoint, is_stable_diffusion, refuse_more_channels
-from loldu.base.source import check_source, reading
+from loldu.base.source import check_source, quiet, reading
 from loldu.errors import LoLDUError
+from loldu.prompts import tell_of_cut
 
 STATES, TOKENS = "encoder_hidden_states", "input_ids"
 """Names of the two tensors of a conditioning: the UNet's input and the text encoder's."""
@@ -143,16 +145,17 @@ class StableDiffusion(Family):
         resolution: int | None,
     ) -> list[Image.Image]:
         """Draw one picture per prompt; latents are decoded in the VAE's own precision."""
-        output = pipeline(
-            prompt=prompts,
-            negative_prompt=negative_prompts,
-            generator=generators,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            height=resolution,
-            width=resolution,
-            output_type="latent",
-        )
+        with _cut_prompts_told(pipeline, [*prompts, *(negative_prompts or ())]):
+            output = pipeline(
+                prompt=prompts,
+                negative_prompt=negative_prompts,
+                generator=generators,
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                height=resolution,
+                width=resolution,
+                output_type="latent",
+            )
         vae = pipeline.vae
         latents = output.images.to(vae.dtype) / vae.config["scaling_factor"]
         decoded = vae.decode(latents, return_dict=False)[0]
@@ -217,12 +220,23 @@ def embed(
 ) -> Float[Tensor, "prompts tokens dim"]:
     """Return the UNet's `encoder_hidden_states` of each prompt."""
     device = pipeline.text_encoder.device
-    return torch.cat(
-        [
-            pipeline.encode_prompt(prompt, device, 1, do_classifier_free_guidance=False)[0]
-            for prompt in prompts
-        ]
-    )
+    with _cut_prompts_told(pipeline, prompts):
+        return torch.cat(
+            [
+                pipeline.encode_prompt(prompt, device, 1, do_classifier_free_guidance=False)[0]
+                for prompt in prompts
+            ]
+        )
+
+
+@contextmanager
+def _cut_prompts_told(pipeline: Any, prompts: Sequence[str]) -> Generator[None]:  # noqa: ANN401
+    """Log one plain line for every prompt that is too long, instead of the libraries' lines."""
+    if tell_of_cut(pipeline.tokenizer, prompts, "the base"):
+        with quiet():
+            yield
+    else:
+        yield
 
 
 def training_noise_scheduler(noise_scheduler: ConfigMixin) -> DDPMScheduler:

@@ -1,4 +1,4 @@
-"""Read captions: `name.txt` next to a picture, or its line of `metadata.jsonl`."""
+"""Read captions and prompts: `name.txt` next to a picture, or lines of a file."""
 
 import json
 import unicodedata
@@ -11,6 +11,7 @@ from loldu.errors import LoLDUError, Mistakes, hint
 
 METADATA = "metadata.jsonl"
 _EXAMPLE = '{"file_name": "a.png", "text": "a photo of sks dog"}'
+_MOST_REPEATS = 10_000
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,54 @@ def read_text(path: Path) -> str:
         raise LoLDUError(f"The caption file {path} is not UTF-8; save it as UTF-8.") from error
 
 
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a UTF-8 file, without their ends.
+
+    Unlike `splitlines`, this leaves the exotic line ends alone that a prompt or JSON may hold, such
+    as U+2028.
+
+    Raises:
+        LoLDUError: If it is not UTF-8.
+    """
+    text = read_text(path)
+    return text.removesuffix("\n").split("\n") if text else []
+
+
+def read_json(text: str, where: str) -> Any:  # noqa: ANN401  any JSON
+    """Return the value of a JSON text that a person wrote.
+
+    Args:
+        text: The text.
+        where: Its place, for messages.
+
+    Raises:
+        LoLDUError: If it is not JSON, or too deep or large for Python.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, " if "\n" in text else ""
+        raise LoLDUError(
+            f"{where} is not JSON ({error.msg}, {place}column {error.colno})."
+        ) from error
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, or 1,000 brackets
+        raise LoLDUError(f"{where} is JSON that cannot be read ({error}).") from error
+
+
+def is_text(value: object) -> bool:
+    """Tell whether a value is a string of whole characters, which UTF-8 can hold.
+
+    JSON may hold one half of a character (a lone surrogate), and a file name any bytes.
+    """
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def read_metadata(folder: Path, pictures: Iterable[str]) -> dict[str, Line]:
     """Return the lines of a folder's `metadata.jsonl` by picture; empty without such a file.
 
@@ -53,8 +102,7 @@ def read_metadata(folder: Path, pictures: Iterable[str]) -> dict[str, Line]:
     known = {same_name(name): name for name in pictures}
     found: dict[str, Line] = {}
     mistakes = Mistakes()
-    # Not splitlines(): JSON strings may hold the exotic line ends that it splits at.
-    for number, text in enumerate(read_text(path).split("\n"), start=1):
+    for number, text in enumerate(read_lines(path), start=1):
         if text.strip():
             with mistakes.collected():
                 name, line = _parse(text, f"{path}, line {number}", known)
@@ -67,12 +115,9 @@ def read_metadata(folder: Path, pictures: Iterable[str]) -> dict[str, Line]:
 
 def _parse(text: str, where: str, known: dict[str, str]) -> tuple[str, Line]:
     try:
-        parsed: Any = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise LoLDUError(
-            f"{where} is not JSON ({error.msg}, column {error.colno}); it should look like "
-            f"{_EXAMPLE}."
-        ) from error
+        parsed = read_json(text, where)
+    except LoLDUError as error:
+        raise LoLDUError(f"{str(error)[:-1]}; it should look like {_EXAMPLE}.") from error
     row = cast("dict[str, Any]", parsed) if isinstance(parsed, dict) else {}
     if not isinstance(row.get("file_name"), str):
         raise LoLDUError(f"{where} has no file_name; it should look like {_EXAMPLE}.")
@@ -85,6 +130,10 @@ def _parse(text: str, where: str, known: dict[str, str]) -> tuple[str, Line]:
     caption, repeats = row.get("text"), row.get("repeats", 1)
     if "text" in row and not (isinstance(caption, str) and caption.strip()):
         raise LoLDUError(f"{where} has an empty text; write the prompt of {name} there.")
-    if type(repeats) is not int or repeats < 1:
-        raise LoLDUError(f"{where} has repeats {repeats!r}; it must be 1, 2, 3 or more.")
+    if caption is not None and not is_text(caption):
+        raise LoLDUError(f"{where} has a text with half a character; write the prompt anew.")
+    if type(repeats) is not int or not 1 <= repeats <= _MOST_REPEATS:
+        raise LoLDUError(
+            f"{where} has repeats {repeats!r}; it must be a whole number from 1 to {_MOST_REPEATS}."
+        )
     return known[name], Line(caption and caption.strip(), repeats)

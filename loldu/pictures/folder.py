@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,15 +46,11 @@ def list_images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise LoLDUError(f"There is no folder {folder}; give one with the pictures.")
     files = sorted(path for path in folder.iterdir() if not path.is_dir())
-    images = [path for path in files if is_picture(path)]
-    belonging = {
-        found for image in images for end in (".txt", MASK_ENDING) if (found := beside(image, end))
-    }
-    others = [
-        path.name
-        for path in files
-        if not is_picture(path) and path not in belonging and path.name != METADATA
-    ]
+    images = [path for path in files if is_picture(path) and not _is_device(path)]
+    known = {folder / METADATA, *images}
+    for ending in (".txt", MASK_ENDING):
+        known.update(beside(images, ending).values())
+    others = [path.name for path in files if path not in known]
     if others:
         logger.info("Ignored in %s, not a picture: %s", folder, ", ".join(others))
     if not images:
@@ -83,14 +80,17 @@ def read_captions(
     with mistakes.collected():
         lines = read_metadata(images[0].parent, [image.name for image in images])
     captioned: list[CaptionedImage] = []
+    sidecars = beside(images, ".txt")
     for index, path in enumerate(images):
         line = lines.get(path.name, Line(None))
         prompt = prompts[index % len(prompts)] if prompts else None
-        sidecar = beside(path, ".txt")
+        sidecar = sidecars.get(path)
         with mistakes.collected():
             caption = read_text(sidecar).strip() if sidecar else line.text or prompt
+            if sidecar and not caption:
+                raise LoLDUError(f"{sidecar} is empty: write the prompt there, or remove it.")
             if not caption:
-                where = sidecar or path.with_suffix(".txt")
+                where = path.with_suffix(".txt")
                 raise LoLDUError(f"{path} has no caption: give {flag}, or a prompt in {where}.")
             captioned.append(CaptionedImage(path, caption, line.repeats))
     mistakes.tell()
@@ -116,7 +116,8 @@ def open_pictures(
     mistakes = Mistakes()
     with mistakes.collected():
         images = read_captions(paths, prompts, flag)
-    images = [replace(image, mask=beside(image.path, MASK_ENDING)) for image in images]
+    masks = beside(paths, MASK_ENDING)
+    images = [replace(image, mask=masks.get(image.path)) for image in images]
     with mistakes.collected():
         check_images(images, resolution)
     mistakes.tell()
@@ -155,16 +156,28 @@ def min_side_px(resolution: int) -> int:
     return math.ceil(resolution / 4)
 
 
-def beside(image: Path, ending: str) -> Path | None:
-    """Return the file next to a picture with its name and this ending, in any capitals."""
-    named = image.with_name(image.stem + ending)
-    if named.is_file():
-        return named
-    wanted = same_name(named.name)
-    for path in image.parent.iterdir():
-        if same_name(path.stem + path.suffix.lower()) == wanted and path.is_file():
-            return path
-    return None
+def beside(images: Sequence[Path], ending: str) -> dict[Path, Path]:
+    """Return the file next to each picture that has its name and this ending, in any capitals.
+
+    Pictures without such a file are left out.
+
+    Args:
+        images: Pictures of one folder.
+        ending: What follows the name, in small letters.
+    """
+    if not images:
+        return {}
+    there = {
+        same_name(path.stem + path.suffix.lower()): path for path in images[0].parent.iterdir()
+    }
+    found: dict[Path, Path] = {}
+    for image in images:
+        named = image.with_name(image.stem + ending)
+        for path in (named, there.get(same_name(named.name))):
+            # Unlike Path.is_file, this takes a name that is too long as that of no file.
+            if path is not None and os.path.isfile(path):
+                found.setdefault(image, path)
+    return found
 
 
 def is_picture(path: Path) -> bool:
@@ -177,3 +190,8 @@ def is_picture(path: Path) -> bool:
         and not path.name.startswith(".")
         and not path.name.lower().endswith(MASK_ENDING)
     )
+
+
+def _is_device(path: Path) -> bool:
+    """Tell whether a path is a named pipe or the like, from which reading may never end."""
+    return path.exists() and not path.is_file()

@@ -2,49 +2,67 @@
 
 import io
 import logging
+import os
+import threading
 import warnings
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image, ImageChops, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageChops, ImageCms, UnidentifiedImageError
 
 from loldu.errors import LoLDUError
+from loldu.pictures.png import open_without_extras, scale_transparency
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""How to turn a picture upright, by its orientation (Exif 3.0, tag 274)."""
+_PROGRAMS = ("EPS", "WMF")
+"""Formats that Pillow hands to another program to draw."""
+
+_lock, _readers, _filters = threading.Lock(), 0, ExitStack()
+"""Number of threads that read pictures, and the filters of warnings to restore after the last."""
 
 _ROUNDING = 1
 """Largest change of an 8-bit colour between two profiles that both mean sRGB."""
 
 
 def load_image(
-    path: Path, min_side_px: int = 1, *, background: str = "white", to_srgb: bool = True
+    path: Path,
+    min_side_px: int = 1,
+    *,
+    background: str = "white",
+    to_srgb: bool = True,
+    formats: tuple[str, ...] | None = None,
 ) -> Image.Image:
     """Return a picture as RGB, upright by its EXIF tag, with the background behind transparency.
 
-    An animation gives its first frame.
+    An animation gives its first frame. The result has no metadata, so that nothing turns it again.
 
     Args:
         path: The file.
         min_side_px: Smallest allowed length of the shorter side.
         background: Colour behind transparent parts.
         to_srgb: Whether to convert colours of another profile to sRGB.
+        formats: Pillow's names of the allowed formats; all by default.
 
     Raises:
         LoLDUError: If the file cannot be read, or its shorter side is under `min_side_px`.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # such as a damaged EXIF block, which does no harm
-            with Image.open(path) as file:
-                image = ImageOps.exif_transpose(file)
-                image.load()
-    except Exception as error:  # a damaged file makes decoders fail in ways no list exhausts
-        unknown = isinstance(error, UnidentifiedImageError)
-        reason = "not a known picture format" if unknown else error
-        raise LoLDUError(
-            f"The picture {path} cannot be read; replace or remove it ({reason})."
-        ) from error
+    image = _opened(path, _pixels, formats)
     if min(image.size) < min_side_px:
         raise LoLDUError(
             f"The picture {path} is too small: {image.width} x {image.height} pixels, and its "
@@ -52,8 +70,7 @@ def load_image(
         )
     profile = image.info.get("icc_profile")
     if image.mode.startswith("I"):  # 16-bit grayscale: convert() would clip it to white
-        gray = np.asarray(image, dtype=np.float32) / 257
-        image = Image.fromarray(gray.round().clip(0, 255).astype(np.uint8))
+        image = _as_8_bits(image)
     if profile and to_srgb:
         try:
             image = _as_srgb(image, profile)
@@ -62,7 +79,121 @@ def load_image(
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
-    return image.convert("RGB")
+    image = image.convert("RGB")
+    image.info.clear()
+    return image
+
+
+def image_size(path: Path, formats: tuple[str, ...] | None = None) -> tuple[int, int]:
+    """Return width and height of a picture as they are stored, without decoding it.
+
+    Raises:
+        LoLDUError: If the file is not a picture that can be read.
+    """
+    return _opened(path, lambda image: image.size, formats)
+
+
+def stored_text(path: Path, name: str) -> str | None:
+    """Return a text that is stored in a PNG, or None if there is no such file or text."""
+    try:
+        return _opened(path, lambda image: image.info.get(name), ("PNG",))
+    except LoLDUError:
+        return None
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Return a picture turned by its EXIF or XMP orientation, or as it is if that is unreadable.
+
+    Unlike Pillow's `exif_transpose`, this reads one tag and writes none, so that other damaged tags
+    do no harm.
+    """
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged EXIF fails in ways no list exhausts, and the pixels are good
+        turn = None
+    if turn is None:
+        return image
+    image = image.transpose(turn)
+    for name in ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"):
+        image.info.pop(name, None)
+    return image
+
+
+def _opened(path: Path, read: Callable[[Image.Image], T], formats: tuple[str, ...] | None) -> T:
+    """Return what `read` makes of a picture file, which is open but not decoded.
+
+    Raises:
+        LoLDUError: If the file is not a picture, or `read` fails.
+    """
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise OSError("not a file")  # a named pipe would wait for ever
+        with _warnings_hidden():
+            try:
+                with Image.open(path, formats=formats) as file:
+                    if file.format in _PROGRAMS:
+                        raise UnidentifiedImageError
+                    return read(file)
+            except Exception as error:
+                if isinstance(error, Image.DecompressionBombError):
+                    raise
+                bare = open_without_extras(path)
+                if bare is None:
+                    raise
+                with bare:
+                    return read(bare)
+    except Image.DecompressionBombError as error:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        raise LoLDUError(
+            f"The picture {path} cannot be read; scale it down or remove it (it has more than "
+            f"{limit} million pixels)."
+        ) from error
+    except Exception as error:  # a damaged file makes decoders fail in ways no list exhausts
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            reason = "not a known picture format"
+        raise LoLDUError(
+            f"The picture {path} cannot be read; replace or remove it ({reason})."
+        ) from error
+
+
+def _pixels(image: Image.Image) -> Image.Image:
+    """Return a picture decoded and upright."""
+    scale_transparency(image)
+    image.load()
+    return upright(image)
+
+
+@contextmanager
+def _warnings_hidden() -> Generator[None]:
+    """Hide Pillow's warnings, such as of damaged EXIF, while any thread reads a picture.
+
+    The filters of `warnings` belong to the whole process. If each thread saved and restored them,
+    they could stay changed for good.
+    """
+    global _readers
+    with _lock:
+        if _readers == 0:
+            _filters.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+        _readers += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _readers -= 1
+            if _readers == 0:
+                _filters.close()
+
+
+def _as_8_bits(image: Image.Image) -> Image.Image:
+    """Return a 16-bit gray picture in 8 bits; its transparent value becomes an alpha channel."""
+    deep, clear = np.asarray(image), image.info.get("transparency")
+    gray = (deep.astype(np.float32) / 257).round().clip(0, 255).astype(np.uint8)
+    shallow = Image.fromarray(gray)
+    if isinstance(clear, int):
+        shallow.putalpha(Image.fromarray(np.where(deep == clear, 0, 255).astype(np.uint8)))
+    return shallow
 
 
 def _as_srgb(image: Image.Image, profile: bytes) -> Image.Image:

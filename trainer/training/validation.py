@@ -10,8 +10,10 @@ from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw
 
 from loldu.base.draw import sample_images
+from loldu.errors import LoLDUError
 from loldu.files import save_png
 from loldu.pictures.lettering import font, wrapped
+from loldu.pictures.open import load_image, stored_text
 from trainer.methods.trained import Trained
 from trainer.options.config import Config
 from trainer.training.cache import on_device
@@ -116,12 +118,12 @@ class Validation:
         """Return pictures drawn earlier, if they have the same prompts, seeds and settings."""
         images: list[Image.Image] = []
         for index in range(len(self._prompts)):
+            path = self._path(name, index)
+            if stored_text(path, "parameters") != self._parameters(index):
+                return None
             try:
-                with Image.open(self._path(name, index)) as file:
-                    if file.info.get("parameters") != self._parameters(index):
-                        return None
-                    images.append(file.convert("RGB"))
-            except OSError:  # no such picture
+                images.append(load_image(path))
+            except LoLDUError:  # cut short
                 return None
         return images
 

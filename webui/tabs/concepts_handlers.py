@@ -272,7 +272,7 @@ def _order(f: Form, filled: Mapping[Any, Any]) -> Order:
     rank = filled[f.rank].strip()
     if not (rank == "full" or rank.isdecimal()):
         raise LoLDUError("Rank is a number, such as 32, or full.")
-    lines = filled[f.previews].splitlines()
+    lines = filled[f.previews].split("\n")
     return Order(
         class_name=filled[f.class_name],
         token=filled[f.token],

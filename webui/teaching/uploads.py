@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from loldu.errors import LoLDUError
 from loldu.files import save_png
-from loldu.pictures.open import load_image
+from loldu.pictures.open import image_size, load_image
 from webui.teaching.crops import Crop, cropped
 
 MAX_PICTURES = 20
@@ -24,8 +24,6 @@ _KEPT_SIDE_PX = 2048
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 FILE_TYPES = [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"]
 _FORGOTTEN_AFTER_S = 24 * 3600
-
-Image.init()  # registers WebP
 
 
 @dataclass(frozen=True)
@@ -117,18 +115,17 @@ def decoded(path: Path, name: str) -> Image.Image:
     if size > MAX_BYTES:
         raise LoLDUError(f"{name} has {size >> 20} MB: the limit is {MAX_BYTES >> 20} MB.")
     try:
-        with Image.open(path, formats=_FORMATS) as file:
-            width, height = file.size  # from the header, before decoding
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise LoLDUError(_too_many(name)) from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        width, height = image_size(path, _FORMATS)
+    except LoLDUError as error:
+        if isinstance(error.__cause__, Image.DecompressionBombError):
+            raise LoLDUError(_too_many(name)) from error
         raise LoLDUError(
             f"{name} is not a picture that can be read: use JPEG, PNG, WebP, BMP or GIF."
         ) from error
     if width * height > MAX_PIXELS:
         raise LoLDUError(_too_many(name))
     try:
-        image = load_image(path)
+        image = load_image(path, formats=_FORMATS)
     except LoLDUError as error:
         raise LoLDUError(f"{name} is incomplete: choose it again, or another picture.") from error
     scale = _KEPT_SIDE_PX / min(image.size)
@@ -136,7 +133,6 @@ def decoded(path: Path, name: str) -> Image.Image:
         image = image.resize(
             (round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS
         )
-    image.info.clear()
     return image
 
 

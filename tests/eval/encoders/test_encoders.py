@@ -39,7 +39,9 @@ def test_clip_images_match_transformers(clip_folder: Path) -> None:
     )
 
 
-def test_clip_texts_match_transformers_one_by_one(clip_folder: Path) -> None:
+def test_clip_texts_match_transformers_one_by_one(
+    clip_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     texts = ["a toy", "a photo of a", "sks"]
     model = CLIPModel.from_pretrained(clip_folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(clip_folder)
@@ -54,6 +56,11 @@ def test_clip_texts_match_transformers_one_by_one(clip_folder: Path) -> None:
     torch.testing.assert_close(
         load_clip(str(clip_folder)).encode_texts(texts), expected, atol=1e-6, rtol=0
     )
+    load_clip(str(clip_folder)).encode_texts(["a toy" + " red" * 5])
+    assert caplog.messages == [
+        '"a toy red red red red red" has 19 tokens, and CLIP reads 14 of a prompt: "ed red" is '
+        "left out; shorten the prompt."
+    ]
 
 
 def test_dino_is_the_cls_token_of_the_last_layer(dino_folder: Path) -> None:
@@ -87,7 +94,7 @@ def test_features_are_unit_fp32_rows(clip_folder: Path, dino_folder: Path) -> No
         torch.testing.assert_close(rows.norm(dim=-1), torch.ones(2))
 
 
-def test_open_clip_matches_a_direct_call(tmp_path: Path) -> None:
+def test_open_clip_matches_a_direct_call(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     open_clip = pytest.importorskip("open_clip")
     tiny = {
         "embed_dim": 8,
@@ -113,6 +120,11 @@ def test_open_clip_matches_a_direct_call(tmp_path: Path) -> None:
         )
     torch.testing.assert_close(extractor.encode_images(images), seen, atol=1e-5, rtol=0)
     torch.testing.assert_close(extractor.encode_texts(texts), read, atol=1e-5, rtol=0)
+    extractor.encode_texts(["a car" + " red" * 15])
+    assert caplog.messages[-1:] == [
+        '"a car red red red red red red red red red red red red red re..." has 17 tokens, and CLIP '
+        'reads 14 of a prompt: "red red red" is left out; shorten the prompt.'
+    ]
 
 
 @pytest.fixture(scope="module")

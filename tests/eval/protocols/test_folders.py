@@ -73,6 +73,24 @@ def test_lines_are_in_the_order_of_names(folder: Path, tmp_path: Path) -> None:
     )
 
 
+def test_only_a_line_feed_ends_a_line(folder: Path, tmp_path: Path) -> None:
+    lines = ["one\u2028more\u2029\x85", "two\x0b\x0c", "\x1c\x1d\x1ethree"]
+    prompts = write(tmp_path / "prompts.txt", "\n".join(lines))
+    assert prompts_of(folder, prompts=prompts) == dict(zip(NAMES, lines, strict=True))
+    windows = write(tmp_path / "prompts.txt", "one\r\ntwo\r\nthree\r\n")
+    assert prompts_of(folder, prompts=windows) == dict(
+        zip(NAMES, ["one", "two", "three"], strict=True)
+    )
+
+
+def test_a_caption_is_found_in_any_capitals_and_beside_a_long_name(tmp_path: Path) -> None:
+    long = "a" * 251 + ".png"
+    save_noise(tmp_path, ["dog.png", long])
+    write(tmp_path / "dog.TXT", "a red dog")
+    write(tmp_path / f"{'a' * 251}.txt", "a long name")
+    assert prompts_of(tmp_path) == {"dog.png": "a red dog", long: "a long name"}
+
+
 def test_json_names_pictures_with_or_without_ending(folder: Path, tmp_path: Path) -> None:
     text = json.dumps({"c": "three", "a.png": "one", "a": "not this", "b": "two", "z": "of none"})
     prompts = write(tmp_path / "prompts.json", text)
@@ -116,6 +134,12 @@ def test_numbers_in_names_choose_the_prompts_of_a_suite(tmp_path: Path) -> None:
         ("p.txt", "one\ntwo\nthree\nfour\n", "4 lines for the 3 pictures"),
         ("p.txt", "", "0 lines for the 3 pictures"),
         ("p.json", "{", "is not JSON"),
+        ("p.json", "[" * 100_000, "is JSON that cannot be read"),
+        (
+            "p.json",
+            '{"a": "\\ud800", "b": "", "c": ""}',
+            "must be an object from file names to prompts",
+        ),
         ("p.json", '["one"]', "must be an object from file names to prompts"),
         ("p.json", '{"a": 1}', "must be an object from file names to prompts"),
         ("p.json", '{"a": "one", "c": "three"}', "has no prompt for b.jpg"),

@@ -11,7 +11,7 @@ def test_fill_puts_token_and_class_in() -> None:
     assert fill(["a {token} {class_name}", "a car"], "sks", "toy") == ["a sks toy", "a car"]
 
 
-@pytest.mark.parametrize("template", ["a {colour} toy", "a {} toy", "a {token toy"])
+@pytest.mark.parametrize("template", ["a {colour} toy", "a {} toy", "a {token toy", "a {token[x]}"])
 def test_other_placeholders_are_refused(template: str) -> None:
     with pytest.raises(LoLDUError, match=r"neither \{token\} nor \{class_name\}"):
         fill([template], "sks", "toy")

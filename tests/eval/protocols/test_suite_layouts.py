@@ -105,6 +105,18 @@ def test_custom_concept(tmp_path: Path, taught: str, kind: str, class_name: str)
     ]
 
 
+def test_only_a_line_feed_ends_a_line(tmp_path: Path) -> None:
+    text = DREAMBOOTH.replace("in a box", "in a\u2028box")
+    assert (
+        "a {token} {class_name} in a\u2028box" in read_suite(dreambooth(tmp_path, text))[0].prompts
+    )
+    (tmp_path / "other").mkdir()
+    folder = custom_concept(tmp_path / "other", [concept("a barn", "barn")])
+    (folder / "prompts" / "some.txt").write_text("a {}\x85 by night\na {}\n", encoding="utf-8")
+    prompts = ["a {token} {class_name}\x85 by night", "a {token} {class_name}"]
+    assert read_suite(folder / "dataset.json")[0].prompts == prompts
+
+
 def test_the_suite_of_this_project(tmp_path: Path) -> None:
     path = toml(
         tmp_path,
@@ -125,6 +137,8 @@ def test_the_suite_of_this_project(tmp_path: Path) -> None:
         (DREAMBOOTH.replace("_list = [\n'a {0} {1} wearing a tie'", ""), "dog2 .* has no prompts"),
         (DREAMBOOTH.replace("{0} {1} in a box", "{2} in a box"), "line 13 is not a template"),
         (DREAMBOOTH.replace("{0} {1} in a box", "{0 in a box"), "line 13 is not a template"),
+        (DREAMBOOTH.replace("{0} {1} in a box", "{0.x} in a box"), "line 13 is not a template"),
+        (DREAMBOOTH.replace("{0} {1} in a box", "{0[x]} in a box"), "line 13 is not a template"),
     ],
 )
 def test_mistakes_in_dreambooths_set(tmp_path: Path, text: str, message: str) -> None:
@@ -134,7 +148,9 @@ def test_mistakes_in_dreambooths_set(tmp_path: Path, text: str, message: str) ->
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[{", "is not CustomConcept101's list of concepts"),
+        ("[{", "is not JSON"),
+        ("[" * 100_000, "is JSON that cannot be read"),
+        ([{**concept("a", "b"), "class_prompt": 3}], "the class 3 is not a string"),
         ([], "has no concept"),
         (3, "is not CustomConcept101's list"),
         ({"barn": 1}, "is not CustomConcept101's list"),

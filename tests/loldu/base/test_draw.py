@@ -4,9 +4,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from loldu.base.draw import sample_images
+from loldu.base.families import family_of
 from loldu.base.open import load_pipeline
 
 PROMPTS = ["a toy", "sks", "a car"]
@@ -76,3 +78,21 @@ def test_seeds_and_prompts_must_match(base_folder: Path) -> None:
         sample_images(pipeline, PROMPTS, [1])
     with pytest.raises(ValueError, match="3 prompts but 1 negative prompts"):
         sample_images(pipeline, PROMPTS, [1, 2, 3], negative_prompts=[""])
+
+
+def test_a_prompt_that_is_cut_is_logged_once_in_plain_words(
+    pipeline: StableDiffusionPipeline,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    long, fitting = "a" + " red" * 9, "a" + " red" * 4  # each letter is a token, and 14 fit
+    family = family_of(pipeline)
+    whole = family.encode_text(pipeline, [fitting + " r"])
+    cut = family.encode_text(pipeline, [long, fitting])
+    assert cut["input_ids"][0, :15].tolist()[:14] == whole["input_ids"][0, :14].tolist()
+    sample_images(pipeline, [long], [0], num_inference_steps=1)
+    assert caplog.messages == [
+        '"a red red red red red red red red red" has 28 tokens, and the base reads 14 of a prompt: '
+        '"ed red red red red" is left out; shorten the prompt.'
+    ]
+    assert "tokens" not in capfd.readouterr().err  # nor do the libraries add theirs

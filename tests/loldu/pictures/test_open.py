@@ -1,5 +1,4 @@
 import os
-import random
 import struct
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from loldu.errors import LoLDUError
 from loldu.pictures import folder
 from loldu.pictures.folder import list_images
 from loldu.pictures.open import load_image
+from tests.damage import ADOBE, ADOBE_GAMMA, ADOBE_RGB, LINEAR_GRAY, SRGB
 
 RED = (255, 0, 0)
 WHITE = (255, 255, 255)
@@ -83,42 +83,6 @@ def test_a_palette_with_several_degrees_of_transparency(tmp_path: Path) -> None:
     loaded = load_image(tmp_path / "a.png")
     assert loaded.getpixel((0, 0)) == RED
     assert loaded.getpixel((1, 0)) == WHITE
-
-
-def fixed(*numbers: float) -> bytes:
-    return struct.pack(f">{len(numbers)}i", *(round(number * 2**16) for number in numbers))
-
-
-def icc(space: bytes, gamma: float, **colorants: tuple[float, float, float]) -> bytes:
-    """A colour profile (ICC.1:2001) with the same gamma for every channel."""
-    curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(gamma * 2**8)) + bytes(2)
-    points = {"wtpt": D50, **{f"{name}XYZ": point for name, point in colorants.items()}}
-    tags = {name.encode(): b"XYZ " + bytes(4) + fixed(*point) for name, point in points.items()}
-    tags |= {f"{name}TRC".encode(): curve for name in colorants or "k"}
-    at = 128 + 4 + 12 * len(tags)
-    table, data = struct.pack(">I", len(tags)), b""
-    for name, content in tags.items():
-        table += name + struct.pack(">II", at + len(data), len(content))
-        data += content
-    header = bytes(4) + bytes([2, 0x40, 0, 0]) + b"mntr" + space + b"XYZ " + bytes(12) + b"acsp"
-    header += bytes(28) + fixed(*D50) + bytes(48)
-    return struct.pack(">I", at + len(data)) + header + table + data
-
-
-D50 = (0.9642, 1.0, 0.8249)
-ADOBE_GAMMA = 563 / 256
-# The colorants of Adobe RGB (1998) and of sRGB, adapted to D50: B. Lindbloom, RGB/XYZ Matrices.
-ADOBE = {
-    "r": (0.6097559, 0.3111242, 0.0194811),
-    "g": (0.2052401, 0.6256560, 0.0608902),
-    "b": (0.1492240, 0.0632197, 0.7448387),
-}
-SRGB = {
-    "r": (0.4360747, 0.2225045, 0.0139322),
-    "g": (0.3850649, 0.7168786, 0.0971045),
-    "b": (0.1430804, 0.0606169, 0.7141733),
-}
-ADOBE_RGB, LINEAR_GRAY = icc(b"RGB ", ADOBE_GAMMA, **ADOBE), icc(b"GRAY", 1.0)
 
 
 def encoded(linear: np.ndarray) -> np.ndarray:
@@ -239,29 +203,3 @@ def test_a_damaged_exif_block_does_no_harm(tmp_path: Path) -> None:
     struct.pack_into(">H", content, at + 8, 999)  # a directory longer than the block
     (tmp_path / "a.jpg").write_bytes(content)
     assert load_image(tmp_path / "a.jpg").size == (20, 10)
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "gif"])
-def test_damage_of_any_kind_gives_one_clear_error_or_none(suffix: str, tmp_path: Path) -> None:
-    path = tmp_path / f"a.{suffix}"
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    noise = np.random.default_rng(0).integers(0, 255, (24, 20, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(path, **({"exif": exif} if suffix in ("jpg", "webp") else {}))
-    whole = path.read_bytes()
-    rng = random.Random(0)
-    messages = []
-    for _ in range(200):
-        damaged = bytearray(whole[: rng.randrange(len(whole) + 1)] if rng.random() < 0.3 else whole)
-        for _ in range(min(len(damaged), 3)):
-            damaged[rng.randrange(min(len(damaged), 200))] = rng.randrange(256)
-        path.write_bytes(damaged)
-        try:
-            load_image(path)
-        except LoLDUError as error:
-            messages.append(str(error))
-    assert len(messages) > 50
-    assert all(
-        line.startswith(f"The picture {path} cannot be read; replace or") for line in messages
-    )
-    assert not any("\n" in line for line in messages)

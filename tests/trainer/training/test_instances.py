@@ -1,4 +1,5 @@
 import logging
+import os
 import re
 from pathlib import Path
 
@@ -60,6 +61,39 @@ def test_unusable_files_are_named(pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(LoLDUError, match=r"no pictures in .*empty"):
         find_instances(InstanceConfig(tmp_path / "empty", "sks"))
+
+
+def test_an_empty_caption_file_is_an_error_even_with_a_prompt(pictures: Path) -> None:
+    for name, content in (("a", b""), ("b", b"\xef\xbb\xbf \r\n")):
+        (pictures / f"{name}.txt").write_bytes(content)
+        with pytest.raises(LoLDUError) as caught:
+            find_instances(InstanceConfig(pictures, "a sks toy", resolution=16))
+        expected = f"{pictures / name}.txt is empty: write the prompt there, or remove it."
+        assert str(caught.value) == expected
+        (pictures / f"{name}.txt").write_text("a sks toy")
+
+
+@pytest.mark.parametrize("ending", [".png", ".webp"])
+@pytest.mark.parametrize("length", [245, 246, 251, 255])
+def test_a_name_that_leaves_no_room_for_captions_and_masks(
+    length: int, ending: str, tmp_path: Path
+) -> None:
+    name = "ä" * 20 + "a" * (length - 40 - len(ending))
+    Image.new("RGB", (16, 16)).save(tmp_path / f"{name}{ending}")
+    if length + 4 - len(ending) <= 255:
+        (tmp_path / f"{name}.txt").write_text("a sks toy in the snow")
+    (found,) = find_instances(InstanceConfig(tmp_path, "a sks toy", resolution=16))
+    has_caption = length + 4 - len(ending) <= 255
+    assert found.caption == ("a sks toy in the snow" if has_caption else "a sks toy")
+    assert found.mask is None
+
+
+def test_a_pipe_is_not_a_picture(pictures: Path, caplog: pytest.LogCaptureFixture) -> None:
+    os.mkfifo(pictures / "d.png")
+    os.mkfifo(pictures / "a.txt")
+    with caplog.at_level(logging.INFO, logger="loldu.pictures"):
+        assert len(find_instances(InstanceConfig(pictures, "sks", resolution=16))) == 3
+    assert "not a picture: a.txt, d.png" in caplog.text
 
 
 def test_captions_and_masks_are_found_in_any_case_and_normalization(

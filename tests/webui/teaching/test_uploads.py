@@ -1,6 +1,5 @@
 """Uploads of a browser, valid or not."""
 
-import io
 import os
 import struct
 import time
@@ -12,6 +11,7 @@ import pytest
 from PIL import Image
 
 from loldu.errors import LoLDUError
+from tests.damage import PNG_MAGIC, chunk, saved
 from webui.teaching.crops import Crop
 from webui.teaching.uploads import MAX_BYTES, Uploads, decoded, opened, shown_name
 
@@ -29,22 +29,11 @@ def sent(tmp_path: Path, content: bytes) -> Path:
     return path
 
 
-def png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def bomb(side: int) -> bytes:
     """Return a PNG whose header promises a picture that the file lacks."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        checksum = struct.pack(">I", zlib.crc32(kind + content))
-        return struct.pack(">I", len(content)) + kind + content + checksum
-
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     data = chunk(b"IDAT", zlib.compress(bytes(1000)))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + data + chunk(b"IEND", b"")
+    return PNG_MAGIC + chunk(b"IHDR", header) + data + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize(
@@ -57,7 +46,7 @@ def bomb(side: int) -> bytes:
         (bomb(12_000), "cat.png has more than 64 million pixels"),
         (bomb(60_000), "cat.png has more than 64 million pixels"),
         (bomb(64), "cat.png is incomplete"),
-        (png(Image.effect_noise((64, 64), 50))[:-900], "cat.png is incomplete"),
+        (saved(Image.effect_noise((64, 64), 50), "PNG")[:-900], "cat.png is incomplete"),
         (b"\0" * (MAX_BYTES + 1), "cat.png has 32 MB"),
     ],
 )
@@ -73,7 +62,7 @@ def test_files_that_are_no_pictures_are_reported_and_not_kept(
     "name", ["../../x.png", "..\\..\\x.png", "/etc/x.png", "x.png\0", "a" * 999]
 )
 def test_a_name_is_only_shown(uploads: Uploads, tmp_path: Path, name: str) -> None:
-    upload = uploads.add(sent(tmp_path, png(Image.new("RGB", (8, 8)))), name)
+    upload = uploads.add(sent(tmp_path, saved(Image.new("RGB", (8, 8)), "PNG")), name)
     assert upload.path.parent == tmp_path / "pictures" / "sent"
     assert len(upload.path.stem) == 24
     assert "/" not in shown_name(name)
@@ -99,14 +88,14 @@ def test_camera_metadata_is_removed_and_the_picture_upright(
 
 
 def test_large_pictures_are_reduced(tmp_path: Path) -> None:
-    path = sent(tmp_path, png(Image.new("L", (6000, 3000))))
+    path = sent(tmp_path, saved(Image.new("L", (6000, 3000)), "PNG"))
     assert decoded(path, "x").size == (4096, 2048)
 
 
 def test_crops_are_stored_whole_or_not_at_all(uploads: Uploads, tmp_path: Path) -> None:
     image = Image.new("RGB", (40, 20), RED)
     image.paste(BLUE, (30, 0, 40, 10))
-    upload = uploads.add(sent(tmp_path, png(image)), "cat.png")
+    upload = uploads.add(sent(tmp_path, saved(image, "PNG")), "cat.png")
     folder = uploads.store([(upload, Crop(2, 1, 0)), (upload, Crop())])
     assert sorted(path.name for path in folder.iterdir()) == ["picture-1.png", "picture-2.png"]
     first, second = (Image.open(path) for path in sorted(folder.iterdir()))
@@ -122,7 +111,9 @@ def test_crops_are_stored_whole_or_not_at_all(uploads: Uploads, tmp_path: Path) 
 
 
 def test_abandoned_uploads_are_deleted(uploads: Uploads, tmp_path: Path) -> None:
-    old, new = (uploads.add(sent(tmp_path, png(Image.new("L", (8, 8)))), "x") for _ in range(2))
+    old, new = (
+        uploads.add(sent(tmp_path, saved(Image.new("L", (8, 8)), "PNG")), "x") for _ in range(2)
+    )
     long_ago = time.time() - 3 * 24 * 3600
     os.utime(old.path, (long_ago, long_ago))
     Uploads(tmp_path / "pictures")
