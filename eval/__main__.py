@@ -13,13 +13,14 @@ from eval.commands.checks import check
 from eval.metrics import METRICS
 from loldu.command import attempt, program, report
 from loldu.options import options as known_options
-from loldu.presets import preset_values, with_preset
+from loldu.presets import preset_values, with_list, with_preset
 
 PRESETS = Path(__file__).parent / "presets"
 
+_ADAPTER = with_list(options.AdapterConfig.__doc__ or "", PRESETS)
 Command = (
     Annotated[options.ImagesConfig, tyro.conf.subcommand("images")]
-    | Annotated[options.AdapterConfig, tyro.conf.subcommand("adapter")]
+    | Annotated[options.AdapterConfig, tyro.conf.subcommand("adapter", description=_ADAPTER)]
     | Annotated[options.SuiteConfig, tyro.conf.subcommand("suite")]
     | Annotated[options.CalibrateConfig, tyro.conf.subcommand("calibrate")]
     | Annotated[options.CompareConfig, tyro.conf.subcommand("compare")]

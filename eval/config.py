@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from eval.metrics.metric import Aggregate, Pairs
+from loldu.options import option
 
 CLIP = "open_clip:ViT-B-32-quickgelu/openai"
 DINO = "timm:vit_small_patch16_224.dino"
@@ -48,7 +49,7 @@ class ProtocolConfig:
     aggregate: Aggregate = "macro"
     # Multiply CLIP-T by this factor and raise negative values to 0, as CLIPScore does: 2.5, or 100.
     # Default: raw cosines.
-    clip_t_scale: float | None = None
+    clip_t_scale: float | None = option(None, above=0)
     # Keep the rare token in the prompts, although it means nothing to CLIP.
     keep_token: bool = False
     # Leave out completely black generated pictures, as safety checkers return them.
@@ -56,7 +57,7 @@ class ProtocolConfig:
     # Leave out and count unreadable pictures; by default they are an error.
     skip_bad: bool = False
     # Resamplings for the intervals: more are smoother and slower.
-    bootstrap_samples: int = 2000
+    bootstrap_samples: int = option(2000, at_least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +79,11 @@ class DrawingConfig:
     # Generate every prompt with each of these seeds: more are more precise and slower.
     seeds: tuple[int, ...] = (0, 1, 2, 3)
     # Denoising steps: 20-30 are faster than 50 and slightly worse.
-    num_inference_steps: int = 50
+    num_inference_steps: int = option(50, at_least=1)
     # How strictly pictures follow the prompt: high values are vivid and less varied.
-    guidance_scale: float = 7.5
+    guidance_scale: float = option(7.5, at_least=0, at_most=100)
     # Pictures at a time: costs memory and changes nothing else.
-    batch_size: int = 4
+    batch_size: int = option(4, at_least=1)
     # Precision of the base: fp16 and bf16 are for GPUs.
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
 
@@ -121,7 +122,7 @@ class AdapterConfig:
     the same command generates only the missing pictures. Every flag overrides --preset.
     """
 
-    # Preset to read flags from: dreambooth (25 prompts, 4 seeds), pocket, or the path of a .toml.
+    # Preset to read flags from: a name of the list above, or the path of a .toml.
     preset: str | None = None
     # Concept file; the files that training wrote beside it say how it was trained.
     concept: Path
@@ -218,6 +219,6 @@ class CompareConfig:
     # Draw the scores and their intervals to this .svg file.
     plot: Path | None = None
     # Resamplings for the intervals.
-    bootstrap_samples: int = 2000
+    bootstrap_samples: int = option(2000, at_least=1)
 
     output: OutputConfig = field(default_factory=OutputConfig)

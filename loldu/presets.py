@@ -11,6 +11,7 @@ sentence, `order` its place in lists. Presets without an order come last, by nam
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from inspect import cleandoc
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -69,6 +70,13 @@ def shipped_presets(folder: Path) -> dict[str, Preset]:
         )
         for preset in sorted(found, key=lambda preset: (preset.order, preset.name))
     }
+
+
+def with_list(text: str, folder: Path) -> str:
+    """Return the description of a command, with the shipped presets listed below it."""
+    presets = shipped_presets(folder).values()
+    lines = "".join(f"\n  {preset.name}: {preset.about}" for preset in presets)
+    return f"{cleandoc(text)}\n\nPresets:{lines}"
 
 
 def preset_values(argv: Sequence[str], folder: Path, known: Mapping[str, Option]) -> dict[str, Any]:

@@ -73,6 +73,11 @@ class Metric(ABC):
     balance: ClassVar[float] = 0.0
 
     @property
+    def heading(self) -> str:
+        """Title with a capital letter, for a chart."""
+        return self.title[0].upper() + self.title[1:]
+
+    @property
     def explanation(self) -> str:
         """Meaning and direction, for a legend."""
         return f"{self.meaning}; {'higher' if self.higher_is_better else 'lower'} is better"

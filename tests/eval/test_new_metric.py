@@ -19,11 +19,14 @@ from eval.report.before_after import BeforeAfter
 from eval.report.figures import draw_curves
 from eval.report.picture_content import score_bars
 from eval.result import Result
+from loldu import Concept
 from tests.eval.noise import save_noise
 from trainer.training import scores as training
 from webui.engine.job import Job
-from webui.library.about import score_titles
+from webui.engine.progress import Progress
+from webui.library.about import describe
 from webui.library.scoring import report_rows
+from webui.watching.charts import charts, table_of_step
 
 
 class Pixels(Encoder):
@@ -127,7 +130,15 @@ def test_the_report_and_the_studio_have_a_new_metric(results: list[Path], tmp_pa
     job.folder = tmp_path
     (line,) = (line for line in report_rows(job) if line[0] == "Toy distance")
     assert line[2] == f"{after.estimates['toy'].mean:.3f}"
-    assert score_titles()["toy"] == "Toy distance"
+
+
+def test_the_library_and_the_charts_of_the_studio_have_a_new_metric(toy: str) -> None:
+    concept = Mock(spec=Concept, metadata={"scores": {"toy": 0.25}}, base="b", layers=[])
+    assert describe(concept, size=1).scores == {"Toy distance": 0.25}
+    measured = Progress(0, 60, (), {10: {"toy": 0.25}}, None, None, None, (), {}, {}, "")
+    (chart,) = (chart for chart in charts(measured).values() if chart.title == "Toy distance")
+    assert chart.curves == (("Toy distance", ((10, 0.25),)),)
+    assert "Toy distance" in table_of_step(measured.scores, 10)
 
 
 def test_training_measures_and_draws_a_new_metric(

@@ -1,5 +1,6 @@
 """Presets become flags, and typed flags win."""
 
+from math import isfinite
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from eval.__main__ import PRESETS, parse
 from eval.config import AdapterConfig
 from eval.protocols.prompts import fill
 from loldu.errors import LoLDUError
+from loldu.presets import shipped_presets
 
 REQUIRED = ["adapter", "--concept", "c.safetensors", "--output_dir", "out"]
 
@@ -16,6 +18,9 @@ REQUIRED = ["adapter", "--concept", "c.safetensors", "--output_dir", "out"]
 def test_shipped_presets_parse(path: Path) -> None:
     config = parse([*REQUIRED, "--preset", path.stem])
     assert isinstance(config, AdapterConfig)
+    preset = shipped_presets(PRESETS)[path.stem]
+    assert preset.about
+    assert isfinite(preset.order)
     asked = fill([*config.prompts, *config.other_prompts], "sks", "toy")
     assert len(set(asked)) == len(asked)
     assert all("sks toy" in prompt for prompt in fill(config.prompts, "sks", "toy"))

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from inspect import cleandoc
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import tyro
 from loldu.command import program
 from loldu.errors import LoLDUError
 from loldu.options import build, options, typed_values
-from loldu.presets import installed_path, preset_values, shipped_presets, typed_options, with_preset
+from loldu.presets import installed_path, preset_values, typed_options, with_list, with_preset
 from trainer.options.checks import check, check_fit
 from trainer.options.config import Config
 
@@ -30,7 +29,7 @@ def parse(argv: Sequence[str]) -> Config:
     config = tyro.cli(
         Config,
         args=["--output_dir", ".", *argv],  # the doctor needs none, and tyro would ask for it
-        description=_description(),
+        description=with_list(Config.__doc__ or "", PRESETS),
         prog=program("trainer"),
         use_underscores=True,
         config=(tyro.conf.OmitArgPrefixes,),
@@ -60,9 +59,3 @@ def configure(values: Mapping[str, Any], where: str = "The training") -> Config:
     check(config)
     check_fit(config, {})
     return config
-
-
-def _description() -> str:
-    presets = shipped_presets(PRESETS).values()
-    lines = "".join(f"\n  {preset.name}: {preset.about}" for preset in presets)
-    return f"{cleandoc(Config.__doc__ or '')}\n\nPresets:{lines}"

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
-from PIL import Image, ImageDraw
+from PIL import Image, ImageOps
 
 from loldu.base.draw import sample_images
 from loldu.errors import LoLDUError
 from loldu.files import save_png
-from loldu.pictures.lettering import font, wrapped
+from loldu.pictures.grid import GAP_PX, picture_grid
 from loldu.pictures.open import load_image, stored_text
 from trainer.methods.trained import Trained
 from trainer.options.config import Config
@@ -149,34 +149,9 @@ class Validation:
 
 def sheet(rows: Sequence[Row], prompts: Sequence[str], cell_px: int) -> Image.Image:
     """Return a page of pictures: row names on the left, prompts above the columns."""
-    text_px = max(14, cell_px // 24)
-    gap = text_px // 2
-    face, line_px = font(text_px), round(text_px * 1.3)
-    captions = [wrapped(prompt, text_px, cell_px) for prompt in prompts]
-    left = gap + math.ceil(max(face.getlength(name) for name, _ in rows)) + gap
-    top = gap + line_px * max(map(len, captions)) + gap
-    size = (left + len(prompts) * (cell_px + gap), top + len(rows) * (cell_px + gap))
-    page = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(page)
-    for column, caption in enumerate(captions):
-        x = left + column * (cell_px + gap)
-        for index, line in enumerate(caption):
-            draw.text((x, gap + index * line_px), line, font=face, fill="black")
-    for row, (name, images) in enumerate(rows):
-        y = top + row * (cell_px + gap)
-        draw.text((gap, y + cell_px // 2), name, font=face, fill="black", anchor="lm")
-        for column, image in enumerate(images):
-            page.paste(_fitted(image, cell_px), (left + column * (cell_px + gap), y))
-    return page
+    return ImageOps.expand(picture_grid(rows, prompts, cell_px=cell_px), GAP_PX, "white")
 
 
 def _cell_px(resolution: int) -> int:
     """Return the side of a cell; tiny pictures are enlarged by a whole factor, for the captions."""
     return resolution * math.ceil(_MIN_CELL_PX / resolution)
-
-
-def _fitted(image: Image.Image, cell_px: int) -> Image.Image:
-    whole = cell_px % image.width == 0
-    return image.resize(
-        (cell_px, cell_px), Image.Resampling.NEAREST if whole else Image.Resampling.LANCZOS
-    )

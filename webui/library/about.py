@@ -26,7 +26,7 @@ class About:
         prompt: Prompt of the training pictures.
         method: Training method.
         steps: Training steps.
-        scores: Scores at the last step, by name.
+        scores: Scores at the last step, by title.
         layers: Number of changed layers.
         numbers: Number of trained values.
         bytes: Size of the file.
@@ -96,11 +96,6 @@ def describe(concept: Concept, size: int) -> About:
     )
 
 
-def score_titles() -> dict[str, str]:
-    """Return the title of each score that training may record, by name."""
-    return {metric.name: metric.title for metric in headline_metrics()}
-
-
 def _text(value: object) -> str | None:
     """Return a string as one printable line of at most 200 characters, or None."""
     if not isinstance(value, str):
@@ -110,7 +105,9 @@ def _text(value: object) -> str | None:
 
 
 def _scores(scores: dict[str, Any]) -> dict[str, float]:
-    numbers = {
-        name: scores[name] for name in score_titles() if type(scores.get(name)) in (int, float)
+    numbers = ((metric.title, scores.get(metric.name)) for metric in headline_metrics())
+    return {
+        title: float(value)
+        for title, value in numbers
+        if type(value) in (int, float) and math.isfinite(value)
     }
-    return {name: float(value) for name, value in numbers.items() if math.isfinite(value)}

@@ -11,6 +11,7 @@ from eval.report.before_after import PICTURES, REPORT_JSON, BeforeAfter
 from eval.report.tables import before_after_rows
 from loldu.base.record import CONFIG
 from loldu.pictures.folder import is_picture
+from loldu.presets import shipped_presets
 from webui.engine.job import Job
 from webui.engine.options import OPTIONS
 from webui.library.entry import Entry
@@ -19,12 +20,9 @@ _BASE = "pretrained_model_name_or_path"
 _USUAL = "dreambooth"
 
 
-def presets() -> dict[str, dict[str, Any]]:
-    """Return the shipped presets of eval, by name."""
-    return {
-        path.stem: tomllib.loads(path.read_text(encoding="utf-8"))
-        for path in sorted(PRESETS.glob("*.toml"))
-    }
+def presets() -> dict[str, Mapping[str, Any]]:
+    """Return the values of eval's shipped presets, by name."""
+    return {name: preset.values for name, preset in shipped_presets(PRESETS).items()}
 
 
 def preset_of(base: str) -> str:

@@ -15,7 +15,7 @@ from loldu.errors import LoLDUError
 from loldu.pictures.open import load_image
 from trainer.methods.lora_file import LORA
 from webui.backend import Backend, owner
-from webui.library.about import About, about, score_titles
+from webui.library.about import About, about
 from webui.library.entry import Entry, named_errors
 from webui.library.export import export_as_lora, export_concept, export_zip
 from webui.page import (
@@ -275,8 +275,7 @@ def details(entry: Entry, base: str) -> str:
     facts = _facts(entry)
     if not isinstance(facts, About):
         return f"{heading}<p>{escape(facts)}.</p>"
-    titles = score_titles()
-    scores = ", ".join(f"{titles[name]} {value:.3f}" for name, value in facts.scores.items())
+    scores = ", ".join(f"{title} {value:.3f}" for title, value in facts.scores.items())
     made_for = facts.base or "unknown"
     if not facts.fits(base):
         made_for += ", which is not this server's base: it cannot be drawn here"

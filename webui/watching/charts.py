@@ -11,11 +11,6 @@ from eval.metrics import headline_metrics
 from webui.engine.progress import Progress
 from webui.page import score_table
 
-SCORES = {
-    metric.name: (metric.title[0].upper() + metric.title[1:], metric.explanation)
-    for metric in headline_metrics()
-}
-"""Title and meaning of each score, by its name in the run's records."""
 LOSS, MEASURED, SMOOTHED = "Loss", "measured", "smoothed"
 _COLOURS = {MEASURED: "#94a3b8", SMOOTHED: "#0d9488"}
 _SMOOTHING = 0.9
@@ -44,7 +39,7 @@ class Chart:
 def plots() -> dict[str, gr.LinePlot]:
     """Lay out a plot for the loss and one for every score; each is hidden until it has points."""
     meanings = {LOSS: "mostly noise; follow the smoothed curve"}
-    meanings |= dict(SCORES.values())
+    meanings |= {metric.heading: metric.explanation for metric in headline_metrics()}
     return {
         _part(title): gr.LinePlot(
             x="Step",
@@ -71,13 +66,14 @@ def charts(progress: Progress) -> dict[str, Chart]:
     means = zip(steps, smoothed([loss for _, loss in progress.losses]), strict=True)
     losses = ((MEASURED, _thinned(progress.losses)), (SMOOTHED, _thinned(means)))
     shown = {_part(LOSS): Chart(LOSS, losses if len(steps) > 1 else ())}
-    for name, (title, _) in SCORES.items():
+    for metric in headline_metrics():
         points = (
-            (step, scores[name])
+            (step, scores[metric.name])
             for step, scores in sorted(progress.scores.items())
-            if math.isfinite(scores.get(name, math.nan))
+            if math.isfinite(scores.get(metric.name, math.nan))
         )
-        shown[_part(title)] = Chart(title, ((title, _thinned(points)),))
+        curve = (metric.heading, _thinned(points))
+        shown[_part(metric.heading)] = Chart(metric.heading, (curve,))
     return shown
 
 
@@ -97,9 +93,9 @@ def table_of_step(scores: Mapping[int, Mapping[str, float]], step: int | None) -
         return ""
     columns = scores.get(0, {}), scores[step]
     rows = [
-        (title, *(f"{of[name]:.3f}" if name in of else "" for of in columns))
-        for name, (title, _) in SCORES.items()
-        if name in scores[step]
+        (m.heading, *(f"{of[m.name]:.3f}" if m.name in of else "" for of in columns))
+        for m in headline_metrics()
+        if m.name in scores[step]
     ]
     return score_table(("", "base", f"step {step}"), rows)
 

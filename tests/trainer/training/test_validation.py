@@ -11,12 +11,14 @@ from PIL import Image
 from loldu import load_concept
 from loldu.base.draw import sample_images
 from loldu.base.open import load_pipeline
+from loldu.pictures.grid import GAP_PX
 from trainer.__main__ import run
 from trainer.methods.method import add_trainables
 from trainer.options.config import Config
 from trainer.training.validation import Validation, sheet
 
 PROMPTS = ["sks", "a toy on grass"]
+ROW_PX = 160 + GAP_PX
 FLAGS = ["--validation_prompt", *PROMPTS, "--validation_steps", "3"]
 MakeConfig = Callable[..., Config]
 
@@ -56,11 +58,11 @@ def test_the_sheet_has_a_row_of_the_base_and_one_of_the_concept(
             np.testing.assert_array_equal(single, images[column])
             large = single.repeat(10, axis=0).repeat(10, axis=1)
             # from the right and from below: the text's width and height are Pillow's affair
-            right, bottom = 7 + (1 - column) * 167, 7 + (1 - row) * 167
+            right, bottom = GAP_PX + (1 - column) * ROW_PX, GAP_PX + (1 - row) * ROW_PX
             place = last[-bottom - 160 : -bottom, -right - 160 : -right]
             np.testing.assert_array_equal(place, large)
-    assert pixels(folder / "000000.png").shape[0] == last.shape[0] - 167
-    assert pixels(folder / "progress.png").shape[0] == last.shape[0] + 167
+    assert pixels(folder / "000000.png").shape[0] == last.shape[0] - ROW_PX
+    assert pixels(folder / "progress.png").shape[0] == last.shape[0] + ROW_PX
     with Image.open(folder / "pictures" / "000004-01.png") as image:
         parameters = "a toy on grass\nSteps: 2, CFG scale: 7.5, Seed: 43, Size: 16x16"
         assert image.info["parameters"] == parameters
@@ -101,7 +103,7 @@ def test_full_training_draws_the_base_only_at_step_0(
     below = validation.draw(3)
     assert alone is not None
     assert below is not None
-    assert below.height == alone.height + 167
+    assert below.height == alone.height + ROW_PX
 
 
 def test_the_instance_prompt_is_the_default_sample_prompt(
@@ -125,9 +127,9 @@ def test_a_sheet_has_its_prompts_above_its_columns() -> None:
     short = np.asarray(sheet(rows, ["one", "two"], 160))
     long = np.asarray(sheet(rows, ["one", "two " * 30], 160))
     assert long.shape[0] > short.shape[0]
-    heading = long[:-174]
-    left, right = heading[:, -334:-174], heading[:, -167:]
+    heading = long[:-ROW_PX]
+    left, right = heading[:, -2 * ROW_PX : -ROW_PX], heading[:, -ROW_PX:]
     assert 0 < (left < 128).sum() < (right < 128).sum()
-    assert (heading[:, -7:] == 255).all()  # no word runs out of its column
+    assert (heading[:, -GAP_PX:] == 255).all()  # no word runs out of its column
     unbroken = np.asarray(sheet(rows, ["one", "w" * 100], 160))
-    assert (unbroken[:-174, -7:] == 255).all()
+    assert (unbroken[:-ROW_PX, -GAP_PX:] == 255).all()

@@ -11,7 +11,6 @@ from webui.engine.progress import Progress
 from webui.watching.charts import (
     LOSS,
     MEASURED,
-    SCORES,
     SMOOTHED,
     Chart,
     charts,
@@ -21,6 +20,7 @@ from webui.watching.charts import (
 )
 
 EMPTY = Progress(0, 60, (), {}, None, None, None, (), {}, {}, "")
+NAMES = ["dino", "clip_i", "clip_t", "drift"]
 TITLES = [LOSS, "DINO", "CLIP-I", "CLIP-T", "Drift"]
 
 
@@ -53,7 +53,7 @@ def test_losses_raw_and_smoothed_share_one_chart() -> None:
 
 
 def test_every_score_has_a_chart_of_its_finite_values() -> None:
-    scores = {step: dict.fromkeys(SCORES, step / 100) for step in (20, 0, 10)}
+    scores = {step: dict.fromkeys(NAMES, step / 100) for step in (20, 0, 10)}
     scores[30] = {"dino": float("nan")}
     shown = drawn(scores=scores)
     assert not shown[LOSS].update()["visible"]
@@ -71,7 +71,7 @@ def test_the_plots_draw_the_columns_of_the_charts() -> None:
     progress = dataclasses.replace(
         EMPTY,
         losses=((1, 0.5), (2, 0.25)),
-        scores={1: dict.fromkeys(SCORES, 0.5), 2: dict.fromkeys(SCORES, 0.75)},
+        scores={1: dict.fromkeys(NAMES, 0.5), 2: dict.fromkeys(NAMES, 0.75)},
     )
     shown = charts(progress)
     assert made.keys() == shown.keys()
