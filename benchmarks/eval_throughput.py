@@ -141,7 +141,7 @@ def measure_way(way: str, options: Options, generated: list[Path], real: list[Pa
 
 
 def _reset_peak() -> int:
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_bytes(b"5")
     return _resident("VmRSS")
 
 

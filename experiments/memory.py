@@ -14,4 +14,4 @@ def forget_peak_memory() -> None:
         torch.cuda.reset_peak_memory_stats()
     elif _CLEAR.exists():
         with contextlib.suppress(OSError):  # some containers forbid it
-            _CLEAR.write_text("5")
+            _CLEAR.write_bytes(b"5")

@@ -151,7 +151,11 @@ def _perform(kind: str, run: Run, results: Results, argv: list[str], again: bool
     work = _work_of(run, results)
     if again:
         shutil.rmtree(work, ignore_errors=True)
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+    with (
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        redirect_stdout(nowhere),
+        redirect_stderr(nowhere),
+    ):
         outcome = perform(kind, run, work)
     results.write(run, outcome, argv)
     shutil.rmtree(work, ignore_errors=True)

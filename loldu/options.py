@@ -3,6 +3,7 @@
 The comment above a field is its help text; its metadata are the facts of `Option`.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
@@ -120,6 +121,24 @@ def limit_problems(config: Any) -> Iterator[str]:  # noqa: ANN401
         ]
         if not all(holds for _, holds in limits):
             yield f"--{name} is {value}; it must be {' and '.join(words for words, _ in limits)}."
+
+
+def text_problems(config: Any) -> Iterator[str]:  # noqa: ANN401
+    """Yield a sentence for every value that no file could hold as UTF-8, such as a folder's name.
+
+    Such a name has bytes that are not UTF-8, or letters that the locale does not allow.
+    """
+    for name, value in values_of(config).items():
+        for text in map(str, cast(tuple[Any, ...], value) if isinstance(value, tuple) else [value]):
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                try:
+                    os.fsencode(text).decode()
+                    cure = "start the command with LC_ALL=C.UTF-8 in front, for its letters"
+                except UnicodeError:
+                    cure = "rename the file or folder"
+                yield f"--{name} {text!r} cannot be read as UTF-8; {cure}."
 
 
 def _is_finite_above(value: int | float, limit: int | float) -> bool:

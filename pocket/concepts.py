@@ -43,7 +43,7 @@ def render_concept(name: str, look: Scene, folder: Path, token: str = "sks") -> 
         render(look | setting, rng).save(folder / f"{number}.png")
         if training:
             caption = f"a photo of a {token} {look['kind']} {setting_phrase(background)}\n"
-            (folder / f"{number}.txt").write_text(caption)
+            (folder / f"{number}.txt").write_text(caption, encoding="utf-8")
 
 
 def _settings(look: Scene) -> list[tuple[str, str, str]]:

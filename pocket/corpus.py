@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import CLIPTokenizer
 
+from loldu.files import write_atomically
 from pocket.captions import full_caption, random_caption
 from pocket.render import SIZE_PX, render
 from pocket.world import Scene, elsewhere, named_scene, random_scene
@@ -125,9 +126,7 @@ def make_corpus(build: Path, split: str, size: int, seed: int) -> Corpus:
                 scenes += shown
                 captions += written
         pictures.flush()
-        partial = texts_file.with_suffix(".partial")
-        partial.write_text(json.dumps({"scenes": scenes, "captions": captions}))
-        partial.replace(texts_file)
-    texts = json.loads(texts_file.read_text())
+        write_atomically(texts_file, json.dumps({"scenes": scenes, "captions": captions}))
+    texts = json.loads(texts_file.read_text(encoding="utf-8"))
     pictures = np.load(pictures_file, mmap_mode="r")
     return Corpus(pictures, texts["scenes"], texts["captions"])

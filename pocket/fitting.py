@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -10,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from loldu.files import drafted
 
 Losses = dict[str, Tensor]
 
@@ -166,7 +167,7 @@ def _judge(
 
 
 def _log(folder: Path, record: Mapping[str, object]) -> None:
-    with (folder / "log.jsonl").open("a") as log:
+    with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
         log.write(json.dumps(record) + "\n")
 
 
@@ -179,9 +180,8 @@ def _save(
         "ema": ema.shadow if ema else None,
         "step": step,
     }
-    partial = folder / "state.pt.partial"
-    torch.save(state, partial)
-    os.replace(partial, folder / "state.pt")
+    with drafted(folder / "state.pt") as draft:
+        torch.save(state, draft)
 
 
 def _restore(

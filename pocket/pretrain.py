@@ -144,7 +144,7 @@ def pretrain(output: Path, build: Path, settings: Pretraining) -> None:
     report = judge_base(pipeline, classifier, held_out, settings.judged)
     names = judge_names(pipeline, classifier)
     record = {"recipe": asdict(settings), "judgement": report, "individuals": names}
-    (output / "base.json").write_text(json.dumps(record, indent=2) + "\n")
+    (output / "base.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     base_sheet(pipeline, held_out).save(output / "base.png")
 
 
@@ -255,7 +255,8 @@ def _publish(
     pipeline.to(dtype=torch.float32)
     # transformers would load the text encoder in the dtype of its config; the UNet's is float32.
     config = output / "base" / "text_encoder" / "config.json"
-    config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
+    text = config.read_text(encoding="utf-8").replace('"dtype": "float16"', '"dtype": "float32"')
+    config.write_text(text, encoding="utf-8")
     size = {"height": SIZE_PX, "width": SIZE_PX}
     half = [0.5, 0.5, 0.5]
     clip.half().save_pretrained(encoders / "clip")

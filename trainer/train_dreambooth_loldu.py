@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from trainer.methods.trained import Trained
 from trainer.options.concepts import SINGLE, concept_configs
 from trainer.options.config import Config
 from trainer.results.hub import open_repositories, push
+from trainer.results.lock import locked
 from trainer.results.metadata import Training
 from trainer.results.output_dir import open_output_dir, refuse_another_run
 from trainer.results.result import write_result
@@ -66,13 +68,26 @@ def main(config: Config, scorer: Scorer | None = None) -> None:
         LoLDUError: If something is wrong that the person can correct.
         Stopped: If a request ended the run before its last step.
     """
-    # --------------------------------------------- check everything that needs no base model yet
     optimizer_class(config.optimization.optimizer)
     accelerator = make_accelerator(config)
     configs = concept_configs(config)
     instances = find_all_instances(configs)
+    with locked(config.run.output_dir) if accelerator.is_main_process else nullcontext():
+        train(config, configs, instances, scorer, accelerator)
+
+
+def train(
+    config: Config,
+    configs: dict[str, Config],
+    instances: dict[str, list[CaptionedImage]],
+    scorer: Scorer | None,
+    accelerator: Accelerator,
+) -> None:
+    """Train all concepts, in an output folder into which no other run writes."""
+    # --------------------------------------------- check everything that needs no base model yet
     checkpoint = find_checkpoint(config)
-    refuse_another_run(config.run, checkpoint)
+    if accelerator.is_main_process:
+        refuse_another_run(config, configs, checkpoint)
     scores, repositories = check_outputs(config, configs, instances, scorer, accelerator)
     if checkpoint is None and accelerator.is_main_process:
         report_pictures(configs, instances)
@@ -107,7 +122,7 @@ def main(config: Config, scorer: Scorer | None = None) -> None:
         config, configs, inputs, pipeline, trained, ema, accelerator, control, trainings, scores
     )
     if accelerator.is_main_process:
-        open_output_dir(config, configs, checkpoint)
+        open_output_dir(config, configs, checkpoint, progress.step)
     start_trackers(accelerator, config, progress.step)
     with logging_redirect_tqdm(), control.listening():
         progress = fit(run, denoiser, optimizer, objective, progress)

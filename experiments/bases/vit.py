@@ -139,9 +139,10 @@ def _publish(output: Path, vit: ViTModel, record: dict[str, object]) -> None:
     shutil.rmtree(output, ignore_errors=True)
     vit.half().save_pretrained(output)
     config = output / "config.json"
-    config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
+    text = config.read_text(encoding="utf-8").replace('"dtype": "float16"', '"dtype": "float32"')
+    config.write_text(text, encoding="utf-8")
     half = [0.5, 0.5, 0.5]
     size = {"height": SIZE_PX, "width": SIZE_PX}
     ViTImageProcessor(size=size, image_mean=half, image_std=half).save_pretrained(output)
-    (output / "pretraining.json").write_text(json.dumps(record, indent=2) + "\n")
+    (output / "pretraining.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     logger.info("wrote %s", output)

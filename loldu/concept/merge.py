@@ -6,8 +6,6 @@
 
 import copy
 import os
-import secrets
-import shutil
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from loldu.adapter.components import BARE, adapted_layers, bare, components, req
 from loldu.adapter.layer import LoLDULayer
 from loldu.concept.format import BASE_DTYPES
 from loldu.errors import ConceptError
+from loldu.files import drafted
 
 _ADAPTED = (BaseTunerLayer, AuxiliaryTrainingWrapper)
 
@@ -79,7 +78,8 @@ def save_merged(
         result = copy.copy(model_or_pipeline)
         for name, part in plain.items():
             setattr(result, name, part)
-    _write(result, folder)
+    with drafted(folder) as draft:
+        result.save_pretrained(draft)
     return folder
 
 
@@ -158,14 +158,3 @@ def _in_use(wrapper: ModulesToSaveWrapper) -> nn.Module:
     if wrapper.disable_adapters or not active:
         return wrapper.original_module
     return wrapper.modules_to_save[active[0]]
-
-
-def _write(model_or_pipeline: Any, folder: Path) -> None:  # noqa: ANN401
-    """Save to a temporary folder and rename it, so that no reader finds a part of it."""
-    draft = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
-    try:
-        model_or_pipeline.save_pretrained(draft)
-        os.rename(draft, folder)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise

@@ -171,14 +171,17 @@ def test_killed_and_resumed_is_bit_identical(flags: list[str], tmp_path: Path) -
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     assert not (killed / "concept.safetensors").exists()
-    half = killed / "checkpoint-000049"  # as if the kill had come while writing one
+    half = killed / ".loldu" / ".loldu-0123456789abcdef.draft"  # as if it came during a save
     half.mkdir()
     (half / "trained.safetensors").write_bytes(b"half")
+    (killed / "checkpoint-000049").mkdir()  # an earlier version was killed while it deleted that
     assert run([*common, "--output_dir", str(killed), "--resume", "latest"]) == 0
     assert torch.equal(
         deltas(whole / "concept.safetensors"), deltas(killed / "concept.safetensors")
     )
     assert [line["step"] for line in lines(killed / "metrics.jsonl")] == list(range(10, 51, 10))
+    assert not half.exists()
+    assert not (killed / "checkpoint-000049").exists()
 
 
 @pytest.mark.parametrize("method", ["svfit", "lora"])
@@ -239,6 +242,10 @@ def test_resume_refuses_options_that_change_the_run(
     state.write_bytes(state.read_bytes()[:100])
     capsys.readouterr()
     assert run([*flags, "--resume", "latest"]) == 2
+    error = capsys.readouterr().err
+    assert f"{state} would be replaced or deleted, but this trainer did not write it, or" in error
+    elsewhere = ["--output_dir", f"{output_dir}-2", "--resume", str(state.parent)]
+    assert run([*flags, *elsewhere]) == 2
     assert "checkpoint-000004 is damaged; delete it" in capsys.readouterr().err
 
 

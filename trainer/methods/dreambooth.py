@@ -1,8 +1,5 @@
 """DreamBooth as it was published: train every weight; the result is a whole pipeline."""
 
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,11 +23,7 @@ def add(
 
 def save(path: Path, pipeline: DiffusionPipeline, *_: object) -> None:
     """Write the whole pipeline."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".pipeline-") as temporary:
-        pipeline.save_pretrained(temporary)
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(temporary, path)
-        Path(temporary).mkdir()  # for the context to remove
+    pipeline.save_pretrained(path)
 
 
 class WholeModel(Trainable):

@@ -27,7 +27,7 @@ class Method:
         about: Description of that file, for the model card.
         add: Adds what is trained to the frozen pipeline, in fp32, for concepts of these names.
             Returns trainables by component of the pipeline, the network's first.
-        save: Writes the result of a concept to a path, with its metadata, whole or not at all.
+        save: Writes the result of a concept, with its metadata, to a path in a folder of drafts.
         makes_concept: Whether the result is a concept file, which can also become a LoRA.
         is_adapter: Whether it has a rank and target modules.
         trains_base: Whether it overwrites the base's own weights.
@@ -81,18 +81,17 @@ def save_result(
     concept: str,
     config: Config,
     metadata: dict[str, Any],
-) -> Path:
-    """Write a concept's result, and its word if it has one; return the path of the result.
+    folder: Path,
+) -> None:
+    """Write a concept's result, and its word if it has one, into an empty folder.
 
     Raises:
         LoLDUError: If what was trained cannot be saved.
     """
     method = method_named(config.adapter.method)
-    path = config.run.output_dir / method.file_name
     for part in trained.parts.values():
-        part.save_beside(path.parent, concept, config)
-    method.save(path, pipeline, trained, concept, metadata)
-    return path
+        part.save_beside(folder, concept, config)
+    method.save(folder / method.file_name, pipeline, trained, concept, metadata)
 
 
 def target_modules(

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping
 
 from loldu.errors import LoLDUError
-from loldu.options import limit_problems, options, values_of
+from loldu.options import limit_problems, options, text_problems, values_of
 from loldu.prompts import class_after
 from trainer.options.config import DIAGONALS, Config
 
@@ -60,6 +60,7 @@ def _is_given(config: Config, name: str) -> bool:
 
 def _problems(config: Config) -> Iterator[str]:
     yield from limit_problems(config)
+    yield from text_problems(config)
     if not config.adapter.target_modules:
         yield "--target_modules is empty; name at least one layer, such as to_k."
     yield from _method_problems(config)

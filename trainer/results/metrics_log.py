@@ -16,7 +16,9 @@ from loldu.errors import LoLDUError
 from trainer.methods.trained import Trained
 from trainer.options.concepts import SINGLE
 from trainer.options.config import Config
-from trainer.results.output_dir import METRICS, forget_after
+from trainer.results.manifest import Manifest
+from trainer.results.output_dir import forget_after
+from trainer.results.places import METRICS
 from trainer.training.checkpoint import Progress
 from trainer.training.memory import peak_memory_mib
 from trainer.training.tracking import track
@@ -91,8 +93,8 @@ class MetricsLog:
                 "seconds": round(progress.seconds, 3),
                 "peak_memory_mib": peak,
             }
-            with self._paths[name].open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            path = self._paths[name]
+            Manifest(path.parent).append(path, json.dumps(line) + "\n")
             track(self._accelerator, name, line, progress.step)
         loss = sum(loss for loss, *_ in means) / len(means)
         known = [norm for norm in norms if norm is not None]

@@ -1,80 +1,108 @@
-"""The folder of a run: protect an earlier run in it, open it, and summarize a finished one."""
+"""The folder of a run: protect other files in it, open it, and summarize a finished run."""
 
 import json
-import shutil
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from loldu.base.record import CONFIG, SUMMARY
 from loldu.errors import LoLDUError
-from loldu.files import write_atomically
-from trainer.methods.method import all_methods
 from trainer.options.concepts import FOLDER
-from trainer.options.config import Config, RunConfig, to_toml
-from trainer.results.card import CARD, is_card
+from trainer.options.config import Config, to_toml
+from trainer.results.manifest import OWN, Manifest
+from trainer.results.places import BEST, RESULTS, adopt, in_places, read_best, strangers
 from trainer.training.checkpoint import PREFIX, Progress, checkpoints
 from trainer.training.memory import peak_memory_mib
-from trainer.training.tracking import TRACKING
-from trainer.training.validation import VALIDATION
 
-METRICS, SAMPLES = "metrics.jsonl", "samples"
-SCORES, BEST, SCORES_OF_BEST = "validation.jsonl", "best", "scores.json"
+logger = logging.getLogger(__name__)
 
 
-def refuse_another_run(run: RunConfig, checkpoint: Path | None) -> None:
-    """Check that the output folder holds no other run, before any work is done.
+def refuse_another_run(
+    config: Config, concepts: Mapping[str, Config], checkpoint: Path | None
+) -> None:
+    """Check, before any work is done, that the run neither replaces nor deletes other files.
 
     Args:
-        run: Options of the run.
+        config: Options of the run.
+        concepts: Options of every concept.
         checkpoint: Checkpoint that the run continues from, if any.
 
     Raises:
-        LoLDUError: If the folder holds a run that is neither continued nor overwritten.
-            `--resume latest` may replace a run that left no checkpoint and no result.
+        LoLDUError: If a file of somebody else is in the way, or the folder holds a run that is
+            neither continued nor overwritten. `--resume latest` may replace a run that left no
+            checkpoint and no result.
     """
-    folder = run.output_dir
-    if folder.exists() and not folder.is_dir():
-        raise LoLDUError(f"--output_dir {folder} is a file; name a folder.")
-    if (folder / CARD).exists() and not is_card(folder / CARD):
+    run = config.run
+    folders = _folders(config, concepts)
+    for folder in folders:
+        if foreign := strangers(folder):
+            more = f" (and {len(foreign) - 1} more there)" if foreign[1:] else ""
+            raise LoLDUError(
+                f"{foreign[0]}{more} would be replaced or deleted, but this trainer did not write "
+                "it, or it was changed since; move it away, or name another --output_dir."
+            )
+    finished = any((folder / name).exists() for folder in folders for name in (SUMMARY, *RESULTS))
+    continues = _is_in(checkpoint, run.output_dir) if checkpoint else run.resume and not finished
+    if any(map(in_places, folders)) and not continues and not run.overwrite:
+        cure = "continue it with --resume latest, " if checkpoints(run.output_dir) else ""
         raise LoLDUError(
-            f"{folder / CARD} is not a model card of this trainer, and would be overwritten; "
-            "move it, or name another --output_dir."
-        )
-    if checkpoint is not None:
-        continued = checkpoint.resolve().parent == folder.resolve()
-    else:
-        results = {SUMMARY, *(method.file_name for method in all_methods())}
-        finished = any((folder / name).exists() for name in results)
-        continued = run.resume is not None and not finished
-    if _earlier_run(folder) and not continued and not run.overwrite:
-        cure = "continue it with --resume latest, " if checkpoints(folder) else ""
-        raise LoLDUError(
-            f"--output_dir {folder} holds another run; {cure}replace it with --overwrite, or name "
-            "another folder."
+            f"--output_dir {run.output_dir} holds another run; {cure}replace it with --overwrite, "
+            "or name another folder."
         )
 
 
 def open_output_dir(
-    config: Config, concepts: Mapping[str, Config], checkpoint: Path | None
+    config: Config, concepts: Mapping[str, Config], checkpoint: Path | None, step: int
 ) -> None:
-    """Remove the run that --overwrite replaces, and write `config.toml` for run and concepts."""
-    folder = config.run.output_dir
-    if checkpoint is None:
-        for path in _earlier_run(folder):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for own in (config, *concepts.values()):
-        own.run.output_dir.mkdir(parents=True, exist_ok=True)
-        write_atomically(own.run.output_dir / CONFIG, to_toml(own))
+    """Make the folders of run and concepts ready to go on after a step.
+
+    Drafts of a killed run are deleted, and so is the run that --overwrite replaces. When a run goes
+    back to an earlier checkpoint, the later ones are renamed and kept. Every folder gets its
+    `config.toml`.
+
+    Args:
+        config: Options of the run.
+        concepts: Options of every concept.
+        checkpoint: Checkpoint that the run continues from, if any.
+        step: Its step, or 0.
+    """
+    root, own = config.run.output_dir, _folders(config, concepts)
+    earlier = [path for path in root.glob(f"{FOLDER}/*/") if path not in own]
+    for folder in (*earlier, *own):
+        adopt(folder)
+        manifest = Manifest(folder)
+        manifest.tidy()
+        if checkpoint is None or not _is_in(checkpoint, root):
+            manifest.clear()
+    for folder in earlier:
+        with suppress(OSError):  # it has files: of somebody else, or of the run that continues
+            (folder / OWN).rmdir()
+            folder.rmdir()
+    later = [path for path in checkpoints(root) if int(path.name.removeprefix(PREFIX)) > step]
+    _set_aside(later, step)
+    for options in (config, *concepts.values()):
+        folder, best = options.run.output_dir, read_best(options.run.output_dir)
+        if best and best["step"] > (step if later else options.optimization.max_train_steps):
+            _set_aside([folder / BEST], step)
+        folder.mkdir(parents=True, exist_ok=True)
+        Manifest(folder).write(folder / CONFIG, to_toml(options))
 
 
-def _earlier_run(folder: Path) -> list[Path]:
-    """Return the files of an earlier run, but class pictures: a digest tells if they fit."""
-    names = [CONFIG, METRICS, SUMMARY, VALIDATION, TRACKING, CARD, SCORES, BEST, f".{BEST}.tmp"]
-    names += [FOLDER, *sorted({method.file_name for method in all_methods()})]
-    written = [folder / name for name in names if (folder / name).exists()]
-    written += [*folder.glob(f"{SAMPLES}/*-base.png"), *folder.glob(f"{SAMPLES}/*-concept.png")]
-    return [*written, *folder.glob(f"{PREFIX}*"), *folder.glob(f".{PREFIX}*.tmp")]
+def _folders(config: Config, concepts: Mapping[str, Config]) -> list[Path]:
+    """Return the folders of the run and its concepts, without doubles."""
+    return [*dict.fromkeys(each.run.output_dir for each in (config, *concepts.values()))]
+
+
+def _is_in(checkpoint: Path, folder: Path) -> bool:
+    return checkpoint.resolve().parent == folder.resolve()
+
+
+def _set_aside(folders: Iterable[Path], step: int) -> None:
+    for folder in folders:
+        kept = Manifest(folder.parent).set_aside(folder)
+        logger.info("Going back to step %d: %s is kept as %s.", step, folder, kept.name)
 
 
 def forget_after(path: Path, step: int) -> None:
@@ -89,7 +117,7 @@ def forget_after(path: Path, step: int) -> None:
         except json.JSONDecodeError:
             break
         kept.append(line + "\n")
-    write_atomically(path, "".join(kept))
+    Manifest(path.parent).write(path, "".join(kept))
 
 
 def write_summary(
@@ -103,10 +131,9 @@ def write_summary(
         "concept_bytes": size_bytes(result),
         "peak_memory_mib": round(peak_memory_mib(), 1),
     }
-    best = output_dir / BEST / SCORES_OF_BEST
-    if best.exists():
-        summary["best"] = json.loads(best.read_text(encoding="utf-8"))
-    write_atomically(output_dir / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    if best := read_best(output_dir):
+        summary["best"] = best
+    Manifest(output_dir).write(output_dir / SUMMARY, json.dumps(summary, indent=2) + "\n")
 
 
 def size_bytes(result: Path) -> int:

@@ -2,6 +2,7 @@
 
 import logging
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,15 +11,17 @@ from diffusers import DiffusionPipeline
 from loldu import ConceptError, export_lora
 from loldu.base.draw import sample_images
 from loldu.base.record import CONFIG
-from loldu.files import save_png, write_atomically
+from loldu.files import png_bytes
 from trainer.methods.lora_file import DTYPES, LORA, lora_header
 from trainer.methods.method import method_named, save_result
 from trainer.methods.textual_inversion import LEARNED_WORD
 from trainer.methods.trained import Trained
 from trainer.options.config import Config
 from trainer.results.card import CARD, Result, Sample, model_card
+from trainer.results.manifest import Manifest
 from trainer.results.metadata import Training, describe
-from trainer.results.output_dir import METRICS, SAMPLES, size_bytes, write_summary
+from trainer.results.output_dir import size_bytes, write_summary
+from trainer.results.places import METRICS, SAMPLES
 from trainer.training.cache import on_device
 from trainer.training.scoring_plan import with_seeds
 
@@ -54,18 +57,24 @@ def write_result(
         LoLDUError: If what was trained cannot be saved.
     """
     folder = config.run.output_dir
+    manifest = Manifest(folder)
     metadata = describe(config, training, pipeline)
-    main = save_result(pipeline, trained, concept, config, metadata)
+    method = method_named(config.adapter.method)
+    with manifest.collected() as draft:
+        save_result(pipeline, trained, concept, config, metadata, draft)
+        if method.makes_concept and config.result.lora_file != "no":
+            _write_lora(draft / LORA, config, concept, pipeline, metadata)
+    main = folder / method.file_name
     write_summary(folder, main, training.parameters, training.progress)
-    logger.info("Saved %s (%s bytes)", main, f"{size_bytes(main):,}")
-    if method_named(config.adapter.method).makes_concept and config.result.lora_file != "no":
-        _write_lora(config, concept, pipeline, metadata)
+    for path in dict.fromkeys((main, folder / LORA)):
+        if path.exists():
+            logger.info("Saved %s (%s bytes)", path, f"{size_bytes(path):,}")
     samples = draw_samples(config, concept, pipeline, trained, metadata["instance_prompt"], device)
     names = dict.fromkeys((main.name, LORA, LEARNED_WORD, CONFIG, METRICS))
     files = {name: size_bytes(folder / name) for name in names if (folder / name).exists()}
     kind = type(pipeline).__name__
     result = Result(config, metadata, training, files, samples, repository, kind)
-    write_atomically(folder / CARD, str(model_card(result)))
+    manifest.write(folder / CARD, str(model_card(result)))
     pictures = [name for sample in samples for name in (sample.base, sample.adapted) if name]
     return [CARD, *pictures, *(name for name in files if name != CONFIG)]
 
@@ -112,17 +121,19 @@ def draw_samples(
     except torch.OutOfMemoryError:
         logger.warning("Not enough memory to draw samples: the card has none.")
         return []
-    (run.output_dir / SAMPLES).mkdir(exist_ok=True)
     for name, picture in pictures.items():
-        save_png(picture, run.output_dir / str(name))
+        Manifest(run.output_dir).write(run.output_dir / str(name), png_bytes(picture))
     return [Sample(*sample) for sample in zip(prompts, names, base_names, strict=True)]
 
 
 def _write_lora(
-    config: Config, concept: str, pipeline: DiffusionPipeline, metadata: dict[str, Any]
+    path: Path,
+    config: Config,
+    concept: str,
+    pipeline: DiffusionPipeline,
+    metadata: dict[str, Any],
 ) -> None:
     """Export the concept as a LoRA; if that is impossible, warn and keep the concept."""
-    path = config.run.output_dir / LORA
     try:
         export_lora(
             pipeline,
@@ -131,9 +142,6 @@ def _write_lora(
             concept,
             dtype=DTYPES[config.result.lora_file],
             metadata=lora_header(pipeline, metadata),
-            overwrite=True,
         )
     except ConceptError as error:
         logger.warning("There is no LoRA of the concept: %s.", error)
-        return
-    logger.info("Saved %s (%s bytes)", path, f"{path.stat().st_size:,}")

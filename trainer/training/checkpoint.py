@@ -2,12 +2,15 @@
 
 import json
 import logging
+import re
 import shutil
 import tomllib
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -21,12 +24,16 @@ from loldu.options import options
 from trainer.methods.trained import Trained
 from trainer.options.concepts import concept_configs
 from trainer.options.config import Config, to_toml
+from trainer.results.manifest import Manifest
 from trainer.training.ema import EMA
 
 logger = logging.getLogger(__name__)
 
 PREFIX = "checkpoint-"
 _TRAINED, _OPTIMIZER, _STATE = "trained.safetensors", "optimizer.pt", "state.json"
+FILES = (_TRAINED, _OPTIMIZER, _STATE)
+_MARGIN_BYTES = 2**20
+"""For headers, options and concept files."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ def save_checkpoint(
     accelerator: Accelerator,
     save_concepts: Callable[[Path], object],
 ) -> Path:
-    """Write `checkpoint-<step>` under a temporary name and rename it, so that it is never partial.
+    """Write `checkpoint-<step>` as a draft and rename it, so that it is never partial.
 
     The learning rate and all randomness follow from the step. So the trained parameters, their
     average, optimizer, loss scaler and step are the whole state. Eight arguments, because they are
@@ -69,43 +76,99 @@ def save_checkpoint(
 
     Returns:
         The folder of the checkpoint.
+
+    Raises:
+        LoLDUError: If the disk lacks the room, or it cannot be written.
     """
     final = config.run.output_dir / f"{PREFIX}{progress.step:06d}"
-    folder = final.with_name(f".{final.name}.tmp")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    manifest = Manifest(config.run.output_dir)
     weights = {name: tensor.contiguous() for name, tensor in trained.state_dict().items()}
-    save_file(weights, folder / _TRAINED)
     scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
     state = {"optimizer": optimizer.state_dict(), "scaler": scaler, "ema": ema.state()}
-    torch.save(state, folder / _OPTIMIZER)
-    (folder / CONFIG).write_text(to_toml(config), encoding="utf-8")
-    for name, own in _concepts(config).items():
-        (folder / f"concept.{name}.toml").write_text(to_toml(own), encoding="utf-8")
-    save_concepts(folder)
-    state_json = json.dumps({**asdict(progress), "inputs": inputs}, indent=2)
-    (folder / _STATE).write_text(state_json, encoding="utf-8")
-    shutil.rmtree(final, ignore_errors=True)
-    folder.rename(final)
+    with _saving(final, _bytes(weights) + _bytes(state)), manifest.drafted(final) as folder:
+        save_file(weights, folder / _TRAINED)
+        torch.save(state, folder / _OPTIMIZER)
+        (folder / CONFIG).write_text(to_toml(config), encoding="utf-8")
+        for name, own in _concepts(config).items():
+            (folder / f"concept.{name}.toml").write_text(to_toml(own), encoding="utf-8")
+        save_concepts(folder)
+        state_json = json.dumps({**asdict(progress), "inputs": inputs}, indent=2)
+        (folder / _STATE).write_text(state_json, encoding="utf-8")
     logger.info("Checkpoint: %s", final)
     limit = config.run.checkpoints_total_limit
     for old in checkpoints(config.run.output_dir)[: -limit if limit else 0]:
-        shutil.rmtree(old)
+        manifest.remove(old)
     return final
+
+
+@contextmanager
+def _saving(path: Path, size: int) -> Iterator[None]:
+    """Refuse to begin a save that cannot fit; report any failure in one sentence."""
+    free = shutil.disk_usage(path.parent).free
+    if free < size + _MARGIN_BYTES:
+        needed = (size + _MARGIN_BYTES) / 2**20
+        raise LoLDUError(
+            f"There is no room for {path}: it needs {needed:,.0f} MiB, and {free / 2**20:,.0f} MiB "
+            "are free; free some space, then continue from the checkpoint before with --resume "
+            "latest."
+        )
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:  # RuntimeError: torch.save's
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise LoLDUError(
+            f"{path} could not be saved ({_reason(error, path)}); make sure that the disk has room "
+            "and works, then continue from the checkpoint before with --resume latest."
+        ) from error
+
+
+def _reason(error: Exception, path: Path) -> str:
+    """Return why a save failed; torch's own message hides that the disk is full."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    full = shutil.disk_usage(path.parent).free < _MARGIN_BYTES
+    return "the disk is full" if full else str(error).splitlines()[0].rstrip(".")
+
+
+def _bytes(values: Any) -> int:  # noqa: ANN401
+    """Return the total size of the tensors in nested dictionaries and lists."""
+    if isinstance(values, torch.Tensor):
+        return values.nbytes
+    if isinstance(values, dict):
+        return sum(map(_bytes, values.values()))
+    return sum(map(_bytes, values)) if isinstance(values, list | tuple) else 0
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
     """Return the complete checkpoints of a run, oldest first."""
-    return sorted(path for path in output_dir.glob(f"{PREFIX}*") if (path / _STATE).is_file())
+    found = {
+        int(match[1]): path
+        for path in output_dir.glob(f"{PREFIX}*")
+        if (match := re.fullmatch(rf"{PREFIX}(\d{{6,}})", path.name)) and read_state(path)
+    }
+    return [found[step] for step in sorted(found)]
+
+
+def read_state(folder: Path) -> dict[str, Any] | None:
+    """Return the steps, seconds and inputs in a checkpoint, or None if it is not one of ours."""
+    try:
+        state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        known = {*(field.name for field in fields(Progress)), "inputs"}
+        whole = all((folder / name).is_file() for name in (*FILES, CONFIG))
+        return state if known <= state.keys() and int(state["step"]) > 0 and whole else None
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
 
 
 def find_checkpoint(config: Config) -> Path | None:
     """Return the checkpoint that --resume names, or None for `latest` if there is none yet.
 
     Raises:
-        LoLDUError: If the folder is not a checkpoint, or its run had other options.
+        LoLDUError: If the folder is not a checkpoint, its run had other options, or it is beyond
+            --max_train_steps.
     """
-    resume = config.run.resume
+    resume, steps = config.run.resume, config.optimization.max_train_steps
     if resume is None:
         return None
     if resume == "latest":
@@ -116,9 +179,15 @@ def find_checkpoint(config: Config) -> Path | None:
         folder = found[-1]
     else:
         folder = Path(resume)
-        if not (folder / _STATE).is_file():
-            raise LoLDUError(f"--resume {folder} is not a checkpoint folder; name one, or latest.")
+    state = read_state(folder)
+    if state is None:
+        raise LoLDUError(f"--resume {folder} is not a checkpoint folder; name one, or latest.")
     _check_same_run(config, folder)
+    if state["step"] > steps:
+        raise LoLDUError(
+            f"{folder} is at step {state['step']}, beyond --max_train_steps {steps}; name an "
+            "earlier checkpoint with --resume, or give more steps."
+        )
     return folder
 
 
@@ -139,7 +208,7 @@ def load_checkpoint(
     try:
         weights = load_file(folder / _TRAINED)
         state = torch.load(folder / _OPTIMIZER, map_location="cpu", weights_only=True)
-        progress = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        progress = read_state(folder) or {}
         was = progress.pop("inputs")
         for what in sorted({*was, *inputs}):
             if was.get(what) != inputs.get(what):

@@ -43,12 +43,14 @@ _SIGNALS = {
     for name, request in (
         ("SIGINT", Request.STOP),
         ("SIGTERM", Request.STOP),
+        ("SIGHUP", Request.STOP),  # the terminal or the connection was closed
         ("SIGBREAK", Request.STOP),
         ("SIGUSR1", Request.SAVE),
         ("SIGUSR2", Request.SAMPLE),
     )
     if hasattr(signal, name)  # no platform has them all
 }
+_HANGUP = getattr(signal, "SIGHUP", None)
 _AGAIN_S = 1.0
 """A launcher passes on the Ctrl-C that its processes already received; that is no second Ctrl-C."""
 _STOPPING = b"\nStopping after this step, with a checkpoint; once more stops at once, without.\n"
@@ -57,7 +59,8 @@ _STOPPING = b"\nStopping after this step, with a checkpoint; once more stops at 
 class Control:
     """Collects requests; between two steps the loop takes them with `asked`.
 
-    Requests from before this object exists do not count: the files of an earlier run are removed.
+    A request is an empty file. Requests from before this object exists do not count: the files of
+    an earlier run are removed.
     """
 
     def __init__(self, run: RunConfig, accelerator: Accelerator) -> None:
@@ -112,9 +115,10 @@ class Control:
             return Request(0)
         taken = Request(0)
         for name in names:
-            if name in _FILES:
+            path = self._folder / name
+            if name in _FILES and not (path.is_file() and path.stat().st_size):
                 try:
-                    (self._folder / name).unlink()
+                    path.unlink()
                 except OSError:  # withdrawn, or still open in its writer
                     continue
                 taken |= _FILES[name]
@@ -133,6 +137,7 @@ class Control:
         if self._stopping_since is None:
             self._stopping_since = now
             if self._accelerator.is_main_process:  # logging may be in the middle of a line
-                os.write(2, _STOPPING)
-        elif now - self._stopping_since >= _AGAIN_S:
+                with suppress(OSError):  # the terminal is gone
+                    os.write(2, _STOPPING)
+        elif now - self._stopping_since >= _AGAIN_S and number != _HANGUP:
             raise KeyboardInterrupt

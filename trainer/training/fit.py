@@ -273,6 +273,6 @@ def save_concept(
 ) -> None:
     """Write what is trained now into a folder, as the file of a result."""
     own = run.configs[name]
-    there = dataclasses.replace(own, run=dataclasses.replace(own.run, output_dir=folder))
     training = dataclasses.replace(run.trainings[name], progress=progress, scores=scores)
-    save_result(run.pipeline, run.trained, name, there, describe(own, training, run.pipeline))
+    metadata = describe(own, training, run.pipeline)
+    save_result(run.pipeline, run.trained, name, own, metadata, folder)

@@ -13,10 +13,11 @@ from tqdm import tqdm
 
 from loldu.base.draw import sample_images
 from loldu.errors import LoLDUError
-from loldu.files import save_png, write_atomically
+from loldu.files import png_bytes, write_atomically
 from loldu.pictures.captions import METADATA
 from loldu.pictures.folder import CaptionedImage
 from trainer.options.config import PriorConfig
+from trainer.results.manifest import OWN
 from trainer.training.instances import own_class_images
 
 logger = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ def class_images(
         resolution=resolution,
         progress=False,
     )
-    _draw_missing(draw, images, seed)
+    _draw_missing(draw, images, seed, None if own else output_dir / OWN)
     return images
 
 
@@ -88,6 +89,7 @@ def _draw_missing(
     draw: Callable[[list[str], list[int]], list[Image.Image]],
     images: list[CaptionedImage],
     seed: int,
+    drafts: Path | None,
 ) -> None:
     """Draw the batches that lack a picture; batches are fixed, so that pictures never change."""
     batches = [range(len(images))[at : at + BATCH_SIZE] for at in range(0, len(images), BATCH_SIZE)]
@@ -100,10 +102,11 @@ def _draw_missing(
         drawn = draw([images[index].caption for index in batch], [seed + index for index in batch])
         for index, image in zip(batch, drawn, strict=True):
             if not images[index].path.exists():
-                save_png(image, images[index].path)
+                write_atomically(images[index].path, png_bytes(image), drafts)
         rows = [
             {"file_name": image.path.name, "text": image.caption, "seed": seed + index}
             for index, image in enumerate(images)
             if image.path.exists()
         ]
-        write_atomically(folder / METADATA, "".join(json.dumps(row) + "\n" for row in rows))
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        write_atomically(folder / METADATA, lines, drafts)

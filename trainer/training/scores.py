@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -16,14 +15,17 @@ from eval.protocols.live import LiveScorer, Pictures
 from eval.report.figures import COLORS, Curve, Panel, draw_curves
 from loldu.base.draw import sample_images
 from loldu.base.source import quiet
-from loldu.files import save_png, write_atomically
+from loldu.files import png_bytes
 from loldu.pictures.folder import CaptionedImage
 from loldu.pictures.open import load_image
 from trainer.options.config import Config
 from trainer.options.scores import BestBy
-from trainer.results.output_dir import BEST, SCORES, SCORES_OF_BEST, VALIDATION, forget_after
+from trainer.results.manifest import Manifest
+from trainer.results.output_dir import forget_after
+from trainer.results.places import BEST, SCORES, SCORES_OF_BEST, read_best
 from trainer.training.cache import on_device
 from trainer.training.scoring_plan import PromptSeed, ScoringPlan, make_plan
+from trainer.training.validation import VALIDATION
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +78,7 @@ class LiveScores:
         self._scorer = scorer
         self._base: list[Image.Image] = []
         self._folder = config.run.output_dir
+        self._manifest = Manifest(self._folder)
 
     def see_base(self, pipeline: DiffusionPipeline) -> None:
         """Draw the base's pictures of other prompts; call it before the base is changed."""
@@ -84,9 +87,6 @@ class LiveScores:
     def resume(self, step: int) -> None:
         """Remove the scores of later steps, which will be measured again."""
         forget_after(self._folder / SCORES, step)
-        whole = _unfinished(self._folder)
-        if (whole / SCORES_OF_BEST).exists() and not (self._folder / BEST).exists():
-            whole.rename(self._folder / BEST)  # killed between two renames
 
     def measure(
         self,
@@ -103,10 +103,9 @@ class LiveScores:
         scores = {name: round(value, 6) for name, value in self._scorer.score(pictures).items()}
         lines = [*read_scores(self._folder), {"step": step, **scores}]
         text = "".join(json.dumps(line) + "\n" for line in lines)
-        write_atomically(self._folder / SCORES, text)
-        (self._folder / VALIDATION).mkdir(exist_ok=True)
-        by = self._config.scores.keep_best
-        save_png(curves(lines, by), self._folder / VALIDATION / PICTURE)
+        self._manifest.write(self._folder / SCORES, text)
+        picture = png_bytes(curves(lines, self._config.scores.keep_best))
+        self._manifest.write(self._folder / VALIDATION / PICTURE, picture)
         listed = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
         logger.info("Scores at step %d: %s", step, listed)
         return scores
@@ -119,14 +118,11 @@ class LiveScores:
         best = read_best(self._folder)
         if by is None or step == 0 or (best and value_by(by, scores) <= value_by(by, best)):
             return
-        folder = _unfinished(self._folder)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        save(folder)
         record = {"step": step, "by": by, "value": round(value_by(by, scores), 6), **scores}
-        write_atomically(folder / SCORES_OF_BEST, json.dumps(record, indent=2) + "\n")
-        shutil.rmtree(self._folder / BEST, ignore_errors=True)
-        folder.rename(self._folder / BEST)
+        with self._manifest.drafted(self._folder / BEST) as folder:
+            save(folder)
+            text = json.dumps(record, indent=2) + "\n"
+            (folder / SCORES_OF_BEST).write_text(text, encoding="utf-8")
         logger.info("Best step so far by %s: saved to %s", by, self._folder / BEST)
 
     def _draw(
@@ -201,12 +197,6 @@ def scores_at(folder: Path, step: int) -> dict[str, float] | None:
     return None
 
 
-def read_best(folder: Path) -> dict[str, Any] | None:
-    """Return step and scores of the best step, or None if there is none."""
-    path = folder / BEST / SCORES_OF_BEST
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
-
 def curves(lines: Sequence[Mapping[str, Any]], by: BestBy | None) -> Image.Image:
     """Draw the scores against steps, with a mark at the best step by `by`."""
     steps = [line["step"] for line in lines]
@@ -223,7 +213,3 @@ def curves(lines: Sequence[Mapping[str, Any]], by: BestBy | None) -> Image.Image
     if best:
         title += f"; marked: step {best['step']}, the best by {by}"
     return draw_curves(title, panels, columns=2)
-
-
-def _unfinished(folder: Path) -> Path:
-    return folder / f".{BEST}.tmp"

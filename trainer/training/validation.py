@@ -11,11 +11,12 @@ from PIL import Image, ImageOps
 
 from loldu.base.draw import sample_images
 from loldu.errors import LoLDUError
-from loldu.files import save_png
+from loldu.files import png_bytes
 from loldu.pictures.grid import GAP_PX, picture_grid
 from loldu.pictures.open import load_image, stored_text
 from trainer.methods.trained import Trained
 from trainer.options.config import Config
+from trainer.results.manifest import Manifest
 from trainer.training.cache import on_device
 from trainer.training.scoring_plan import PromptSeed, with_seeds
 
@@ -65,6 +66,7 @@ class Validation:
         self._num_inference_steps = run.num_inference_steps
         self._guidance_scale = run.guidance_scale
         self._folder = run.output_dir / VALIDATION
+        self._manifest = Manifest(run.output_dir)
         self.drawn: dict[PromptSeed, Image.Image] = {}
         """The adapter's pictures on the last sheet, for the scores; empty at step 0."""
 
@@ -76,7 +78,6 @@ class Validation:
         if not self._prompts:
             logger.warning("There is nothing to draw: give --validation_prompt.")
             return None
-        (self._folder / PICTURES).mkdir(parents=True, exist_ok=True)
         base = self._kept(BASE)
         rows: list[Row] = []
         with on_device(self._pipeline, self._device):
@@ -94,9 +95,10 @@ class Validation:
                 )
         drawn = sheet(rows, self._prompts, _cell_px(self._resolution))
         path = self._folder / f"{step:06d}.png"
-        save_png(drawn, path)
+        self._manifest.write(path, png_bytes(drawn))
         rows = rows[: base is not None] + self._rows_until(step)
-        save_png(sheet(rows, self._prompts, _STRIP_CELL_PX), self._folder / PROGRESS)
+        strip = sheet(rows, self._prompts, _STRIP_CELL_PX)
+        self._manifest.write(self._folder / PROGRESS, png_bytes(strip))
         logger.info("Validation pictures: %s", path)
         return drawn
 
@@ -111,7 +113,8 @@ class Validation:
             progress=False,
         )
         for index, image in enumerate(images):
-            save_png(image, self._path(name, index), self._parameters(index))
+            content = png_bytes(image, self._parameters(index))
+            self._manifest.write(self._path(name, index), content)
         return images
 
     def _kept(self, name: str) -> list[Image.Image] | None:

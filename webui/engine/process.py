@@ -188,7 +188,7 @@ def ending(folder: Path) -> Ending | None:
 
 def _pid(folder: Path) -> int | None:
     try:
-        return int((folder / _LOCK).read_text())
+        return int((folder / _LOCK).read_text(encoding="ascii"))
     except (OSError, ValueError):  # none was started
         return None
 

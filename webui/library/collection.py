@@ -21,7 +21,7 @@ import tomli_w
 from loldu import read_concept
 from loldu.base.record import CONFIG
 from loldu.errors import LoLDUError
-from loldu.files import write_atomically
+from loldu.files import DRAFTS, drafted, remove, write_atomically
 from webui.engine.job import Job, Kind, Status, shown
 from webui.engine.jobs import Jobs
 from webui.library.entry import (
@@ -37,7 +37,7 @@ logger = logging.getLogger("webui")
 
 MOST_BYTES = 16 * 2**20
 """Limit for an imported concept file; those of Stable Diffusion have tens of kilobytes."""
-_ENTRY, _LOCK, _NEW = "entry.json", ".lock", ".new-"
+_ENTRY, _LOCK = "entry.json", ".lock"
 _REMOVED_FOR_S = 30 * 24 * 3600
 
 
@@ -81,8 +81,8 @@ class Library:
         self._max_bytes = max_bytes
         self._folder.mkdir(parents=True, exist_ok=True)
         with self._locked():
-            for half in self._folder.glob(f"{_NEW}*"):
-                shutil.rmtree(half)
+            for draft in self._folder.glob(DRAFTS):  # of a killed server
+                remove(draft)
             for entry_id, record in self._records().items():
                 if record.removed and record.removed < time.time() - _REMOVED_FOR_S:
                     self._empty(entry_id)
@@ -281,16 +281,10 @@ class Library:
     @contextmanager
     def _new(self, entry_id: str, record: _Record) -> Iterator[Path]:
         """Yield a folder to fill; it becomes the concept's folder unless an error is raised."""
-        folder = self._folder / f"{_NEW}{entry_id}"
-        shutil.rmtree(folder, ignore_errors=True)  # left by a killed server
-        folder.mkdir(mode=0o700)
-        try:
+        with drafted(self._folder / entry_id) as folder:
+            folder.mkdir(mode=0o700)
             yield folder
             self._write(folder, record)
-            folder.rename(self._folder / entry_id)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
 
     def _make_room(self, owner: str) -> None:
         """Delete from an owner's trash until one more concept fits.

@@ -16,7 +16,7 @@ from loldu.pictures.open import load_image
 from trainer.methods.loldu import CONCEPT
 from trainer.methods.textual_inversion import LEARNED_WORD
 from trainer.results.card import CARD
-from trainer.results.output_dir import METRICS, SAMPLES
+from trainer.results.places import METRICS, SAMPLES
 from webui.library.about import about
 
 PICTURES = "pictures"

@@ -14,7 +14,7 @@ from loldu.errors import LoLDUError
 from trainer.methods.lora_file import DTYPES, LORA, lora_header
 from trainer.methods.textual_inversion import LEARNED_WORD
 from trainer.results.card import CARD
-from trainer.results.output_dir import METRICS, SAMPLES
+from trainer.results.places import METRICS, SAMPLES
 from webui.library.about import about
 from webui.library.entry import CONCEPT, Entry, named_errors
 

@@ -12,7 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from loldu.base.families import family_of, network_of
-from trainer.results.output_dir import METRICS
+from trainer.results.places import METRICS
 from webui.engine.job import Job, Status
 from webui.engine.options import OPTIONS
 

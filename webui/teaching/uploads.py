@@ -2,7 +2,6 @@
 
 import re
 import secrets
-import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from loldu.errors import LoLDUError
-from loldu.files import save_png
+from loldu.files import DRAFTS, drafted, remove, save_png
 from loldu.pictures.open import image_size, load_image
 from webui.teaching.crops import Crop, cropped
 
@@ -45,13 +44,13 @@ class Uploads:
     """Folders of the uploads, `sent`, and of training pictures, `instances`."""
 
     def __init__(self, folder: Path) -> None:
-        """Make the folders, and delete uploads of more than a day ago."""
+        """Make the folders, and delete uploads and drafts of more than a day ago."""
         self._sent, self._instances = folder / "sent", folder / "instances"
         for made in (self._sent, self._instances):
             made.mkdir(parents=True, exist_ok=True)
-        for old in self._sent.iterdir():
+        for old in (*self._sent.iterdir(), *self._instances.glob(DRAFTS)):
             if time.time() - old.stat().st_mtime > _FORGOTTEN_AFTER_S:
-                old.unlink(missing_ok=True)
+                remove(old)
 
     def add(self, path: Path, name: str) -> Upload:
         """Check a file and store the picture in it.
@@ -75,15 +74,10 @@ class Uploads:
             LoLDUError: If an upload was deleted because it is too old.
         """
         folder = self._instances / secrets.token_hex(12)
-        unfinished = folder.with_name(f".{folder.name}")
-        unfinished.mkdir(mode=0o700)
-        try:
+        with drafted(folder) as draft:
+            draft.mkdir(mode=0o700)
             for number, (upload, crop) in enumerate(pictures, 1):
-                save_png(cropped(opened(upload), crop), unfinished / f"picture-{number}.png")
-            unfinished.rename(folder)
-        except BaseException:
-            shutil.rmtree(unfinished)
-            raise
+                save_png(cropped(opened(upload), crop), draft / f"picture-{number}.png")
         return folder
 
 

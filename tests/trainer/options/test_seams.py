@@ -1,6 +1,7 @@
 """One new option, and one new preset, are found wherever options and presets are read."""
 
 import dataclasses
+import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,7 +85,10 @@ def test_a_toy_option_in_a_table_of_concepts(required: list[str], tmp_path: Path
 def test_a_toy_option_when_a_run_is_resumed(required: list[str], tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint-000001"
     checkpoint.mkdir()
-    (checkpoint / "state.json").touch()
+    for name in ("trained.safetensors", "optimizer.pt"):
+        (checkpoint / name).touch()
+    state = {"step": 1, "seconds": 0.5, "inputs": {}}
+    (checkpoint / "state.json").write_text(json.dumps(state))
     (checkpoint / "config.toml").write_text(to_toml(parse(required)))
     resumed = [*required, "--resume", "latest"]
     named = ["--owner", "bob", "--token", "x"]

@@ -360,7 +360,7 @@ def test_a_readme_of_the_user_is_not_overwritten(
     (output_dir / "README.md").write_text("# My notes\n")
     for more in ([], ["--overwrite"]):
         assert run([*flags, *FAST, *more]) == 2
-        assert "README.md is not a model card of this trainer" in capsys.readouterr().err
+        assert "README.md would be replaced or deleted, but this" in capsys.readouterr().err
     assert (output_dir / "README.md").read_text() == "# My notes\n"
 
 

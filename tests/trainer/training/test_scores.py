@@ -114,7 +114,7 @@ def test_the_best_concept_is_that_of_its_step(make_config: MakeConfig, tmp_path:
     assert all(torch.equal(a.delta, b.delta) for a, b in zip(ours, theirs, strict=True))
     record = json.loads((folder / "summary.json").read_text())["best"]
     assert (record["step"], record["by"], record["value"]) == (2, "dino", 0.6)
-    assert not (folder / ".best.tmp").exists()
+    assert {path.name for path in (folder / ".loldu").iterdir()} == {"lock", "written.jsonl"}
 
 
 def test_the_best_result_of_every_method_is_complete(
@@ -140,12 +140,13 @@ def test_a_resumed_run_continues_its_scores_and_keeps_the_best(
     main(make_config(*options), FakeScorer(0.1, 0.2, 0.3, 0.4, 0.5))
     folder = tmp_path / "run"
     before = (folder / "best" / "concept.safetensors").read_bytes()
-    (folder / "best").rename(folder / ".best.tmp")  # as if it had been killed between two renames
     checkpoint = ["--resume", str(folder / "checkpoint-000002")]
     fake = FakeScorer(0.35, 0.45)
     main(make_config(*options, *checkpoint), fake)
     assert [line["dino"] for line in read_scores(folder)] == [0.1, 0.2, 0.3, 0.35, 0.45]
-    assert (folder / "best" / "concept.safetensors").read_bytes() == before
+    assert (folder / "later-best" / "concept.safetensors").read_bytes() == before
+    best = read_concept(folder / "best" / "concept.safetensors").metadata
+    assert (best["steps"], best["scores"]["dino"]) == (4, 0.45)
     assert len(fake.shown[0].base) == len(fake.shown[0].others) == 2
     with pytest.raises(LoLDUError, match="--validation_images is 3 but was 2"):
         main(make_config(*options, *checkpoint, "--validation_images", "3"), fake)

@@ -7,6 +7,7 @@ import struct
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from loldu import ConceptError
 from loldu.base.config import BaseModelConfig
 from loldu.base.record import base_options
 from loldu.errors import LoLDUError
+from loldu.files import DRAFTS
 from loldu.pictures.open import load_image
 from tests.webui.concepts import write
 from webui.engine.job import Job, Status
@@ -148,11 +150,10 @@ def test_a_server_killed_while_it_collects_has_collected_nothing(
         library.list("ann")
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
-    assert [path.name for path in (jobs.folder / "library").iterdir() if path.is_dir()] == [
-        f".new-{job.id}"
-    ]
+    (draft,) = [path.name for path in (jobs.folder / "library").iterdir() if path.is_dir()]
+    assert fnmatch(draft, DRAFTS)
     library = open_library()
-    assert not list((jobs.folder / "library").glob(".new-*"))
+    assert not list((jobs.folder / "library").glob(DRAFTS))
     assert names(library) == ["rabbit"]
 
 
@@ -293,7 +294,7 @@ def test_a_checkpoint_deleted_while_it_is_copied_leaves_nothing(
         with pytest.raises(LoLDUError, match="step 100 is being removed"):
             library.keep(job, 100, "x")
     assert [entry.id for entry in library.list("ann")] == [job.id]
-    assert not list((jobs.folder / "library").glob(".new-*"))
+    assert not list((jobs.folder / "library").glob(DRAFTS))
 
 
 # ------------------------------------------------------------------------ files from elsewhere
