@@ -53,6 +53,9 @@ def attempt(command: Callable[[], object], interrupted: str = "Stopped.") -> tup
         if error.filename is None:
             return 2, f"{error.strerror or error}."
         return 2, f"{error.filename} cannot be read or written: {error.strerror or error}."
+    except UnicodeEncodeError as error:  # a name that no option gave, such as a picture's
+        name = error.object[:200]
+        return 2, f"{name!r} cannot be written as {error.encoding}; use UTF-8 names and locale."
     except Stopped:
         return INTERRUPTED, ""
     except KeyboardInterrupt:

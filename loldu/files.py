@@ -73,16 +73,17 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def named_in_errors(path: Path, draft: Path | None = None) -> Generator[None]:
-    """Name the path in system errors of the block that name no file, or its draft.
+    """Name the path in system errors of the block that name no file, or name its draft.
 
     A full disk is such an error: the system does not say which file it was.
     """
     try:
         yield
     except OSError as error:
-        unnamed = error.filename is None and error.errno is not None
-        if unnamed or (draft is not None and str(error.filename).startswith(str(draft))):
+        if error.filename is None and error.errno is not None:
             error.filename = str(path)
+        elif draft is not None:
+            error.filename = str(error.filename).replace(str(draft), str(path))
         raise
 
 

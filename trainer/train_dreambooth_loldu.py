@@ -85,6 +85,7 @@ def train(
 ) -> None:
     """Train all concepts, in an output folder into which no other run writes."""
     # --------------------------------------------- check everything that needs no base model yet
+    explain_warmup(config)
     checkpoint = find_checkpoint(config)
     if accelerator.is_main_process:
         refuse_another_run(config, configs, checkpoint)
@@ -189,6 +190,17 @@ def report_pictures(
     """Print what the doctor finds in the pictures of every concept."""
     for name, own in configs.items():
         report(instances[name], own.instance, own.prior)
+
+
+def explain_warmup(config: Config) -> None:
+    """Log what a warm-up that outlasts the run means."""
+    warmup, steps = config.optimization.lr_warmup_steps, config.optimization.max_train_steps
+    if warmup > steps:
+        logger.info(
+            "--lr_warmup_steps %d outlasts --max_train_steps %d: the learning rate rises until the "
+            "end and reaches %.0f%% of its value.",
+            *(warmup, steps, 100 * steps / warmup),
+        )
 
 
 def compute_dtype(config: Config) -> torch.dtype:

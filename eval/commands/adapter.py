@@ -61,6 +61,7 @@ def evaluate_adapter(config: AdapterConfig) -> None:
     """
     paths = [config.output_dir / name for name in (REPORT_JSON, REPORT_HTML, REPORT_PNG)]
     refuse_to_overwrite(paths, overwrite=config.overwrite)
+    _refuse_foreign_report(*paths)
     origin = read_concept_run(config)
     base, adapted = plan_both(config, origin)
     real = find_real_pictures(origin.instance_data_dir)
@@ -95,6 +96,22 @@ def evaluate_adapter(config: AdapterConfig) -> None:
     save_png(picture, paths[2])
     print(markdown_table(before_after_rows(report)))  # noqa: T201
     logger.info("Wrote %s, %s and %s", *paths)
+
+
+def _refuse_foreign_report(report: Path, *beside: Path) -> None:
+    """Check that existing files are of this command; page and picture go with the report."""
+    for path in (report, *beside):
+        if not path.exists():
+            continue
+        try:
+            ours = "adapted" in json.loads(report.read_text(encoding="utf-8"))
+        except (OSError, ValueError, TypeError):
+            ours = False
+        if not ours:
+            raise LoLDUError(
+                f"{path} would be replaced, but this command did not write it; move it away, or "
+                "choose another --output_dir."
+            )
 
 
 def plan_both(config: AdapterConfig, origin: ConceptRun) -> tuple[PictureSet, PictureSet]:

@@ -4,7 +4,7 @@ from typing import Any
 
 from eval.report.output import STDOUT
 from loldu.errors import LoLDUError
-from loldu.options import limit_problems, values_of
+from loldu.options import limit_problems, text_problems, values_of
 
 
 def check(config: Any) -> None:  # noqa: ANN401  any command's config
@@ -13,7 +13,7 @@ def check(config: Any) -> None:  # noqa: ANN401  any command's config
     Raises:
         LoLDUError: If a value is invalid; the message names the flag and a remedy.
     """
-    for problem in limit_problems(config):
+    for problem in (*text_problems(config), *limit_problems(config)):
         raise LoLDUError(problem)
     values = values_of(config)
     for flag in ("html", "plot"):

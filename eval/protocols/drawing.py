@@ -56,7 +56,12 @@ def missing_pictures(
     for one in planned:
         if not one.path.exists():
             missing.append(one)
-        elif stored_text(one.path, PARAMETERS) != _describe(one, settings, origin):
+        elif (drawn := stored_text(one.path, PARAMETERS)) != _describe(one, settings, origin):
+            if not _is_description(drawn):
+                raise LoLDUError(
+                    f"{one.path} would be replaced, but this command did not draw it; move it "
+                    "away, or choose another folder."
+                )
             if not redraw:
                 raise LoLDUError(
                     f"{one.path} exists with other settings; replace such pictures with {flag}, or "
@@ -107,3 +112,11 @@ def _describe(one: PlannedPicture, settings: DrawingConfig, origin: dict[str, An
     deciding = {k: v for k, v in asdict(settings).items() if k not in ("seeds", "batch_size")}
     parts = {"prompt": one.prompt, "seed": one.seed, **deciding, **origin}
     return json.dumps(parts, sort_keys=True)
+
+
+def _is_description(drawn: str | None) -> bool:
+    """Tell whether the parameters in a picture are those of `_describe`, of any version."""
+    try:
+        return {"prompt", "seed"} <= json.loads(drawn or "{}").keys()
+    except (ValueError, AttributeError):  # A1111 writes other parameters
+        return False

@@ -74,7 +74,10 @@ class Manifest:
         """Yield an empty folder; after the block, every file or folder in it gets its place."""
         self._own.mkdir(parents=True, exist_ok=True)
         prefix, suffix = DRAFTS.split("*")
-        with tempfile.TemporaryDirectory(suffix, prefix, self._own) as name:
+        with (
+            tempfile.TemporaryDirectory(suffix, prefix, self._own) as name,
+            named_in_errors(self.folder, Path(name)),
+        ):
             yield Path(name)
             for entry in sorted(Path(name).iterdir()):
                 target = self.folder / entry.name

@@ -23,6 +23,7 @@ from trainer.results.metadata import Training, describe
 from trainer.results.output_dir import size_bytes, write_summary
 from trainer.results.places import METRICS, SAMPLES
 from trainer.training.cache import on_device
+from trainer.training.checkpoint import saving, size_of
 from trainer.training.scoring_plan import with_seeds
 
 logger = logging.getLogger(__name__)
@@ -60,11 +61,11 @@ def write_result(
     manifest = Manifest(folder)
     metadata = describe(config, training, pipeline)
     method = method_named(config.adapter.method)
-    with manifest.collected() as draft:
+    main = folder / method.file_name
+    with saving(main, size_of(trained.state_dict())), manifest.collected() as draft:
         save_result(pipeline, trained, concept, config, metadata, draft)
         if method.makes_concept and config.result.lora_file != "no":
             _write_lora(draft / LORA, config, concept, pipeline, metadata)
-    main = folder / method.file_name
     write_summary(folder, main, training.parameters, training.progress)
     for path in dict.fromkeys((main, folder / LORA)):
         if path.exists():

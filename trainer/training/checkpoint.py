@@ -85,7 +85,7 @@ def save_checkpoint(
     weights = {name: tensor.contiguous() for name, tensor in trained.state_dict().items()}
     scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
     state = {"optimizer": optimizer.state_dict(), "scaler": scaler, "ema": ema.state()}
-    with _saving(final, _bytes(weights) + _bytes(state)), manifest.drafted(final) as folder:
+    with saving(final, size_of(weights) + size_of(state)), manifest.drafted(final) as folder:
         save_file(weights, folder / _TRAINED)
         torch.save(state, folder / _OPTIMIZER)
         (folder / CONFIG).write_text(to_toml(config), encoding="utf-8")
@@ -102,8 +102,16 @@ def save_checkpoint(
 
 
 @contextmanager
-def _saving(path: Path, size: int) -> Iterator[None]:
-    """Refuse to begin a save that cannot fit; report any failure in one sentence."""
+def saving(path: Path, size: int) -> Iterator[None]:
+    """Save something large inside the block, and report a failure in one sentence.
+
+    Args:
+        path: The file or folder.
+        size: Its size in bytes, without small files.
+
+    Raises:
+        LoLDUError: If the disk has too little room, so that the save is not begun, or if it fails.
+    """
     free = shutil.disk_usage(path.parent).free
     if free < size + _MARGIN_BYTES:
         needed = (size + _MARGIN_BYTES) / 2**20
@@ -131,13 +139,13 @@ def _reason(error: Exception, path: Path) -> str:
     return "the disk is full" if full else str(error).splitlines()[0].rstrip(".")
 
 
-def _bytes(values: Any) -> int:  # noqa: ANN401
+def size_of(values: Any) -> int:  # noqa: ANN401
     """Return the total size of the tensors in nested dictionaries and lists."""
     if isinstance(values, torch.Tensor):
         return values.nbytes
     if isinstance(values, dict):
-        return sum(map(_bytes, values.values()))
-    return sum(map(_bytes, values)) if isinstance(values, list | tuple) else 0
+        return sum(map(size_of, values.values()))
+    return sum(map(size_of, values)) if isinstance(values, list | tuple) else 0
 
 
 def checkpoints(output_dir: Path) -> list[Path]:

@@ -125,7 +125,11 @@ class Control:
             elif not name.startswith(".") and name not in self._strangers:
                 self._strangers.add(name)
                 known = ", ".join(_FILES)
-                logger.warning("%s is not a request; requests are %s.", self._folder / name, known)
+                logger.warning(
+                    "%s is not a request; requests are the empty files %s.",
+                    self._folder / name,
+                    known,
+                )
         return taken
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

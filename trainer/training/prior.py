@@ -48,6 +48,12 @@ def class_images(
     """
     own = prior.class_data_dir
     if images := own_class_images(prior):
+        if len(images) < prior.num_class_images:
+            logger.info(
+                "--class_data_dir %s has %d pictures, fewer than --num_class_images %d: each is "
+                "used more often, and none is drawn.",
+                *(own, len(images), prior.num_class_images),
+            )
         return images
     if not prior.class_prompt:
         raise LoLDUError(

@@ -24,6 +24,7 @@ from trainer.results.manifest import Manifest
 from trainer.results.output_dir import forget_after
 from trainer.results.places import BEST, SCORES, SCORES_OF_BEST, read_best
 from trainer.training.cache import on_device
+from trainer.training.checkpoint import saving
 from trainer.training.scoring_plan import PromptSeed, ScoringPlan, make_plan
 from trainer.training.validation import VALIDATION
 
@@ -119,7 +120,7 @@ class LiveScores:
         if by is None or step == 0 or (best and value_by(by, scores) <= value_by(by, best)):
             return
         record = {"step": step, "by": by, "value": round(value_by(by, scores), 6), **scores}
-        with self._manifest.drafted(self._folder / BEST) as folder:
+        with saving(self._folder / BEST, 0), self._manifest.drafted(self._folder / BEST) as folder:
             save(folder)
             text = json.dumps(record, indent=2) + "\n"
             (folder / SCORES_OF_BEST).write_text(text, encoding="utf-8")

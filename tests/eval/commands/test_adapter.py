@@ -198,12 +198,26 @@ def test_an_earlier_report_is_replaced_only_on_request(
 ) -> None:
     path = tmp_path / "out" / "report.json"
     path.parent.mkdir()
-    path.write_text("mine", encoding="utf-8")
+    path.write_text('{"adapted": 0}', encoding="utf-8")
     assert run(flags) == 2
     assert "--overwrite" in capsys.readouterr().err
-    assert path.read_text(encoding="utf-8") == "mine"
+    assert path.read_text(encoding="utf-8") == '{"adapted": 0}'
     assert run([*flags, "--overwrite"]) == 0
-    assert "adapted" in json.loads(path.read_text(encoding="utf-8"))
+    assert "gains" in json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "name", ["report.json", "report.html", "report.png", "pictures/base/concept/000-3.png"]
+)
+def test_files_of_somebody_else_are_never_replaced(
+    name: str, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "out" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("mine", encoding="utf-8")
+    assert run([*flags, "--overwrite"]) == 2
+    assert f"{path} would be replaced, but this command did not" in capsys.readouterr().err
+    assert path.read_text(encoding="utf-8") == "mine"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Requests to a run while it trains."""
 
+import errno
 import json
 import os
 import re
@@ -37,10 +38,13 @@ def output_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def heeded() -> Iterator[None]:
-    """Enable Ctrl-C, which a shell ignores for processes in the background."""
+    """Enable Ctrl-C and SIGHUP, which a shell may ignore for processes in the background."""
     former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL) if sys.platform != "win32" else None
     yield
     signal.signal(signal.SIGINT, former)
+    if sys.platform != "win32":
+        signal.signal(signal.SIGHUP, hangup)
 
 
 @pytest.fixture
@@ -133,7 +137,10 @@ def test_a_process_answers_files_and_signals(flags: list[str], output_dir: Path)
     assert "\r" not in log
 
 
-@pytest.mark.parametrize("ask", ["stop", pytest.param("SIGINT", marks=posix)])
+@pytest.mark.parametrize(
+    "ask",
+    ["stop", pytest.param("SIGINT", marks=posix), pytest.param("SIGHUP", marks=posix)],
+)
 def test_stopped_and_resumed_is_bit_identical(
     ask: str,
     flags: list[str],
@@ -149,8 +156,8 @@ def test_stopped_and_resumed_is_bit_identical(
 
     def happen() -> None:
         asking(output_dir, "sample")()
-        if ask == "SIGINT":
-            signal.raise_signal(signal.SIGINT)
+        if ask != "stop":
+            signal.raise_signal(getattr(signal, ask))
         else:
             asking(output_dir, ask)()
 
@@ -202,14 +209,16 @@ def test_unknown_request_files_stay_and_are_logged_once(
         (folder / "stopp").touch()
         (folder / ".stop.tmp").touch()  # somebody is writing it
         (folder / "save").mkdir()
+        (folder / "finish").write_text("a person's own")
         assert [control.asked(step) for step in (1, 2)] == [Request(0)] * 2
         (folder / "sample").touch()
         assert control.asked(3) == Request.SAMPLE
         assert control.asked(4) == Request(0)
-    assert names(folder, "*") == [".stop.tmp", "save", "stopp"]
+    assert names(folder, "*") == [".stop.tmp", "finish", "save", "stopp"]
     warned = [record.getMessage() for record in caplog.records]
-    assert warned == [
-        f"{folder / 'stopp'} is not a request; requests are save, sample, stop, finish."
+    assert sorted(warned) == [
+        f"{folder / name} is not a request; requests are the empty files save, sample, stop, finish."
+        for name in ("finish", "stopp")
     ]
 
 
@@ -230,3 +239,21 @@ def test_a_second_signal_stops_at_once(
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert capfd.readouterr().err.count("once more stops at once") == 1
+
+
+@posix
+def test_a_closed_terminal_stops_with_a_checkpoint_however_often_it_signals(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([10.0, 20.0])
+    monkeypatch.setattr(control_module.time, "monotonic", lambda: next(clock))
+
+    def gone(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(control_module.os, "write", gone)
+    control = Control(make_config().run, Accelerator(cpu=True))
+    with control.listening():
+        for _ in range(2):
+            signal.raise_signal(signal.SIGHUP)
+        assert control.asked(1) == Request.STOP

@@ -9,6 +9,7 @@ from torch import nn
 
 from trainer.__main__ import run
 from trainer.options.config import Config
+from trainer.train_dreambooth_loldu import explain_warmup
 from trainer.training import optimizers
 from trainer.training.optimizers import make_optimizer
 
@@ -122,3 +123,13 @@ def test_eight_bit_state_starts_at_4096_numbers(make_config: Callable[..., Confi
     optimizer.step()
     kept = [optimizer.state[parameter]["state1"].dtype for parameter in parameters]
     assert kept == [torch.float32, torch.uint8]
+
+
+def test_a_warm_up_that_outlasts_the_run_is_explained(
+    make_config: Callable[..., Config], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "trainer")
+    explain_warmup(make_config("--lr_warmup_steps", "4"))  # of 4 steps
+    assert not caplog.text
+    explain_warmup(make_config("--lr_warmup_steps", "10"))
+    assert "rises until the end and reaches 40% of its value" in caplog.text

@@ -74,8 +74,12 @@ def test_class_pictures_with_other_settings_are_not_reused(
 
 
 def test_own_class_pictures_are_used_unchanged(
-    pipeline: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pipeline: StableDiffusionPipeline,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO", "trainer")
     own = tmp_path / "own"
     own.mkdir()
     Image.new("RGB", (16, 16)).save(own / "a.png")
@@ -87,6 +91,7 @@ def test_own_class_pictures_are_used_unchanged(
         ("a.png", "a toy"),
         ("b.png", "a blue car"),
     ]
+    assert f"{own} has 2 pictures, fewer than --num_class_images 100: each is used" in caplog.text
     with pytest.raises(LoLDUError, match=r"a\.png has no caption: give --class_prompt"):
         draw(pipeline, PriorConfig(True, (), own), tmp_path)
 

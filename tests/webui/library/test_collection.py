@@ -139,7 +139,7 @@ def test_a_server_killed_while_it_collects_has_collected_nothing(
     jobs: Jobs,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    job = finished()
+    finished()
     pid = os.fork()
     if pid == 0:  # a server of its own, which dies there
         library = open_library()
