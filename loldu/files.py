@@ -82,7 +82,7 @@ def named_in_errors(path: Path, draft: Path | None = None) -> Generator[None]:
     except OSError as error:
         if error.filename is None and error.errno is not None:
             error.filename = str(path)
-        elif draft is not None:
+        elif draft is not None and error.filename is not None:
             error.filename = str(error.filename).replace(str(draft), str(path))
         raise
 

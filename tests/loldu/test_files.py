@@ -28,9 +28,14 @@ def test_an_error_leaves_the_old_file_and_no_draft(tmp_path: Path) -> None:
     path, drafts = tmp_path / "file", tmp_path / "drafts"
     write_atomically(path, "é", drafts)
     assert path.read_bytes() == "é".encode()
-    with pytest.raises(KeyboardInterrupt), drafted(path, drafts) as draft:
-        draft.write_text("new")
-        raise KeyboardInterrupt
+
+    def fail() -> None:
+        with drafted(path, drafts) as draft:
+            draft.write_text("new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
     assert path.read_bytes() == "é".encode()
     assert [*drafts.iterdir()] == []
 
@@ -44,8 +49,13 @@ def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         write_atomically(tmp_path / "file", "x")
     assert caught.value.filename == str(tmp_path / "file")
     assert [*tmp_path.iterdir()] == []
-    with pytest.raises(OSError, match="No space left") as caught, drafted(tmp_path / "a") as draft:
-        draft.mkdir()
-        write_atomically(draft / "b", "x")
+
+    def fill() -> None:
+        with drafted(tmp_path / "a") as draft:
+            draft.mkdir()
+            write_atomically(draft / "b", "x")
+
+    with pytest.raises(OSError, match="No space left") as caught:
+        fill()
     assert caught.value.filename == str(tmp_path / "a" / "b")
     assert [*tmp_path.iterdir()] == []

@@ -125,11 +125,7 @@ class Control:
             elif not name.startswith(".") and name not in self._strangers:
                 self._strangers.add(name)
                 known = ", ".join(_FILES)
-                logger.warning(
-                    "%s is not a request; requests are the empty files %s.",
-                    self._folder / name,
-                    known,
-                )
+                logger.warning("%s is not a request; requests are empty files: %s.", path, known)
         return taken
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

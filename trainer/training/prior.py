@@ -48,12 +48,7 @@ def class_images(
     """
     own = prior.class_data_dir
     if images := own_class_images(prior):
-        if len(images) < prior.num_class_images:
-            logger.info(
-                "--class_data_dir %s has %d pictures, fewer than --num_class_images %d: each is "
-                "used more often, and none is drawn.",
-                *(own, len(images), prior.num_class_images),
-            )
+        _explain_few(images, prior)
         return images
     if not prior.class_prompt:
         raise LoLDUError(
@@ -89,6 +84,16 @@ def class_images(
     )
     _draw_missing(draw, images, seed, None if own else output_dir / OWN)
     return images
+
+
+def _explain_few(images: list[CaptionedImage], prior: PriorConfig) -> None:
+    """Log what it means that there are fewer class pictures than asked for."""
+    if len(images) < prior.num_class_images:
+        logger.info(
+            "--class_data_dir %s has %d pictures, fewer than --num_class_images %d: each is used "
+            "more often, and none is drawn.",
+            *(prior.class_data_dir, len(images), prior.num_class_images),
+        )
 
 
 def _draw_missing(

@@ -217,7 +217,7 @@ def test_unknown_request_files_stay_and_are_logged_once(
     assert names(folder, "*") == [".stop.tmp", "finish", "save", "stopp"]
     warned = [record.getMessage() for record in caplog.records]
     assert sorted(warned) == [
-        f"{folder / name} is not a request; requests are the empty files save, sample, stop, finish."
+        f"{folder / name} is not a request; requests are empty files: save, sample, stop, finish."
         for name in ("finish", "stopp")
     ]
 
