@@ -38,9 +38,9 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if os.listdir(path.parent) == [_LOCK]:  # nothing was written
-            path.unlink()
-            with suppress(OSError):
+        with suppress(OSError):
+            if os.listdir(path.parent) == [_LOCK]:  # nothing was written
+                path.unlink()
                 path.parent.rmdir()
                 if not was_there:
                     folder.rmdir()

@@ -126,17 +126,18 @@ def saving(path: Path, size: int) -> Iterator[None]:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise LoLDUError(
-            f"{path} could not be saved ({_reason(error, path)}); make sure that the disk has room "
+            f"{path} could not be saved ({_reason(error)}); make sure that the disk has room "
             "and works, then continue from the checkpoint before with --resume latest."
         ) from error
 
 
-def _reason(error: Exception, path: Path) -> str:
+def _reason(error: Exception) -> str:
     """Return why a save failed; torch's own message hides that the disk is full."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    full = shutil.disk_usage(path.parent).free < _MARGIN_BYTES
-    return "the disk is full" if full else str(error).splitlines()[0].rstrip(".")
+    text = str(error).splitlines()[0].rstrip(".")
+    by_torch = "inline_container" in text or "PytorchStreamWriter" in text
+    return "a write failed, most often because the disk is full" if by_torch else text
 
 
 def size_of(values: Any) -> int:  # noqa: ANN401

@@ -248,6 +248,7 @@ def test_a_write_that_fails_is_one_sentence_and_leaves_no_draft(
     error = capfd.readouterr().err.splitlines()[-1]
     assert str(output_dir / file) in error
     assert "--resume latest" in error
+    assert "inline_container" not in error
     assert not list(output_dir.rglob(".loldu-*"))
     assert not list(output_dir.glob("checkpoint-*"))
 
