@@ -4,9 +4,10 @@ import io
 import os
 import secrets
 import shutil
+import time
 import tomllib
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from loldu.errors import LoLDUError
 
 DRAFTS = ".loldu-*.draft"
 """Pattern of the names of drafts; a killed process leaves its draft."""
+_FORGOTTEN_AFTER_S = 24 * 3600
 
 
 @contextmanager
@@ -27,6 +29,7 @@ def drafted(
 
     The block makes a file or a folder at that path. A reader sees either the old file or the whole
     new one. After an error, no draft is left. A folder replaces only an empty folder.
+    Drafts in the same folder that a killed process left more than a day ago are deleted.
 
     Args:
         target: The file or folder; missing parent folders are created.
@@ -40,6 +43,10 @@ def drafted(
     with named_in_errors(target, draft):
         for folder in (target.parent, draft.parent):
             folder.mkdir(parents=True, exist_ok=True)
+        for old in draft.parent.glob(DRAFTS):
+            with suppress(FileNotFoundError):  # another process deleted it
+                if time.time() - old.stat().st_mtime > _FORGOTTEN_AFTER_S:
+                    remove(old)
         try:
             yield draft
             _flush(draft)

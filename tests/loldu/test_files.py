@@ -59,3 +59,16 @@ def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         fill()
     assert caught.value.filename == str(tmp_path / "a" / "b")
     assert [*tmp_path.iterdir()] == []
+
+
+def test_the_draft_of_a_process_killed_long_ago_is_deleted_at_the_next_write(
+    tmp_path: Path,
+) -> None:
+    old, fresh, mine = (tmp_path / f".loldu-{name}" for name in ("0.draft", "1.draft", "mine"))
+    for path in (old, mine):
+        path.mkdir()
+        (path / "half").touch()
+        os.utime(path, (0, 0))
+    fresh.touch()
+    write_atomically(tmp_path / "file", "x")
+    assert sorted(tmp_path.iterdir()) == sorted([fresh, mine, tmp_path / "file"])

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from loldu.errors import LoLDUError
-from loldu.files import DRAFTS, drafted, remove, save_png
+from loldu.files import drafted, remove, save_png
 from loldu.pictures.open import image_size, load_image
 from webui.teaching.crops import Crop, cropped
 
@@ -44,11 +44,11 @@ class Uploads:
     """Folders of the uploads, `sent`, and of training pictures, `instances`."""
 
     def __init__(self, folder: Path) -> None:
-        """Make the folders, and delete uploads and drafts of more than a day ago."""
+        """Make the folders, and delete uploads of more than a day ago."""
         self._sent, self._instances = folder / "sent", folder / "instances"
         for made in (self._sent, self._instances):
             made.mkdir(parents=True, exist_ok=True)
-        for old in (*self._sent.iterdir(), *self._instances.glob(DRAFTS)):
+        for old in self._sent.iterdir():
             if time.time() - old.stat().st_mtime > _FORGOTTEN_AFTER_S:
                 remove(old)
 
