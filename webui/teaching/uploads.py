@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from loldu.errors import LoLDUError
-from loldu.files import drafted, remove, save_png
+from loldu.files import drafted, save_png
 from loldu.pictures.open import image_size, load_image
 from webui.teaching.crops import Crop, cropped
 
@@ -50,7 +50,7 @@ class Uploads:
             made.mkdir(parents=True, exist_ok=True)
         for old in self._sent.iterdir():
             if time.time() - old.stat().st_mtime > _FORGOTTEN_AFTER_S:
-                remove(old)
+                old.unlink(missing_ok=True)
 
     def add(self, path: Path, name: str) -> Upload:
         """Check a file and store the picture in it.
