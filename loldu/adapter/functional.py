@@ -4,6 +4,9 @@ Two exact routes. The factored one multiplies by A and B and saves only ``A x`` 
 pass: it needs neither x nor the gradient of a factor. The dense one forms ``W + B diag(delta) A``
 first, whatever the number of tokens. The cheaper one is taken. If every row of a batch has its own
 delta, the factored route serves all rows in one pass.
+
+Plain calls run the factored route as one autograd function. Compilers, tracers and the transforms
+of `torch.func` get the same operations one by one.
 """
 
 # torch and peft are typed in part only.
@@ -16,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
 
 from loldu.adapter.shared_factors import SharedFactors
 
@@ -114,10 +117,13 @@ def cheapest_route(
     """Compare the multiplications that the routes add to a plain frozen layer's own.
 
     In half precision no route may add delta_W to W, which would round a small delta away.
+
+    In a graph for any number of tokens, the first number decides: comparing symbols would tie the
+    graph to one side of the comparison.
     """
-    r, in_features = delta.shape[-1], x.shape[-1]
+    r, in_features = delta.shape[-1], factors.right.shape[1]
     out_features = factors.left.shape[0]
-    tokens = x.numel() // in_features
+    tokens = _tokens(x)
     can_be_dense = x.dtype in (torch.float32, torch.float64) and delta.dim() == 1
     form = out_features * r * in_features
     costs: dict[Route, int] = {"factored": tokens * r * (in_features + out_features)}
@@ -130,19 +136,35 @@ def cheapest_route(
     return min(costs, key=costs.__getitem__)
 
 
+def _tokens(x: Tensor) -> int:
+    """Return how many tokens x has; in a graph for any number, those of the first call."""
+    if torch.jit.is_tracing():
+        return 1
+    tokens = x.numel() // x.shape[-1]
+    if torch.compiler.is_compiling():
+        from torch.fx.experimental.symbolic_shapes import optimization_hint
+
+        return optimization_hint(tokens, 1)
+    return tokens
+
+
 def _is_plain(base_layer: nn.Linear, x: Tensor) -> bool:
-    """Return whether the base layer's own call is just ``W x + b`` with frozen W and b."""
+    """Return whether the base layer's call is just ``W x + b``, and neither needs a gradient."""
     device, dtype = x.device.type, x.dtype
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
+    weight, bias = base_layer.weight, _bias_of(base_layer)
     return (
         type(base_layer) is nn.Linear
-        and (weight := base_layer.weight).dtype == dtype
+        and weight.dtype == dtype
         and weight.device == x.device
-        and not weight.requires_grad
-        and ((bias := _bias_of(base_layer)) is None or not bias.requires_grad)
+        and not (torch.is_grad_enabled() and (weight.requires_grad or _needs_gradient(bias)))
         and not any(map(vars(base_layer).get, _HOOKS))
     )
+
+
+def _needs_gradient(bias: Tensor | None) -> bool:
+    return bias is not None and bias.requires_grad
 
 
 def _bias_of(base_layer: nn.Linear) -> Tensor | None:
@@ -159,9 +181,21 @@ _HOOKS = (
 
 
 def _update(*operands: Tensor | None) -> Tensor:
+    if _is_transformed():
+        return _factored(*operands)[0]  # pyright: ignore[reportArgumentType]
     if torch.is_grad_enabled():
-        return _Factored.apply(*operands)
-    return _factored(*operands)[0]  # pyright: ignore[reportArgumentType]
+        return _Factored.apply(*operands)[0]
+    return _factored(*operands, in_place=True)[0]  # pyright: ignore[reportArgumentType]
+
+
+def _is_transformed() -> bool:
+    """Return whether a compiler, a tracer, `torch.func` or forward-mode AD follows the call."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+        or forward_ad._current_level >= 0  # pyright: ignore[reportPrivateUsage]
+    )
 
 
 def _factored(
@@ -172,6 +206,8 @@ def _factored(
     left: Tensor,
     delta: Tensor,
     right: Tensor,
+    *,
+    in_place: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Return ``y + B (delta ⊙ (A x))`` and ``A x``; y is given, or computed here from W and b."""
     flat = x.reshape(-1, x.shape[-1])
@@ -180,16 +216,21 @@ def _factored(
     if weight is None:
         assert base_output is not None
         output = torch.addmm(base_output.reshape(-1, left.shape[0]), scaled, left.T)
-    else:
+    elif in_place:
         output = F.linear(flat, weight, bias).addmm_(scaled, left.T)
+    else:
+        output = F.linear(flat, weight, bias).addmm(scaled, left.T)
     return output.view(*x.shape[:-1], left.shape[0]), hidden
 
 
 class _Factored(torch.autograd.Function):
-    """``y + B (delta ⊙ (A x))`` with ``dL/ddelta = Σ_tokens (Bᵀ g) ⊙ (A x)``.
+    """``y + B (delta ⊙ (A x))`` with ``dL/ddelta = Σ_tokens (Bᵀ g) ⊙ (A x)``, and ``A x``.
 
     The base's part y is given, or computed here from a frozen W and b: then the update is added
     to y, and to the gradient ``Wᵀ g`` of x, in place.
+
+    ``A x`` is an output, so that a gradient of the gradient reaches x through it without x being
+    kept.
     """
 
     @staticmethod
@@ -202,30 +243,36 @@ class _Factored(torch.autograd.Function):
         left: Tensor,
         delta: Tensor,
         right: Tensor,
-    ) -> Tensor:
-        output, hidden = _factored(x, base_output, weight, bias, left, delta, right)
+    ) -> tuple[Tensor, Tensor]:
+        output, hidden = _factored(x, base_output, weight, bias, left, delta, right, in_place=True)
+        ctx.shape = x.shape
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(hidden, weight, left, delta, right)
-        return output
+        return output, hidden
 
     @staticmethod
-    @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any,  # noqa: ANN401
-        grad: Tensor,
+        grad: Tensor | None,
+        grad_read: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
         hidden, weight, left, delta, right = ctx.saved_tensors
         needs_x, needs_base, _, _, _, needs_delta, _ = ctx.needs_input_grad
-        flat = grad.reshape(-1, grad.shape[-1])
-        grad_hidden = flat @ left
         grad_x = grad_delta = None
-        if needs_delta:
-            # delta is float32 at least: the sum over all tokens must not be rounded on the way.
-            of_tokens = grad_hidden.to(delta.dtype) * hidden.to(delta.dtype)
-            grad_delta = _sum_rows(of_tokens, delta)
-        if needs_x:
-            scaled = _scale_rows(grad_hidden, delta).to(right.dtype)
-            grad_x = scaled @ right if weight is None else (flat @ weight).addmm_(scaled, right)
-            grad_x = grad_x.view(*grad.shape[:-1], right.shape[1])
+        if grad is not None:
+            flat = grad.reshape(-1, grad.shape[-1])
+            grad_hidden = flat @ left
+            if needs_delta:
+                # delta is float32 at least: the sum over all tokens must not be rounded on the way.
+                of_tokens = grad_hidden.to(delta.dtype) * hidden.to(delta.dtype)
+                grad_delta = _sum_rows(of_tokens, delta)
+            if needs_x:
+                scaled = _scale_rows(grad_hidden, delta).to(right.dtype)
+                grad_x = scaled @ right if weight is None else (flat @ weight).addmm_(scaled, right)
+        if needs_x and grad_read is not None:
+            of_read = grad_read @ right
+            grad_x = of_read if grad_x is None else grad_x + of_read
+        grad_x = grad_x if grad_x is None else grad_x.view(ctx.shape)
         return grad_x, grad if needs_base else None, None, None, None, grad_delta, None
 
 

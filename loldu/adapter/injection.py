@@ -18,6 +18,7 @@ from loldu.adapter.components import adapted_layers, bare, components, require_u
 from loldu.adapter.config import LoLDUConfig
 from loldu.adapter.layer import LoLDULayer
 from loldu.adapter.model import LoLDUModel
+from loldu.adapter.uncalled import leave_readers
 from loldu.errors import ConceptError
 
 
@@ -151,8 +152,10 @@ def remove(part: nn.Module, adapter_name: str) -> None:
     delete_adapter(model, adapter_name, LoLDUModel.prefix, LoLDULayer)
     for name, module in list(model.named_modules()):
         if isinstance(module, LoLDULayer) and not module.r:
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, module.base_layer)
+            place, _, child = name.rpartition(".")
+            parent = model.get_submodule(place)
+            setattr(parent, child, module.base_layer)
+            leave_readers(parent)
     _forget(getattr(part, "_orig_mod", part), model.peft_config, adapter_name)
 
 

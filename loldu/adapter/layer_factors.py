@@ -93,8 +93,13 @@ class LayerFactors(BaseTunerLayer):
         a write, because comparing makes the host wait for the device.
         """
         pivots = self.diagonal(adapter_name).pivots
-        if pivots is None or pivots.is_meta or torch.compiler.is_compiling():
+        if pivots is None or pivots.is_meta:
             return True
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return True
+        while torch._C._functorch.is_functorch_wrapped_tensor(pivots):
+            # An ensemble of `torch.func` stacks the pivots of its models.
+            pivots = torch._C._functorch.get_unwrapped(pivots)
         version = version_of(pivots)
         if self.pivots_version.get(adapter_name) != version:
             if not held.begins_with(pivots, self.r[adapter_name]):

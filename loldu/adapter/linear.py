@@ -59,7 +59,7 @@ class Linear(nn.Module, LoLDULayer):
         """
         if self.disable_adapters and self.merged:
             self.unmerge()
-        updates = [] if self.disable_adapters else self._updates(len(x), adapter_names)
+        updates = [] if self.disable_adapters else self._updates(x.shape[0], adapter_names)
         if not updates:
             return self.base_layer(x)
         return self._adapted(x, updates)

@@ -23,6 +23,7 @@ from loldu.adapter.layer import LoLDULayer
 from loldu.adapter.linear import kind_of
 from loldu.adapter.mixing import BASE_NAME
 from loldu.adapter.targets import default_targets, linear_names, what_was_meant
+from loldu.adapter.uncalled import follow_readers, require_called
 
 
 class LoLDUModel(BaseTuner):
@@ -99,13 +100,14 @@ class LoLDUModel(BaseTuner):
         """Add the adapter to a layer, and wrap the layer if it is not wrapped yet.
 
         Raises:
-            TypeError: If the target is not a linear map.
+            TypeError: If the target is not a linear map, or its parent does not call it.
         """
         config: LoLDUConfig = peft_config
         r, sigma_0 = config.rank_and_sigma(current_key)
         if isinstance(target, LoLDULayer):
             target.update_layer(adapter_name, r, sigma_0, config)
             return
+        require_called(parent, target_name, current_key, self.model)
         kind, quantization = kind_of(target, current_key, self.model)
         layer = kind(
             target,
@@ -119,6 +121,7 @@ class LoLDUModel(BaseTuner):
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
+        follow_readers(parent, self.model)
 
     def _replace_module(
         self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module

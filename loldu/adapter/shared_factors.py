@@ -5,7 +5,7 @@ from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from loldu.adapter.diagonal import gram
 from loldu.adapter.factors import Factors
@@ -31,6 +31,12 @@ class SharedFactors:
     diagonal: Float[Tensor, " r"]
     pivots: Int[Tensor, " r"] | Int[Tensor, "2 r"] | None
     rescaled: bool
+
+    def __post_init__(self) -> None:
+        """Make the factors parameters, whose sizes no compiler takes for variables."""
+        self.left = nn.Parameter(self.left, requires_grad=False)
+        self.right = nn.Parameter(self.right, requires_grad=False)
+        self.gain = nn.Parameter(self.gain, requires_grad=False)
 
     @classmethod
     def of(cls, factors: Factors, factorization: str, dtype: torch.dtype) -> "SharedFactors":
@@ -83,12 +89,13 @@ class SharedFactors:
         return None if self.pivots is None else self.pivots[..., :rank]
 
     def begins_with(self, pivots: Tensor | None, rank: int) -> bool:
-        """Return whether these factors hold `rank` directions, at the pivots if any are given."""
+        """Return whether these factors hold `rank` directions, at all of the given pivots."""
         if rank > self.rank:
             return False
         if pivots is None or self.pivots is None:
             return True
-        return torch.equal(pivots[..., :rank].cpu().long(), self.pivots[..., :rank])
+        wanted = pivots[..., :rank].cpu().long()
+        return torch.equal(wanted, self.pivots[..., :rank].expand_as(wanted))
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "SharedFactors":
         """Move to a device and a dtype."""

@@ -1,4 +1,4 @@
-"""Runs `compiled.py` without the type checks of all other tests, which Dynamo cannot trace."""
+"""Runs `compiled*.py` without the type checks of all other tests, which Dynamo cannot trace."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).with_name("compiled.py")
+TESTS = [Path(__file__).with_name(name) for name in ("compiled.py", "compiled_shapes.py")]
 
 
 @pytest.mark.parametrize(
@@ -15,8 +15,8 @@ TESTS = Path(__file__).with_name("compiled.py")
 def test_compiled_models(marked: str) -> None:
     command = [sys.executable, "-m", "pytest", "-o", "addopts=", "--import-mode=importlib", "-q"]
     run = subprocess.run(
-        [*command, "--show-capture=no", "-m", marked, TESTS],
-        cwd=TESTS.parents[3],
+        [*command, "--show-capture=no", "-m", marked, *TESTS],
+        cwd=TESTS[0].parents[3],
         capture_output=True,
         text=True,
         check=False,

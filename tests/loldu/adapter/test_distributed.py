@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -86,6 +87,30 @@ def test_two_processes_train_as_one_does(make_two_layers: Make, tmp_path: Path) 
     assert all(tensor.any() for tensor in first.values())
     # Broadcast buffers must not make every forward pass compare pivots again.
     assert compared <= len(TARGETS)
+
+
+@pytest.fixture
+def _one_process() -> Iterator[None]:
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("_one_process")
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_a_fully_sharded_model_computes_the_same(make_two_layers: Make) -> None:
+    model, _ = build(make_two_layers, init_weights=False)
+    with torch.no_grad():
+        expected = model(X)
+    trained_on = model(X)
+    sharded = FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device("cpu"))
+    # Its weights are views of one trained tensor; without gradients they take the same route.
+    with torch.no_grad():
+        assert torch.equal(sharded(X), expected)
+    # In training they take the factored route, whose rounding differs.
+    torch.testing.assert_close(sharded(X), trained_on, rtol=0, atol=1e-6)
 
 
 def test_a_broadcast_is_a_few_numbers_per_direction(make_two_layers: Make) -> None:

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -45,21 +46,22 @@ def update(x: Tensor, base_output: Tensor, factors: SharedFactors, delta: Tensor
     return factored_update(x, base_output, *factors.around(delta))
 
 
-def test_gradcheck() -> None:
-    x, layer, factors, delta = operands(3, 4)
+@pytest.mark.parametrize("check", [torch.autograd.gradcheck, torch.autograd.gradgradcheck])
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_gradients(check: Callable[..., bool], tokens: int) -> None:
+    x, layer, factors, delta = operands(tokens, 4)
     x.requires_grad_()
     delta.requires_grad_()
     output = layer(x).detach().requires_grad_()
-    assert torch.autograd.gradcheck(
-        lambda x, y, delta: update(x, y, factors, delta), (x, output, delta)
-    )
-    assert torch.autograd.gradcheck(
-        lambda x, delta: adapted_linear(x, layer, factors, delta), (x, delta)
-    )
+    assert check(lambda x, y, delta: update(x, y, factors, delta), (x, output, delta))
+    assert check(lambda x, delta: adapted_linear(x, layer, factors, delta), (x, delta))
 
 
+@pytest.mark.parametrize("check", [torch.autograd.gradcheck, torch.autograd.gradgradcheck])
 @pytest.mark.parametrize("shape", [(4, 14), (4, 3, 14), (4, 2, 3, 14)], ids=str)
-def test_gradcheck_of_a_delta_for_every_row(shape: tuple[int, ...]) -> None:
+def test_gradients_of_a_delta_for_every_row(
+    check: Callable[..., bool], shape: tuple[int, ...]
+) -> None:
     _, layer, factors, _ = operands(3, 5)
     generator = torch.Generator().manual_seed(1)
     x, delta = (
@@ -67,12 +69,8 @@ def test_gradcheck_of_a_delta_for_every_row(shape: tuple[int, ...]) -> None:
         for size in (shape, (4, 5))
     )
     output = layer(x).detach().requires_grad_()
-    assert torch.autograd.gradcheck(
-        lambda x, y, delta: update(x, y, factors, delta), (x, output, delta)
-    )
-    assert torch.autograd.gradcheck(
-        lambda x, delta: adapted_linear(x, layer, factors, delta), (x, delta)
-    )
+    assert check(lambda x, y, delta: update(x, y, factors, delta), (x, output, delta))
+    assert check(lambda x, delta: adapted_linear(x, layer, factors, delta), (x, delta))
     expected = torch.stack([dense_reference(x[i], layer, factors, delta[i]) for i in range(4)])
     torch.testing.assert_close(adapted_linear(x, layer, factors, delta), expected)
 
