@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -83,7 +83,7 @@ class FeatureCache:
             )
 
     @contextmanager
-    def _explained_errors(self) -> Iterator[None]:
+    def _explained_errors(self) -> Generator[None]:
         try:
             yield
         except (OSError, sqlite3.Error) as error:

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from loldu.errors import LoLDUError
 from loldu.files import read_toml
@@ -41,7 +41,7 @@ def concept_configs(config: Config) -> dict[str, Config]:
             raise LoLDUError(
                 f"{path}: {name} stands outside a table; begin each concept with [its name]."
             )
-        configs[name] = _with(config, name, table)
+        configs[name] = _with(config, name, cast(dict[str, Any], table))
         try:
             check(configs[name])
         except LoLDUError as error:

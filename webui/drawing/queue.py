@@ -1,7 +1,7 @@
 """The queue for the model: one drawing at a time."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 _POLL_S = 0.2
@@ -20,7 +20,7 @@ class DrawingQueue:
         self._places: list[threading.Event] = []
 
     @contextmanager
-    def turn(self, stop: threading.Event, waiting: Callable[[int], None]) -> Iterator[None]:
+    def turn(self, stop: threading.Event, waiting: Callable[[int], None]) -> Generator[None]:
         """Wait for the turn, and hold it until the context ends.
 
         Args:

@@ -3,7 +3,7 @@
 import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -192,7 +192,7 @@ def _draw(
 
 
 @contextmanager
-def _watched(pipeline: DiffusionPipeline, total: int, watch: Watch) -> Iterator[None]:
+def _watched(pipeline: DiffusionPipeline, total: int, watch: Watch) -> Generator[None]:
     """Report every pass of the network; a scheduler may make one or two more than its steps."""
     passes = itertools.count(1)
 

@@ -5,7 +5,7 @@ import shutil
 import signal
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import lru_cache, partial
 from pathlib import Path
@@ -359,14 +359,14 @@ class Jobs:
         return connection
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self) -> Generator[sqlite3.Connection]:
         with closing(self._connect()) as connection:
             connection.execute("BEGIN IMMEDIATE")
             with connection:
                 yield connection
 
     @contextmanager
-    def _change(self, job_id: str) -> Iterator[tuple[sqlite3.Connection, Job]]:
+    def _change(self, job_id: str) -> Generator[tuple[sqlite3.Connection, Job]]:
         """Open a transaction, and yield it with the current state of a job."""
         with self._transaction() as connection:
             yield connection, self._get(connection, job_id)

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,10 +28,12 @@ LOG = "log.txt"
 _LOCK, _ENDING = "process.lock", "ending.json"
 COMMAND = (sys.executable, "-m", "webui.engine.process")
 
-_KEPT = {"PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH"}
-_KEPT |= {"CC", "CXX"}  # for --compile
-_KEPT |= {"SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"}
-_KEPT |= {"http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"}
+_KEPT = {
+    *("PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH"),
+    *("CC", "CXX"),  # for --compile
+    *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"),
+    *("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"),
+}
 _KEPT_PREFIXES = (
     *("LC_", "XDG_", "HF_", "OMP_", "MKL_"),
     *("TORCH", "PYTORCH_", "TRITON_", "CUDA_", "NVIDIA_"),
@@ -50,7 +52,7 @@ class Ending:
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[int | None]:
+def claimed(folder: Path) -> Generator[int | None]:
     """Lock a folder for a new process; yield the open lock, or None while one is running.
 
     Raises:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from eval.metrics import headline_metrics
 from loldu import Concept, read_concept
@@ -80,7 +80,7 @@ def describe(concept: Concept, size: int) -> About:
     prompt, token = _text(metadata.get("instance_prompt")), _text(metadata.get("token"))
     class_name = _text(metadata.get("class_name"))
     if prompt and not token and isinstance(listed := metadata.get("class_prompt"), list):
-        texts = [text for text in listed if isinstance(text, str)]
+        texts = [text for text in cast(list[Any], listed) if isinstance(text, str)]
         token, class_name = token_and_class(prompt, texts) or (None, class_name)
     return About(
         base=_text(concept.base) or "",
@@ -89,7 +89,7 @@ def describe(concept: Concept, size: int) -> About:
         prompt=prompt,
         method=_text(metadata.get("method")),
         steps=steps if type(steps) is int else None,
-        scores=_scores(scores) if isinstance(scores, dict) else {},
+        scores=_scores(cast(dict[str, Any], scores)) if isinstance(scores, dict) else {},
         layers=len(concept.layers),
         numbers=sum(layer.delta.numel() for layer in concept.layers),
         bytes=size,
@@ -109,5 +109,5 @@ def _scores(scores: dict[str, Any]) -> dict[str, float]:
     return {
         title: float(value)
         for title, value in numbers
-        if type(value) in (int, float) and math.isfinite(value)
+        if isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)
     }

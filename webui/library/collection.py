@@ -11,7 +11,7 @@ import logging
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -279,7 +279,7 @@ class Library:
         write_atomically(folder / _ENTRY, json.dumps(asdict(record), indent=2))
 
     @contextmanager
-    def _new(self, entry_id: str, record: _Record) -> Iterator[Path]:
+    def _new(self, entry_id: str, record: _Record) -> Generator[Path]:
         """Yield a folder to fill; it becomes the concept's folder unless an error is raised."""
         with drafted(self._folder / entry_id) as folder:
             folder.mkdir(mode=0o700)
@@ -320,7 +320,7 @@ class Library:
                 path.unlink()
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self) -> Generator[None]:
         """Lock the library against all threads and servers; the lock is not reentrant."""
         with (self._folder / _LOCK).open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

@@ -2,7 +2,7 @@
 
 import shutil
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +70,7 @@ class Entry:
 
 
 @contextmanager
-def named_errors(path: Path, name: str) -> Iterator[None]:
+def named_errors(path: Path, name: str) -> Generator[None]:
     """Replace the path of a concept file in error messages by the concept's name."""
     try:
         yield

@@ -201,7 +201,10 @@ def test_a_concept_is_scored(
     with pytest.raises(gr.Error, match="cannot be stopped: it is finished"):
         scores.cancel(rabbit, ANN)
     (job.folder / "report.json").unlink()
-    assert "cannot be read any more" in view(scores.refresh(rabbit, ANN), SCORE)["table"]
+    assert (
+        "The report cannot be read; score the concept again."
+        in view(scores.refresh(rabbit, ANN), SCORE)["table"]
+    )
     shutil.rmtree(backend.library.get(rabbit, "ann").folder)
     with pytest.raises(gr.Error, match="There is no such concept"):
         scores.refresh(rabbit, ANN)
