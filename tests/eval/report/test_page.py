@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from playwright import sync_api
 
 from eval.config import ProtocolConfig
 from eval.metrics.bootstrap import Estimate
@@ -13,6 +14,7 @@ from eval.report.figures import draw_intervals
 from eval.report.page import Section, Shot, Table, compare_page, render, result_page, table_page
 from eval.result import Result, ScoredPicture, ScoredSubject
 from tests.eval.noise import save_noise
+from tests.webui.browser import installed_browser
 
 SCRIPT = '<script>alert("x")</script>'
 REFERENCE = re.compile(
@@ -85,6 +87,27 @@ def test_a_result(tmp_path: Path) -> None:
     for text_shown in ("DINO 0.250", "CLIP-I 0.500", "3 pictures, 1 real ones.", "center crop 224"):
         assert text_shown in text
     assert "are shown" not in text
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_no_picture_is_wider_than_the_window(width: int, tmp_path: Path) -> None:
+    pictures = save_noise(tmp_path, ["0.png", "1.png", "2.png"])
+    shot = Shot([(path.stem, path) for path in pictures], "a cup")
+    (tmp_path / "page.html").write_text(
+        render("Report", tables=[], sections=[Section("Pictures", "", [shot])])
+    )
+    executable = installed_browser()
+    if executable is None:
+        pytest.skip("needs a browser: install chromium, such as with apt install chromium")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        shown = browser.new_page(viewport={"width": width, "height": 800})
+        shown.goto((tmp_path / "page.html").as_uri())
+        assert shown.evaluate("document.documentElement.scrollWidth") == width
+        boxes = [each.bounding_box() for each in shown.query_selector_all(".picture")]
+        browser.close()
+    assert len(boxes) == 3
+    assert all(box and 90 < box["width"] == box["height"] <= 112 for box in boxes)
 
 
 def test_texts_are_escaped(tmp_path: Path) -> None:
