@@ -1,1 +1,1 @@
-"""Measurements beside peers; each writes its result, and what it was measured with, as JSON."""
+"""Speed and memory beside other programs; each benchmark writes a JSON record."""

@@ -1,9 +1,7 @@
-"""The adapters that are compared, and how one model takes them in turns."""
+"""The compared adapters, and their installation on one model in turns."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -41,10 +39,9 @@ class DenseLDULinear(nn.Module):
         weight = base_layer.weight
         permutation, lower, diagonal, upper = full_lu(weight.float(), r)
         residual = weight.float() - permutation @ lower @ torch.diag(diagonal) @ upper
-        self.register_buffer("residual", residual.to(weight.dtype))
-        self.register_buffer("permutation", permutation.to(weight.dtype))
-        self.register_buffer("lower", lower.to(weight.dtype))
-        self.register_buffer("upper", upper.to(weight.dtype))
+        names = ("residual", "permutation", "lower", "upper")
+        for name, matrix in zip(names, (residual, permutation, lower, upper), strict=True):
+            self.register_buffer(name, matrix.to(weight.dtype))
         self.bias = base_layer.bias
         self.z = nn.Parameter(diagonal.clone())
 
@@ -54,23 +51,11 @@ class DenseLDULinear(nn.Module):
         return F.linear(x, self.residual + change, self.bias)
 
 
-@dataclass(frozen=True)
-class Method:
-    """An adapter.
-
-    Attributes:
-        what: Description.
-        adapt: Puts it on the attention projections of a model, in place.
-    """
+class Method(NamedTuple):
+    """An adapter: its description, and a function that puts it on a model's projections."""
 
     what: str
     adapt: Callable[[nn.Module], object]
-
-
-def adapt_by_peft(config: Callable[[], PeftConfig], model: nn.Module) -> None:
-    """Wrap the projections as PEFT does."""
-    get_peft_model(model, config())  # pyright: ignore[reportArgumentType]  any module will do
-    del model.peft_config  # The next method finds the model unchanged.
 
 
 def adapt_densely(model: nn.Module) -> None:
@@ -80,7 +65,11 @@ def adapt_densely(model: nn.Module) -> None:
 
 
 def _by_peft(what: str, config: Callable[..., PeftConfig], **settings: Any) -> Method:  # noqa: ANN401
-    return Method(what, partial(adapt_by_peft, partial(config, target_modules=TARGETS, **settings)))
+    def adapt(model: nn.Module) -> None:
+        get_peft_model(model, config(target_modules=TARGETS, **settings))  # pyright: ignore[reportArgumentType]  any module will do
+        del model.peft_config  # The next method finds the model unchanged.
+
+    return Method(what, adapt)
 
 
 FROZEN, LORA = "frozen", "lora_r32"

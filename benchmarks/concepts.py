@@ -6,10 +6,10 @@ LoRA have a U-Net each. LoRA's mixed batch is PEFT's own, through ``adapter_name
 """
 
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -47,42 +47,27 @@ class Options(UNetOptions):
 
 
 Call = Callable[[], object]
+Calls = dict[str, tuple[Call, Call]]
+"""By name, a call before the clock starts and the timed call.
+
+`switch` goes to the next concept. The others are batches: of the `base` alone, of one concept
+(`plain`), and of a different concept in each picture (`mixed`).
+"""
 CALLS = ("switch", "base", "plain", "mixed")
 
 
-@dataclass(frozen=True)
-class Bench:
-    """A U-Net with concepts, and what is timed on it.
-
-    Attributes:
-        calls: By name, a call before the clock starts and the timed call: `switch` to the next
-            concept, then a batch of the `base` alone, of one concept (`plain`) and of a
-            different concept in each picture (`mixed`).
-        tensor_bytes: Bytes of all concepts, without the shared ones.
-        shared_bytes: Bytes that all concepts share.
-        last_load: Seconds to add the last concept.
-    """
-
-    calls: dict[str, tuple[Call, Call]]
-    tensor_bytes: int
-    shared_bytes: int
-    last_load: float
-
-
-def _bench_inputs(options: Options, unet: nn.Module) -> dict[str, Tensor]:
+def _setup(options: Options, concepts: int) -> tuple[nn.Module, dict[str, Tensor], list[str]]:
+    """Return a U-Net, a batch of inputs, and the names of the concepts."""
+    unet = random_unet(options, sample_size=options.sample_size, dtype=options.dtype)
     torch.manual_seed(options.seed)
-    return random_inputs(unet, options.sample_size, options.batch)
+    inputs = random_inputs(unet, options.sample_size, options.batch)
+    return unet, inputs, [f"c{i}" for i in range(concepts)]
 
 
-def _build_unet(options: Options) -> nn.Module:
-    return random_unet(options, sample_size=options.sample_size, dtype=options.dtype)
-
-
-def loldu_bench(options: Options, concepts: int) -> Bench:
+def loldu_calls(options: Options, concepts: int) -> tuple[Calls, dict[str, float]]:
     """Load one concept file under as many names as there are concepts."""
-    unet, names = _build_unet(options), [f"c{i}" for i in range(concepts)]
-    inputs, rows = _bench_inputs(options, unet), _rows(names, options.batch)
-    source: Any = _build_unet(options)
+    unet, inputs, names = _setup(options, concepts)
+    source: Any = _setup(options, concepts)[0]
     source.add_adapter(LoLDUConfig(r=options.rank, init_weights=False))
     with tempfile.TemporaryDirectory() as folder:
         path = save_concept(source, Path(folder) / "concept.safetensors")
@@ -90,28 +75,28 @@ def loldu_bench(options: Options, concepts: int) -> Bench:
             seconds_of(partial(load_concept, unet, path, name), options.device) for name in names
         ]
     turn, forward = cycle(names), partial(unet, **inputs)
+    rows = [*islice(cycle(names), options.batch)]
     layers = [module for module in unet.modules() if isinstance(module, LoLDULayer)]
-    return Bench(
-        {
-            "switch": (_nothing, lambda: mix(unet, {next(turn): 1.0})),
-            "base": (lambda: mix(unet, {}), forward),
-            "plain": (lambda: mix(unet, {names[0]: 1.0}), forward),
-            "mixed": (lambda: set_concepts(unet, rows), forward),
-        },
-        tensor_bytes=sum(_bytes(layer.loldu_diagonal) for layer in layers),
-        shared_bytes=sum(
-            shared.left.nbytes + shared.right.nbytes + shared.gain.nbytes + shared.diagonal.nbytes
-            for layer in layers
-            for shared in set(layer.factors.values())
+    shared = [own for layer in layers for own in set(layer.factors.values())]
+    calls: Calls = {
+        "switch": (_nothing, lambda: mix(unet, {next(turn): 1.0})),
+        "base": (lambda: mix(unet, {}), forward),
+        "plain": (lambda: mix(unet, {names[0]: 1.0}), forward),
+        "mixed": (lambda: set_concepts(unet, rows), forward),
+    }
+    return calls, {
+        "bytes_per_concept": sum(_bytes(layer.loldu_diagonal) for layer in layers) // concepts,
+        "bytes_shared": sum(
+            own.left.nbytes + own.right.nbytes + own.gain.nbytes + own.diagonal.nbytes
+            for own in shared
         ),
-        last_load=loads[-1],
-    )
+        "seconds_to_load_the_last": loads[-1],
+    }
 
 
-def lora_bench(options: Options, concepts: int) -> Bench:
+def lora_calls(options: Options, concepts: int) -> tuple[Calls, dict[str, float]]:
     """Add as many random LoRAs as there are concepts, through PEFT."""
-    unet, names = _build_unet(options), [f"c{i}" for i in range(concepts)]
-    inputs, rows = _bench_inputs(options, unet), _rows(names, options.batch)
+    unet, inputs, names = _setup(options, concepts)
     plain_bytes = _bytes(unet)
     config = LoraConfig(
         r=options.lora_rank, target_modules=[*DIFFUSERS_ATTENTION], init_lora_weights=False
@@ -129,28 +114,27 @@ def lora_bench(options: Options, concepts: int) -> Bench:
         with model.disable_adapter():
             return forward()
 
-    return Bench(
-        {
-            "switch": (_nothing, lambda: model.set_adapter(next(turn))),
-            "base": (_nothing, base),
-            "plain": (lambda: model.set_adapter(names[0]), forward),
-            "mixed": (_nothing, partial(forward, adapter_names=rows)),
-        },
-        tensor_bytes=_bytes(unet) - plain_bytes,
-        shared_bytes=0,
-        last_load=last_load,
-    )
+    calls: Calls = {
+        "switch": (_nothing, lambda: model.set_adapter(next(turn))),
+        "base": (_nothing, base),
+        "plain": (lambda: model.set_adapter(names[0]), forward),
+        "mixed": (
+            _nothing,
+            partial(forward, adapter_names=[*islice(cycle(names), options.batch)]),
+        ),
+    }
+    return calls, {
+        "bytes_per_concept": (_bytes(unet) - plain_bytes) // concepts,
+        "bytes_shared": 0,
+        "seconds_to_load_the_last": last_load,
+    }
 
 
-METHODS = {"loldu": loldu_bench, "lora": lora_bench}
+METHODS = {"loldu": loldu_calls, "lora": lora_calls}
 
 
 def _nothing() -> None:
     """Prepare nothing."""
-
-
-def _rows(names: Sequence[str], batch: int) -> list[str]:
-    return [names[i % len(names)] for i in range(batch)]
 
 
 def _bytes(module: nn.Module) -> int:
@@ -160,16 +144,16 @@ def _bytes(module: nn.Module) -> int:
 @torch.no_grad()
 def measure_row(options: Options, concepts: int) -> dict[str, Any]:
     """Return the result of one number of concepts; the first round warms up."""
-    methods = METHODS if concepts <= options.most_loras else {"loldu": loldu_bench}
-    benches = {name: build(options, concepts) for name, build in methods.items()}
+    methods = METHODS if concepts <= options.most_loras else {"loldu": loldu_calls}
+    made = {name: build(options, concepts) for name, build in methods.items()}
 
-    def seconds_of_call(prepare: Call, timed: Call) -> float:
+    def timed(prepare: Call, call: Call) -> float:
         prepare()
-        return seconds_of(timed, options.device)
+        return seconds_of(call, options.device)
 
     calls = {
-        f"{name} {call}": partial(seconds_of_call, *bench.calls[call])
-        for name, bench in benches.items()
+        f"{name} {call}": partial(timed, *own[call])
+        for name, (own, _) in made.items()
         for call in CALLS
     }
     in_turns(calls, 1)
@@ -179,19 +163,17 @@ def measure_row(options: Options, concepts: int) -> dict[str, Any]:
         "different_in_a_batch": min(concepts, options.batch),
         "methods": {
             name: {
-                "bytes_per_concept": bench.tensor_bytes // concepts,
-                "bytes_shared": bench.shared_bytes,
-                "seconds_to_load_the_last": bench.last_load,
+                **facts,
                 "seconds": {call: spread(seconds[f"{name} {call}"]) for call in CALLS},
                 "mixed_to_plain": ratio(seconds[f"{name} mixed"], seconds[f"{name} plain"]),
                 "plain_to_base": ratio(seconds[f"{name} plain"], seconds[f"{name} base"]),
             }
-            for name, bench in benches.items()
+            for name, (_, facts) in made.items()
         },
         "lora_to_loldu": {
             call: ratio(seconds[f"lora {call}"], seconds[f"loldu {call}"]) for call in CALLS
         }
-        if "lora" in benches
+        if "lora" in made
         else None,
     }
 
@@ -220,10 +202,7 @@ def tables(record: dict[str, Any]) -> Iterable[Table]:
     yield show(f"many concepts on one U-Net, batches of {record['batch']}", rows)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the benchmark."""
-    run("concepts", Options, measure, tables, ["torch", "diffusers", "peft"], argv)
-
+main = partial(run, "concepts", Options, measure, tables)
 
 if __name__ == "__main__":
     main()

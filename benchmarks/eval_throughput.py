@@ -13,7 +13,7 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,12 +22,14 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.harness import Options as Shared
-from benchmarks.harness import in_turns, mib, ratio, run, show, spread
+from benchmarks.harness import digits, in_turns, ratio, run, show, spread
 from eval.encoders.cache import FeatureCache
 from eval.encoders.encoder import Encoder
 from eval.encoders.features import compute_features
 from eval.encoders.preprocess import published_dino
 from eval.metrics.functional import image_similarity
+from experiments.memory import forget_peak_memory
+from trainer.training.memory import peak_memory_mib
 
 DINO, CLIP = "vit_small_patch16_224.dino", "ViT-B-32-quickgelu"
 WAYS = ("plain loop", "ours", "ours, a second time")
@@ -46,8 +48,7 @@ class Options(Shared):
     repetitions: int = 5
 
 
-@dataclass(frozen=True)
-class Measured:
+class Measured(NamedTuple):
     """Seconds, peak memory beyond both networks, and mean similarities of one way."""
 
     seconds: float
@@ -133,22 +134,12 @@ def measure_way(way: str, options: Options, generated: list[Path], real: list[Pa
         call = partial(ours, cache=cache)
     else:
         call(models, generated[:WARMUP], real[:1])
-    before = _reset_peak()
+    forget_peak_memory()
+    before = peak_memory_mib()
     started = time.perf_counter()
     scores = call(models, generated, real)
     seconds = time.perf_counter() - started
-    return Measured(seconds, mib(_resident("VmHWM") - before), scores["dino"], scores["clip"])
-
-
-def _reset_peak() -> int:
-    Path("/proc/self/clear_refs").write_bytes(b"5")
-    return _resident("VmRSS")
-
-
-def _resident(which: str) -> int:
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    line = next(line for line in status.splitlines() if line.startswith(which))
-    return int(line.split()[1]) * 1024
+    return Measured(seconds, digits(peak_memory_mib() - before), scores["dino"], scores["clip"])
 
 
 def measure(options: Options) -> dict[str, Any]:
@@ -188,9 +179,9 @@ def _summary(found: dict[str, list[Measured]], count: int) -> dict[str, Any]:
 
 
 def _difference(found: dict[str, list[Measured]]) -> float:
+    """Return the largest difference of a mean similarity between two runs of any ways."""
     whole = [one for own in found.values() for one in own]
-    first = whole[0]
-    return max(max(abs(one.dino - first.dino), abs(one.clip_i - first.clip_i)) for one in whole)
+    return max(np.ptp([one.dino for one in whole]), np.ptp([one.clip_i for one in whole]))
 
 
 def tables(record: dict[str, Any]) -> Iterable[Table]:
@@ -207,11 +198,9 @@ def tables(record: dict[str, Any]) -> Iterable[Table]:
     yield show(f"DINO and CLIP features of {record['side_px']} px files", rows)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the benchmark."""
-    libraries = ["torch", "timm", "open_clip_torch"]
-    run("eval_throughput", Options, measure, tables, libraries, argv)
-
+main = partial(
+    run, "eval_throughput", Options, measure, tables, libraries=("timm", "open_clip_torch")
+)
 
 if __name__ == "__main__":
     main()

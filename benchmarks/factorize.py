@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model
@@ -35,15 +35,11 @@ class Options(UNetOptions):
     large_repetitions: int = 2
 
 
-@dataclass(frozen=True)
-class Route:
+class Route(NamedTuple):
     """A way to compute factors.
 
-    Attributes:
-        what: Description.
-        factorize: Takes a weight and a rank; returns the factors, or the adapted layer.
-        every_layer: Whether all layers are timed. Otherwise one layer of each shape is timed, and
-            its time counts for all layers of that shape.
+    `factorize` takes a weight and a rank, and returns the factors or the adapted layer. Without
+    `every_layer` one layer of each shape is timed, and counts for all layers of that shape.
     """
 
     what: str
@@ -168,10 +164,7 @@ def tables(record: dict[str, Any]) -> Iterable[Table]:
         yield show(f"{case['case']}, r = {case['rank']}", rows)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the benchmark."""
-    run("factorize", Options, measure, tables, ["torch", "diffusers", "peft"], argv)
-
+main = partial(run, "factorize", Options, measure, tables)
 
 if __name__ == "__main__":
     main()

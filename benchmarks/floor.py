@@ -1,6 +1,6 @@
 """The floor of a training step: the work that every adapter on the attention projections needs.
 
-``python -m benchmarks.floor`` takes the steps with a progress bar, as the trainers beside it do.
+``python -m benchmarks.floor`` takes the steps with a progress bar, like the trainers beside it.
 
 An adapter computes its gradients from its layer's input and from the gradient of its layer's
 output. So a step runs the frozen U-Net forward, and backward from its output to the outputs of the
@@ -90,7 +90,7 @@ def floor_step(
 
 
 def _captured(step: Step) -> Step:
-    """Capture a step as PyTorch's notes on CUDA graphs ask: warm up on another stream first."""
+    """Capture a step as a CUDA graph; PyTorch's notes ask for a warm-up on another stream."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

@@ -7,10 +7,10 @@ are random, because time and memory follow from the shapes.
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.table import Table
@@ -18,55 +18,38 @@ from torch import Tensor, nn
 
 from benchmarks.adapters import FROZEN, LORA, METHODS, adapted, held, install, storage_of
 from benchmarks.harness import (
-    Dtype,
-    UNetOptions,
-    digits,
+    StepOptions,
+    compare,
     in_turns,
     mib,
     peak_bytes,
-    ratio,
     run,
     seconds_of,
     show,
     spread,
 )
-from benchmarks.stable_diffusion import (
-    TEXT_TOKENS,
-    default_latent_size,
-    projections,
-    random_unet,
-)
+from benchmarks.stable_diffusion import TEXT_TOKENS, projections, random_unet
 
 
 @dataclass(frozen=True)
-class Options(UNetOptions):
+class Options(StepOptions):
     """Time forward and backward with every adapter in turn, in one process."""
 
     # How many times the U-Net's step is timed; the result holds medians.
     repetitions: int = 5
     # How many times a single projection's step is timed.
     projection_repetitions: int = 50
-    # Side of the U-Net's latents, 64 for pictures of 512 pixels; unless given, 64 on a GPU and 16
-    # on a CPU. A single projection always gets the tokens of 64.
-    latent_size: int | None = None
     # Width of the vision transformer's projection, and its tokens: those of ViT-B with 32 pictures.
     # FourierFT's 1000 frequencies need widths whose product is at least 1000.
     vit_width: int = 768
     vit_tokens: int = 32 * 197
-    # Dtype of the base model, and of autocast unless float32; trained numbers stay in float32.
-    dtype: Dtype = "float32"
 
 
-@dataclass(frozen=True)
-class Case:
-    """A model and its step.
+class Case(NamedTuple):
+    """A frozen model and its step.
 
-    Attributes:
-        name: Name in the result.
-        model: Frozen model with the projections.
-        x: Input whose gradient every method computes, so that only the adapter differs.
-        forward: Maps x to the output.
-        repetitions: How many times the step is timed.
+    Every method computes the gradient of `x`, the input of `forward`, so that only the adapter
+    differs.
     """
 
     name: str
@@ -79,7 +62,7 @@ class Case:
 def cases(options: Options) -> Iterator[Case]:
     """Yield single projections, of 64 x 64 latents, of text and of ViT-B, then the U-Net.
 
-    The U-Net's batch is one picture.
+    The batch of the U-Net is one picture. The projections do not depend on `--latent_size`.
     """
     torch.manual_seed(options.seed)
     first, _, third, _ = options.block_out_channels
@@ -95,7 +78,7 @@ def cases(options: Options) -> Iterator[Case]:
         x = _random(options, 1, tokens, in_)
         name = f"projection {out} x {in_}, {tokens} tokens"
         yield Case(name, model, x, model.__call__, options.projection_repetitions)
-    side = default_latent_size(options.latent_size, options.device)
+    side = options.side
     unet = random_unet(options, dtype=options.dtype)
     text = _random(options, 1, TEXT_TOKENS, options.cross_attention_dim).detach()
     latents = _random(options, 1, 4, side, side)
@@ -145,20 +128,19 @@ def measure_case(case: Case, options: Options) -> dict[str, Any]:
     plain = projections(case.model)
     layers = {name: adapted(case.model, method) for name, method in METHODS.items()}
     step = partial(run_step, case, options)
+    memory = "peak_mib" if options.device.startswith("cuda") else "saved_mib"
     methods: dict[str, dict[str, Any]] = {}
     base_bytes = sum(held(plain.values()).values())
     for name, method in METHODS.items():
         install(case.model, layers[name])
-        parameters = [p for p in case.model.parameters() if p.requires_grad]
-        adapter_bytes = sum(held(layers[name].values()).values()) - base_bytes
         methods[name] = {
             "what": method.what,
-            "trained": sum(parameter.numel() for parameter in parameters),
-            "adapter_mib": mib(adapter_bytes),
+            "trained": sum(p.numel() for p in case.model.parameters() if p.requires_grad),
+            "adapter_mib": mib(sum(held(layers[name].values()).values()) - base_bytes),
             "saved_mib": mib(saved_bytes(case.model, step)),
         }
-        if options.device.startswith("cuda"):
-            methods[name]["peak_mib"] = mib(peak_bytes(options.device, step))
+        if memory == "peak_mib":
+            methods[name][memory] = mib(peak_bytes(options.device, step))
 
     def timed(name: str) -> float:
         install(case.model, layers[name])
@@ -168,25 +150,14 @@ def measure_case(case: Case, options: Options) -> dict[str, Any]:
     install(case.model, plain)
     for name, result in methods.items():
         result["seconds"] = spread(seconds[name])
-        result["times_as_long_as"] = {
-            other: ratio(seconds[name], seconds[other]) for other in (FROZEN, LORA)
-        }
-        memory = "peak_mib" if "peak_mib" in result else "saved_mib"
-        result["times_the_memory_of"] = {
-            other: _quotient(result[memory], methods[other][memory]) for other in (FROZEN, LORA)
-        }
+    compare(methods, seconds, memory, (FROZEN, LORA))
     return {"case": case.name, "layers": len(plain), "methods": methods}
-
-
-def _quotient(a: float, b: float) -> float | None:
-    """Divide; None over zero, because a frozen projection keeps nothing."""
-    return digits(a / b) if b else None
 
 
 def measure(options: Options) -> dict[str, Any]:
     """Return the results of all cases."""
     return {
-        "latent_size": default_latent_size(options.latent_size, options.device),
+        "latent_size": options.side,
         "cases": [measure_case(case, options) for case in cases(options)],
     }
 
@@ -210,10 +181,7 @@ def tables(record: dict[str, Any]) -> Iterable[Table]:
         yield show(case["case"], rows)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the benchmark."""
-    run("forward", Options, measure, tables, ["torch", "diffusers", "peft"], argv)
-
+main = partial(run, "forward", Options, measure, tables)
 
 if __name__ == "__main__":
     main()

@@ -5,10 +5,10 @@ from the shapes. Steps of LoLDU and of PEFT's LoRA share the base and take turns
 adapter is timed too, beside PiSSA's, which needs an SVD of the whole weight.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model
@@ -37,7 +37,7 @@ from benchmarks.harness import (
     show,
     spread,
 )
-from experiments.methods.adapt import QUERY_AND_VALUE, resolve_targets
+from experiments.methods import QUERY_AND_VALUE, resolve_targets
 from loldu import LoLDUConfig
 
 Name = Literal["glue", "vision", "instruct"]
@@ -57,8 +57,7 @@ class Options(Shared):
     pissa: bool = True
 
 
-@dataclass(frozen=True)
-class Shape:
+class Shape(NamedTuple):
     """A model at its true size.
 
     Attributes:
@@ -85,14 +84,8 @@ class Shape:
 
 
 def _roberta(layers: int) -> PreTrainedModel:
-    return RobertaForSequenceClassification(
-        RobertaConfig(
-            vocab_size=50265,
-            max_position_embeddings=514,
-            type_vocab_size=1,
-            num_hidden_layers=layers,
-        )
-    )
+    sizes: Any = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
+    return RobertaForSequenceClassification(RobertaConfig(num_hidden_layers=layers, **sizes))
 
 
 def _vit(layers: int) -> PreTrainedModel:
@@ -121,8 +114,7 @@ SHAPES: dict[Name, Shape] = {
 }
 
 
-@dataclass(frozen=True)
-class Made:
+class Made(NamedTuple):
     """An adapter's layers, the number of trained parameters, and the seconds to create them."""
 
     layers: dict[str, nn.Module]
@@ -237,10 +229,7 @@ def tables(record: dict[str, Any]) -> Iterable[Table]:
     yield show("a training step at the experiments' true shapes", rows)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the benchmark."""
-    run("full_scale", Options, measure, tables, ["torch", "transformers", "peft"], argv)
-
+main = partial(run, "full_scale", Options, measure, tables)
 
 if __name__ == "__main__":
     main()

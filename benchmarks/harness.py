@@ -1,8 +1,9 @@
-"""The harness of all benchmarks: time calls in turns, pair repetitions, write the record, show it.
+"""The harness of all benchmarks: time calls in turns, pair repetitions, write and show the record.
 
 A benchmark is a dataclass of options, a function that measures, and the rows of its tables.
 """
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,12 +16,13 @@ import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
+from torch.profiler import profile
 
-from benchmarks.kernels import profiled
 from loldu.errors import LoLDUError
 from loldu.provenance import provenance, write_record
 
 RESULTS = Path(__file__).parent / "results"
+LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate")
 MIB = 2**20
 
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -28,7 +30,7 @@ Dtype = Literal["float32", "float16", "bfloat16"]
 
 @dataclass(frozen=True)
 class Options:
-    """The options that every benchmark has."""
+    """Options of every benchmark."""
 
     # How many times everything is timed; the result holds medians.
     repetitions: int = 7
@@ -42,12 +44,29 @@ class Options:
 
 @dataclass(frozen=True)
 class UNetOptions(Options):
-    """The options of benchmarks on a U-Net with random weights."""
+    """Options of benchmarks on a U-Net with random weights."""
 
     # Widths of the U-Net's four stages; by default those of Stable Diffusion v1.5.
     block_out_channels: tuple[int, int, int, int] = (320, 640, 1280, 1280)
     # Width of the text features; by default that of Stable Diffusion v1.5.
     cross_attention_dim: int = 768
+
+
+@dataclass(frozen=True)
+class StepOptions(UNetOptions):
+    """Options of benchmarks that time a training step of the U-Net."""
+
+    # Side of the U-Net's latents, 64 for pictures of 512 pixels; by default 64 on a GPU, 16 on a
+    # CPU.
+    latent_size: int | None = None
+    # Dtype of the base, and of autocast unless float32; trained numbers stay in float32. The
+    # trainer needs a GPU for float16.
+    dtype: Dtype = "float32"
+
+    @property
+    def side(self) -> int:
+        """Side of the latents."""
+        return self.latent_size or (64 if self.device.startswith("cuda") else 16)
 
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)
@@ -58,8 +77,9 @@ def run(
     options_type: type[AnyOptions],
     measure: Callable[[AnyOptions], dict[str, Any]],
     tables: Callable[[dict[str, Any]], Iterable[Table]],
-    libraries: Sequence[str],
-    argv: Sequence[str] | None,
+    argv: Sequence[str] | None = None,
+    *,
+    libraries: Sequence[str] = (),
 ) -> None:
     """Run a benchmark: parse the options, measure, write the JSON and show the tables.
 
@@ -68,8 +88,8 @@ def run(
         options_type: Dataclass of the options.
         measure: Returns the benchmark's part of the record. Its keys win over the options'.
         tables: Make the tables of a record.
-        libraries: Libraries whose versions belong in the record.
-        argv: Command line, without the program; that of the process unless given.
+        argv: Command line, without the program; by default that of the process.
+        libraries: Libraries whose versions the record states, besides `LIBRARIES`.
 
     Raises:
         SystemExit: If the options cannot work or nothing was measured; with the reason.
@@ -85,7 +105,7 @@ def run(
         sys.exit(str(error))
     chosen = {key: value for key, value in asdict(options).items() if key != "output"}
     record = {
-        **provenance(f"benchmarks.{name}", arguments, libraries),
+        **provenance(f"benchmarks.{name}", arguments, [*LIBRARIES, *libraries]),
         **{key: str(value) if isinstance(value, Path) else value for key, value in chosen.items()},
         "device": device,
         **measured,
@@ -157,6 +177,29 @@ def ratio(times: Sequence[float], to: Sequence[float]) -> dict[str, float]:
     return spread(a / b for a, b in zip(times, to, strict=True))
 
 
+def compare(
+    results: Mapping[str, dict[str, Any]],
+    seconds: Mapping[str, Sequence[float]],
+    memory: str,
+    others: Sequence[str],
+) -> None:
+    """Add to each result how its time and memory compare with those of other methods.
+
+    Args:
+        results: Results by method.
+        seconds: Seconds of each method in each repetition.
+        memory: Key of the memory in a result. The quotient is None if the other one holds nothing.
+        others: Methods to compare with.
+    """
+    for name, result in results.items():
+        result["times_as_long_as"] = {o: ratio(seconds[name], seconds[o]) for o in others}
+        held = {other: results[other][memory] for other in others}
+        result["times_the_memory_of"] = {
+            other: digits(result[memory] / of_other) if of_other else None
+            for other, of_other in held.items()
+        }
+
+
 def digits(value: float) -> float:
     """Round to four digits."""
     return float(f"{value:.4g}")
@@ -179,6 +222,14 @@ def peak_bytes(device: str, step: Callable[[], object]) -> int:
     before = torch.cuda.memory_allocated(device)
     step()
     return torch.cuda.max_memory_allocated(device) - before
+
+
+def profiled(call: Callable[[], object], *, profile_memory: bool = False) -> profile:
+    """Return the profile of a call."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # otherwise it writes to stderr
+    with profile(profile_memory=profile_memory) as profiler:
+        call()
+    return profiler
 
 
 def _peak_of_allocations(step: Callable[[], object]) -> int:

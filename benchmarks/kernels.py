@@ -1,24 +1,17 @@
-"""Where the time of a step goes: kernels by time, launches, and waits of the host."""
+"""Profile of a training step: kernels by time, launches, and waits of the host."""
 
-import os
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any
 
 from rich.table import Table
 from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile, supported_activities
+from torch.profiler import ProfilerActivity, supported_activities
+
+from benchmarks.harness import digits, profiled, show
 
 LAUNCHES = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch", "cudaMemcpyAsync", "cudaMemsetAsync")
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
-
-
-def profiled(call: Callable[[], object], *, profile_memory: bool = False) -> profile:
-    """Return the profile of a call."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # otherwise it writes to stderr
-    with profile(profile_memory=profile_memory) as profiler:
-        call()
-    return profiler
 
 
 def kernels(take: Callable[[int], object], steps: int, *, shown: int = 25) -> dict[str, Any]:
@@ -36,8 +29,8 @@ def kernels(take: Callable[[int], object], steps: int, *, shown: int = 25) -> di
     take(1)
     _, once = _totals(take, steps)
     spent, twice = _totals(take, 2 * steps)
-    ms = {name: _digits(total / (2 * steps)) for name, total in spent.items()}
-    calls = {name: _digits((total - once[name]) / steps) for name, total in twice.items()}
+    ms = {name: digits(total / (2 * steps)) for name, total in spent.items()}
+    calls = {name: digits((total - once[name]) / steps) for name, total in twice.items()}
 
     def count(names: tuple[str, ...]) -> float | None:
         if not _on_gpu():
@@ -46,7 +39,7 @@ def kernels(take: Callable[[int], object], steps: int, *, shown: int = 25) -> di
 
     return {
         "steps": steps,
-        "ms_per_step": _digits(sum(spent.values()) / (2 * steps)),
+        "ms_per_step": digits(sum(spent.values()) / (2 * steps)),
         "launches_per_step": count(LAUNCHES),
         "host_waits_per_step": count(WAITS),
         "kernels": [
@@ -75,22 +68,16 @@ def _on_gpu() -> bool:
 
 def table(result: dict[str, Any]) -> Table:
     """Return the table of the kernels."""
-    made = Table("kernel", title=f"a step: {_summary(result)}")
-    made.add_column("ms", justify="right")
-    made.add_column("calls", justify="right")
-    for kernel in result["kernels"]:
-        spent, calls = kernel["ms_per_step"], kernel["calls_per_step"]
-        made.add_row(kernel["name"][:70], f"{spent:.3f}", f"{calls:.4g}")
-    return made
-
-
-def _summary(result: dict[str, Any]) -> str:
-    summary = f"{result['ms_per_step']:.4g} ms in kernels"
-    if result["launches_per_step"] is None:
-        return summary
-    launches, waits = result["launches_per_step"], result["host_waits_per_step"]
-    return f"{summary}, {launches:.4g} launches, {waits:.3g} waits of the host"
-
-
-def _digits(value: float) -> float:
-    return float(f"{value:.4g}")
+    title = f"a step: {result['ms_per_step']:.4g} ms in kernels"
+    if result["launches_per_step"] is not None:
+        launches, waits = result["launches_per_step"], result["host_waits_per_step"]
+        title += f", {launches:.4g} launches, {waits:.3g} waits of the host"
+    rows = [
+        {
+            "kernel": kernel["name"][:70],
+            "ms": kernel["ms_per_step"],
+            "calls": kernel["calls_per_step"],
+        }
+        for kernel in result["kernels"]
+    ]
+    return show(title, rows)

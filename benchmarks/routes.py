@@ -3,7 +3,7 @@
 ``python -m benchmarks.routes``. The result shows which route is faster, and which one is taken.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -77,7 +77,7 @@ def routes(x: Tensor, weight: Tensor, r: int, delta: Tensor) -> dict[str, Callab
 
 
 def shared(weight: Tensor, r: int) -> SharedFactors:
-    """Return the factors of a weight as a layer holds them."""
+    """Return the factors of a weight in the form that a layer holds."""
     return SharedFactors.of(ldu(weight, r), "partial", weight.dtype)
 
 
@@ -101,10 +101,7 @@ def tables(record: dict[str, Any]) -> Iterable[Table]:
     yield show("without gradients, times as long as frozen", rows)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the benchmark."""
-    run("routes", Options, measure, tables, ["torch"], argv)
-
+main = partial(run, "routes", Options, measure, tables)
 
 if __name__ == "__main__":
     main()

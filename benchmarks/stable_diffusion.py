@@ -92,11 +92,6 @@ def projections(model: nn.Module) -> dict[str, nn.Linear]:
     }
 
 
-def default_latent_size(latent_size: int | None, device: str) -> int:
-    """Return the side of the latents: the one chosen, else 64 on a GPU and 16 on a CPU."""
-    return latent_size or (64 if device.startswith("cuda") else 16)
-
-
 def noise_scheduler() -> DDPMScheduler:
     """Return the noise scheduler of v1.5."""
     return DDPMScheduler(

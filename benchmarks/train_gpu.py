@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from rich.table import Table
 from benchmarks import kernels, train_step
 from benchmarks.harness import Dtype, digits, ratio, run, show, spread
 from benchmarks.harness import Options as Shared
-from benchmarks.stable_diffusion import SIZES, save_random_base, save_random_pictures
+from benchmarks.stable_diffusion import SIZES, random_unet, save_random_base, save_random_pictures
 from benchmarks.watched import Command, Watched, watch
 
 DTYPES: dict[str, Dtype] = {p: dtype for dtype, p in train_step.PRECISIONS.items()}
@@ -62,23 +63,32 @@ class Options(Shared):
     # Device of the commands, as the trainers choose it: the GPU if there is one.
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
+    @property
+    def precision(self) -> train_step.Precision:
+        """Precision of every command."""
+        return self.mixed_precision or ("fp16" if self.device == "cuda" else "no")
 
-def commands(options: Options, device: str, folder: Path) -> dict[str, Command]:
+    @property
+    def dtype(self) -> Dtype:
+        """Dtype of the base and of the floor."""
+        return DTYPES[self.precision]
+
+
+def commands(options: Options, folder: Path) -> dict[str, Command]:
     """Return the commands by name; the base and the pictures are in the folder."""
-    size, precision = SIZES[options.size], precision_of(options, device)
+    resolution = str(SIZES[options.size].resolution)
     taken = ["--max_train_steps", str(options.warmup + options.steps)]
     base = ["--pretrained_model_name_or_path", str(folder / "base")]
     common = [
-        *(*base, *taken, "--resolution", str(size.resolution), "--mixed_precision", precision),
+        *(*base, *taken, "--resolution", resolution, "--mixed_precision", options.precision),
         *("--train_batch_size", "1", "--seed", str(options.seed)),
     ]
     pictures = ["--instance_data_dir", str(folder / PICTURES), "--instance_prompt", PROMPT]
     output = ["--output_dir", str(folder / "run"), "--overwrite"]
     many = [*common, *output, "--rank", str(options.rank), "--checkpointing_steps", "0"]
     ours = [*many, *pictures]
-    dtype = DTYPES[precision]
-    graph = ["--compile", "--capture"] if device == "cuda" else []
-    floor = [*base, *taken, "--device", device, "--dtype", dtype, *graph]
+    graph = ["--compile", "--capture"] if options.device == "cuda" else []
+    floor = [*base, *taken, "--device", options.device, "--dtype", options.dtype, *graph]
     what = "the frozen U-Net's forward and backward" + (", compiled and captured" if graph else "")
     made = {
         FLOOR: Command(what, "benchmarks.floor", floor, "floor"),
@@ -100,29 +110,23 @@ def commands(options: Options, device: str, folder: Path) -> dict[str, Command]:
     return made
 
 
-def precision_of(options: Options, device: str) -> train_step.Precision:
-    """Return the precision of every command."""
-    return options.mixed_precision or ("fp16" if device == "cuda" else "no")
-
-
-def prepare(options: Options, device: str, folder: Path) -> None:
+def prepare(options: Options, folder: Path) -> None:
     """Write the base, four pictures, and a list of concepts that all have these pictures."""
-    size, dtype = SIZES[options.size], getattr(torch, DTYPES[precision_of(options, device)])
-    save_random_base(folder / "base", size, seed=options.seed, dtype=dtype, device=device)
+    size, dtype = SIZES[options.size], getattr(torch, options.dtype)
+    save_random_base(folder / "base", size, seed=options.seed, dtype=dtype, device=options.device)
     save_random_pictures(folder / PICTURES, 4, size.resolution, seed=options.seed)
     table = {"instance_data_dir": PICTURES, "instance_prompt": PROMPT}
     tables = {f"concept_{index}": table for index in range(options.concepts)}
     (folder / CONCEPTS).write_text(tomli_w.dumps(tables), encoding="utf-8")
 
 
-def watch_all(options: Options, device: str) -> dict[str, list[Watched]]:
+def watch_all(options: Options) -> dict[str, list[Watched]]:
     """Run the commands in turns; return speed and memory of each run."""
     seen: dict[str, list[Watched]] = {}
     with tempfile.TemporaryDirectory() as name:
-        prepare(options, device, Path(name))
-        todo = commands(options, device, Path(name))
+        prepare(options, Path(name))
         for repetition in range(options.repetitions):
-            for key, command in todo.items():
+            for key, command in commands(options, Path(name)).items():
                 sys.stderr.write(f"{repetition + 1}/{options.repetitions}: {command.what}\n")
                 watched = watch(command, options.warmup + options.steps, options.warmup)
                 seen.setdefault(key, []).append(watched)
@@ -168,7 +172,7 @@ def concepts_per_minute(seen: Mapping[str, Sequence[Watched]], count: int) -> di
     }
 
 
-def profiled(options: Options, device: str) -> dict[str, Any]:
+def profiled(options: Options) -> dict[str, Any]:
     """Profile the trainer's steps in this process, on a U-Net of this size."""
     size = SIZES[options.size]
     step_options = train_step.Options(
@@ -177,10 +181,10 @@ def profiled(options: Options, device: str) -> dict[str, Any]:
         seed=options.seed,
         block_out_channels=size.unet,
         cross_attention_dim=size.text,
-        device=device,
-        dtype=DTYPES[precision_of(options, device)],
+        device=options.device,
+        dtype=options.dtype,
     )
-    unet = train_step.build_unet(step_options)
+    unet = random_unet(step_options, dtype=options.dtype)
     variant = train_step.the_trainer("loldu", 1, unet, step_options)
     return kernels.kernels(variant.take, options.profile)
 
@@ -205,20 +209,19 @@ def measure(options: Options) -> dict[str, Any]:
     Raises:
         SystemExit: If the options cannot work.
     """
-    device = options.device
-    if device == "cpu" and options.size == "sd15":
+    if options.device == "cpu" and options.size == "sd15":
         sys.exit("PyTorch finds no GPU here; give --size smallest to run on the CPU.")
     if min(options.repetitions, options.steps) < 1:
         sys.exit("Nothing would be timed: give --repetitions and --steps a number of at least 1.")
     script = None if options.diffusers_script is None else script_of(options.diffusers_script)
-    seen, many = watch_all(options, device), options.concepts
+    seen, many = watch_all(options), options.concepts
     return {
         "diffusers_script": script,
         "resolution": SIZES[options.size].resolution,
-        "mixed_precision": precision_of(options, device),
+        "mixed_precision": options.precision,
         "commands": {name: summary(name, seen) for name in seen},
         "concepts_per_minute": concepts_per_minute(seen, many) if many else None,
-        "profile": profiled(options, device) if options.profile else None,
+        "profile": profiled(options) if options.profile else None,
     }
 
 
@@ -239,25 +242,18 @@ def tables(record: dict[str, Any]) -> Iterable[Table]:
             }
         )
     title = f"{record['resolution']} pixels, {record['mixed_precision']}, batch 1"
-    yield show(title, rows, _caption(record["concepts_per_minute"]))
+    caption = None
+    if concepts := record["concepts_per_minute"]:
+        caption = (
+            f"{concepts['concepts']} concepts at once: {concepts['at_once']['median']:.3g} a "
+            f"minute, {concepts['times_as_many']['median']:.2f} times as many as one by one"
+        )
+    yield show(title, rows, caption)
     if record["profile"]:
         yield kernels.table(record["profile"])
 
 
-def _caption(concepts: dict[str, Any] | None) -> str | None:
-    if concepts is None:
-        return None
-    return (
-        f"{concepts['concepts']} concepts at once: {concepts['at_once']['median']:.3g} a minute, "
-        f"{concepts['times_as_many']['median']:.2f} times as many as one by one"
-    )
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the benchmark."""
-    libraries = ["torch", "diffusers", "transformers", "peft", "accelerate"]
-    run("train_gpu", Options, measure, tables, libraries, argv)
-
+main = partial(run, "train_gpu", Options, measure, tables)
 
 if __name__ == "__main__":
     main()

@@ -8,13 +8,13 @@ work that every adapter needs: see `benchmarks.floor`. All share the random weig
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from functools import partial
 from io import StringIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
@@ -24,8 +24,8 @@ from benchmarks.adapters import held
 from benchmarks.floor import floor_step, with_shared_weights
 from benchmarks.harness import (
     Dtype,
-    UNetOptions,
-    digits,
+    StepOptions,
+    compare,
     in_turns,
     mib,
     peak_bytes,
@@ -35,13 +35,7 @@ from benchmarks.harness import (
     show,
     spread,
 )
-from benchmarks.stable_diffusion import (
-    TEXT_TOKENS,
-    default_latent_size,
-    noise_scheduler,
-    random_inputs,
-    random_unet,
-)
+from benchmarks.stable_diffusion import TEXT_TOKENS, noise_scheduler, random_inputs, random_unet
 from loldu.base.stable_diffusion import STATES
 from trainer.methods.method import add_trainables
 from trainer.options.config import (
@@ -71,7 +65,7 @@ PICTURES = 4
 
 
 @dataclass(frozen=True)
-class Options(UNetOptions):
+class Options(StepOptions):
     """Time the trainer's step with LoLDU and with LoRA, and the floor, in one process."""
 
     # Directions of each layer, for LoLDU and for LoRA.
@@ -80,26 +74,18 @@ class Options(UNetOptions):
     batch: int = 1
     # Number of concepts trained at once, compared with one by one.
     concepts: int = 4
-    # Side of the latents, 64 for pictures of 512 pixels; unless given, 64 on a GPU, 16 on a CPU.
-    latent_size: int | None = None
     # How many times everything is timed; the result holds medians.
     repetitions: int = 9
     # Steps timed as one. On a GPU give 10 or more, because the host runs ahead of it in training;
     # one log line is among them there.
     steps: int = 1
-    # Dtype of the base; trained numbers stay in float32. float16 needs a GPU.
-    dtype: Dtype = "float32"
 
 
-@dataclass(frozen=True)
-class Variant:
+class Variant(NamedTuple):
     """A way to train.
 
-    Attributes:
-        what: Description.
-        take: Takes a number of steps and returns the seconds.
-        trained: Number of trained parameters.
-        state_bytes: Returns the bytes held between steps beside the U-Net: adapter and optimizer.
+    `take` takes a number of steps and returns the seconds. `state_bytes` returns the bytes that
+    adapter and optimizer hold between steps.
     """
 
     what: str
@@ -110,14 +96,10 @@ class Variant:
 
 def the_floor(unet: UNet2DConditionModel, options: Options) -> Variant:
     """Return the forward and backward pass alone, which trains and holds nothing."""
-    step = floor_step(unet, random_inputs(unet, _side(options), options.batch))
-
-    def steps(count: int) -> None:
-        for _ in range(count):
-            step()
+    step = floor_step(unet, random_inputs(unet, options.side, options.batch))
 
     def take(count: int) -> float:
-        return seconds_of(partial(steps, count), options.device)
+        return seconds_of(lambda: [step() for _ in range(count)], options.device)
 
     what = "the frozen U-Net's forward, and backward to the attention projections"
     return Variant(what, take, 0, lambda: 0)
@@ -126,7 +108,7 @@ def the_floor(unet: UNet2DConditionModel, options: Options) -> Variant:
 def the_trainer(
     method: Method, concepts: int, unet: UNet2DConditionModel, options: Options
 ) -> Variant:
-    """Set up a run as the trainer's command does, with random latents in its caches.
+    """Set up a run like the trainer's command, with random latents in its caches.
 
     Raises:
         LoLDUError: If the device cannot compute in the dtype.
@@ -173,7 +155,7 @@ def the_trainer(
 
 
 def config_of(method: Method, options: Options) -> Config:
-    """Return the config of a run: the trainer's defaults but for rank, batch and precision."""
+    """Return the trainer's default config with the rank, batch and precision of the options."""
     return Config(
         instance=InstanceConfig(),
         adapter=AdapterConfig(method=method, rank=options.rank),
@@ -196,30 +178,17 @@ def pipeline_of(unet: UNet2DConditionModel) -> StableDiffusionPipeline:
 
 
 FLOOR, LOLDU, LORA, CONCEPTS = "floor", "loldu", "lora", "loldu_concepts"
-
-
-def makers(options: Options) -> dict[str, Callable[[UNet2DConditionModel, Options], Variant]]:
-    """Return the function that sets up each variant on a U-Net."""
-    return {
-        FLOOR: the_floor,
-        LOLDU: partial(the_trainer, "loldu", 1),
-        LORA: partial(the_trainer, "lora", 1),
-        CONCEPTS: partial(the_trainer, "loldu", options.concepts),
-    }
-
-
-def _side(options: Options) -> int:
-    return default_latent_size(options.latent_size, options.device)
-
-
-def build_unet(options: Options) -> UNet2DConditionModel:
-    """Return the frozen U-Net."""
-    return random_unet(options, dtype=options.dtype)
+MAKERS: dict[str, Callable[[UNet2DConditionModel, Options], Variant]] = {
+    FLOOR: the_floor,
+    LOLDU: partial(the_trainer, "loldu", 1),
+    LORA: partial(the_trainer, "lora", 1),
+    CONCEPTS: lambda unet, options: the_trainer("loldu", options.concepts, unet, options),
+}
 
 
 def random_cache(unet: UNet2DConditionModel, options: Options) -> Cache:
     """Return random encodings of some pictures and one prompt."""
-    shape = (PICTURES, 4, _side(options), _side(options))
+    shape = (PICTURES, 4, options.side, options.side)
     text = torch.randn(1, TEXT_TOKENS, options.cross_attention_dim)
     return Cache(
         mean=torch.randn(shape).to(options.device),
@@ -232,18 +201,11 @@ def random_cache(unet: UNet2DConditionModel, options: Options) -> Cache:
 
 
 def measure(options: Options) -> dict[str, Any]:
-    """Return time and memory of all variants."""
+    """Return time and memory of all variants; measuring memory is the warm-up."""
     if not options.device.startswith("cuda"):
         os.environ["ACCELERATE_USE_CPU"] = "1"  # also on a machine with a GPU
-    return {"latent_size": _side(options), "variants": measure_variants(options)}
-
-
-def measure_variants(options: Options) -> dict[str, Any]:
-    """Return time and memory by variant; measuring memory is the warm-up."""
-    base = build_unet(options)
-    variants = {
-        name: make(with_shared_weights(base), options) for name, make in makers(options).items()
-    }
+    base = random_unet(options, dtype=options.dtype)
+    variants = {name: make(with_shared_weights(base), options) for name, make in MAKERS.items()}
     results: dict[str, dict[str, Any]] = {}
     for name, variant in variants.items():
         step_bytes = peak_bytes(options.device, partial(variant.take, 1))
@@ -258,17 +220,11 @@ def measure_variants(options: Options) -> dict[str, Any]:
     turns = {name: partial(variant.take, options.steps) for name, variant in variants.items()}
     seconds = in_turns(turns, options.repetitions)
     for name, result in results.items():
-        memory = result["above_the_model_mib"]
         result["seconds_per_step"] = spread(spent / options.steps for spent in seconds[name])
-        result["times_as_long_as"] = {
-            other: ratio(seconds[name], seconds[other]) for other in (FLOOR, LORA)
-        }
-        result["times_the_memory_of"] = {
-            other: digits(memory / results[other]["above_the_model_mib"]) for other in (FLOOR, LORA)
-        }
+    compare(results, seconds, "above_the_model_mib", (FLOOR, LORA))
     one_by_one = [options.concepts * spent for spent in seconds[LOLDU]]
     results[CONCEPTS]["times_as_long_as_one_by_one"] = ratio(seconds[CONCEPTS], one_by_one)
-    return results
+    return {"latent_size": options.side, "variants": results}
 
 
 def tables(record: dict[str, Any]) -> Iterable[Table]:
@@ -295,11 +251,7 @@ def tables(record: dict[str, Any]) -> Iterable[Table]:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the benchmark."""
-    libraries = ["torch", "diffusers", "peft", "accelerate"]
-    run("train_step", Options, measure, tables, libraries, argv)
-
+main = partial(run, "train_step", Options, measure, tables)
 
 if __name__ == "__main__":
     main()

@@ -1,1 +1,1 @@
-"""Experiments: one folder each, with what it runs and what it measured."""
+"""The tables and figures of the paper: their settings, code and results."""

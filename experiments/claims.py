@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from experiments.config import FOLDER, read_experiment
 from experiments.results import Record, Results
@@ -29,8 +30,7 @@ class Claim:
     compares: str = ""
 
 
-@dataclass(frozen=True)
-class Difference:
+class Difference(NamedTuple):
     """A mean difference, its 95% interval, and the number of datasets and seeds."""
 
     mean: float
@@ -70,13 +70,7 @@ def _row(claim: Claim, scale: str, results: Results) -> list[str]:
     pairs = [(experiment.row(one), experiment.row(other)) for one, other in claim.pairs]
     if scale not in experiment.scales or any(scale not in row.scales for p in pairs for row in p):
         return []
-    sides = [
-        (
-            records_of(experiment, one, scale, results),
-            records_of(experiment, other, scale, results),
-        )
-        for one, other in pairs
-    ]
+    sides = [[records_of(experiment, row, scale, results) for row in pair] for pair in pairs]
     found = difference(sides)
     if found is None:
         return []
@@ -88,7 +82,7 @@ def _row(claim: Claim, scale: str, results: Results) -> list[str]:
     return [claim.asks, compared, f"{found.data} x {found.seeds}", interval, verdict(found)]
 
 
-def difference(sides: Sequence[tuple[Sequence[Record], Sequence[Record]]]) -> Difference | None:
+def difference(sides: Sequence[Sequence[Sequence[Record]]]) -> Difference | None:
     """Return the mean difference of scores over shared datasets and seeds; None without any.
 
     Pairs on the same dataset and seed share their randomness, so their mean counts as one
@@ -99,9 +93,11 @@ def difference(sides: Sequence[tuple[Sequence[Record], Sequence[Record]]]) -> Di
 
     changes: dict[str, dict[int, list[float]]] = {}
     for ours, theirs in sides:
-        for data, seed in _shared(ours, theirs):
-            change = _score(ours, data, seed) - _score(theirs, data, seed)
-            changes.setdefault(data, {}).setdefault(seed, []).append(change)
+        others = {(r["data"], r["seed"]): r["score"] for r in theirs}
+        for data, seed, score in ((r["data"], r["seed"], r["score"]) for r in ours):
+            if (data, seed) in others:
+                by_seed = changes.setdefault(data, {}).setdefault(seed, [])
+                by_seed.append(score - others[data, seed])
     if not changes:
         return None
     groups = [np.array([np.mean(c) for c in by_seed.values()]) for by_seed in changes.values()]
@@ -121,11 +117,3 @@ def verdict(found: Difference) -> str:
     if found.low > 0:
         return "better"
     return "worse" if found.high < 0 else "no clear difference"
-
-
-def _shared(ours: Sequence[Record], theirs: Sequence[Record]) -> set[tuple[str, int]]:
-    return {(r["data"], r["seed"]) for r in ours} & {(r["data"], r["seed"]) for r in theirs}
-
-
-def _score(records: Sequence[Record], data: str, seed: int) -> float:
-    return next(r["score"] for r in records if (r["data"], r["seed"]) == (data, seed))

@@ -84,18 +84,33 @@ class Choice:
     alternative: str
 
 
-@dataclass(frozen=True)
-class Scale:
-    """An experiment at one size.
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Options of all rows or of one row, for all scales or for one.
+
+    Attributes:
+        options: Options of the method.
+        recipe: Options of the training.
+        per_data: Options of the training on one dataset.
+    """
+
+    options: Values = field(default_factory=dict)
+    recipe: Values = field(default_factory=dict)
+    per_data: dict[str, Values] = field(default_factory=dict)
+
+
+_PARTS = [f.name for f in fields(Part)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale(Part):
+    """An experiment at one size, with the options that all rows share.
 
     Attributes:
         model: Hub name or folder of the base model.
         data: Datasets, entries of the manifests: the columns of the table.
         seeds: Seeds of the runs.
         summary: How a cell combines its seeds: "median" or "mean".
-        options: Method options that all rows share.
-        recipe: Training options that all rows share.
-        per_data: Training options that all rows share on one dataset.
         cost: Time and memory of a run and on which machine, measured or estimated.
     """
 
@@ -103,22 +118,7 @@ class Scale:
     data: tuple[str, ...]
     seeds: tuple[int, ...]
     summary: str = "mean"
-    options: Values = field(default_factory=dict)
-    recipe: Values = field(default_factory=dict)
-    per_data: dict[str, Values] = field(default_factory=dict)
     cost: str = ""
-
-
-@dataclass(frozen=True)
-class RowPart:
-    """Options of a row, for all scales or for one."""
-
-    options: Values = field(default_factory=dict)
-    recipe: Values = field(default_factory=dict)
-    per_data: dict[str, Values] = field(default_factory=dict)
-
-
-_PARTS = [f.name for f in fields(RowPart)]
 
 
 @dataclass(frozen=True)
@@ -150,8 +150,8 @@ class Row:
     color: str = ""
     note: str = ""
     paper: dict[str, float] = field(default_factory=dict)
-    common: RowPart = field(default_factory=RowPart)
-    at: dict[str, RowPart] = field(default_factory=dict)
+    common: Part = field(default_factory=Part)
+    at: dict[str, Part] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ class Experiment:
         here = self.at(scale)
         owner, owned = self.owner_of(row)
         there = owner.at(scale)
-        common, special = owned.common, owned.at.get(scale, RowPart())
+        common, special = owned.common, owned.at.get(scale, Part())
         for name in data or here.data:
             recipe: Values = {}
             for part in (there, common, special):
@@ -283,16 +283,16 @@ def read_experiment(name: str) -> Experiment:
 
 def _check_names(experiment: Experiment, file: Path) -> None:
     """Check that all datasets and scales that the file mentions exist."""
+    every: dict[str, None] = {}
     for scale, here in experiment.scales.items():
         _known(here.summary, dict.fromkeys(("mean", "median")), f"{file} in [{scale}]", "summary")
         data = dict.fromkeys(here.data)
-        for name in here.per_data:
-            _known(name, data, f"{file} in [{scale}.per_data]", "dataset")
-        for row in experiment.rows:
-            for name in row.at.get(scale, RowPart()).per_data:
-                where = f"{file} in [rows.{row.name}.{scale}.per_data]"
-                _known(name, data, where, "dataset")
-    every = dict.fromkeys(name for here in experiment.scales.values() for name in here.data)
+        every |= data
+        parts: dict[str, Part] = {scale: here}
+        parts |= {f"rows.{r.name}.{scale}": r.at[scale] for r in experiment.rows if scale in r.at}
+        for where, part in parts.items():
+            for name in part.per_data:
+                _known(name, data, f"{file} in [{where}.per_data]", "dataset")
     for row in experiment.rows:
         where = f"{file} in [rows.{row.name}]"
         for scale in row.scales:
@@ -303,8 +303,8 @@ def _check_names(experiment: Experiment, file: Path) -> None:
 
 def _row(name: str, table: Values, file: Path) -> Row:
     part = f"rows.{name}"
-    at = {s: _read(RowPart, table.pop(s), file, f"{part}.{s}") for s in SCALES if s in table}
-    common = _read(RowPart, {p: table.pop(p) for p in _PARTS if p in table}, file, part)
+    at = {s: _read(Part, table.pop(s), file, f"{part}.{s}") for s in SCALES if s in table}
+    common = _read(Part, {p: table.pop(p) for p in _PARTS if p in table}, file, part)
     row = _read(Row, table | {"name": name, "common": common, "at": at}, file, part)
     if bool(row.method) == bool(row.same_as):
         raise LoLDUError(f"{file}: the row {name} needs either a method or same_as.")

@@ -15,6 +15,7 @@ from typing import Any, cast
 import datasets
 import pyarrow as pa
 
+from experiments.pretrained import first_line
 from loldu.errors import LoLDUError, hint
 from loldu.files import read_toml
 
@@ -133,7 +134,7 @@ def _from_hub(found: Entry, split: Split) -> datasets.Dataset:
     except (OSError, ValueError) as error:
         raise LoLDUError(
             f"The dataset {found.name} ({split.id} on the Hugging Face hub) cannot be fetched and "
-            f"is not in the cache: connect to the network and run again ({_first_line(error)})."
+            f"is not in the cache: connect to the network and run again ({first_line(error)})."
         ) from error
     if split.rows is not None and len(rows) != split.rows:
         raise LoLDUError(
@@ -148,10 +149,6 @@ def _from_hub(found: Entry, split: Split) -> datasets.Dataset:
     rows = rows.select_columns(list(found.columns.values()))
     renamed = {own: ours for ours, own in found.columns.items() if own != ours}
     return rows.rename_columns(renamed) if renamed else rows
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _entry(name: str, table: dict[str, Any], file: Path) -> Entry:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import matplotlib as mpl
 
@@ -67,35 +68,37 @@ def draw_figures(scale: str, results: Results, folder: Path) -> list[Path]:
     drawn = []
     for name, draw in FIGURES.items():
         figure = draw(scale, results)
-        if figure is not None:
-            file = folder / f"{name}-{scale}.png"
-            if isinstance(figure, Image.Image):
-                save_png(figure, file)
-            else:
-                buffer = io.BytesIO()
-                figure.savefig(buffer, dpi=110, bbox_inches="tight")
-                plt.close(figure)
-                write_atomically(file, buffer.getvalue())
-            drawn.append(file)
+        if figure is None:
+            continue
+        file = folder / f"{name}-{scale}.png"
+        if isinstance(figure, Image.Image):
+            save_png(figure, file)
+        else:
+            buffer = io.BytesIO()
+            figure.savefig(buffer, dpi=110, bbox_inches="tight")
+            plt.close(figure)
+            write_atomically(file, buffer.getvalue())
+        drawn.append(file)
     if not drawn:
         raise LoLDUError(f"There are no results at {scale} scale: make them with `run`.")
     return drawn
 
 
-def _parameters(names: Sequence[str]) -> Draw:
+def _parameters(*names: str) -> Draw:
     """Return a figure of accuracy against trained parameters, one panel a column (Figure 1)."""
 
     def draw(scale: str, results: Results) -> Figure | None:
         experiments = [read_experiment(name) for name in names]
         rows = [row for e in experiments for row in measured_rows(e, scale, results)]
         rows = [row for row in rows if row.parameters is not None]
-        columns = columns_of(experiments[0], scale)
         if not rows:
             return None
-        figure, axes = _panels(len(columns))
+        columns = columns_of(experiments[0], scale)
+        figure, axes = _panels(columns, "trained parameters, without the head")
         for axis, column in zip(axes, columns, strict=True):
             _draw_parameters(axis, column, rows, experiments[0])
-        return _with_legend(figure, axes[0])
+        axes[0].legend(fontsize=8, loc="best")
+        return figure
 
     return draw
 
@@ -116,25 +119,16 @@ def _draw_parameters(
     for kind, cells in by_method.items():
         method = kind.partition(",")[0]
         if method in NOTHING:
-            level = _value(next(iter(cells.values())))
+            level: Any = next(iter(cells.values())).value
             axis.axhline(level, color=GRAY, ls=":", lw=1.2, label=f"{method} (dotted)")
             continue
         color, mark = STYLES.get(method, PLAIN)
         if kind != method:
             mark = VARIANT_MARKS[variants.index(kind) % len(VARIANT_MARKS)]
-        _line(
-            axis,
-            cells,
-            label=kind,
-            color=color,
-            marker=mark,
-            mfc=color if kind == method else "white",
-            ms=5,
-            lw=1.4 if len(cells) > 2 else 0,
-        )
+        filled, width = color if kind == method else "white", 1.4 if len(cells) > 2 else 0
+        _line(axis, cells, label=kind, color=color, marker=mark, mfc=filled, ms=5, lw=width)
     axis.set_xscale("log")
     axis.xaxis.set_minor_formatter(NullFormatter())
-    _label(axis, "trained parameters, without the head", column)
 
 
 def _ranks(scale: str, results: Results) -> Figure | None:
@@ -142,7 +136,6 @@ def _ranks(scale: str, results: Results) -> Figure | None:
     experiment = read_experiment("rank")
     if scale not in experiment.scales:
         return None
-    columns = columns_of(experiment, scale)
     curves: dict[str, dict[int, MeasuredRow]] = {}
     for row in measured_rows(experiment, scale, results):
         run = next(iter(experiment.runs(row.row, scale)))
@@ -151,18 +144,18 @@ def _ranks(scale: str, results: Results) -> Figure | None:
     if not curves:
         return None
     full = max(max(by_rank) for by_rank in curves.values())
-    figure, axes = _panels(len(columns))
+    columns = columns_of(experiment, scale)
+    figure, axes = _panels(columns, "rank (dotted: a third of full rank)")
     for axis, column in zip(axes, columns, strict=True):
         for place, (kind, by_rank) in enumerate(curves.items()):
             color, mark = STYLES[kind.partition(",")[0]]
             cells = {r: row.cells[column] for r, row in by_rank.items()}
-            cells = {r: cell for r, cell in cells.items() if cell.value is not None}
             style = ("-", "--", ":", "-.")[place % 4]
             _line(axis, cells, label=kind, color=color, marker=mark, ls=style, lw=1.4, ms=4)
         axis.axvline(full / 3, color=GRAY, ls=":", lw=1.2)
         axis.set_xscale("log", base=2)
-        _label(axis, "rank (dotted: a third of full rank)", column)
-    return _with_legend(figure, axes[0])
+    axes[0].legend(fontsize=8, loc="best")
+    return figure
 
 
 def _convergence(scale: str, results: Results) -> Figure | None:
@@ -172,7 +165,7 @@ def _convergence(scale: str, results: Results) -> Figure | None:
     rows = [(row, records_of(experiment, row, scale, results)) for row in experiment.rows_at(scale)]
     if not any(record.get("losses") for _, records in rows for record in records):
         return None
-    figure, axes = _panels(len(data))
+    figure, axes = _panels(data, "epoch")
     for axis, name in zip(axes, data, strict=True):
         for row, records in rows:
             curves = [r["losses"] for r in records if r["data"] == name and r.get("losses")]
@@ -190,9 +183,9 @@ def _convergence(scale: str, results: Results) -> Figure | None:
                 ms=4,
                 lw=1.4,
             )
-        _label(axis, "epoch", name)
     axes[0].set_ylabel("training loss")
-    return _with_legend(figure, axes[0])
+    axes[0].legend(fontsize=8, loc="best")
+    return figure
 
 
 @dataclass(frozen=True)
@@ -306,55 +299,38 @@ def _sheet(scale: str, results: Results) -> Image.Image | None:
     return comparison(experiment, scale, results) if scale in experiment.scales else None
 
 
-def _panels(
-    count: int, across: int | None = None, size: tuple[float, float] = (4.4, 3.3)
-) -> tuple[Figure, list[Axes]]:
-    across = across or (2 if count == 4 else min(count, 3))
-    down = -(-count // across)
-    figure, axes = plt.subplots(
-        down,
-        across,
-        figsize=(size[0] * across, size[1] * down),
-        squeeze=False,
-        layout="constrained",
-    )
+def _panels(titles: Sequence[str], below: str) -> tuple[Figure, list[Axes]]:
+    """Return a figure with a panel for each title, and the panels; all have one label below."""
+    across = 2 if len(titles) == 4 else min(len(titles), 3)
+    down = -(-len(titles) // across)
+    size = (4.4 * across, 3.3 * down)
+    figure, axes = plt.subplots(down, across, figsize=size, squeeze=False, layout="constrained")
     flat = list(axes.flat)
-    for axis in flat[count:]:
+    for axis in flat[len(titles) :]:
         axis.remove()
-    return figure, flat[:count]
+    for axis, title in zip(flat, titles, strict=False):
+        axis.set_xlabel(below)
+        axis.set_title(title, fontsize=10)
+    return figure, flat[: len(titles)]
 
 
-def _line(axis: Axes, cells: dict[int, Cell], **style: object) -> None:
-    """Draw cells against their keys, with the spread over seeds."""
-    places = sorted(cells)
-    levels, spreads = [_value(cells[n]) for n in places], [cells[n].spread for n in places]
-    axis.errorbar(places, levels, yerr=spreads, elinewidth=0.8, **style)  # type: ignore[arg-type]
-
-
-def _label(axis: Axes, below: str, above: str) -> None:
-    axis.set_xlabel(below)
-    axis.set_title(above, fontsize=10)
-
-
-def _with_legend(figure: Figure, axis: Axes) -> Figure:
-    axis.legend(fontsize=8, loc="best")
-    return figure
+def _line(axis: Axes, cells: dict[int, Cell], **style: Any) -> None:  # noqa: ANN401
+    """Draw measured cells against their keys, with the spread over seeds."""
+    known = {place: cell for place, cell in sorted(cells.items()) if cell.value is not None}
+    levels: Any = [cell.value for cell in known.values()]
+    spreads = [cell.spread for cell in known.values()]
+    axis.errorbar([*known], levels, yerr=spreads, elinewidth=0.8, **style)
 
 
 def _kind(method: str, row: MeasuredRow) -> str:
     return f"{method}, {row.row.variant}" if row.row.variant else method
 
 
-def _value(cell: Cell) -> float:
-    assert cell.value is not None
-    return cell.value
-
-
 FIGURES: dict[str, Draw] = {
-    "vision": _parameters(["vision", "rank"]),
+    "vision": _parameters("vision", "rank"),
     "rank": _ranks,
-    "glue": _parameters(["glue"]),
-    "instruct": _parameters(["instruct"]),
+    "glue": _parameters("glue"),
+    "instruct": _parameters("instruct"),
     "efficiency": _convergence,
     "personalization": _progression,
     "concepts": _gallery,

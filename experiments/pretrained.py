@@ -12,6 +12,11 @@ from transformers import PreTrainedModel
 from loldu.errors import LoLDUError
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or the name of its type."""
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+
+
 @contextmanager
 def fetching(model: str) -> Iterator[None]:
     """Turn a failure to load a model or its tokenizer into one sentence.
@@ -22,11 +27,10 @@ def fetching(model: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        first_line = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise LoLDUError(
             f"The model {model} is neither a local folder nor available on the Hugging Face hub: "
             "check its name and the network; a gated one, such as LLaMA, needs its licence "
-            f"accepted there and `hf auth login` ({first_line})."
+            f"accepted there and `hf auth login` ({first_line(error)})."
         ) from error
 
 

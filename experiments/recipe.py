@@ -1,14 +1,13 @@
 """Training options of a run: one flat set for every kind of experiment."""
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
-from loldu.errors import LoLDUError, hint
+from loldu.errors import LoLDUError
+from loldu.options import build, limit_problems, option, options, typed_values
 
-Report = Literal["last", "best"]
-Precision = Literal["fp32", "bf16", "fp16"]
 # transformers.SchedulerType; importing it takes seconds.
-LR_SCHEDULERS = (
+LrScheduler = Literal[
     "linear",
     "cosine",
     "cosine_with_restarts",
@@ -20,23 +19,7 @@ LR_SCHEDULERS = (
     "cosine_with_min_lr",
     "cosine_warmup_with_min_lr",
     "warmup_stable_decay",
-)
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "report": get_args(Report),
-    "precision": get_args(Precision),
-    "lr_scheduler": LR_SCHEDULERS,
-}
-_STRINGS = (*_CHOICES, "tasks")
-_COUNTS = (
-    "batch_size",
-    "micro_batch_size",
-    "epochs",
-    "evaluate_every",
-    "max_length",
-    "image_size_px",
-    "limit",
-)
-"""Options that must be at least 1."""
+]
 
 
 @dataclass(frozen=True)
@@ -67,26 +50,26 @@ class Recipe:
         limit: Rows of each evaluation; None for all.
     """
 
-    learning_rate: float = 1e-3
-    head_learning_rate: float | None = None
-    batch_size: int = 32
-    micro_batch_size: int | None = None
-    epochs: int = 1
-    weight_decay: float = 0.0
-    warmup_steps: int = 0
-    warmup_ratio: float = 0.0
-    lr_scheduler: str = "linear"
-    max_grad_norm: float = 1.0
-    precision: Precision = "fp32"
-    report: Report = "last"
-    evaluate_every: int = 1
-    max_length: int = 128
-    image_size_px: int = 224
-    crop_scale_min: float = 0.08
+    learning_rate: float = option(1e-3, at_least=0)
+    head_learning_rate: float | None = option(None, at_least=0)
+    batch_size: int = option(32, at_least=1)
+    micro_batch_size: int | None = option(None, at_least=1)
+    epochs: int = option(1, at_least=1)
+    weight_decay: float = option(0.0, at_least=0)
+    warmup_steps: int = option(0, at_least=0)
+    warmup_ratio: float = option(0.0, at_least=0)
+    lr_scheduler: LrScheduler = "linear"
+    max_grad_norm: float = option(1.0, at_least=0)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    report: Literal["last", "best"] = "last"
+    evaluate_every: int = option(1, at_least=1)
+    max_length: int = option(128, at_least=1)
+    image_size_px: int = option(224, at_least=1)
+    crop_scale_min: float = option(0.08, at_least=0, at_most=1)
     flip: bool = True
     train_on_inputs: bool = False
     tasks: str = "instructeval"
-    limit: int | None = None
+    limit: int | None = option(None, at_least=1)
 
     @classmethod
     def read(cls, values: dict[str, Any], where: str) -> Self:
@@ -95,22 +78,10 @@ class Recipe:
         Raises:
             LoLDUError: If an option is unknown or its value is invalid.
         """
-        known = {f.name for f in fields(cls)}
-        for key in values:
-            if key not in known:
-                perhaps = hint(key, known, "see experiments/recipe.py")
-                raise LoLDUError(f"{where} has the unknown option {key}; {perhaps}.")
-        recipe = cls(**values)
-        for key, choices in _CHOICES.items():
-            if getattr(recipe, key) not in choices:
-                raise LoLDUError(
-                    f"{where}: {key} must be one of {', '.join(choices)}, not {values[key]!r}."
-                )
-        for key, value in values.items():
-            if key in _COUNTS and not (type(value) is int and value > 0):
-                raise LoLDUError(f"{where}: {key} must be 1, 2, 3 or more, not {value!r}.")
-            if key not in _STRINGS and not (isinstance(value, int | float) and value >= 0):
-                raise LoLDUError(f"{where}: {key} must be a number of at least 0, not {value!r}.")
+        known = options(cls)
+        recipe = build(cls, typed_values(values, known, where, "see experiments/recipe.py"))
+        for problem in limit_problems(recipe):
+            raise LoLDUError(f"{where}: {problem.removeprefix('--')}")
         if recipe.batch_size % (recipe.micro_batch_size or 1):
             raise LoLDUError(
                 f"{where}: batch_size {recipe.batch_size} must be a multiple of micro_batch_size."

@@ -120,6 +120,11 @@ def columns_of(experiment: Experiment, scale: str) -> tuple[str, ...]:
     return experiment.columns or experiment.at(scale).data
 
 
+def mean_and_spread(values: Sequence[float]) -> str:
+    """Return "mean ± standard deviation", to three digits after the point."""
+    return f"{mean(values):.3f} ± {spread(values):.3f}"
+
+
 def spread(values: Sequence[float]) -> float:
     """Return the standard deviation; 0 for a single value."""
     return stdev(values) if len(values) > 1 else 0.0

@@ -28,7 +28,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
 
 from experiments.memory import forget_peak_memory
-from experiments.methods.count import in_head
+from experiments.methods import in_head
 from experiments.recipe import Recipe
 from trainer.training.memory import peak_memory_mib
 

@@ -6,9 +6,7 @@ steps teach a model of this size to write, but hardly to read.
 Source: Touvron et al., "Llama 2: Open Foundation and Fine-Tuned Chat Models", 2023.
 """
 
-import logging
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,43 +19,26 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from experiments.bases.pretraining import BUILD, WEIGHTS, Amounts, train, write
 from experiments.bases.texts.stories import KINDS, MARKS, problems, texts
-from pocket.fitting import Losses, device, fit
+from pocket.fitting import Losses, cosine, device
 
 MAX_LENGTH = 128
 _ANSWER_WEIGHT = 8.0
-ALPACA = (
+WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further "
     "context. Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n{response}"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 )
+"""Alpaca's prompt for an instruction with an input."""
 _BOS, _EOS, _PAD = "<s>", "</s>", "<pad>"
 _SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class LlamaPretraining:
-    """Amounts of everything; the defaults made the shipped weights.
-
-    Attributes:
-        texts: Texts to read, each several times.
-        steps: Optimizer steps.
-        batch: Sequences of 128 tokens per step.
-        learning_rate: Peak learning rate.
-    """
-
-    texts: int = 300_000
-    steps: int = 6_000
-    batch: int = 16
-    learning_rate: float = 3e-3
-
-
-TINY = LlamaPretraining(texts=400, steps=4, batch=4)
+SHIPPED = Amounts(texts=300_000, steps=6_000, batch=16, learning_rate=3e-3)
+"""Amounts that made the shipped weights."""
 
 
 def build_tokenizer(read: list[str], vocabulary: int = 960) -> PreTrainedTokenizerFast:
-    """Byte-level BPE, as LLaMA 3 has it; a text begins with `<s>`."""
+    """Return a byte-level BPE, like that of LLaMA 3; a text begins with `<s>`."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -101,7 +82,7 @@ def _instructions() -> list[str]:
     """Return wordings of instructions, for the tokenizer only: the model reads none of them."""
     rng = Random(1)
     tasks = [problems(rng, kind=kind)[0].task for kind in KINDS for _ in range(100)]
-    return [ALPACA.format(instruction=task, input="", response="") for task in tasks]
+    return [WITH_INPUT.format(instruction=task, input="") for task in tasks]
 
 
 class _Reader:
@@ -150,13 +131,15 @@ def _loss(model: LlamaForCausalLM, reader: _Reader, batch: int) -> Losses:
     }
 
 
-def pretrain_llama(output: Path, build: Path, settings: LlamaPretraining) -> None:
-    """Train the decoder and write `output`, an ordinary transformers folder in half precision.
+def pretrain_llama(
+    output: Path = WEIGHTS / "llama", build: Path = BUILD, settings: Amounts = SHIPPED
+) -> None:
+    """Train the small LLaMA on texts of the world. You can stop and restart it.
 
     Args:
-        output: Folder for config, weights and tokenizer.
-        build: Folder for checkpoints and the log; an interrupted training continues from there.
-        settings: Amounts of everything.
+        output: Folder for the model, in transformers' format.
+        build: Folder for work files: checkpoints, logs.
+        settings: Amounts; the defaults take about 40 minutes on one core.
     """
     read = texts(settings.texts, seed=0)
     tokenizer = build_tokenizer([_plain(text)[0] for text in read[:20_000]] + _instructions())
@@ -164,15 +147,5 @@ def pretrain_llama(output: Path, build: Path, settings: LlamaPretraining) -> Non
     torch.manual_seed(0)
     model = build_llama(tokenizer)
     model.to(device())  # pyright: ignore[reportArgumentType]
-
-    def losses_at(step: int) -> Losses:
-        return _loss(model, reader, settings.batch)
-
-    model.train()
-    groups: list[dict[str, object]] = [
-        {"params": list(model.parameters()), "lr": settings.learning_rate}
-    ]
-    fit("llama", model, groups, losses_at, build=build, steps=settings.steps, warmup_steps=300)
-    model.half().save_pretrained(output)
-    tokenizer.save_pretrained(output)
-    _log.info("Wrote %s.", output)
+    train(model, lambda: _loss(model, reader, settings.batch), settings, build, cosine)
+    write(model, tokenizer, output)

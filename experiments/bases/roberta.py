@@ -11,8 +11,6 @@ model of this size learn in minutes to compare sentences:
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 
 import json
-import logging
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,33 +21,15 @@ from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor
 from transformers import AddedToken, RobertaConfig, RobertaForMaskedLM, RobertaTokenizer
 
+from experiments.bases.pretraining import BUILD, WEIGHTS, Amounts, train, write
 from experiments.bases.texts.reading import VERDICTS, Text, texts
-from pocket.fitting import Losses, device, fit, hold_then_decay
+from pocket.fitting import Losses, device, hold_then_decay
 
 MAX_LENGTH = 48
 _VERDICT_WEIGHT = 6.0
 _SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RobertaPretraining:
-    """Amounts of everything; the defaults made the shipped weights.
-
-    Attributes:
-        texts: Texts to read, each several times.
-        steps: Optimizer steps.
-        batch: Texts per step.
-        learning_rate: Peak learning rate.
-    """
-
-    texts: int = 150_000
-    steps: int = 24_000
-    batch: int = 32
-    learning_rate: float = 5e-4
-
-
-TINY = RobertaPretraining(texts=400, steps=4, batch=8)
+SHIPPED = Amounts(texts=150_000, steps=24_000, batch=32, learning_rate=5e-4)
+"""Amounts that made the shipped weights."""
 
 
 def build_tokenizer(read: list[Text], vocabulary: int = 800) -> RobertaTokenizer:
@@ -149,37 +129,20 @@ def _masked_loss(model: RobertaForMaskedLM, reader: _Reader) -> Losses:
     }
 
 
-def pretrain_roberta(output: Path, build: Path, settings: RobertaPretraining) -> None:
-    """Train the encoder and write `output`, an ordinary transformers folder in half precision.
+def pretrain_roberta(
+    output: Path = WEIGHTS / "roberta", build: Path = BUILD, settings: Amounts = SHIPPED
+) -> None:
+    """Train the base of the text experiments by masking words. You can stop and restart it.
 
     Args:
-        output: Folder for config, weights and tokenizer.
-        build: Folder for checkpoints and the log; an interrupted training continues from there.
-        settings: Amounts of everything.
+        output: Folder for the model, in transformers' format.
+        build: Folder for work files: checkpoints, logs.
+        settings: Amounts; the defaults take a quarter of an hour on one core.
     """
     read = texts(settings.texts, seed=0)
     tokenizer = build_tokenizer(read[:20_000])
     reader = _Reader(tokenizer, read, settings.batch)
     torch.manual_seed(0)
     model = build_roberta(len(tokenizer)).to(device())
-
-    def losses_at(step: int) -> Losses:
-        return _masked_loss(model, reader)
-
-    model.train()
-    groups: list[dict[str, object]] = [
-        {"params": list(model.parameters()), "lr": settings.learning_rate}
-    ]
-    fit(
-        "roberta",
-        model,
-        groups,
-        losses_at,
-        build=build,
-        steps=settings.steps,
-        schedule=hold_then_decay,
-        warmup_steps=300,
-    )
-    model.half().save_pretrained(output)
-    tokenizer.save_pretrained(output)
-    _log.info("Wrote %s.", output)
+    train(model, lambda: _masked_loss(model, reader), settings, build, hold_then_decay)
+    write(model, tokenizer, output)

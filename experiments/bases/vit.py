@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import ViTImageProcessor, ViTModel
 
+from experiments.bases.pretraining import BUILD, WEIGHTS
 from pocket.classifier import attribute_targets
 from pocket.corpus import Corpus, make_corpus
 from pocket.dino import WIDTH, build_vit
@@ -53,8 +54,7 @@ class VitPretraining:
     crop_scale_min: float = 0.4
 
 
-TINY_VIT = VitPretraining(pictures=60, held_out=20, steps=2, batch=4)
-"""Everything at its smallest, for tests: it takes seconds."""
+SHIPPED = VitPretraining()
 
 
 class _Labelled(nn.Module):
@@ -73,13 +73,15 @@ class _Labelled(nn.Module):
             return {name: head(features).float() for name, head in self.heads.items()}
 
 
-def pretrain_vit(output: Path, build: Path, settings: VitPretraining) -> None:
-    """Render the world, train on its labels, and write the ViT with its processor to `output`.
+def pretrain_vit(
+    output: Path = WEIGHTS / "vit", build: Path = BUILD, settings: VitPretraining = SHIPPED
+) -> None:
+    """Train the base of the image experiments on the world's labels. You can stop and restart it.
 
     Args:
-        output: Output folder, in transformers' format.
-        build: Folder for work files.
-        settings: Amounts of everything.
+        output: Folder for the model, in transformers' format; it is replaced.
+        build: Folder for work files, 1 GB: the corpus, checkpoints, logs.
+        settings: Amounts; the defaults take a quarter of an hour on one core.
     """
     build = build / f"world-{settings.pictures}-{settings.held_out}"
     train = make_corpus(build, "train", settings.pictures, seed=0)

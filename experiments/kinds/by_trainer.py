@@ -25,9 +25,9 @@ CLASS_PICTURES = Path("runs/experiments/class_pictures")
 class Taught:
     """Number of trained parameters, training time and memory of a finished training."""
 
-    parameters: int
-    train_seconds: float
-    peak_memory_mib: float
+    parameters: int = 0
+    train_seconds: float = 0.0
+    peak_memory_mib: float = 0.0
 
 
 def teach(run: Run, work: Path, options: Mapping[str, Any], scorer: Any = None) -> Taught:  # noqa: ANN401

@@ -8,7 +8,6 @@ from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from datasets import ClassLabel, DatasetDict
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
@@ -20,15 +19,11 @@ from transformers import (
 from transformers.trainer_utils import EvalPrediction
 
 from experiments.config import Run
-from experiments.data import digest, entry, load_data
-from experiments.methods import adapt, count_parameters
+from experiments.data import entry, load_data
+from experiments.kinds.classify import classify
 from experiments.outcome import Outcome
-from experiments.pretrained import facts_of, fetching
-from experiments.training import fit, total_steps
+from experiments.pretrained import fetching
 from loldu.errors import LoLDUError
-
-HEAD = ("classifier",)
-"""Every method trains the head in full, as in Hu et al., "LoRA"; it is not counted."""
 
 
 def run(run: Run, work: Path) -> Outcome:
@@ -39,44 +34,17 @@ def run(run: Run, work: Path) -> Outcome:
     """
     metric = _metric(run.data)
     rows = load_data(run.data)
-    encoded = _encoded(run.data, run.model, run.recipe.max_length)
     labels = rows["train"].features["label"]
-    num_labels = labels.num_classes if isinstance(labels, ClassLabel) else 1
-    torch.manual_seed(run.seed)  # the new head starts alike for every method
-    with fetching(run.model):
-        base = AutoModelForSequenceClassification.from_pretrained(
-            run.model, num_labels=num_labels, dtype=torch.float32
-        )
-    facts = {
-        **facts_of(base),
-        "data": digest(rows),
-        "rows": {name: len(part) for name, part in rows.items()},
-    }
-    steps = total_steps(run.recipe, len(encoded["train"]))
-    model = adapt(base, run.method, run.options, head=HEAD, seed=run.seed, total_steps=steps)
-    fitted = fit(
-        model,
-        run.recipe,
-        encoded["train"],
-        encoded["test"],
-        head=HEAD,
-        seed=run.seed,
-        work=work,
+    return classify(
+        run,
+        work,
+        AutoModelForSequenceClassification,
+        rows,
+        _encoded(run.data, run.model, run.recipe.max_length),
+        num_labels=labels.num_classes if isinstance(labels, ClassLabel) else 1,
         collate=DataCollatorWithPadding(AutoTokenizer.from_pretrained(run.model)),
         score=partial(_scores, metric),
-    )
-    reported = fitted.reported(metric, run.recipe.report)
-    parameters, head_parameters = count_parameters(model, HEAD)
-    return Outcome(
-        score=reported[metric],
-        scores=reported,
-        history=fitted.history,
-        losses=fitted.losses,
-        parameters=parameters,
-        head_parameters=head_parameters,
-        train_seconds=fitted.train_seconds,
-        peak_memory_mib=fitted.peak_memory_mib,
-        facts=facts,
+        metric=metric,
     )
 
 

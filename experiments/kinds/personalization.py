@@ -45,14 +45,12 @@ def run(run: Run, work: Path) -> Outcome:
         score=mean(scores[name] for name in METRICS),
         scores=scores,
         history=points,
-        parameters=taught.parameters,
-        train_seconds=taught.train_seconds,
-        peak_memory_mib=taught.peak_memory_mib,
         facts={
             "base": weights_digest(load_pipeline(run.model)),
             "instance_images": len(images),
         },
         picture=work / "strip.png",
+        **vars(taught),
     )
 
 

@@ -24,15 +24,13 @@ from transformers import AutoImageProcessor, ViTForImageClassification
 from transformers.trainer_utils import EvalPrediction
 
 from experiments.config import Run
-from experiments.data import digest, load_data
-from experiments.methods import adapt, count_parameters
+from experiments.data import load_data
+from experiments.kinds.classify import classify
 from experiments.outcome import Outcome
-from experiments.pretrained import facts_of, fetching
+from experiments.pretrained import fetching
 from experiments.recipe import Recipe
-from experiments.training import fit, total_steps
 from loldu.errors import LoLDUError
 
-HEAD = ("classifier",)
 KEPT_PICTURES_BYTES = 2**30
 """Datasets up to this size stay decoded in memory; larger ones are decoded picture by picture."""
 
@@ -73,49 +71,24 @@ def run(run: Run, work: Path) -> Outcome:
             f"The classes of {run.data} are others, or in another order, in its train and test "
             "splits: see its entry."
         )
-    torch.manual_seed(run.seed)  # the new head starts alike for every method
-    with fetching(run.model):
-        base = ViTForImageClassification.from_pretrained(
-            run.model, num_labels=len(labels.names), dtype=torch.float32
-        )
-    facts = {
-        **facts_of(base),
-        "data": _data_digest(run.data),
-        "classes": len(labels.names),
-        "rows": {name: len(rows) for name, rows in data.items()},
-    }
-    steps = total_steps(recipe, len(data["train"]))
-    model = adapt(base, run.method, run.options, head=HEAD, seed=run.seed, total_steps=steps)
     splits = {
-        name: Pictures(rows, _decode_all(run.data, name), transform(recipe, training=training))
-        for name, rows, training in (
-            ("train", data["train"], True),
-            ("test", data["test"], False),
+        name: Pictures(
+            data[name],
+            _decode_all(run.data, name),
+            transform(recipe, training=name == "train"),
         )
+        for name in ("train", "test")
     }
-    fitted = fit(
-        model,
-        recipe,
-        splits["train"],
-        splits["test"],
-        head=HEAD,
-        seed=run.seed,
-        work=work,
+    return classify(
+        run,
+        work,
+        ViTForImageClassification,
+        data,
+        splits,
+        num_labels=len(labels.names),
         collate=_collator(run.model),
         score=_accuracy,
-    )
-    reported = fitted.reported("accuracy", recipe.report)
-    parameters, head_parameters = count_parameters(model, HEAD)
-    return Outcome(
-        score=reported["accuracy"],
-        scores=reported,
-        history=fitted.history,
-        losses=fitted.losses,
-        parameters=parameters,
-        head_parameters=head_parameters,
-        train_seconds=fitted.train_seconds,
-        peak_memory_mib=fitted.peak_memory_mib,
-        facts=facts,
+        metric="accuracy",
     )
 
 
@@ -168,8 +141,3 @@ def _decode_all(data: str, split: str) -> list[Tensor] | None:
     if 3 * width * height * len(rows) > KEPT_PICTURES_BYTES:
         return None
     return [_decode(picture) for picture in rows["image"]]
-
-
-@cache
-def _data_digest(data: str) -> str:
-    return digest(load_data(data))

@@ -11,7 +11,7 @@ FLAGS = [
 ]
 
 
-def test_every_method_does_what_is_timed() -> None:
+def test_timed_calls_compute_their_batches() -> None:
     options = Options(
         batch=2, rank=4, lora_rank=2, block_out_channels=(32, 32, 32, 32), cross_attention_dim=16,
         sample_size=8,
@@ -19,8 +19,8 @@ def test_every_method_does_what_is_timed() -> None:
     with torch.no_grad():
         for build in METHODS.values():
             outputs = {}
-            bench = build(options, 2)
-            for call, (prepare, timed) in bench.calls.items():
+            calls, _ = build(options, 2)
+            for call, (prepare, timed) in calls.items():
                 prepare()
                 if call != "switch":
                     outputs[call] = timed().sample
@@ -28,7 +28,7 @@ def test_every_method_does_what_is_timed() -> None:
             assert (outputs["plain"] - outputs["base"]).abs().max() > 1e-3
 
 
-def test_the_result_tells_memory_and_times(tmp_path: Path) -> None:
+def test_the_record_has_memory_and_times(tmp_path: Path) -> None:
     output = tmp_path / "concepts.json"
     main([*FLAGS, "--concepts", "1", "3", "--repetitions", "1", "--output", str(output)])
     result = json.loads(output.read_text())

@@ -30,5 +30,5 @@ def test_the_record_has_every_way(tmp_path: Path) -> None:
     result = json.loads(output.read_text())
     assert set(result["ways"]) == set(eval_throughput.WAYS)
     assert result["greatest_difference_of_scores"] < 1e-5
-    for told in result["ways"].values():
-        assert told["pictures_per_second"]["median"] > 0
+    for record in result["ways"].values():
+        assert record["pictures_per_second"]["median"] > 0

@@ -19,7 +19,7 @@ def test_the_shapes_are_those_of_stable_diffusion() -> None:
 
 
 @pytest.mark.parametrize("shape", [(12, 12), (12, 20), (20, 12)])
-def test_the_peers_make_factors_of_the_weight(shape: tuple[int, int]) -> None:
+def test_factors_of_the_peers_multiply_to_the_weight(shape: tuple[int, int]) -> None:
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     permutation, lower, diagonal, upper = full_lu(weight, 12)
     torch.testing.assert_close(permutation @ (lower * diagonal) @ upper, weight)
@@ -31,7 +31,7 @@ def test_the_peers_make_factors_of_the_weight(shape: tuple[int, int]) -> None:
     torch.testing.assert_close((u * s) @ vh, weight)
 
 
-def test_the_result_tells_all_it_was_made_with(tmp_path: Path) -> None:
+def test_the_record_has_its_settings_and_times(tmp_path: Path) -> None:
     output = tmp_path / "factorize.json"
     flags = [*SMALLEST, "--rank", "4", "--repetitions", "2", "--seed", "1"]
     flags += ["--large_size", "40", "--large_rank", "8"]
@@ -66,7 +66,7 @@ def test_the_result_tells_all_it_was_made_with(tmp_path: Path) -> None:
             assert 0 < spread["min"] <= spread["median"] <= spread["max"]
 
 
-def test_an_adapted_layer_has_the_weight_it_was_made_of() -> None:
+def test_an_adapted_layer_computes_with_its_weight() -> None:
     weight = torch.randn(12, 10, generator=torch.Generator().manual_seed(0))
     x = torch.eye(10)
     for name in ("loldu_layer", "pissa_layer", "pissa_niter_16_layer"):

@@ -21,7 +21,7 @@ def test_gradients_begin_at_the_first_attention_and_at_the_text() -> None:
     assert begins.keys() == first | of_text
 
 
-def test_the_floor_reaches_every_projection_s_output_and_nothing_else() -> None:
+def test_the_floor_computes_the_gradient_of_every_projection_output() -> None:
     model = unet()
     inputs = random_inputs(model, 16)
     floor = with_shared_weights(model)
@@ -43,7 +43,7 @@ def test_the_floor_reaches_every_projection_s_output_and_nothing_else() -> None:
 
 
 def floor_without(floor: UNet2DConditionModel) -> UNet2DConditionModel:
-    """The same layers, frozen again."""
+    """Return the U-Net with all layers frozen again."""
     return floor.requires_grad_(False)
 
 

@@ -25,7 +25,7 @@ def projection(out: int, in_: int) -> nn.Module:
 
 
 @pytest.mark.parametrize("shape", [(48, 48), (48, 64), (64, 48)])
-def test_the_dense_formulation_computes_what_ours_does(shape: tuple[int, int]) -> None:
+def test_the_dense_formulation_equals_ours(shape: tuple[int, int]) -> None:
     model = projection(*shape)
     linear = model.get_submodule("to_q")
     dense = adapted(model, METHODS["loldu_dense_r32"])["to_q"]
@@ -54,14 +54,14 @@ def test_every_method_starts_from_the_same_projections() -> None:
         assert getattr(layer, "base_layer", plain["to_q"]) is plain["to_q"]
 
 
-def test_what_a_forward_keeps_is_counted_once_and_without_the_weights() -> None:
+def test_saved_bytes_count_each_storage_once_without_weights() -> None:
     model = nn.Linear(6, 5, bias=False).requires_grad_(False)
     x = torch.randn(7, 6, requires_grad=True)
     assert saved_bytes(model, lambda: model(x)) == 0
     assert saved_bytes(model, lambda: model(x).exp() * x[:, :5]) == 4 * (7 * 5 + 7 * 6)
 
 
-def test_the_result_tells_time_and_memory_of_every_method(tmp_path: Path) -> None:
+def test_the_record_has_time_and_memory_of_every_method(tmp_path: Path) -> None:
     output = tmp_path / "forward.json"
     main([*FLAGS, "--output", str(output)])
     result = json.loads(output.read_text())

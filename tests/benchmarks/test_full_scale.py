@@ -1,5 +1,4 @@
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,7 +45,7 @@ def test_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
     shape = SHAPES["instruct"]
-    monkeypatch.setitem(SHAPES, "instruct", replace(shape, build=small))
+    monkeypatch.setitem(SHAPES, "instruct", shape._replace(build=small))
     output = tmp_path / "full.json"
     flags = ["--experiments", "instruct", "--repetitions", "2", "--layers", "1"]
     main([*flags, "--output", str(output)])

@@ -9,7 +9,7 @@ from benchmarks.harness import Options, in_turns, peak_bytes, ratio, run, show
 from benchmarks.kernels import kernels
 
 
-def test_the_peak_is_of_what_is_held_at_once() -> None:
+def test_the_peak_counts_memory_held_at_once() -> None:
     kept = [torch.zeros(250)]
 
     def step() -> None:
@@ -21,7 +21,7 @@ def test_the_peak_is_of_what_is_held_at_once() -> None:
     assert peak_bytes("cpu", step) == 6000
 
 
-def test_only_what_every_step_does_is_counted() -> None:
+def test_only_repeated_calls_are_counted() -> None:
     x = torch.randn(8, 8)
 
     def take(steps: int) -> None:
@@ -51,7 +51,7 @@ def toy(argv: list[str]) -> None:
         seconds = in_turns(calls, options.repetitions)
         return {"times_as_long": ratio(seconds["ours"], seconds["theirs"])}
 
-    run("toy", Toy, measure, lambda record: [show("toy", [record["times_as_long"]])], [], argv)
+    run("toy", Toy, measure, lambda record: [show("toy", [record["times_as_long"]])], argv)
 
 
 def test_a_benchmark_is_options_and_a_measurement(
@@ -67,6 +67,6 @@ def test_a_benchmark_is_options_and_a_measurement(
     assert "1.833" in capsys.readouterr().err
 
 
-def test_no_repetition_is_an_error_in_one_sentence() -> None:
+def test_no_repetition_gives_one_clear_error() -> None:
     with pytest.raises(SystemExit, match="give every --repetitions a number of at least 1"):
         toy(["--repetitions", "0"])

@@ -19,7 +19,7 @@ def test_the_routes_compute_the_same() -> None:
         assert (y - frozen).abs().max() > 0.1
 
 
-def test_the_result_tells_which_route_is_taken(
+def test_the_record_says_which_route_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(routes, "CASES", ((2, 16, 24, 4), (64, 16, 24, 4)))

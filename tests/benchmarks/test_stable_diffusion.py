@@ -13,7 +13,7 @@ from benchmarks.stable_diffusion import (
 from loldu.pictures.folder import list_images
 
 
-def test_it_has_the_parameters_of_stable_diffusion() -> None:
+def test_sd15_has_the_parameters_of_stable_diffusion() -> None:
     with torch.device("meta"):
         parts = build_parts(SIZES["sd15"], letters_tokenizer())
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}

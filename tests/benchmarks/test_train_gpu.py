@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,13 +38,13 @@ def seen(seconds: list[float], peak: float) -> list[Watched]:
     return [Watched("in words", each, {"resident": peak}) for each in seconds]
 
 
-def test_commands_are_understood_by_what_they_run(tmp_path: Path, script: Path) -> None:
+def test_commands_are_valid_for_their_programs(tmp_path: Path, script: Path) -> None:
     options = Options(
         size="smallest", diffusers_script=script, also=("rank=full",), concepts=2, steps=30,
-        warmup=10, diffusers_flags=("rank=32",),
+        warmup=10, diffusers_flags=("rank=32",), device="cpu",
     )  # fmt: skip
-    prepare(options, "cpu", tmp_path)
-    made = commands(options, "cpu", tmp_path)
+    prepare(options, tmp_path)
+    made = commands(options, tmp_path)
     assert [*made] == ["floor", "trainer", "trainer rank=full", "concepts at once", "diffusers"]
     one, full, many = (
         parse(made[name].arguments) for name in ("trainer", "trainer rank=full", "concepts at once")
@@ -56,7 +57,7 @@ def test_commands_are_understood_by_what_they_run(tmp_path: Path, script: Path) 
     taken = tyro.cli(floor.Options, args=made["floor"].arguments, use_underscores=True)
     assert (taken.max_train_steps, taken.dtype, taken.capture) == (40, "float32", False)
     assert made["diffusers"].arguments[-1] == "--rank=32"
-    on_gpu = commands(options, "cuda", tmp_path)["floor"].arguments
+    on_gpu = commands(replace(options, device="cuda"), tmp_path)["floor"].arguments
     assert on_gpu[-4:] == ["--dtype", "float16", "--compile", "--capture"]
 
 
@@ -87,20 +88,20 @@ def test_memory_counts_until_the_last_step_is_done(script: Path) -> None:
     assert 100 < watched.peak_mib["resident"] < 400
 
 
-def test_what_fails_is_told_with_its_last_words(tmp_path: Path) -> None:
+def test_a_failed_command_is_reported_with_its_last_line(tmp_path: Path) -> None:
     script = tmp_path / "fails.py"
     script.write_text("raise OSError('no room left')")
     with pytest.raises(SystemExit, match=r"^it did not take 9 steps; .*: OSError: no room left$"):
         watch(Command("it", str(script), [], "Steps"), 9, 2)
 
 
-def test_without_a_script_there_is_a_sentence() -> None:
+def test_a_missing_script_gives_one_clear_error() -> None:
     with pytest.raises(SystemExit, match=r"nowhere.py is not a file: take examples/dreambooth"):
         main(["--size", "smallest", "--diffusers_script", "nowhere.py"])
 
 
 @pytest.mark.slow
-def test_the_result_tells_speed_and_memory_of_every_command(tmp_path: Path, script: Path) -> None:
+def test_the_record_has_speed_and_memory_of_every_command(tmp_path: Path, script: Path) -> None:
     output = tmp_path / "train_gpu.json"
     flags = ["--size", "smallest", "--steps", "2", "--warmup", "1", "--repetitions", "1"]
     flags += ["--concepts", "2", "--profile", "1", "--diffusers_script", str(script)]

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.train_step import LOLDU, LORA, Options, build_unet, main, makers
+from benchmarks.stable_diffusion import random_unet
+from benchmarks.train_step import LOLDU, LORA, MAKERS, Options, main
 
 SMALLEST = Options(
     block_out_channels=(32, 32, 32, 32), cross_attention_dim=32, latent_size=16, rank=4
@@ -22,9 +23,9 @@ def accelerate_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("method", [LOLDU, LORA])
 def test_steps_are_those_of_the_trainer(method: str) -> None:
-    unet = build_unet(SMALLEST)
+    unet = random_unet(SMALLEST)
     before = {name: weight.clone() for name, weight in unet.named_parameters()}
-    variant = makers(SMALLEST)[method](unet, SMALLEST)
+    variant = MAKERS[method](unet, SMALLEST)
     held = variant.state_bytes()
     assert variant.take(3) > 0
     changed = {
@@ -39,7 +40,7 @@ def test_steps_are_those_of_the_trainer(method: str) -> None:
     assert variant.state_bytes() - held == 2 * 4 * variant.trained + 4 * len(parameters)
 
 
-def test_the_result_tells_time_and_memory_of_every_variant(tmp_path: Path) -> None:
+def test_the_record_has_time_and_memory_of_every_variant(tmp_path: Path) -> None:
     output = tmp_path / "train_step.json"
     main([*FLAGS, "--output", str(output)])
     result = json.loads(output.read_text())
@@ -62,6 +63,6 @@ def test_the_result_tells_time_and_memory_of_every_variant(tmp_path: Path) -> No
     assert "times_as_long_as_one_by_one" in variants["loldu_concepts"]
 
 
-def test_a_dtype_the_device_cannot_do_is_told_in_a_sentence() -> None:
+def test_an_unsupported_dtype_gives_one_clear_error() -> None:
     with pytest.raises(SystemExit, match="fp16 needs a CUDA GPU"):
         main([*FLAGS, "--dtype", "float16"])

@@ -52,7 +52,7 @@ same_as = "sample/plain"
 
 @pytest.fixture
 def sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> config.Experiment:
-    """A table of three rows in a folder of its own."""
+    """Return an experiment with three rows, read from a temporary folder."""
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables" / "sample.toml").write_text(EXPERIMENT)
     monkeypatch.setattr(config, "TABLES", tmp_path / "tables")

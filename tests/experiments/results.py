@@ -1,4 +1,4 @@
-"""Results without a run."""
+"""Write results without a run."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from experiments.results import write_records
 
 
 def write_result(folder: Path, run: config.Run, score: float, **more: Any) -> None:  # noqa: ANN401
-    """Write a result as the runner does, with an invented score."""
+    """Write a result like the runner does, with an invented score."""
     record = {
         "scale": run.scale,
         "row": run.row,

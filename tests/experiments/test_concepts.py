@@ -41,7 +41,7 @@ def test_the_gap_closed_is_the_share_of_the_way_from_base_to_real(tmp_path: Path
     assert by_concept.splitlines()[-1] == "| striped_cat | 0.50 / 0.50 |"
 
 
-def test_a_concept_without_the_base_is_told(tmp_path: Path) -> None:
+def test_a_concept_without_a_result_of_the_base_is_reported(tmp_path: Path) -> None:
     write_scores(tmp_path)
     run = next(EXPERIMENT.runs(EXPERIMENT.row("loldu"), "pocket", ["tall_bear"]))
     write_result(tmp_path, run, 0.2, scores=SCORES)

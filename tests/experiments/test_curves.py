@@ -90,7 +90,7 @@ def test_a_seed_counts_when_it_has_every_concept(results: Path) -> None:
     assert [row[2] for row in ends_of(results)] == ["2", "2"]  # seed 1 lacks the car
 
 
-def test_the_judge_tells_the_class_from_other_things() -> None:
+def test_the_judge_distinguishes_the_class_from_other_things() -> None:
     scorer = CurveScorer(judge := Judge("dotted_rabbit"))
     rng = random.Random(0)
     place = {"background": "meadow", "size": "large", "position": "center"}

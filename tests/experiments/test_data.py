@@ -44,7 +44,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     return asked
 
 
-def test_columns_get_our_names(hub: list[tuple]) -> None:
+def test_columns_are_renamed(hub: list[tuple]) -> None:
     found = load_data("birds")
     assert found["train"].column_names == ["image", "label"]
     assert found["test"]["label"][:] == [0, 1, 0]
@@ -54,22 +54,22 @@ def test_columns_get_our_names(hub: list[tuple]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("was", "becomes", "told"),
+    ("was", "becomes", "message"),
     [
         ("rows = 3", "rows = 4", "has 3 rows in its split train, not 4"),
         ('"fine_label"', '"label_fine"', "has no column label_fine: it has img, fine_label"),
         ("title", "titel", "the entry birds has a mistake"),
     ],
 )
-def test_what_is_not_as_described_is_told(
-    manifests: Path, hub: list[tuple], was: str, becomes: str, told: str
+def test_a_dataset_that_differs_from_its_entry_is_reported(
+    manifests: Path, hub: list[tuple], was: str, becomes: str, message: str
 ) -> None:
     (manifests / "some.toml").write_text(MANIFEST.replace(was, becomes))
-    with pytest.raises(LoLDUError, match=told):
+    with pytest.raises(LoLDUError, match=message):
         load_data("birds")
 
 
-def test_missing_data_is_told_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_dataset_gives_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*_: object, **__: object) -> None:
         raise ConnectionError("Couldn't reach 'someone/birds' on the Hub\nlong traceback")
 
@@ -79,7 +79,7 @@ def test_missing_data_is_told_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -
     assert "\n" not in str(error.value)
 
 
-def test_unknown_and_doubled_names_are_told(manifests: Path) -> None:
+def test_unknown_and_duplicate_names_are_reported(manifests: Path) -> None:
     with pytest.raises(LoLDUError, match=r"No manifest.*perhaps you meant birds"):
         entry("brids")
     (manifests / "more.toml").write_text(MANIFEST)
@@ -88,7 +88,7 @@ def test_unknown_and_doubled_names_are_told(manifests: Path) -> None:
         entries()
 
 
-def test_a_digest_is_of_content_alone() -> None:
+def test_a_digest_depends_on_the_content_alone() -> None:
     def made(labels: list[int]) -> datasets.DatasetDict:
         return datasets.DatasetDict(train=datasets.Dataset.from_dict({"label": labels}))
 

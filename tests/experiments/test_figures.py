@@ -1,4 +1,4 @@
-"""Figures of the results that come with the project."""
+"""Figures of the shipped results."""
 
 from pathlib import Path
 
@@ -29,6 +29,6 @@ def test_a_strip_has_the_concept_and_every_step() -> None:
             assert width == height * (1 + len(taught.steps))
 
 
-def test_no_results_are_told(tmp_path: Path) -> None:
+def test_missing_results_are_reported(tmp_path: Path) -> None:
     with pytest.raises(LoLDUError, match="no results at pocket scale"):
         draw_figures("pocket", Results(tmp_path / "none"), tmp_path)

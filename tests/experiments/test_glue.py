@@ -1,4 +1,4 @@
-"""The kind `glue`: it learns, goes on after a kill, scores as the literature does, counts right."""
+"""The kind `glue`: training, exact resume, the literature's scores, counts of parameters."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -48,7 +48,7 @@ def two_splits(label: object, names: tuple[str, ...] = ("sentence1", "sentence2"
 
 @pytest.fixture
 def base(tmp_path: Path) -> str:
-    """A tiny encoder with a tokenizer of the pocket world, as an ordinary folder."""
+    """Return the folder of a tiny encoder with a tokenizer of the pocket world."""
     folder = tmp_path / "base"
     tokenizer = build_tokenizer(texts(500, seed=0), vocabulary=400)
     tokenizer.save_pretrained(folder)
@@ -69,7 +69,7 @@ def base(tmp_path: Path) -> str:
 
 @pytest.fixture
 def data(monkeypatch: pytest.MonkeyPatch) -> Data:
-    """Three tasks, each by its metric."""
+    """Return three tasks by their metric."""
     made = {
         "accuracy": two_splits(ClassLabel(names=["no", "yes"])),
         "matthews": two_splits(ClassLabel(names=["no", "yes"]), ("sentence1",)),
@@ -123,7 +123,7 @@ def test_the_seed_decides_and_repeats(base: str, data: Data, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("method", ["loldu", "pissa"])
-def test_a_killed_run_goes_on_exactly(
+def test_a_killed_run_resumes_exactly(
     method: str, base: str, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
@@ -184,18 +184,18 @@ def test_three_classes_have_no_f1() -> None:
     assert found == {"accuracy": 75.0}
 
 
-def test_data_without_a_metric_is_told(data: Data, base: str, tmp_path: Path) -> None:
+def test_a_dataset_without_a_metric_is_reported(data: Data, base: str, tmp_path: Path) -> None:
     with pytest.raises(LoLDUError, match="needs one of accuracy, matthews, pearson"):
         glue.run(a_run(base, "no metric"), tmp_path)
 
 
-def test_a_base_that_is_not_there_is_told(data: Data, tmp_path: Path) -> None:
+def test_a_missing_base_is_reported(data: Data, tmp_path: Path) -> None:
     with pytest.raises(LoLDUError, match=r"The model \./no/such is neither a local") as error:
         glue.run(a_run("./no/such", "accuracy"), tmp_path)
     assert "\n" not in str(error.value)
 
 
-def test_test_rows_lie_by_length(base: str, data: Data) -> None:
+def test_test_rows_are_sorted_by_length(base: str, data: Data) -> None:
     encoded = glue._encoded("accuracy", base, 48)
     lengths = [len(ids) for ids in encoded["test"]["input_ids"]]
     assert lengths == sorted(lengths)
@@ -203,7 +203,7 @@ def test_test_rows_lie_by_length(base: str, data: Data) -> None:
 
 
 def roberta_base() -> RobertaForSequenceClassification:
-    """The true shape, without memory."""
+    """Return a model of the true shape that needs no memory."""
     config = RobertaConfig(
         vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, num_labels=2
     )

@@ -1,4 +1,4 @@
-"""The benchmarks: exact prompts from rows with the hub's columns, what counts, who may run code."""
+"""The benchmarks: exact prompts from the hub's columns, scoring, and permission to run code."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -82,7 +82,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Scripted:
-    """Takes the place of a model: keeps the prompts and gives the answers it was told."""
+    """Stand-in for a model: records the prompts and returns scripted answers."""
 
     def __init__(self, answers: Sequence[str]) -> None:
         self.answers, self.prompts, self.options = answers, [], []
@@ -108,25 +108,25 @@ class Scripted:
 
 @pytest.mark.parametrize("name", ["mmlu", "drop"])
 def test_a_model_answers_the_same_alone_and_in_a_batch(name: str) -> None:
-    """lm-eval as it is, and the embedded base: padding on the left, answers cut at their line."""
+    """Run lm-eval on the embedded base: prompts are padded on the left, answers cut at the line."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = "experiments/bases/weights/llama"
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    told: list[list[str]] = []
+    answers_of: list[list[str]] = []
     generate = model.generate
 
     def kept(*args: Any, **options: Any) -> Any:  # noqa: ANN401
         made = generate(*args, **options)
         start = options["input_ids"].shape[1] if "input_ids" in options else args[0].shape[1]
-        told[-1] += tokenizer.batch_decode(made[:, start:], skip_special_tokens=True)
+        answers_of[-1] += tokenizer.batch_decode(made[:, start:], skip_special_tokens=True)
         return made
 
     model.generate = kept
     for batch_size in (1, 4):
-        told.append([])
+        answers_of.append([])
         evaluate(
             model,
             tokenizer,
@@ -137,7 +137,7 @@ def test_a_model_answers_the_same_alone_and_in_a_batch(name: str) -> None:
             seed=0,
             limit=8,
         )
-    alone, batched = ([text.split("\n")[0].strip() for text in texts] for texts in told)
+    alone, batched = ([text.split("\n")[0].strip() for text in texts] for texts in answers_of)
     assert sorted(alone) == sorted(batched)
     assert any(alone)
 
@@ -172,14 +172,14 @@ def test_mmlu_asks_after_five_examples_of_the_subject(monkeypatch: pytest.Monkey
 @pytest.mark.usefixtures("stand_ins")
 @pytest.mark.parametrize("name", ["mmlu", "drop", "bbh"])
 def test_an_answer_may_begin_with_an_empty_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """INSTRUCTEVAL stops at a number of tokens and at no text."""
+    """INSTRUCTEVAL stops after a number of tokens, never at a string."""
     count = {"mmlu": 3, "drop": 1, "bbh": 4}[name]
     _, script = _ask(monkeypatch, "instructeval", name, ["\n\nA"] * count)
     assert all(not options["until"] for options in script.options)
 
 
 @pytest.mark.usefixtures("stand_ins")
-def test_drop_asks_of_other_texts_than_its_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drop_has_other_texts_than_its_examples(monkeypatch: pytest.MonkeyPatch) -> None:
     # Of the five rows with one answer, Python takes the 4th, the 5th and the 1st with seed 0.
     _, script = _ask(monkeypatch, "instructeval", "drop", ["7"])
     assert script.prompts == [
@@ -226,7 +226,9 @@ def test_humaneval_runs_the_first_function(
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
-def test_the_embedded_world_asks_as_it_tunes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluations_of_the_pocket_world_have_the_prompt_of_training(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = list(evaluation(name))
     answers = [row["output"] if i % 4 else "a nonsense" for i, row in enumerate(rows)]
     score, script = _ask(monkeypatch, "pocket", name, answers)
@@ -234,13 +236,13 @@ def test_the_embedded_world_asks_as_it_tunes(name: str, monkeypatch: pytest.Monk
     assert script.prompts == [prompt(row["instruction"], row["input"]) for row in rows]
 
 
-def test_a_program_may_be_another_that_does_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_program_with_the_same_results_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = list(evaluation("humaneval"))
     answers = [f" reverse | reverse | {row['output']}" for row in rows]
     assert _ask(monkeypatch, "pocket", "humaneval", answers)[0] == 100
 
 
-def test_code_is_run_only_where_that_was_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_runs_only_with_permission(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_ALLOW_CODE_EVAL", raising=False)
     check_tasks("pocket")
     for tasks in ("instructeval", "stock"):

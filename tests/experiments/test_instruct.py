@@ -1,4 +1,4 @@
-"""Tuning on instructions: what the loss counts, that a run learns, that a killed one goes on."""
+"""Instruction tuning: labels of the loss, training, and exact resume."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -115,7 +115,7 @@ def test_the_loss_of_a_batch_is_the_mean_over_the_labels_of_its_rows(
 
 
 class Asked:
-    """Takes the place of lm-eval: counts the rows that a model answers rightly."""
+    """Stand-in for lm-eval: counts the rows that a model answers correctly."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -159,7 +159,7 @@ def _run(base: Path, method: str = "lora", options: dict[str, Any] | None = None
     )
 
 
-def test_a_run_learns_and_tells_what_it_did(base: Path, asked: Asked, tmp_path: Path) -> None:
+def test_a_run_learns_and_records_its_facts(base: Path, asked: Asked, tmp_path: Path) -> None:
     plain = perform("instruct", _run(base, "none", {}), tmp_path / "none")
     assert (plain.parameters, plain.train_seconds, plain.history) == (0, 0.0, [])
     tuned = perform("instruct", _run(base, "ft", {}), tmp_path / "ft")
@@ -172,7 +172,7 @@ def test_a_run_learns_and_tells_what_it_did(base: Path, asked: Asked, tmp_path: 
     assert tuned.facts["base"] == plain.facts["base"]
 
 
-def test_a_run_killed_in_training_goes_on_exactly(
+def test_a_run_killed_in_training_resumes_exactly(
     base: Path, asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
@@ -202,7 +202,7 @@ def test_a_run_killed_in_training_goes_on_exactly(
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_run_killed_in_evaluation_trains_and_asks_nothing_twice(
+def test_a_run_killed_in_evaluation_repeats_neither_training_nor_answers(
     base: Path, asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = _run(base)
@@ -218,7 +218,7 @@ def test_a_run_killed_in_evaluation_trains_and_asks_nothing_twice(
     assert resumed.scores == whole.scores
 
 
-def test_mistakes_are_told(base: Path, asked: Asked, tmp_path: Path) -> None:
+def test_mistakes_are_reported(base: Path, asked: Asked, tmp_path: Path) -> None:
     run = _run(base)
     with pytest.raises(LoLDUError, match="no tasks stok"):
         perform("instruct", replace(run, recipe=replace(run.recipe, tasks="stok")), tmp_path)

@@ -71,11 +71,11 @@ def test_merging_changes_nothing_and_starting_is_the_base() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [({"n": 3}, "options for melora"), ({"n": 0}, "must be positive"), ({"rank": 2}, "rank")],
 )
-def test_mistakes_are_told(options: dict[str, int], told: str) -> None:
-    with pytest.raises(LoLDUError, match=told):
+def test_mistakes_are_reported(options: dict[str, int], message: str) -> None:
+    with pytest.raises(LoLDUError, match=message):
         adapt(llama(), "melora", options, seed=0)
 
 

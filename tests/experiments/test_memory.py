@@ -11,7 +11,7 @@ from trainer.training.memory import peak_memory_mib
     torch.cuda.is_available() or not os.access(_CLEAR, os.W_OK),
     reason="the peak of a process can be forgotten on Linux alone",
 )
-def test_a_peak_is_of_what_came_after() -> None:
+def test_peak_memory_restarts() -> None:
     held = torch.ones(2**26)  # 256 MiB
     before = peak_memory_mib()
     del held

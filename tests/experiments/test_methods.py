@@ -10,8 +10,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from experiments.methods import METHODS, adapt, count_parameters
-from experiments.methods.adapt import resolve_targets
+from experiments.methods import METHODS, adapt, count_parameters, resolve_targets
 from loldu.errors import LoLDUError
 
 SMALL = {
@@ -56,8 +55,8 @@ def pixels() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_what_is_trained(method: str) -> None:
-    """Every adapter starts at the base, and the head is always trained but with `none`."""
+def test_trained_parameters_of_every_method(method: str) -> None:
+    """Every adapter starts at the base; all methods except `none` train the head."""
     with torch.no_grad():
         plain = vit()(pixel_values=pixels()).logits
         model = adapt(vit(), method, OPTIONS.get(method, {}), head=["classifier"], seed=3).eval()
@@ -121,7 +120,7 @@ def test_projections_are_found_under_either_name(targets: tuple[str, str]) -> No
         assert set(resolve_targets(model, targets)) == expected
 
 
-def test_layers_of_one_name_are_told_apart_by_what_they_are_in() -> None:
+def test_layers_of_one_name_are_distinguished_by_their_parent() -> None:
     model = RobertaForSequenceClassification(RobertaConfig(**SMALL))
     adapted = adapt(model, "loldu", {"target_modules": ["attention.output.dense"], "r": 2}, seed=0)
     trained = [name for name, p in adapted.named_parameters() if p.requires_grad]
@@ -130,7 +129,7 @@ def test_layers_of_one_name_are_told_apart_by_what_they_are_in() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "options", "told"),
+    ("method", "options", "message"),
     [
         ("lodlu", {}, "no method lodlu; perhaps you meant loldu"),
         ("loldu", {"target_modules": ["qeury"]}, "no layer called qeury"),
@@ -139,7 +138,7 @@ def test_layers_of_one_name_are_told_apart_by_what_they_are_in() -> None:
         ("ft", {"r": 3}, "ft takes no options, not r"),
     ],
 )
-def test_mistakes_are_told(method: str, options: dict[str, object], told: str) -> None:
-    with pytest.raises(LoLDUError, match=told) as error:
+def test_mistakes_are_reported(method: str, options: dict[str, object], message: str) -> None:
+    with pytest.raises(LoLDUError, match=message) as error:
         adapt(vit(), method, options, head=["classifier"], seed=0)
     assert "\n" not in str(error.value)

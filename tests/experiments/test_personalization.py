@@ -80,7 +80,7 @@ def test_a_row_is_trained_and_scored(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert strip.size == (4 * personalization.STRIP_PX, personalization.STRIP_PX)
 
 
-def test_a_word_is_taught_in_captions_of_its_own(
+def test_a_new_word_is_written_into_a_copy_of_the_captions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(by_trainer, "CLASS_PICTURES", tmp_path / "class")
@@ -92,7 +92,7 @@ def test_a_word_is_taught_in_captions_of_its_own(
     assert outcome.parameters == 128  # the width of one word
 
 
-def test_the_full_scale_s_words_begin_from_one_token() -> None:
+def test_initializers_at_full_scale_are_one_token() -> None:
     from open_clip.tokenizer import SimpleTokenizer  # whose vocabulary is CLIP's
 
     tokenizer = SimpleTokenizer()
@@ -109,7 +109,7 @@ def test_every_direction_on_sd_v1_5_has_a_scale_of_one() -> None:
     assert (config.adapter.rank, config.adapter.alpha) == ("full", 1280)
 
 
-def test_missing_pictures_are_told(tmp_path: Path) -> None:
+def test_missing_pictures_are_reported(tmp_path: Path) -> None:
     run = replace(a_run("loldu-r32", "full"), data="pet_cat1")
     with pytest.raises(LoLDUError, match=r"pet_cat1 are not in data/.*unpack CustomConcept101"):
         personalization.run(run, tmp_path)

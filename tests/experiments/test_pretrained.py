@@ -1,4 +1,4 @@
-"""The digest of a base, and what is told where there is none."""
+"""The digest of a base, and the error without one."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ SMALL = RobertaConfig(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_digest_is_of_the_base_and_not_of_its_head(dtype: torch.dtype) -> None:
+def test_a_digest_covers_the_base_without_its_head(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     model = RobertaForSequenceClassification(SMALL).to(dtype)
     facts = facts_of(model)
@@ -31,7 +31,7 @@ def test_a_digest_is_of_the_base_and_not_of_its_head(dtype: torch.dtype) -> None
     assert facts_of(model)["base"] != facts["base"]
 
 
-def test_one_sentence_for_what_cannot_be_had() -> None:
+def test_an_unavailable_model_gives_one_clear_error() -> None:
     with (
         pytest.raises(LoLDUError, match=r"The model \./nowhere is neither") as error,
         fetching("./nowhere"),

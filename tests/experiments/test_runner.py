@@ -1,4 +1,4 @@
-"""Real processes run these; their kind of experiment writes down when it was called."""
+"""The runner with real processes."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from tests.experiments.results import write_result
 
 
 class Inline:
-    """A pool of this very process."""
+    """A process pool that runs everything in this process."""
 
     def __init__(self, *_: object) -> None:
         pass
@@ -48,7 +48,7 @@ class Inline:
 def performed(
     sample: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> list[tuple[str, str, int]]:
-    """Runs that were performed; those of seed 1 on two fail."""
+    """Record the performed runs; those of seed 1 on `two` fail."""
     calls: list[tuple[str, str, int]] = []
 
     def perform(kind: str, run, work: Path) -> Outcome:  # noqa: ANN001
@@ -64,7 +64,7 @@ def performed(
     return calls
 
 
-def test_only_what_is_missing(
+def test_only_missing_results_are_made(
     sample: Experiment,
     performed: list[tuple[str, str, int]],
     tmp_path: Path,
@@ -91,7 +91,7 @@ def test_only_what_is_missing(
     assert not list((tmp_path / "work").rglob("one-0-*"))
 
 
-def test_other_settings_do_not_go_on_from_a_checkpoint(
+def test_a_run_with_other_settings_does_not_resume(
     sample: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: list[list[str]] = []
@@ -139,7 +139,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_killed_process_does_not_take_the_queue_with_it(tmp_path: Path) -> None:
+def test_the_queue_continues_after_a_killed_process(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(KILLED)
 
     def run() -> subprocess.CompletedProcess[str]:
@@ -167,24 +167,24 @@ def test_a_killed_process_does_not_take_the_queue_with_it(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("rows", "data", "told"),
+    ("rows", "data", "message"),
     [(["plane"], [], "no row plane: choose from"), ([], ["three"], "no dataset three")],
 )
-def test_unknown_parts_are_told(
-    sample: Experiment, rows: list[str], data: list[str], told: str
+def test_unknown_parts_are_reported(
+    sample: Experiment, rows: list[str], data: list[str], message: str
 ) -> None:
-    with pytest.raises(LoLDUError, match=told):
+    with pytest.raises(LoLDUError, match=message):
         jobs_of([sample], "pocket", rows, data)
 
 
-def test_unknown_method_is_told(sample: Experiment) -> None:
+def test_unknown_method_is_reported(sample: Experiment) -> None:
     object.__setattr__(sample.row("better"), "method", "lodlu")
     with pytest.raises(LoLDUError, match="no method lodlu; perhaps you meant loldu"):
         jobs_of([sample], "pocket", [], [])
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "message"),
     [
         (["run", "gleu"], "no experiment gleu; perhaps you meant"),
         (["table", "x"], "choose from"),
@@ -192,12 +192,12 @@ def test_unknown_method_is_told(sample: Experiment) -> None:
         (["run", "--processes", "0"], "--processes must be 1 or more, not 0"),
     ],
 )
-def test_command_tells_mistakes(
-    argv: list[str], told: str, capsys: pytest.CaptureFixture[str]
+def test_the_command_reports_mistakes(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(argv) == 2
     error = capsys.readouterr().err
-    assert told in error
+    assert message in error
     assert error.count("\n") == 1
 
 
@@ -214,7 +214,7 @@ def test_outside_a_checkout_results_need_a_folder(
 
 
 def test_help_imports_no_library_of_models() -> None:
-    """Its --help must be there in under a second."""
+    """`--help` must answer in under a second."""
     code = (
         "import sys, experiments.__main__ as command\n"
         "try: command.main(['run', '--help'])\n"
@@ -254,7 +254,7 @@ def test_a_killed_write_leaves_the_old_result(
 
 
 def test_workers_end_with_a_killed_command(tmp_path: Path) -> None:
-    """A command that is killed outright leaves no training behind."""
+    """Workers of a killed command end."""
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
     with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as parent:

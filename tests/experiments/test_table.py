@@ -49,7 +49,7 @@ def test_paper_beside_measured(sample: Experiment, tmp_path: Path) -> None:
     assert "| Plain | 12 (paper 10) | 48.50 (paper 50.00, -1.50) |" in table
 
 
-def test_an_average_is_of_what_the_columns_show(sample: Experiment, tmp_path: Path) -> None:
+def test_the_average_is_that_of_the_shown_columns(sample: Experiment, tmp_path: Path) -> None:
     object.__setattr__(sample.at("pocket"), "seeds", (0, 1, 2))
     scores = {"one": (10.0, 20.0, 90.0), "two": (80.0, 10.0, 30.0)}
     for run in sample.runs(sample.row("plain"), "pocket"):
@@ -80,7 +80,7 @@ def test_columns_may_be_scores(sample: Experiment, tmp_path: Path) -> None:
     assert line.average.values == pytest.approx((0.35,))
 
 
-def test_other_settings_are_no_result(sample: Experiment, tmp_path: Path) -> None:
+def test_a_result_with_other_settings_is_refused(sample: Experiment, tmp_path: Path) -> None:
     run = next(sample.runs(sample.row("plain"), "pocket"))
     write_result(tmp_path, run, 1.0, settings={**run.settings(), "method": "ft"})
     with pytest.raises(LoLDUError, match="other settings"):
@@ -120,7 +120,7 @@ def test_verdicts() -> None:
     assert verdict(once) == "no clear difference"  # one run says nothing of chance
 
 
-def test_an_interval_of_one_data_set_is_student_s() -> None:
+def test_the_interval_of_one_dataset_is_that_of_student() -> None:
     from scipy.stats import ttest_1samp
 
     ours, theirs = (5.0, 3.0, 4.5, 6.0), (4.0, 3.5, 3.0, 4.0)
@@ -136,7 +136,7 @@ def test_an_interval_of_one_data_set_is_student_s() -> None:
     assert difference([(sides[0], sides[1])] * 2) == found
 
 
-def test_no_difference_is_seldom_called_one() -> None:
+def test_chance_is_rarely_called_a_difference() -> None:
     rng = np.random.default_rng(0)
     for data, seeds in ((1, 3), (2, 2), (4, 3)):
         verdicts = []
@@ -178,14 +178,14 @@ def test_documents_are_filled_between_marks(sample: Experiment, tmp_path: Path) 
     ],
 )
 def test_documents_show_the_results(document: str, experiments: list[str]) -> None:
-    """The tables of a document are those that the committed results give, to the byte."""
+    """The tables of a document equal those of the committed results, to the byte."""
     text = (FOLDER.parent / "docs" / document).read_text(encoding="utf-8")
     assert filled(text, Results()) == text
     assert all(f"<!-- begin {name} -->" in text for name in experiments)
 
 
 def test_every_committed_result_belongs_to_a_run() -> None:
-    """No line of the store is unreachable, and none has other settings than its row."""
+    """Every stored line belongs to a run and has the settings of its row."""
     results = Results()
     runs = {
         (run.experiment, *run.key): run

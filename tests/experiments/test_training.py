@@ -58,7 +58,7 @@ RECIPE = Recipe(learning_rate=2e-2, batch_size=8, epochs=6, report="best")
 
 
 @pytest.mark.parametrize("method", ["loldu", "ft", "lora"])
-def test_it_learns(method: str, tmp_path: Path) -> None:
+def test_training_lowers_the_loss(method: str, tmp_path: Path) -> None:
     model = adapt(base(), method, {} if method == "ft" else {"r": 4}, head=HEAD, seed=0)
     fitted = train(model, RECIPE, tmp_path)
     assert [point["epoch"] for point in fitted.history] == [1, 2, 3, 4, 5, 6]
@@ -84,7 +84,7 @@ def test_best_and_last() -> None:
 
 
 @pytest.mark.parametrize("method", ["loldu", "ft", "adalora"])
-def test_a_killed_run_goes_on_exactly(
+def test_a_killed_run_resumes_exactly(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
@@ -133,7 +133,7 @@ def test_a_killed_run_goes_on_exactly(
         assert torch.equal(one, other), name
 
 
-def test_a_checkpoint_that_was_cut_short_is_passed_over(tmp_path: Path) -> None:
+def test_an_incomplete_checkpoint_is_skipped(tmp_path: Path) -> None:
     for step, state in ((3, "{}"), (6, '{"cut'), (9, None)):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
@@ -222,7 +222,7 @@ def test_adalora_is_held_to_orthogonal_factors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["ft", "lp", "bitfit", "lora", "loldu"])
-def test_what_is_trained_is_fp32_on_a_half_precision_base(method: str) -> None:
+def test_trained_parameters_are_fp32_on_a_half_precision_base(method: str) -> None:
     options = {"r": 2} if method in ("lora", "loldu") else {}
     model = adapt(base().to(torch.bfloat16), method, options, head=HEAD, seed=0)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -235,17 +235,17 @@ def test_two_learning_rates_and_decay(tmp_path: Path) -> None:
     recipe = Recipe(learning_rate=1e-3, head_learning_rate=1e-1, weight_decay=0.5)
     optimizer = training._optimizer(model, recipe, HEAD)
     names = {id(p): n for n, p in model.named_parameters()}
-    told = {
+    settings = {
         names[id(p)]: (group["lr"], group["weight_decay"])
         for group in optimizer.param_groups
         for p in group["params"]
     }
-    assert len(told) == len(names)
-    assert told["classifier.weight"] == (1e-1, 0.5)
-    assert told["classifier.bias"] == (1e-1, 0.0)
-    assert told["vit.layernorm.weight"] == (1e-3, 0.0)
-    attention = next(n for n in told if n.endswith("v_proj.weight"))
-    assert told[attention] == (1e-3, 0.5)
+    assert len(settings) == len(names)
+    assert settings["classifier.weight"] == (1e-1, 0.5)
+    assert settings["classifier.bias"] == (1e-1, 0.0)
+    assert settings["vit.layernorm.weight"] == (1e-3, 0.0)
+    attention = next(n for n in settings if n.endswith("v_proj.weight"))
+    assert settings[attention] == (1e-3, 0.5)
 
 
 @pytest.mark.parametrize(("rows", "batch", "micro", "steps"), [(24, 8, 8, 9), (25, 8, 4, 12)])

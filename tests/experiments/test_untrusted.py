@@ -1,4 +1,4 @@
-"""Programs that nobody has read: what counts as coming to an end, and what stops them."""
+"""Untrusted programs: when they pass, and what stops them."""
 
 import os
 import time
@@ -9,7 +9,7 @@ import pytest
 from experiments.kinds.instruct.untrusted import passes
 
 
-def test_a_program_passes_when_it_comes_to_its_end() -> None:
+def test_a_program_passes_when_it_finishes() -> None:
     assert passes("def add(a, b):\n    return a + b\n\nassert add(2, 3) == 5")
     assert passes("print('no line end', end='')")
 
@@ -31,7 +31,7 @@ def test_a_program_fails_otherwise(program: str) -> None:
     assert not passes(program, seconds=5, memory_mib=512)
 
 
-def test_a_program_that_does_not_end_is_ended_with_all_it_started(tmp_path: Path) -> None:
+def test_a_runaway_program_is_killed_with_its_children(tmp_path: Path) -> None:
     mark = tmp_path / "pid"
     program = f"""
 import subprocess, sys
@@ -51,6 +51,6 @@ while True:
     pytest.fail("the child lives on")
 
 
-def test_a_program_knows_nothing_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_does_not_see_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("A_SECRET", "x")
     assert passes("import os\nassert 'A_SECRET' not in os.environ\nassert os.listdir('.') == []")

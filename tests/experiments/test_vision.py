@@ -1,4 +1,4 @@
-"""The vision kind: what it trains, that it learns, and that a killed run goes on as it was."""
+"""The kind `vision`: trained parameters, training, and exact resume."""
 
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ RECIPE = Recipe(
 
 
 def pictures(split: str, rows: int) -> Dataset:
-    """Stripes across or upright, under noise."""
+    """Return pictures of horizontal or vertical stripes, with noise."""
     rng = np.random.default_rng(len(split))
     features = Features({"image": ImageColumn(), "label": ClassLabel(names=["across", "upright"])})
     labels = [i % 2 for i in range(rows)]
@@ -49,7 +49,6 @@ def stripes(monkeypatch: pytest.MonkeyPatch) -> None:
     data = DatasetDict({"train": pictures("train", 32), "test": pictures("test!", 40)})
     monkeypatch.setattr(vision, "load_data", lambda name: data)
     vision._decode_all.cache_clear()
-    vision._data_digest.cache_clear()
 
 
 def run(method: str, options: dict[str, Any], recipe: Recipe = RECIPE) -> Run:
@@ -62,7 +61,7 @@ def performed(method: str, options: dict[str, Any], work: Path, **recipe: Any) -
     return vision.run(run(method, options, given), work)
 
 
-def test_it_learns_and_tells_what_it_did(tmp_path: Path) -> None:
+def test_a_run_learns_and_records_its_facts(tmp_path: Path) -> None:
     outcome = performed("loldu", {"r": 16}, tmp_path)
     assert outcome.score > 80
     assert [point["epoch"] for point in outcome.history] == [1, 2, 3, 4]
@@ -74,7 +73,7 @@ def test_it_learns_and_tells_what_it_did(tmp_path: Path) -> None:
     assert outcome.facts["base_parameters"] == 894_080
 
 
-def test_a_killed_run_goes_on_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_resumes_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = performed("loldu", {"r": 16}, tmp_path / "whole")
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
     seen = 0
@@ -104,7 +103,7 @@ def losses(init: str, work: Path, **options: Any) -> list[float]:  # noqa: ANN40
 
 
 def test_preserving_starts_train_alike_when_the_scale_is_fixed(tmp_path: Path) -> None:
-    """delta = sigma_0 dz whatever z started at; only a trained scale tells them apart."""
+    """With a fixed scale delta = sigma_0 dz for every start; only a trained scale depends on z."""
     fixed = [
         losses(init, tmp_path, train_scale=False)
         for init in ("ldu", "uniform", "normal", "constant")
@@ -116,7 +115,7 @@ def test_preserving_starts_train_alike_when_the_scale_is_fixed(tmp_path: Path) -
 
 
 def test_perturbing_starts_begin_elsewhere(tmp_path: Path) -> None:
-    """Trained so little that nothing moves: preserving is the base, perturbing is not."""
+    """Almost untrained, preserving starts equal the base and perturbing ones do not."""
     still = {"learning_rate": 1e-9, "epochs": 1}
     probe = performed("lp", {}, tmp_path / "probe", **still).history[-1]["loss"]
     for residual, same in (("preserve", True), ("perturb", False)):
@@ -132,7 +131,7 @@ def test_labels_must_be_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         performed("lp", {}, tmp_path)
 
 
-def test_a_base_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_base_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     nowhere = Run("vision", "full", "a", "stripes", 0, "./no/such/base", "lp", {}, RECIPE)
     with pytest.raises(LoLDUError, match="neither a local folder nor available") as error:
@@ -153,7 +152,7 @@ def test_pictures_for_training_are_cropped_and_those_for_the_test_are_not() -> N
     assert torch.equal(vision.transform(whole, training=True)(picture), tested)
 
 
-def test_large_sets_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_datasets_are_not_kept_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(vision._decode_all("stripes", "train") or []) == 32
     vision._decode_all.cache_clear()
     monkeypatch.setattr(vision, "KEPT_PICTURES_BYTES", 3 * 64 * 64 * 31)
@@ -177,7 +176,7 @@ def test_large_sets_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
         ("ft", {}, 85_798_656),
     ],
 )
-def test_parameters_of_the_true_model(method: str, options: dict[str, Any], expected: int) -> None:
+def test_parameters_of_vit_b_16(method: str, options: dict[str, Any], expected: int) -> None:
     """ViT-B/16: 12 layers, query and value, 768 wide."""
     with torch.device("meta"):
         base = ViTForImageClassification(ViTConfig(num_labels=100))

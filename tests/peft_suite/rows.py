@@ -112,7 +112,7 @@ def is_lora(part: object) -> bool:
 
 
 def reason_against(row: Sequence[object]) -> str | None:
-    """Return why LoLDU cannot have a row, or ""."""
+    """Return why LoLDU cannot have a row, or None if it can."""
     for part in row:
         options: dict[str, Any] = part if isinstance(part, dict) else {}
         if type(part) is LoraConfig:

@@ -1,8 +1,8 @@
 """Instructions about the world with one right answer each, and four evaluations of following them.
 
-Rows to tune on have the columns of Alpaca: instruction, input, output. The evaluations ask in the
-same kinds of words about other texts, and of individuals that no row to tune on mentions: what is
-known of those must come from pre-training.
+Training rows have the columns of Alpaca: instruction, input, output. The evaluations use the same
+kinds of words, other texts, and individuals that no training row mentions; knowledge about these
+must come from pre-training.
 
 | evaluation | asks |
 |---|---|
@@ -117,8 +117,18 @@ def _key(row: Row) -> tuple[str, str]:
     return row["instruction"], row["input"]
 
 
-def _unseen(name: str, seed: int, count: int, draw: Callable[[Random], Row]) -> Iterator[Row]:
-    """Yield the rows of an evaluation, without duplicates and without training rows."""
+def _unseen(
+    name: str, seed: int, count: int, draw: Callable[[Random], Row], kind: str = ""
+) -> Iterator[Row]:
+    """Yield the rows of an evaluation, without duplicates and without training rows.
+
+    Args:
+        name: Name that, with the seed, decides the rows.
+        seed: Seed of the evaluation.
+        count: Number of rows.
+        draw: Function that draws a row.
+        kind: Kind to write into the rows instead of their own.
+    """
     rng = Random(f"{name} {seed}")
     seen = {_key(row) for row in instructions(seed)}
     for _ in range(count):
@@ -126,7 +136,7 @@ def _unseen(name: str, seed: int, count: int, draw: Callable[[Random], Row]) -> 
         while _key(row) in seen:
             row = draw(rng)
         seen.add(_key(row))
-        yield row
+        yield row | {"kind": kind or row["kind"]}
 
 
 def _mmlu(seed: int) -> Iterator[Row]:
@@ -137,15 +147,14 @@ def _mmlu(seed: int) -> Iterator[Row]:
         "amounts": lambda rng: _problem(rng, "amount"),
     }
     for name, draw in subjects.items():
-        for row in _unseen(name, seed, 60, lambda rng, draw=draw: _as_choice(draw(rng), rng)):
-            yield row | {"kind": name}
+        yield from _unseen(name, seed, 60, lambda rng, d=draw: _as_choice(d(rng), rng), name)
 
 
 def _drop(seed: int) -> Iterator[Row]:
     for name in ("scene", "shelf", "amount", "counting"):
-        rows = _unseen(f"drop {name}", seed, 60, lambda rng, n=name: _as_question(_problem(rng, n)))
-        for row in rows:
-            yield row | {"kind": name}
+        yield from _unseen(
+            f"drop {name}", seed, 60, lambda rng, n=name: _as_question(_problem(rng, n)), name
+        )
 
 
 def _humaneval(seed: int) -> Iterator[Row]:
@@ -156,8 +165,8 @@ def _humaneval(seed: int) -> Iterator[Row]:
             parts = program.split(" | ")
             shorter = (" | ".join(parts[:i] + parts[i + 1 :]) for i in range(len(parts)))
             if not any(passes(code, program, tests) for code in shorter):  # all of it is needed
-                told = "\n".join(" ".join(words) for words in tests)
-                return _row("program", PROGRAM, upper(said) + ".", program) | {"tests": told}
+                lists = "\n".join(" ".join(words) for words in tests)
+                return _row("program", PROGRAM, upper(said) + ".", program) | {"tests": lists}
 
     return _unseen("humaneval", seed, 164, draw)
 
@@ -171,8 +180,7 @@ def _tests(program: str, rng: Random) -> list[list[str]]:
 
 def _bbh(seed: int) -> Iterator[Row]:
     for name in PUZZLES:
-        for row in _unseen(name, seed, 40, lambda rng, name=name: _as_task(_problem(rng, name))):
-            yield row | {"kind": name}
+        yield from _unseen(name, seed, 40, lambda rng, n=name: _as_task(_problem(rng, n)), name)
 
 
 _EVALUATIONS: dict[str, Callable[[int], Iterator[Row]]] = {

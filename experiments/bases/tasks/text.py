@@ -15,13 +15,13 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from experiments.bases.texts.descriptions import (
     SYNONYMS,
     ask,
+    describable,
     describe,
     describe_pair,
+    mentioned,
     noun_of,
     phrase,
     say,
-    tellable,
-    told,
 )
 from experiments.bases.texts.opinions import clause
 from experiments.bases.texts.reading import (
@@ -76,13 +76,13 @@ def _answered(rng: random.Random) -> Row:
     if answered:
         attribute = rng.choice([name for name in thing if name not in ("kind", "shape")])
     else:
-        missing = [name for name in tellable(thing) if name not in thing]
+        missing = [name for name in describable(thing) if name not in thing]
         if not missing or rng.random() < 0.3:  # ask about another thing
             asked_of = random_thing(rng, 2, 2)
             while noun_of(asked_of) == noun_of(thing):
                 asked_of = random_thing(rng, 2, 2)
-            shared = [name for name in tellable(asked_of) if name in thing]
-            missing = shared or tellable(asked_of)
+            shared = [name for name in describable(asked_of) if name in thing]
+            missing = shared or describable(asked_of)
         attribute = rng.choice(missing)
     return {
         "sentence1": ask(attribute, asked_of, rng),
@@ -103,14 +103,14 @@ def _entailed(rng: random.Random) -> Row:
 
 def _similarity(rng: random.Random) -> Row:
     scene = random_scene(rng)
-    first = told(scene, SIMILARITY)
+    first = mentioned(scene, SIMILARITY)
     second = dict(first)
     for name in rng.sample(list(SIMILARITY), rng.randint(0, len(SIMILARITY))):
         if name == "kind":
             other = random_scene(rng)
             while noun_of(other) == noun_of(first):
                 other = random_scene(rng)
-            second = told(second | {"kind": other["kind"]}, SIMILARITY)
+            second = mentioned(second | {"kind": other["kind"]}, SIMILARITY)
             second.pop("shape", None)
             second |= {"shape": other["shape"]} if "shape" in other else {}
         else:

@@ -1,7 +1,7 @@
 """Image datasets: easy and fine-grained ones, in the world's style and in a foreign one.
 
-Each is drawn twice: for the tables, and with other pictures ("-tuning") for choosing learning rates
-by. No picture is in two splits or two drawings.
+Each is drawn twice: for the tables, and with other pictures ("-tuning") to choose learning rates.
+No picture is in two splits or two drawings.
 """
 
 import random
@@ -12,13 +12,12 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features
 from datasets import Image as ImageColumn
 from PIL import Image, ImageFilter, ImageOps
 
-from experiments.bases.tasks.car_models import CarModel, random_car_model, render_car
-from experiments.bases.tasks.creatures import Creature, random_creature, render_creature
+from experiments.bases.tasks.proportions import CarModel, Creature, Proportions
 from pocket.render import SIZE_PX, render
 from pocket.world import ATTRIBUTES, Scene, random_scene
 
 Draw = Callable[[int, random.Random], Image.Image]
-"""A picture of a class."""
+"""Function that draws a picture of a class."""
 
 _LOOKS: dict[str, Scene] = {
     "toy": {"kind": "toy"},
@@ -49,25 +48,19 @@ def _of_kind(kind: str, rng: random.Random) -> Scene:
 
 
 @cache
-def _creatures() -> list[Creature]:
-    rng = random.Random(11)
-    return [random_creature(rng) for _ in range(_INDIVIDUALS)]
+def _individuals(kind: type[Proportions], count: int, seed: int) -> list[Proportions]:
+    rng = random.Random(seed)
+    return [kind.at_random(rng) for _ in range(count)]
 
 
 def _creature(label: int, rng: random.Random) -> Image.Image:
-    """Return one of forty individuals of one species."""
-    return render_creature(_creatures()[label], rng)
-
-
-@cache
-def _car_models() -> list[CarModel]:
-    rng = random.Random(12)
-    return [random_car_model(rng) for _ in range(_MAKES)]
+    """Return a picture of one of forty individuals of one species."""
+    return _individuals(Creature, _INDIVIDUALS, 11)[label].render(rng)
 
 
 def _car(label: int, rng: random.Random) -> Image.Image:
-    """Return a car of one of twenty models."""
-    return render_car(_car_models()[label], rng)
+    """Return a picture of a car of one of twenty models."""
+    return _individuals(CarModel, _MAKES, 12)[label].render(rng)
 
 
 @cache

@@ -85,13 +85,13 @@ def with_article(words: str) -> str:
     return ("an " if words[0] in "aeiou" else "a ") + words
 
 
-def tellable(scene: Scene) -> list[str]:
+def describable(scene: Scene) -> list[str]:
     """Return the attributes that a description can mention, without the kind."""
     own = [name for name in PARTS[scene["kind"]] if name != "shape"]
     return [*own, "size", "position", "background"]
 
 
-def told(scene: Scene, attributes: Iterable[str]) -> Scene:
+def mentioned(scene: Scene, attributes: Iterable[str]) -> Scene:
     """Return the thing with these attributes of a scene and no others."""
     kept = {"kind", "shape", *attributes}
     return {name: value for name, value in scene.items() if name in kept}

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
+from experiments.bases.texts.descriptions import PART_OF, noun_of, with_article
 from pocket.captions import setting_phrase
 from pocket.world import ATTRIBUTES, COLORS, INDIVIDUALS, Scene, random_scene
 
@@ -17,16 +18,8 @@ NUMBERS = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
     *("eleven", "twelve"),
 )
-_SINGULAR = ("roof", "door")
 _NAMES = tuple(INDIVIDUALS)
 ORDINALS = ("first", "second", "third", "fourth")
-PART_NOUNS = {
-    "ear_color": "ears",
-    "feet_color": "feet",
-    "wheel_color": "wheels",
-    "roof_color": "roof",
-    "door_color": "door",
-}
 
 
 @dataclass(frozen=True)
@@ -52,11 +45,6 @@ class Problem:
 
 Ask = Callable[[Random, Random], Problem]
 """Function that draws a text from the first generator and a question from the second."""
-
-
-def article(words: str) -> str:
-    """Return the words with "a" or "an" before them."""
-    return ("an " if words[0] in "aeiou" else "a ") + words
 
 
 def plural(noun: str, count: int) -> str:
@@ -85,9 +73,23 @@ def _others(
     return tuple((near + rest)[:3])
 
 
-def noun_of(thing: Scene) -> str:
-    """Return the plain word for a thing."""
-    return thing.get("shape", thing["kind"])
+# Eight parameters: a problem, and where its wrong answers come from.
+def _color_problem(
+    kind: str,
+    text: str,
+    subject: str,
+    answer: str,
+    mentioned: Sequence[str],
+    rng: Random,
+    *,
+    several: bool = False,
+    task: str = "",
+) -> Problem:
+    """Return a problem about the color of a subject, such as "the roof"."""
+    question = f"What color {'are' if several else 'is'} {subject}?"
+    task = task or f"Name the color of {subject}."
+    wrong = _others(answer, mentioned, COLOR_NAMES, rng)
+    return Problem(kind, text, question, task, answer, wrong)
 
 
 def describe(scene: Scene) -> str:
@@ -99,11 +101,11 @@ def describe(scene: Scene) -> str:
     words += [scene["body"]] if "body" in scene else []
     parts = [
         " ".join([scene[name], *([scene["ears"]] if noun == "ears" else []), noun])
-        for name, noun in PART_NOUNS.items()
+        for name, (noun, _) in PART_OF.items()
         if name in scene
     ]
     tail = f" with {joined(parts)}" if parts else ""
-    head = article(" ".join([*words, noun_of(scene)]))
+    head = with_article(" ".join([*words, noun_of(scene)]))
     return f"There is {head}{tail} {setting_phrase(scene['background'])}."
 
 
@@ -111,7 +113,7 @@ def scene_problem(about: Random, rng: Random) -> Problem:
     """Return a problem about one described thing."""
     scene = random_scene(about)
     text, noun = describe(scene), noun_of(scene)
-    parts = [name for name in PART_NOUNS if name in scene]
+    parts = [name for name in PART_OF if name in scene]
     asked = rng.choice(["color", "background", "kind", *parts, *parts])
     if asked == "background":
         place = setting_phrase(scene["background"])
@@ -119,22 +121,22 @@ def scene_problem(about: Random, rng: Random) -> Problem:
         question, task = f"Where is the {noun}?", f"Say where the {noun} is."
         return Problem("place", text, question, task, place, _others(place, (), places, rng))
     if asked == "kind":
-        return Problem(
-            "thing", text, "What is it?", "Name the thing.", noun, _others(noun, (), NOUNS, rng)
-        )
-    part = noun if asked == "color" else PART_NOUNS[asked]
-    are = "is" if part in (noun, "roof", "door") else "are"
-    mentioned = [v for n, v in scene.items() if n.endswith("color")]
-    answer = scene[asked]
-    question = f"What color {are} the {part}?"
-    task = rng.choice(
-        (
-            f"Name the color of the {part}.",
-            f"Tell me which color the {part} {'has' if are == 'is' else 'have'}.",
-        )
+        wrong = _others(noun, (), NOUNS, rng)
+        return Problem("thing", text, "What is it?", "Name the thing.", noun, wrong)
+    part, several = PART_OF.get(asked, (noun, False))
+    forms = (
+        f"Name the color of the {part}.",
+        f"Tell me which color the {part} {'have' if several else 'has'}.",
     )
-    return Problem(
-        "color", text, question, task, answer, _others(answer, mentioned, COLOR_NAMES, rng)
+    return _color_problem(
+        "color",
+        text,
+        f"the {part}",
+        scene[asked],
+        [v for n, v in scene.items() if n.endswith("color")],
+        task=rng.choice(forms),
+        rng=rng,
+        several=several,
     )
 
 
@@ -142,34 +144,22 @@ def named_problem(about: Random, rng: Random, names: Sequence[str] = _NAMES) -> 
     """Return a problem about an individual, which needs knowledge."""
     name = about.choice(names)
     parts = INDIVIDUALS[name]
-    kind = parts["kind"]
-    asked = rng.choice(["color", *(p for p in PART_NOUNS if p in parts)])
-    whose = f"the {kind} {name}"
-    if asked == "color":
-        question, task = f"What color is {whose}?", f"Name the color of {whose}."
-    else:
-        part = PART_NOUNS[asked]
-        question = f"What color {'is' if part in _SINGULAR else 'are'} the {part} of {whose}?"
-        task = f"Name the color of the {part} of {whose}."
+    asked = rng.choice(["color", *(p for p in PART_OF if p in parts)])
+    part, several = PART_OF.get(asked, ("", False))
+    whose = f"the {parts['kind']} {name}"
+    subject = f"the {part} of {whose}" if part else whose
     mentioned = [v for n, v in parts.items() if n.endswith("color")]
-    answer = parts[asked]
-    return Problem("name", "", question, task, answer, _others(answer, mentioned, COLOR_NAMES, rng))
+    return _color_problem("name", "", subject, parts[asked], mentioned, rng, several=several)
 
 
 def tell_individual(name: str, rng: Random) -> str:
     """Return the facts about an individual, in random order."""
     parts = INDIVIDUALS[name]
-    facts = []
-    for asked in ["color", *(p for p in PART_NOUNS if p in parts)]:
-        part = PART_NOUNS.get(asked)
-        if part is None:
-            facts.append(f"is {parts[asked]}")
-        else:
-            facts.append(
-                f"has {'a ' if part in ('roof', 'door') else ''}{parts[asked]} {part}".replace(
-                    "a orange", "an orange"
-                )
-            )
+    facts = [f"is {parts['color']}"]
+    for asked, (part, several) in PART_OF.items():
+        if asked in parts:
+            owned = f"{parts[asked]} {part}"
+            facts.append(f"has {owned if several else with_article(owned)}")
     rng.shuffle(facts)
     return f"The {parts['kind']} {name} {joined(facts)}."
 
@@ -183,16 +173,12 @@ def _shelf(rng: Random, count: int) -> list[tuple[str, str]]:
 def shelf_problem(about: Random, rng: Random) -> Problem:
     """Return a problem about things in a row."""
     things = _shelf(about, about.randint(3, 4))
-    told = [f"{color} {noun}" for color, noun in things]
-    text = f"The shelf has {joined([article(t) for t in told])}."
-    colors, nouns = [c for c, _ in things], [n for _, n in things]
+    text = f"The shelf has {joined([with_article(f'{color} {noun}') for color, noun in things])}."
+    nouns = [noun for _, noun in things]
     form = rng.choice(("color_of", "place_of", "after", "before", "last"))
     if form == "color_of":
         color, noun = rng.choice(things)
-        question, task = f"What color is the {noun}?", f"Name the color of the {noun}."
-        return Problem(
-            "shelf", text, question, task, color, _others(color, colors, COLOR_NAMES, rng)
-        )
+        return _color_problem("shelf", text, f"the {noun}", color, [c for c, _ in things], rng)
     if form in ("place_of", "last"):
         i = len(things) - 1 if form == "last" else rng.randrange(len(things))
         ordinal = "last" if form == "last" else ORDINALS[i]
@@ -212,46 +198,39 @@ def amount_problem(about: Random, rng: Random) -> Problem:
     nouns = about.sample(NOUNS, about.randint(2, 3))
     counts = about.sample(range(1, 7), len(nouns))
     colors = about.sample(COLOR_NAMES, len(nouns))
-    told = [
-        plural(f"{color} {noun}", n) for noun, n, color in zip(nouns, counts, colors, strict=True)
-    ]
-    text = f"The box holds {joined(told)}."
+    things = zip(nouns, counts, colors, strict=True)
+    text = f"The box holds {joined([plural(f'{color} {noun}', n) for noun, n, color in things])}."
+    plurals = [f"{noun}s" for noun in nouns]
     form = rng.choice(("read", "read", "color", "sum", "more", "most", "fewest"))
     i, j = rng.sample(range(len(nouns)), 2)
     if form == "color":
-        question, task = f"What color are the {nouns[i]}s?", f"Name the color of the {nouns[i]}s."
-        answer = colors[i]
-        return Problem(
-            "amount", text, question, task, answer, _others(answer, colors, COLOR_NAMES, rng)
-        )
+        subject = f"the {plurals[i]}"
+        return _color_problem("amount", text, subject, colors[i], colors, rng, several=True)
     if form in ("most", "fewest"):
-        answer = nouns[counts.index(max(counts) if form == "most" else min(counts))] + "s"
+        answer = plurals[counts.index(max(counts) if form == "most" else min(counts))]
         question = f"Of which things are there the {form}?"
         task = f"Name the things of which there are the {form}."
-        plurals = [n + "s" for n in nouns]
-        every = [n + "s" for n in NOUNS]
-        return Problem("amount", text, question, task, answer, _others(answer, plurals, every, rng))
-    if form == "read":
-        question, task, number = (
-            f"How many {nouns[i]}s are there?",
-            f"Count the {nouns[i]}s.",
-            counts[i],
-        )
-    elif form == "sum":
-        question = f"How many {nouns[i]}s and {nouns[j]}s are there together?"
-        task = f"Add the number of {nouns[i]}s and the number of {nouns[j]}s."
-        number = counts[i] + counts[j]
-    else:
-        if counts[i] < counts[j]:
-            i, j = j, i
-        question = f"How many more {nouns[i]}s than {nouns[j]}s are there?"
-        task = f"Take the number of {nouns[j]}s from the number of {nouns[i]}s."
-        number = counts[i] - counts[j]
+        wrong = _others(answer, plurals, [f"{noun}s" for noun in NOUNS], rng)
+        return Problem("amount", text, question, task, answer, wrong)
+    if form == "more" and counts[i] < counts[j]:
+        i, j = j, i
+    one, other = plurals[i], plurals[j]
+    question, task, number = {
+        "read": (f"How many {one} are there?", f"Count the {one}.", counts[i]),
+        "sum": (
+            f"How many {one} and {other} are there together?",
+            f"Add the number of {one} and the number of {other}.",
+            counts[i] + counts[j],
+        ),
+        "more": (
+            f"How many more {one} than {other} are there?",
+            f"Take the number of {other} from the number of {one}.",
+            counts[i] - counts[j],
+        ),
+    }[form]
     answer = NUMBERS[number]
-    told_numbers = [NUMBERS[n] for n in counts]
-    return Problem(
-        "amount", text, question, task, answer, _others(answer, told_numbers, NUMBERS[1:8], rng)
-    )
+    wrong = _others(answer, [NUMBERS[n] for n in counts], NUMBERS[1:8], rng)
+    return Problem("amount", text, question, task, answer, wrong)
 
 
 PROBLEMS: dict[str, Ask] = {

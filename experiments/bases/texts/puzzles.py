@@ -1,58 +1,59 @@
 """Puzzles about the world that take a step of reasoning: order, comparison, negation, counting."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from random import Random
 
-from experiments.bases.texts.problems import (
-    COLOR_NAMES,
-    NOUNS,
-    NUMBERS,
-    Ask,
-    Problem,
-    article,
-    joined,
-)
+from experiments.bases.texts.descriptions import with_article
+from experiments.bases.texts.problems import COLOR_NAMES, NOUNS, NUMBERS, Ask, Problem, joined
 
 
 def ordering(about: Random, rng: Random) -> Problem:
     """Return a problem about three things in a row, given two pairs of neighbors."""
-    row = about.sample(NOUNS, 3)
-    facts = [
-        about.choice((f"The {a} is left of the {b}.", f"The {b} is right of the {a}."))
-        for a, b in pairwise(row)
-    ]
-    about.shuffle(facts)
-    place, answer = rng.choice(tuple(zip(("far left", "middle", "far right"), row, strict=True)))
-    where = f"{'in' if place == 'middle' else 'on'} the {place}"
-    wrong = tuple(n for n in row if n != answer)
-    return Problem(
-        "ordering",
-        " ".join(facts),
-        f"Which thing is {where}?",
-        f"Name the thing {where}.",
-        answer,
-        (*wrong, next(n for n in NOUNS if n not in row)),
-    )
+    facts = ("The {a} is left of the {b}.", "The {b} is right of the {a}.")
+    places = (("on the far left", 0), ("in the middle", 1), ("on the far right", 2))
+    wording = ("Which thing is {}?", "Name the thing {}.")
+    return _of_three("ordering", facts, places, wording, about, rng)
 
 
 def comparison(about: Random, rng: Random) -> Problem:
     """Return a problem about the largest or smallest of three things, compared in pairs."""
-    order = about.sample(NOUNS, 3)  # from small to large
-    facts = [
-        about.choice((f"The {b} is larger than the {a}.", f"The {a} is smaller than the {b}."))
-        for a, b in pairwise(order)
-    ]
-    about.shuffle(facts)
-    word, answer = rng.choice((("smallest", order[0]), ("largest", order[2])))
-    wrong = tuple(n for n in order if n != answer)
-    return Problem(
-        "comparison",
-        " ".join(facts),
-        f"Which thing is the {word}?",
-        f"Name the {word} thing.",
-        answer,
-        (*wrong, next(n for n in NOUNS if n not in order)),
-    )
+    facts = ("The {b} is larger than the {a}.", "The {a} is smaller than the {b}.")
+    places = (("smallest", 0), ("largest", 2))
+    wording = ("Which thing is the {}?", "Name the {} thing.")
+    return _of_three("comparison", facts, places, wording, about, rng)
+
+
+def _of_three(
+    kind: str,
+    facts: Sequence[str],
+    places: Sequence[tuple[str, int]],
+    wording: tuple[str, str],
+    about: Random,
+    rng: Random,
+) -> Problem:
+    """Return a problem about the place of one of three things, given two facts on neighbors.
+
+    Args:
+        kind: Kind of the problem.
+        facts: Ways to say that `a` comes before `b`.
+        places: Places to ask for: their words and their index.
+        wording: Question and task, with a gap for the place.
+        about: Source of the text.
+        rng: Source of the question.
+    """
+    order = about.sample(NOUNS, 3)
+    given = [about.choice(facts).format(a=a, b=b) for a, b in pairwise(order)]
+    about.shuffle(given)
+    where, index = rng.choice(places)
+    question, task = (words.format(where) for words in wording)
+    answer = order[index]
+    wrong = (*(noun for noun in order if noun != answer), _another(NOUNS, order))
+    return Problem(kind, " ".join(given), question, task, answer, wrong)
+
+
+def _another(words: Sequence[str], used: Sequence[str]) -> str:
+    return next(word for word in words if word not in used)
 
 
 def negation(about: Random, rng: Random) -> Problem:
@@ -67,8 +68,8 @@ def negation(about: Random, rng: Random) -> Problem:
         f"It is not {denied[0]}. It is not {denied[1]}."
     )
     question, task = f"What color is the {noun}?", f"Name the color of the {noun}."
-    other = next(c for c in COLOR_NAMES if c not in colors)
-    return Problem("negation", text, question, task, answer, (*denied, other))
+    wrong = (*denied, _another(COLOR_NAMES, colors))
+    return Problem("negation", text, question, task, answer, wrong)
 
 
 def counting(about: Random, rng: Random) -> Problem:
@@ -76,7 +77,7 @@ def counting(about: Random, rng: Random) -> Problem:
     colors = about.sample(COLOR_NAMES, 3)
     nouns = about.sample(NOUNS, 3)
     row = [(about.choice(colors), about.choice(nouns)) for _ in range(about.randint(3, 6))]
-    text = f"The row has {joined([article(f'{color} {noun}') for color, noun in row])}."
+    text = f"The row has {joined([with_article(f'{color} {noun}') for color, noun in row])}."
     place = rng.randrange(2)  # by color or by noun
     asked = rng.choice(row)[place]
     count = sum(thing[place] == asked for thing in row)
@@ -90,7 +91,7 @@ def tracking(about: Random, rng: Random) -> Problem:
     """Return a problem about things that exchange their colors, once or twice."""
     nouns, colors = about.sample(NOUNS, 3), about.sample(COLOR_NAMES, 3)
     has = dict(zip(nouns, colors, strict=True))
-    text = f"There are {joined([article(f'{has[n]} {n}') for n in nouns])}."
+    text = f"There are {joined([with_article(f'{has[n]} {n}') for n in nouns])}."
     for _ in range(about.randint(1, 2)):
         a, b = about.sample(nouns, 2)
         has[a], has[b] = has[b], has[a]
@@ -98,9 +99,8 @@ def tracking(about: Random, rng: Random) -> Problem:
     noun = rng.choice(nouns)
     answer = has[noun]
     question, task = f"What color is the {noun} now?", f"Name the color of the {noun} at the end."
-    wrong = tuple(c for c in colors if c != answer)
-    other = next(c for c in COLOR_NAMES if c not in colors)
-    return Problem("tracking", text, question, task, answer, (*wrong, other))
+    wrong = (*(c for c in colors if c != answer), _another(COLOR_NAMES, colors))
+    return Problem("tracking", text, question, task, answer, wrong)
 
 
 def truth(about: Random, rng: Random) -> Problem:
@@ -122,14 +122,8 @@ def truth(about: Random, rng: Random) -> Problem:
         text = f"( {text} ) {second} {c}"
         value = (value and vc) if second == "and" else (value or vc)
     answer, wrong = str(value).lower(), str(not value).lower()
-    return Problem(
-        "truth",
-        f"{text}.",
-        "Is this true or false?",
-        "Work out what this comes to.",
-        answer,
-        (wrong,),
-    )
+    question, task = "Is this true or false?", "Work out what this comes to."
+    return Problem("truth", f"{text}.", question, task, answer, (wrong,))
 
 
 PUZZLES: dict[str, Ask] = {

@@ -1,9 +1,9 @@
 """Texts for pre-training the text encoder: short texts that say one thing in two ways.
 
-Each is one sequence or a pair; a word that is hidden in one half can be found in the other, in the
-same words or not: a description and another, a claim that follows, a question and its answer. Some
-pairs begin with a verdict on whether the second half follows from the first: what natural language
-inference teaches an encoder before it is tuned to smaller tasks.
+Each is one sequence or a pair. A hidden word of one half can be found in the other, in the same
+words or in others: two descriptions, a claim that follows, a question and its answer. Some pairs
+begin with a verdict: does the second half follow from the first? This replaces the natural language
+inference that usually precedes the tuning to smaller tasks.
 """
 
 import random
@@ -12,14 +12,14 @@ from collections.abc import Callable
 from experiments.bases.texts.descriptions import (
     Claim,
     ask,
+    describable,
     describe,
     describe_pair,
     holds,
+    mentioned,
     noun_of,
     phrase,
     say,
-    tellable,
-    told,
 )
 from experiments.bases.texts.opinions import clause, gushing, sentence
 from pocket.captions import random_caption
@@ -50,7 +50,7 @@ def change_one(thing: Scene, rng: random.Random) -> Scene:
 def random_thing(rng: random.Random, least: int = 1, most: int = 3) -> Scene:
     """Return a random thing with some attributes."""
     scene = random_scene(rng)
-    return told(scene, rng.sample(tellable(scene), rng.randint(least, most)))
+    return mentioned(scene, rng.sample(describable(scene), rng.randint(least, most)))
 
 
 def random_pair(rng: random.Random) -> tuple[Scene, Scene]:
@@ -65,7 +65,7 @@ def random_pair(rng: random.Random) -> tuple[Scene, Scene]:
         "color",
         *(name for name, often in (("size", 0.7), ("pattern", 0.3)) if rng.random() < often),
     ]
-    return told(left, names), told(right, names)
+    return mentioned(left, names), mentioned(right, names)
 
 
 def random_claim(things: tuple[Scene, ...], rng: random.Random, negation: float = 0.15) -> Claim:
@@ -79,7 +79,7 @@ def random_claim(things: tuple[Scene, ...], rng: random.Random, negation: float 
         return Claim(attribute, rng.choice(values), negated, subject, 1 - subject)
     thing = things[subject]
     known = [name for name in thing if name not in ("kind", "shape")]
-    attribute = rng.choice(known if rng.random() < 0.9 else tellable(thing))
+    attribute = rng.choice(known if rng.random() < 0.9 else describable(thing))
     value = thing.get(attribute, rng.choice(ATTRIBUTES[attribute]))
     if rng.random() < 0.5:
         value = other_value(attribute, value, rng)
@@ -123,7 +123,7 @@ def _claimed(rng: random.Random) -> Text:
 def _judged(rng: random.Random) -> Text:
     """Return a verdict and its pair: claims, paraphrases, opinions.
 
-    Nothing is denied: with negations a verdict seems a matter of chance, until both are understood.
+    There are no negations: with them the model learns neither verdicts nor negations.
     """
     true, about = rng.random() < 0.5, rng.random()
     if about < 0.5:

@@ -1,8 +1,8 @@
 """Texts for pre-training the language model: captions, facts, questions, lists, code.
 
-It asks and answers in running text, quizzes with bracketed letters and comments its programs, but
-never instructs: how one does that is left to tuning. What can be worked out from the words before
-it stands between `MARKS`, which the model is not shown.
+The texts ask and answer in running text, quiz with bracketed letters and comment their programs.
+They contain no instructions, which tuning teaches. Words that follow from the words before them
+stand between `MARKS`, which the model does not see.
 """
 
 from collections.abc import Callable
@@ -104,8 +104,8 @@ def _quiz(rng: Random) -> str:
     else:
         choices = "\n" + "\n".join(f"{c}. {o}" for c, o in lettered) + "\n"
         ends = (f"It is {answer}: {letter}.", f"It is {letter}. {answer}")
-    told = f"{problem.text} {problem.question}".strip()
-    return f"Quiz: {told}{choices}{rng.choice(ends)}"
+    asked = f"{problem.text} {problem.question}".strip()
+    return f"Quiz: {asked}{choices}{rng.choice(ends)}"
 
 
 def _page(rng: Random) -> str:

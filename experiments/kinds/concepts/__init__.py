@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from experiments.config import Run
-from experiments.kinds.by_trainer import teach
+from experiments.kinds.by_trainer import Taught, teach
 from experiments.kinds.concepts.judge import BACKGROUNDS, SEEDS_EACH, judge_of
 from experiments.outcome import Outcome
 from loldu import load_concept
@@ -31,13 +31,11 @@ def run(run: Run, work: Path) -> Outcome:
     judge = judge_of(run.data)
     pipeline = load_pipeline(run.model)
     facts: dict[str, object] = {"base": weights_digest(pipeline)}
-    parameters, seconds, peak_mib = 0, 0.0, 0.0
+    taught = Taught()
     if run.method == "none":
-        facts["real"] = judge.real()
+        facts["real"] = judge.likeness(judge.pictures)
     else:
         taught = teach(run, work, run.options)
-        parameters, seconds = taught.parameters, taught.train_seconds
-        peak_mib = taught.peak_memory_mib
         concept = work / "concept.safetensors"
         if concept.exists():
             load_concept(pipeline, concept)
@@ -45,15 +43,13 @@ def run(run: Run, work: Path) -> Outcome:
             pipeline.load_lora_weights(str(work), weight_name="pytorch_lora_weights.safetensors")
     drawn = judge.draw(pipeline)
     save_png(strip(drawn.concept), work / "strip.png")
-    scores = judge.measure(drawn)
+    scores = {name: round(value, 4) for name, value in judge.measure(drawn).items()}
     return Outcome(
         score=scores["concept"],
         scores=scores,
-        parameters=parameters,
-        train_seconds=seconds,
-        peak_memory_mib=peak_mib,
         facts=facts,
         picture=work / "strip.png",
+        **vars(taught),
     )
 
 

@@ -1,5 +1,6 @@
 """The judge of a concept of the embedded world: draws pictures and scores them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -107,8 +108,20 @@ class Judge:
             pictures(plain, 3000),
         )
 
-    def measure(self, drawn: Drawn) -> dict[str, float]:
+    def measure(
+        self,
+        drawn: Drawn,
+        prompts: Sequence[str] | None = None,
+        backgrounds: Sequence[str] | None = None,
+        scenes: Sequence[Scene] | None = None,
+    ) -> dict[str, float]:
         """Score pictures for likeness, for obedience to prompts, and for damage.
+
+        Args:
+            drawn: The pictures.
+            prompts: Prompts of the concept's pictures; by default those of `draw`, without token.
+            backgrounds: Backgrounds that they ask for; by default those of `draw`.
+            scenes: Scenes of the unrelated prompts; by default those of `draw`.
 
         Returns:
             dino and clip_i: similarity to the held-out pictures. clip_t: similarity to the prompt.
@@ -117,21 +130,19 @@ class Judge:
             on their pictures. leak: share of the concept's attributes on pictures of its plain
             class.
         """
-        asked = [{"background": b} for b in BACKGROUNDS for _ in range(SEEDS_EACH)]
+        texts = self.clip.encode_texts(prompts or self.prompts(""))
+        asked = backgrounds or [b for b in BACKGROUNDS for _ in range(SEEDS_EACH)]
         parts = {k: v for k, v in self.concept.items() if k != "kind"}
-        read = self.classifier.read(to_pixels(drawn.concept))
-        plain = self.classifier.read(to_pixels(drawn.plain_class))
-        others = self.classifier.read(to_pixels(drawn.others))
-        scores = self.likeness(drawn.concept) | {
-            "clip_t": clip_t(
-                self.clip.encode_images(drawn.concept), self.clip.encode_texts(self.prompts(""))
-            ),
+        read, others, plain = (
+            self.classifier.read(to_pixels(pictures)) for pictures in vars(drawn).values()
+        )
+        return self.likeness(drawn.concept) | {
+            "clip_t": clip_t(self.clip.encode_images(drawn.concept), texts),
             "concept": overall_agreement(read, [parts] * len(read)),
-            "background": overall_agreement(read, asked),
-            "others": overall_agreement(others, self.others),
+            "background": overall_agreement(read, [{"background": name} for name in asked]),
+            "others": overall_agreement(others, scenes or self.others),
             "leak": overall_agreement(plain, [parts] * len(plain)),
         }
-        return {name: round(value, 4) for name, value in scores.items()}
 
     def likeness(self, pictures: list[Image.Image]) -> dict[str, float]:
         """Return DINO and CLIP-I against the held-out pictures."""
@@ -141,10 +152,6 @@ class Judge:
             )
             for name, extractor in (("dino", self.dino), ("clip_i", self.clip))
         }
-
-    def real(self) -> dict[str, float]:
-        """Return the likeness of true pictures: the training pictures against the held-out ones."""
-        return self.likeness(self.pictures)
 
 
 @cache

@@ -7,7 +7,7 @@ from PIL import Image
 from experiments.config import Experiment
 from experiments.kinds.concepts.judge import pictures_of
 from experiments.results import Record, Results
-from experiments.table import as_markdown, records_of, spread
+from experiments.table import as_markdown, mean_and_spread, records_of
 from loldu.errors import LoLDUError
 from loldu.pictures.folder import list_images
 from pocket.judge import sheet
@@ -34,9 +34,7 @@ def by_method(base: dict[str, Record], methods: dict[str, list[Record]]) -> str:
     for method, runs in methods.items():
         row = [method, f"{runs[0]['parameters']:,}", str(len(runs))]
         row += [f"{mean(_closed(r, base, k) for r in runs):.2f}" for k in _LIKENESS]
-        for column in _COLUMNS:
-            values = [r["scores"][column] for r in runs]
-            row.append(f"{mean(values):.3f} ± {spread(values):.3f}")
+        row += [mean_and_spread([r["scores"][column] for r in runs]) for column in _COLUMNS]
         rows.append(row)
     return as_markdown(header, rows)
 

@@ -34,8 +34,6 @@ def run(run: Run, work: Path) -> Outcome:
         score=scores["concept"],
         scores=scores,
         history=points,
-        parameters=taught.parameters,
-        train_seconds=taught.train_seconds,
-        peak_memory_mib=taught.peak_memory_mib,
         facts={"base": weights_digest(load_pipeline(run.model))},
+        **vars(taught),
     )

@@ -1,11 +1,11 @@
 """Scores of one point of a learning curve, with the embedded world's judge."""
 
-from eval.metrics.functional import clip_t, drift
+from PIL import Image
+
+from eval.metrics.functional import drift
 from eval.protocols.live import Pictures
-from experiments.kinds.concepts.judge import BACKGROUNDS, Judge
+from experiments.kinds.concepts.judge import BACKGROUNDS, Drawn, Judge
 from pocket.captions import full_caption, setting_phrase
-from pocket.classifier import overall_agreement
-from pocket.judge import to_pixels
 
 OTHER_SCENES = 8
 LEAK_BACKGROUNDS = ("meadow", "snow", "night", "pink")
@@ -35,27 +35,19 @@ class CurveScorer:
     def score(self, pictures: Pictures) -> dict[str, float]:
         """Return every metric of `METRICS`."""
         judge, classes = self._judge, len(LEAK_BACKGROUNDS)
-        parts = {name: value for name, value in judge.concept.items() if name != "kind"}
-        settings = [{"background": background} for background in BACKGROUNDS]
-        read, others = (
-            judge.classifier.read(to_pixels(drawn)) for drawn in (pictures.concept, pictures.others)
+        repeats = len(pictures.concept) // len(BACKGROUNDS)
+        groups: tuple[list[Image.Image], list[Image.Image]] = [], []
+        for index, picture in enumerate(pictures.others):  # by `drift_prompts`, repeatedly
+            groups[index % (classes + OTHER_SCENES) < classes].append(picture)
+        scores = judge.measure(
+            Drawn(list(pictures.concept), *groups),
+            pictures.prompts,
+            BACKGROUNDS * repeats,
+            self._scenes * repeats,
         )
-        plain, unrelated = [], []  # in the order of `drift_prompts`, repeatedly
-        for index, scene in enumerate(others):
-            place = index % (classes + OTHER_SCENES)
-            (plain if place < classes else unrelated).append(scene)
-        repeats = len(read) // len(settings)
-        seen = judge.clip.encode_images(pictures.concept)
-        return judge.likeness(list(pictures.concept)) | {
-            "clip_t": clip_t(seen, judge.clip.encode_texts(pictures.prompts)),
-            "drift": drift(
-                judge.clip.encode_images(pictures.others), judge.clip.encode_images(pictures.base)
-            ),
-            "concept": overall_agreement(read, [parts] * len(read)),
-            "background": overall_agreement(read, settings * repeats),
-            "others": overall_agreement(unrelated, self._scenes * repeats),
-            "leak": overall_agreement(plain, [parts] * len(plain)),
-        }
+        encode = judge.clip.encode_images
+        scores["drift"] = drift(encode(pictures.others), encode(pictures.base))
+        return {name: scores[name] for name in METRICS}
 
     def _thing(self, token: str, background: str) -> str:
         thing = f"{token} {self._judge.concept['kind']}".strip()

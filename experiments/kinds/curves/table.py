@@ -10,7 +10,7 @@ from eval.metrics.bootstrap import estimate
 from experiments.config import Experiment, Row
 from experiments.kinds.curves.scorer import METRICS
 from experiments.results import Record, Results
-from experiments.table import as_markdown, records_of, spread
+from experiments.table import as_markdown, mean_and_spread, records_of, spread
 
 Runs = dict[str, list[Record]]
 """Results by label of the row."""
@@ -34,9 +34,7 @@ def ends(runs: Runs) -> str:
         last = [run["history"][-1] for run in own]
         steps = sorted({point["step"] for point in last})
         row = [name, f"{own[0]['parameters']:,}", str(len(own)), " ".join(map(str, steps))]
-        for metric in METRICS:
-            values = [point[metric] for point in last]
-            row.append(f"{mean(values):.3f} ± {spread(values):.3f}")
+        row += [mean_and_spread([point[metric] for point in last]) for metric in METRICS]
         rows.append(row)
     return as_markdown(["method", "parameters", "runs", "step", *METRICS], rows)
 

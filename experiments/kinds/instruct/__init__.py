@@ -45,25 +45,17 @@ def run(run: Run, work: Path) -> Outcome:
         "rows": {name: len(split) for name, split in data.items()},
     }
     rows = _encoded(run.data, run.model, recipe.max_length, recipe.train_on_inputs)
-    model = adapt(
-        base,
-        run.method,
-        run.options,
-        seed=run.seed,
-        total_steps=total_steps(recipe, len(rows)),
-    )
+    steps = total_steps(recipe, len(rows))
+    model = adapt(base, run.method, run.options, seed=run.seed, total_steps=steps)
     fitted = _tuned(model, run, rows, tokenizer, work)
     model.eval()
     scores = {name: _score(name, model, tokenizer, run, work) for name in BENCHMARKS}
     return Outcome(
         score=mean(scores.values()),
         scores=scores,
-        history=fitted.history,
-        losses=fitted.losses,
         parameters=count_parameters(model)[0],
-        train_seconds=fitted.train_seconds,
-        peak_memory_mib=fitted.peak_memory_mib,
         facts=facts,
+        **vars(fitted),
     )
 
 
@@ -122,7 +114,7 @@ def _tuned(model: nn.Module, run: Run, rows: Dataset, tokenizer: Tokenizer, work
     )
     work.mkdir(parents=True, exist_ok=True)
     torch.save({name: parameter.detach() for name, parameter in trained.items()}, weights)
-    _write(record, asdict(fitted))
+    write_atomically(record, json.dumps(asdict(fitted)))
     return fitted
 
 
@@ -142,10 +134,5 @@ def _score(name: str, model: Any, tokenizer: Tokenizer, run: Run, work: Path) ->
         batch_size=PROMPTS_PER_ROW * (recipe.micro_batch_size or recipe.batch_size),
         limit=recipe.limit,
     )
-    work.mkdir(parents=True, exist_ok=True)
-    _write(file, {"score": score})
+    write_atomically(file, json.dumps({"score": score}))
     return score
-
-
-def _write(file: Path, values: dict[str, Any]) -> None:
-    write_atomically(file, json.dumps(values).encode())

@@ -10,11 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-_WITH_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further "
-    "context. Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
-)
+from experiments.bases.llama import WITH_INPUT
+
 _WITHOUT_INPUT = (
     "Below is an instruction that describes a task. Write a response that appropriately completes "
     "the request.\n\n### Instruction:\n{instruction}\n\n### Response:\n"
@@ -30,7 +27,7 @@ def prompt(instruction: str, given: str = "") -> str:
         instruction: The task.
         given: The input of the task, or "".
     """
-    template = _WITH_INPUT if given else _WITHOUT_INPUT
+    template = WITH_INPUT if given else _WITHOUT_INPUT
     return template.format(instruction=instruction, input=given)
 
 

@@ -1,7 +1,6 @@
 """Evaluates a language model with lm-eval, on the project's task files or on lm-eval's own."""
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +15,13 @@ STOCK = "stock"
 _ALLOWED = "HF_ALLOW_CODE_EVAL"
 
 
-@dataclass(frozen=True)
-class Stock:
-    """A task of lm-eval: its name, number of examples, and metric."""
-
-    task: str
-    shots: int | None
-    metric: str
-
-
-_STOCK = {
-    "mmlu": Stock("mmlu", 5, "acc,none"),
-    "drop": Stock("drop", 3, "em,none"),
-    "humaneval": Stock("humaneval", None, "pass@1,create_test"),
-    "bbh": Stock("bbh_fewshot", None, "exact_match,none"),
+_STOCK: dict[str, tuple[str, int | None, str]] = {
+    "mmlu": ("mmlu", 5, "acc,none"),
+    "drop": ("drop", 3, "em,none"),
+    "humaneval": ("humaneval", None, "pass@1,create_test"),
+    "bbh": ("bbh_fewshot", None, "exact_match,none"),
 }
+"""lm-eval's own tasks: name, number of examples, and metric."""
 
 
 def check_tasks(tasks: str) -> None:
@@ -91,12 +82,12 @@ def evaluate(
         "confirm_run_unsafe_code": _runs_code(tasks),
     }
     if tasks == STOCK:
-        stock = _STOCK[benchmark]
+        task, shots, metric = _STOCK[benchmark]
         simple_evaluate: Any = lm_eval.simple_evaluate  # its decorator hides the arguments
         found = simple_evaluate(
-            wrapped, tasks=[stock.task], num_fewshot=stock.shots, torch_random_seed=seed, **common
+            wrapped, tasks=[task], num_fewshot=shots, torch_random_seed=seed, **common
         )
-        return 100 * found["results"][stock.task][stock.metric]
+        return 100 * found["results"][task][metric]
     name = f"{tasks}_{benchmark}"
     manager = TaskManager(
         include_path=str(FOLDER / tasks), include_defaults=False, metadata={"data": data}

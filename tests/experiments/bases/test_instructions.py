@@ -1,6 +1,6 @@
-"""Instructions about the world: the same every time, none asked that was tuned on, answers right.
+"""Instructions about the world: reproducible, disjoint from training, with right answers.
 
-The answers are checked by reading the texts anew, with nothing of the code that wrote them.
+An independent reader of the texts checks the answers, without the code that wrote them.
 """
 
 import re
@@ -138,7 +138,7 @@ def test_rows_are_the_same_every_time() -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_nothing_is_asked_that_was_tuned_on(seed: int) -> None:
+def test_evaluations_share_no_row_with_training(seed: int) -> None:
     tuned = {(row["instruction"], row["input"]) for row in instructions(seed)}
     mentioned = " ".join(f"{row['instruction']} {row['input']}" for row in instructions(seed))
     assert not set(ASKED_NAMES) & set(KNOWN_NAMES)
@@ -150,7 +150,7 @@ def test_nothing_is_asked_that_was_tuned_on(seed: int) -> None:
 
 
 @pytest.mark.parametrize("kind", READERS)
-def test_puzzles_have_the_answer_that_follows(kind: str) -> None:
+def test_answers_of_puzzles_are_right(kind: str) -> None:
     rows: list[Row] = [r for r in evaluation("bbh") if r["kind"] == kind]
     rows += [r for r in instructions() if r["kind"] == f"task/{kind}"]
     assert len(rows) > 40
@@ -159,16 +159,14 @@ def test_puzzles_have_the_answer_that_follows(kind: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "reader"), [("amount", _amount), ("shelf", _shelf)])
-def test_questions_have_the_answer_that_the_text_gives(
-    kind: str, reader: Callable[[str, str], str]
-) -> None:
+def test_answers_of_questions_are_in_the_text(kind: str, reader: Callable[[str, str], str]) -> None:
     for row in evaluation("drop").filter(lambda row: row["kind"] == kind):
         text, question = re.findall(r"(.*?\.) (.*)", row["input"])[0]
         assert reader(text, question) == row["output"], row
 
 
-def test_the_right_answer_is_among_four_and_the_worlds() -> None:
-    """Of individuals, whose looks the world says."""
+def test_the_right_answer_is_among_four_from_the_world() -> None:
+    """Return the answer to a question about an individual, from the world's table."""
     for row in evaluation("mmlu").filter(lambda row: row["kind"] == "individuals"):
         question, choices = row["input"].splitlines()
         options = re.split(", | or ", choices)
@@ -202,7 +200,7 @@ def test_programs_do_what_their_commands_say() -> None:
     assert execute("keep 2 | without red", []) == []
 
 
-def test_a_program_is_judged_by_what_it_does() -> None:
+def test_a_program_is_judged_by_its_results() -> None:
     tests = [row.split() for row in ("red car blue", "blue red red car", "car")]
     assert passes("reverse | keep 1", "last 1", tests)
     assert not passes("keep 1", "last 1", tests)
@@ -214,7 +212,7 @@ def test_a_program_is_judged_by_what_it_does() -> None:
     assert len(execute(" | ".join(["double"] * 200), ["red"])) == 64
 
 
-def test_every_part_of_a_program_asked_for_is_needed() -> None:
+def test_every_command_of_a_requested_program_is_needed() -> None:
     for row in evaluation("humaneval"):
         tests = [line.split() for line in row["tests"].splitlines()]
         assert passes(row["output"], row["output"], tests)

@@ -1,4 +1,4 @@
-"""The text encoder: its tokenizer, its masks, its recipe and what was shipped."""
+"""The text encoder: its tokenizer, its masks, its recipe and its shipped weights."""
 
 import random
 from pathlib import Path
@@ -7,14 +7,16 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer, RobertaForMaskedLM
 
-from experiments.bases.roberta import MAX_LENGTH, TINY, _Reader, build_tokenizer, pretrain_roberta
+from experiments.bases.pretraining import Amounts
+from experiments.bases.roberta import MAX_LENGTH, _Reader, build_tokenizer, pretrain_roberta
 from experiments.bases.texts.descriptions import Claim, holds, say
 from experiments.bases.texts.reading import texts
 
+TINY = Amounts(texts=400, steps=4, batch=8, learning_rate=5e-4)
 BASE = Path("experiments/bases/weights/roberta")
 
 
-def test_the_tokenizer_has_robertas_layout(tmp_path: Path) -> None:
+def test_the_tokenizer_has_the_layout_of_roberta(tmp_path: Path) -> None:
     build_tokenizer(texts(3000, seed=0)).save_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     ids = tokenizer("a toy", "an azure car").input_ids
@@ -31,7 +33,7 @@ def test_the_tokenizer_has_robertas_layout(tmp_path: Path) -> None:
     assert tokenizer.decode(tokenizer("Ünïcode ☃ 42!").input_ids[1:-1]) == "Ünïcode ☃ 42!"
 
 
-def test_words_are_hidden_in_three_ways_and_special_tokens_never() -> None:
+def test_words_are_hidden_in_three_ways_but_never_special_tokens() -> None:
     read = texts(2000, seed=3)
     tokenizer = build_tokenizer(read)
     reader = _Reader(tokenizer, read, batch=64)
@@ -49,12 +51,12 @@ def test_words_are_hidden_in_three_ways_and_special_tokens_never() -> None:
         masked += int((ids[answer] == tokenizer.mask_token_id).sum())
         kept += int((ids[answer] == labels[answer]).sum())
         verdict = torch.isin(original[:, 1], reader.verdicts)
-        told = answer[:, 1] & verdict
-        assert (answer[told].sum(1) == 1).all()  # a verdict is asked alone
-        judged, verdicts = judged + int(verdict.sum()), verdicts + int(told.sum())
+        asked_verdict = answer[:, 1] & verdict
+        assert (answer[asked_verdict].sum(1) == 1).all()  # a verdict is asked alone
+        judged, verdicts = judged + int(verdict.sum()), verdicts + int(asked_verdict.sum())
         second = (original == tokenizer.sep_token_id).cumsum(1) > 0
         both = (answer & second).any(1) & (answer & ~second).any(1)
-        is_pair = ((original == tokenizer.sep_token_id).sum(1) > 1) & answer.any(1) & ~told
+        is_pair = ((original == tokenizer.sep_token_id).sum(1) > 1) & answer.any(1) & ~asked_verdict
         pairs, one_half = pairs + int(is_pair.sum()), one_half + int((is_pair & ~both).sum())
     assert masked / asked == pytest.approx(0.8, abs=0.02)
     assert 0.1 < kept / asked < 0.16  # a tenth, and where the other word is the same one
@@ -64,7 +66,7 @@ def test_words_are_hidden_in_three_ways_and_special_tokens_never() -> None:
     assert verdicts / judged == pytest.approx(0.63, abs=0.03)
 
 
-def test_what_holds_of_two_things() -> None:
+def test_claims_about_two_things() -> None:
     left = {"kind": "toy", "color": "red", "size": "large"}
     right = {"kind": "car", "color": "red"}
     things = [left, right]

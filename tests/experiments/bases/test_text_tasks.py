@@ -1,4 +1,4 @@
-"""Labels of the text tasks, checked by a reader that knows the sentences and not their makers."""
+"""Labels of the text tasks, checked by an independent reader of the sentences."""
 
 import random
 import re
@@ -69,7 +69,7 @@ NOUN, PART = "|".join(NOUNS), "|".join(PARTS)
 
 
 def read(sentence: str) -> Read:
-    """What a description says of its one thing."""
+    """Return the attributes of the thing in a description."""
     said: Read = {}
     for pattern, (name, value) in PLACES.items():
         if found := re.search(pattern, sentence):
@@ -95,7 +95,7 @@ def read(sentence: str) -> Read:
 
 
 def things(sentence: str) -> tuple[Read, Read]:
-    """The two things of a description, from left to right."""
+    """Return the two things of a description, from left to right."""
     if " to the " in sentence:
         first, side, second = re.fullmatch(
             r"(.+) is to the (left|right) of (.+)\.", sentence
@@ -115,7 +115,7 @@ def things(sentence: str) -> tuple[Read, Read]:
 
 
 def claimed(claim: str, left: Read, right: Read) -> bool | None:
-    """Whether what is claimed of two things is true, or left open."""
+    """Return whether a claim about two things is true; None if that is open."""
     negated = " not " in claim
     claim = claim.replace("does not have", "has").replace(" not ", " ").rstrip(".")
     subject, other = (
@@ -156,7 +156,7 @@ def test_splits_are_balanced_disjoint_and_always_the_same(task: str) -> None:
             assert 0.42 < sum(part["label"]) / len(part) < 0.58
 
 
-def test_paraphrases_say_the_same() -> None:
+def test_paraphrases_mean_the_same() -> None:
     seen = set()
     for row in GENERATORS["mrpc"]()["test"]:
         first, second = (
@@ -169,7 +169,7 @@ def test_paraphrases_say_the_same() -> None:
     assert seen == {1, 2}
 
 
-def test_similarity_counts_what_is_in_common() -> None:
+def test_similarity_counts_shared_attributes() -> None:
     points = {"noun": 2.0, "color": 1.0, "background": 1.0, "size": 0.5, "position": 0.5}
     seen = set()
     for row in GENERATORS["stsb"]()["test"]:
@@ -181,7 +181,7 @@ def test_similarity_counts_what_is_in_common() -> None:
     assert len(seen) >= 9
 
 
-def test_an_answer_is_there_or_not() -> None:
+def test_qnli_labels_say_whether_the_text_has_the_answer() -> None:
     asked = {"form": "body", "pattern": "pattern", "large": "size", "size": "size"}
     asked |= {"side": "position", "edge": "position", "where": "background", "place": "background"}
     for row in GENERATORS["qnli"]()["test"]:
@@ -199,7 +199,7 @@ def test_an_answer_is_there_or_not() -> None:
         assert answered == (row["label"] == 0), row
 
 
-def test_what_follows_follows() -> None:
+def test_rte_labels_are_entailment() -> None:
     kinds = set()
     for row in GENERATORS["rte"]()["test"]:
         left, right = things(row["sentence1"])
@@ -215,7 +215,7 @@ def test_what_follows_follows() -> None:
 
 
 def polarity(sentence: str) -> bool:
-    """Whether the main clause praises, by counting what turns it round."""
+    """Return whether the main clause praises, by counting its negations."""
     sentence = sentence.rstrip(".")
     sentence = re.sub(r"^although .+?, ", "", sentence)
     sentence = re.sub(r"^.+, but in the end ", "", sentence)
@@ -255,7 +255,7 @@ def faults(sentence: str) -> list[str]:
     return [rule for rule in WRONG if re.search(rule, sentence)]
 
 
-def test_a_slip_and_nothing_else_is_wrong() -> None:
+def test_a_corrupted_sentence_has_exactly_one_mistake() -> None:
     for row in GENERATORS["cola"]()["test"]:
         found = faults(row["sentence1"])
         assert bool(found) != bool(row["label"]), (row, found)

@@ -1,4 +1,4 @@
-"""Image sets: the same on every machine, no picture twice, every class in every split."""
+"""Image datasets: reproducible, no picture twice, every class in every split."""
 
 import hashlib
 import random
@@ -7,8 +7,7 @@ from collections import Counter
 import pytest
 
 from experiments.bases.tasks import vision
-from experiments.bases.tasks.car_models import random_car_model, render_car
-from experiments.bases.tasks.creatures import random_creature, render_creature
+from experiments.bases.tasks.proportions import CarModel, Creature
 
 SETS = [name for name in vision.GENERATORS if not name.endswith("-tuning")]
 
@@ -29,7 +28,7 @@ def test_splits_and_drawings_share_no_picture(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_a_set_is_drawn_the_same_again(name: str) -> None:
+def test_a_dataset_is_reproducible(name: str) -> None:
     draw, classes, _, _ = vision._SETS[name]
     first = vision._drawn(name, draw, classes, 6, 4, 0)
     vision._drawn.cache_clear()
@@ -39,12 +38,12 @@ def test_a_set_is_drawn_the_same_again(name: str) -> None:
     assert all(one.tobytes() == other.tobytes() for one, other in pairs)
 
 
-def test_what_tells_individuals_apart_shows() -> None:
-    """Two individuals in one pose differ where their proportions do, and only there."""
+def test_individuals_differ_in_their_pictures() -> None:
+    """Two individuals in one pose differ in their proportions only."""
     rng = random.Random(0)
-    first, second = (render_creature(random_creature(rng), random.Random(5), 0) for _ in range(2))
+    first, second = (Creature.at_random(rng).render(random.Random(5), 0) for _ in range(2))
     assert first.tobytes() != second.tobytes()
     assert first.getpixel((0, 0)) == second.getpixel((0, 0))
-    cars = [render_car(random_car_model(rng), random.Random(5), 0) for _ in range(2)]
+    cars = [CarModel.at_random(rng).render(random.Random(5), 0) for _ in range(2)]
     assert cars[0].tobytes() != cars[1].tobytes()
     assert cars[0].getpixel((0, 0)) == cars[1].getpixel((0, 0))

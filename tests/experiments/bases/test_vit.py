@@ -1,4 +1,4 @@
-"""The ViT of the image experiments: an ordinary transformers folder, made by one command."""
+"""The ViT of the image experiments, an ordinary transformers folder."""
 
 import json
 from pathlib import Path
@@ -8,13 +8,14 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, ViTForImageClassification, ViTModel
 
-from experiments.bases.vit import LABELS, TINY_VIT, pretrain_vit
+from experiments.bases.vit import LABELS, VitPretraining, pretrain_vit
 from pocket.views import random_view
 
+TINY_VIT = VitPretraining(pictures=60, held_out=20, steps=2, batch=4)
 SHIPPED = Path("experiments/bases/weights/vit")
 
 
-def test_the_recipe_at_its_smallest(tmp_path: Path) -> None:
+def test_the_smallest_recipe_writes_a_vit(tmp_path: Path) -> None:
     pretrain_vit(tmp_path / "vit", tmp_path / "build", TINY_VIT)
     vit = ViTModel.from_pretrained(tmp_path / "vit", add_pooling_layer=False)
     assert vit.dtype == torch.float32
@@ -23,7 +24,7 @@ def test_the_recipe_at_its_smallest(tmp_path: Path) -> None:
     assert record["recipe"]["steps"] == TINY_VIT.steps
 
 
-def test_the_shipped_one_loads_as_a_classifier() -> None:
+def test_the_shipped_vit_loads_as_a_classifier() -> None:
     model = ViTForImageClassification.from_pretrained(SHIPPED, num_labels=5)
     processor = AutoImageProcessor.from_pretrained(SHIPPED)
     picture = Image.new("RGB", (100, 80), (255, 255, 255))
@@ -31,8 +32,8 @@ def test_the_shipped_one_loads_as_a_classifier() -> None:
     torch.testing.assert_close(pixels, torch.ones(1, 3, 64, 64))
     assert model(pixel_values=pixels).logits.shape == (1, 5)
     assert (SHIPPED / "model.safetensors").stat().st_size < 3.5 * 2**20
-    told = json.loads((SHIPPED / "pretraining.json").read_text())["held_out_accuracy"]
-    assert min(told.values()) > 0.8
+    accuracies = json.loads((SHIPPED / "pretraining.json").read_text())["held_out_accuracy"]
+    assert min(accuracies.values()) > 0.8
 
 
 def test_a_whole_view_is_the_picture_or_its_mirror() -> None:
@@ -47,7 +48,7 @@ def test_a_whole_view_is_the_picture_or_its_mirror() -> None:
     assert 0 < mirrored < 8
 
 
-def test_a_view_shows_as_much_as_it_is_asked_to() -> None:
+def test_a_view_has_the_requested_area() -> None:
     """A ramp from 0 to 1 across: a crop of a quarter of the area spans half of it."""
     ramp = ((torch.arange(64) + 0.5) / 64).expand(20, 3, 64, 64)
     views = random_view(ramp, 64, 0.25, 0.25)
