@@ -93,7 +93,7 @@ def _vit(layers: int) -> PreTrainedModel:
 
 
 def _llama(layers: int) -> PreTrainedModel:
-    return LlamaForCausalLM(LlamaConfig(num_hidden_layers=layers))  # whose defaults are LLaMA2-7B
+    return LlamaForCausalLM(LlamaConfig(num_hidden_layers=layers))  # the defaults are LLaMA2-7B
 
 
 def _tokens(length: int, vocabulary: int, causal: bool, rows: int) -> dict[str, Tensor]:

@@ -14,8 +14,8 @@ LAUNCHES = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch", "cudaMemcpyAsync", "cud
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 
 
-def kernels(take: Callable[[int], object], steps: int, *, shown: int = 25) -> dict[str, Any]:
-    """Return the most expensive kernels of a step, of the GPU if there is one.
+def kernels(take: Callable[[int], object], steps: int) -> dict[str, Any]:
+    """Return the 25 most expensive kernels of a step, of the GPU if there is one.
 
     Calls are counted as the difference between twice the steps and the steps, so that work before
     the first step or after the last is not counted. Launches are those of kernels, graphs and
@@ -24,7 +24,6 @@ def kernels(take: Callable[[int], object], steps: int, *, shown: int = 25) -> di
     Args:
         take: Takes a number of steps.
         steps: Number of steps.
-        shown: Most kernels to return.
     """
     take(1)
     _, once = _totals(take, steps)
@@ -44,7 +43,7 @@ def kernels(take: Callable[[int], object], steps: int, *, shown: int = 25) -> di
         "host_waits_per_step": count(WAITS),
         "kernels": [
             {"name": name[:120], "ms_per_step": ms[name], "calls_per_step": calls[name]}
-            for name in sorted(ms, key=ms.__getitem__, reverse=True)[:shown]
+            for name in sorted(ms, key=ms.__getitem__, reverse=True)[:25]
         ],
     }
 

@@ -109,6 +109,11 @@ def load_data(name: str) -> datasets.DatasetDict:
     )
 
 
+def data_facts(data: datasets.DatasetDict) -> dict[str, Any]:
+    """Return the digest of a dataset and the number of rows of each split, for the record."""
+    return {"data": digest(data), "rows": {name: len(rows) for name, rows in data.items()}}
+
+
 def digest(data: datasets.DatasetDict) -> str:
     """Return the first digits of a SHA-256 over all rows of all splits."""
     sha = hashlib.sha256()

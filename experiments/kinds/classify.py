@@ -5,11 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import DatasetDict
 from transformers.trainer_utils import EvalPrediction
 
 from experiments.config import Run
-from experiments.data import digest
 from experiments.methods import adapt, count_parameters
 from experiments.outcome import Outcome
 from experiments.pretrained import facts_of, fetching
@@ -24,10 +22,10 @@ def classify(
     run: Run,
     work: Path,
     model_class: Any,  # noqa: ANN401  a class of transformers
-    data: DatasetDict,
     splits: Mapping[str, Any],
     *,
     num_labels: int,
+    facts: Mapping[str, Any],
     collate: Callable[[list[Any]], dict[str, Any]],
     score: Callable[[EvalPrediction], Mapping[str, float]],
     metric: str,
@@ -38,9 +36,9 @@ def classify(
         run: The run.
         work: Folder for checkpoints.
         model_class: Class of the model, with `from_pretrained` and a head.
-        data: The dataset, for the record.
         splits: Rows of "train" and "test" as the model takes them.
         num_labels: Number of classes; 1 for a score.
+        facts: Facts about the data, for the record.
         collate: Function that makes rows a batch.
         score: Function from predictions to scores by name.
         metric: Name of the score in the table.
@@ -51,12 +49,7 @@ def classify(
     torch.manual_seed(run.seed)  # the new head starts alike for every method
     with fetching(run.model):
         base = model_class.from_pretrained(run.model, num_labels=num_labels, dtype=torch.float32)
-    facts = {
-        **facts_of(base),
-        "data": digest(data),
-        "classes": num_labels,
-        "rows": {name: len(rows) for name, rows in data.items()},
-    }
+    facts = {**facts_of(base), **facts}
     steps = total_steps(run.recipe, len(splits["train"]))
     model = adapt(base, run.method, run.options, head=HEAD, seed=run.seed, total_steps=steps)
     fitted = fit(

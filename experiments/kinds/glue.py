@@ -19,7 +19,7 @@ from transformers import (
 from transformers.trainer_utils import EvalPrediction
 
 from experiments.config import Run
-from experiments.data import entry, load_data
+from experiments.data import data_facts, entry, load_data
 from experiments.kinds.classify import classify
 from experiments.outcome import Outcome
 from experiments.pretrained import fetching
@@ -39,9 +39,9 @@ def run(run: Run, work: Path) -> Outcome:
         run,
         work,
         AutoModelForSequenceClassification,
-        rows,
         _encoded(run.data, run.model, run.recipe.max_length),
         num_labels=labels.num_classes if isinstance(labels, ClassLabel) else 1,
+        facts=data_facts(rows),
         collate=DataCollatorWithPadding(AutoTokenizer.from_pretrained(run.model)),
         score=partial(_scores, metric),
         metric=metric,

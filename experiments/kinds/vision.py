@@ -24,7 +24,7 @@ from transformers import AutoImageProcessor, ViTForImageClassification
 from transformers.trainer_utils import EvalPrediction
 
 from experiments.config import Run
-from experiments.data import load_data
+from experiments.data import data_facts, load_data
 from experiments.kinds.classify import classify
 from experiments.outcome import Outcome
 from experiments.pretrained import fetching
@@ -83,9 +83,9 @@ def run(run: Run, work: Path) -> Outcome:
         run,
         work,
         ViTForImageClassification,
-        data,
         splits,
         num_labels=len(labels.names),
+        facts={**data_facts(data), "classes": len(labels.names)},
         collate=_collator(run.model),
         score=_accuracy,
         metric="accuracy",

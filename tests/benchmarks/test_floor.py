@@ -1,8 +1,11 @@
+from pathlib import Path
+
+import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from benchmarks.floor import floor_step, where_gradients_begin, with_shared_weights
+from benchmarks.floor import floor_step, main, where_gradients_begin, with_shared_weights
 from benchmarks.stable_diffusion import projections, random_inputs
 
 
@@ -45,6 +48,14 @@ def test_the_floor_computes_the_gradient_of_every_projection_output() -> None:
 def floor_without(floor: UNet2DConditionModel) -> UNet2DConditionModel:
     """Return the U-Net with all layers frozen again."""
     return floor.requires_grad_(False)
+
+
+def test_the_command_takes_steps_with_a_progress_bar(
+    base_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--pretrained_model_name_or_path", str(base_folder), "--max_train_steps", "2"]
+    main(flags)
+    assert "floor: 100%" in capsys.readouterr().err
 
 
 def test_a_copy_has_its_own_layers_and_the_same_weights() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import tyro
 
-from benchmarks import floor
+from benchmarks import floor, train_gpu
 from benchmarks.train_gpu import Options, commands, concepts_per_minute, main, prepare, summary
 from benchmarks.watched import Command, Watched, watch
 from trainer.options.concepts import concept_configs
@@ -100,12 +100,26 @@ def test_a_missing_script_gives_one_clear_error() -> None:
         main(["--size", "smallest", "--diffusers_script", "nowhere.py"])
 
 
+def test_the_record_is_written_without_running_the_commands(
+    tmp_path: Path, script: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def watched(command: Command, steps: int, warmup: int) -> Watched:
+        assert (steps, warmup) == (3, 1)
+        return Watched(command.what, 0.5, {"resident": 100.0})
+
+    monkeypatch.setattr(train_gpu, "watch", watched)
+    check_the_record(tmp_path / "train_gpu.json", script, profile=0)
+
+
 @pytest.mark.slow
 def test_the_record_has_speed_and_memory_of_every_command(tmp_path: Path, script: Path) -> None:
-    output = tmp_path / "train_gpu.json"
+    check_the_record(tmp_path / "train_gpu.json", script, profile=1)
+
+
+def check_the_record(output: Path, script: Path, *, profile: int) -> None:
     flags = ["--size", "smallest", "--steps", "2", "--warmup", "1", "--repetitions", "1"]
-    flags += ["--concepts", "2", "--profile", "1", "--diffusers_script", str(script)]
-    main([*flags, "--output", str(output)])
+    flags += ["--concepts", "2", "--profile", str(profile), "--diffusers_script", str(script)]
+    main([*flags, "--device", "cpu", "--output", str(output)])
     result = json.loads(output.read_text())
     assert [*result["commands"]] == ["floor", "trainer", "concepts at once", "diffusers"]
     for command in result["commands"].values():
@@ -114,4 +128,6 @@ def test_the_record_has_speed_and_memory_of_every_command(tmp_path: Path, script
     assert result["commands"]["floor"]["times_as_fast_as"]["floor"]["median"] == 1
     assert result["concepts_per_minute"]["concepts"] == 2
     assert len(result["diffusers_script"]["sha256"]) == 64
-    assert result["profile"]["kernels"]
+    assert bool(result["profile"]) == bool(profile)
+    if profile:
+        assert result["profile"]["kernels"]

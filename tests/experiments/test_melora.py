@@ -97,7 +97,7 @@ def test_parameters_of_llama_2_7b(row: str) -> None:
     experiment = read_experiment("instruct")
     run = next(iter(experiment.runs(experiment.row(row), "full")))
     with torch.device("meta"):
-        base = LlamaForCausalLM(LlamaConfig())  # whose defaults are LLaMA2-7B
+        base = LlamaForCausalLM(LlamaConfig())  # the defaults are LLaMA2-7B
     model = adapt(base, run.method, run.options, seed=0, total_steps=100)
     assert count_parameters(model) == (NUMBERS[row], 0)
     paper = experiment.row(row).paper.get("parameters")

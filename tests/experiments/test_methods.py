@@ -61,7 +61,7 @@ def test_trained_parameters_of_every_method(method: str) -> None:
         plain = vit()(pixel_values=pixels()).logits
         model = adapt(vit(), method, OPTIONS.get(method, {}), head=["classifier"], seed=3).eval()
         logits = model(pixel_values=pixels()).logits
-    if method != "fourierft":  # whose authors start from random coefficients
+    if method != "fourierft":  # its authors start from random coefficients
         torch.testing.assert_close(logits, plain, atol=1e-5, rtol=1e-5)
     outside, inside = count_parameters(model, ["classifier"])
     assert inside == (0 if method == "none" else 3 * 16 + 3)

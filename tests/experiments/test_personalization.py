@@ -93,7 +93,7 @@ def test_a_new_word_is_written_into_a_copy_of_the_captions(
 
 
 def test_initializers_at_full_scale_are_one_token() -> None:
-    from open_clip.tokenizer import SimpleTokenizer  # whose vocabulary is CLIP's
+    from open_clip.tokenizer import SimpleTokenizer  # has CLIP's vocabulary
 
     tokenizer = SimpleTokenizer()
     for name in EXPERIMENT.at("full").data:

@@ -86,7 +86,7 @@ def test_only_missing_results_are_made(
     performed.clear()
     assert run_missing(jobs, results, processes=1, again=False) == 2
     assert len(performed) == 2  # those that failed, again
-    # The work of what failed is kept, to go on with; that of what is done is not.
+    # Work folders of failed runs are kept for a resume; those of finished runs are deleted.
     assert len(list((tmp_path / "work").rglob("two-1-*"))) == 2
     assert not list((tmp_path / "work").rglob("one-0-*"))
 

@@ -132,7 +132,7 @@ def test_the_interval_of_one_dataset_is_that_of_student() -> None:
     assert found is not None
     low, high = ttest_1samp(np.subtract(ours, theirs), 0).confidence_interval()
     assert (found.low, found.high) == pytest.approx((low, high))
-    # The same pair told twice is no more evidence.
+    # Repeating a pair adds no evidence.
     assert difference([(sides[0], sides[1])] * 2) == found
 
 

@@ -15,6 +15,7 @@ from transformers import ViTConfig, ViTForImageClassification
 from experiments import training
 from experiments.config import Run
 from experiments.kinds import vision
+from experiments.kinds.classify import HEAD
 from experiments.methods import adapt, count_parameters
 from experiments.outcome import Outcome
 from experiments.recipe import Recipe
@@ -180,5 +181,5 @@ def test_parameters_of_vit_b_16(method: str, options: dict[str, Any], expected: 
     """ViT-B/16: 12 layers, query and value, 768 wide."""
     with torch.device("meta"):
         base = ViTForImageClassification(ViTConfig(num_labels=100))
-        model = adapt(base, method, options, head=vision.HEAD, seed=0)
-    assert count_parameters(model, vision.HEAD) == (expected, 100 * 768 + 100)
+        model = adapt(base, method, options, head=HEAD, seed=0)
+    assert count_parameters(model, HEAD) == (expected, 100 * 768 + 100)

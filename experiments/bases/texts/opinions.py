@@ -43,12 +43,12 @@ def clause(good: bool, thing: str, rng: random.Random, negation: float = 0.2) ->
     return rng.choice(_DENIALS) + said if denied else said
 
 
-def sentence(good: bool, thing: str, rng: random.Random, negation: float = 0.2) -> str:
+def sentence(good: bool, thing: str, rng: random.Random) -> str:
     """Return one clause, or two of which the main one decides."""
-    main, form = clause(good, thing, rng, negation), rng.random()
+    main, form = clause(good, thing, rng), rng.random()
     if form < 0.6:
         return f"{main}."
-    aside = clause(not good, thing, rng, negation)
+    aside = clause(not good, thing, rng)
     if form < 0.8:
         return f"although {aside}, {main}."
     return f"{aside}, but in the end {main}."

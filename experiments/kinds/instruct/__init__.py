@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from experiments.config import Run
-from experiments.data import digest, load_data
+from experiments.data import data_facts, load_data
 from experiments.kinds.instruct.alpaca import collator, encode
 from experiments.kinds.instruct.harness import BENCHMARKS, check_tasks, evaluate
 from experiments.methods import adapt, count_parameters
@@ -39,11 +39,7 @@ def run(run: Run, work: Path) -> Outcome:
     check_tasks(recipe.tasks)
     data = load_data(run.data)
     tokenizer, base = _tokenizer(run.model), _base(run)
-    facts = {
-        **facts_of(base),
-        "data": digest(data),
-        "rows": {name: len(split) for name, split in data.items()},
-    }
+    facts = {**facts_of(base), **data_facts(data)}
     rows = _encoded(run.data, run.model, recipe.max_length, recipe.train_on_inputs)
     steps = total_steps(recipe, len(rows))
     model = adapt(base, run.method, run.options, seed=run.seed, total_steps=steps)
