@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 from benchmarks import eval_throughput
-from eval.encoders.encoder import Encoder
 from eval.encoders.load import load_clip, load_dino
 
 
@@ -48,10 +47,8 @@ def test_the_record_has_every_way(
     """Tiny networks in this process take the place of the true ones."""
     pytest.importorskip("open_clip")
 
-    def load(seed: int, device: str) -> dict[str, Encoder]:
-        return {"dino": load_dino(str(dino_folder)), "clip": load_clip(str(clip_folder))}
-
-    monkeypatch.setattr(eval_throughput, "load", load)
+    models = {"dino": load_dino(str(dino_folder)), "clip": load_clip(str(clip_folder))}
+    monkeypatch.setattr(eval_throughput, "load", lambda seed, device: models)
     monkeypatch.setattr(eval_throughput, "ProcessPoolExecutor", Inline)
     check_the_record(tmp_path / "out.json")
 
