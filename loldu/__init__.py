@@ -11,6 +11,7 @@ from loldu.errors import ConceptError
 from loldu.peft_hook import register_with_peft
 
 if TYPE_CHECKING:
+    from loldu.adapter.base_check import any_base
     from loldu.adapter.config import LoLDUConfig
     from loldu.adapter.factors import Factors
     from loldu.adapter.ldu import ldu
@@ -37,6 +38,7 @@ __all__ = [
     "LoLDUConfig",
     "LoLDUModel",
     "Truncation",
+    "any_base",
     "export_lora",
     "hotswap_concept",
     "ldu",
@@ -55,6 +57,7 @@ __all__ = [
 ]
 
 _NAMES = {
+    "adapter.base_check": ("any_base",),
     "adapter.config": ("LoLDUConfig",),
     "adapter.factors": ("Factors",),
     "adapter.ldu": ("ldu",),

@@ -74,8 +74,9 @@ class Export:
         file: The concept, a .safetensors file.
         base: The base it was trained on: a diffusers folder or a hub id.
         out: Where to write: a .safetensors file, or a folder for the layout peft.
-        layout: kohya for A1111, ComfyUI and similar programs; diffusers for `load_lora_weights`;
-            peft for `PeftModel.from_pretrained`, with a folder for each component.
+        layout: kohya is read by A1111, ComfyUI, kohya's scripts and diffusers; diffusers by
+            `load_lora_weights` alone (ComfyUI would apply only the text encoder's part); peft by
+            `PeftModel.from_pretrained`, with a folder for each component.
         dtype: float32 keeps full precision; float16 and bfloat16 halve the file.
         overwrite: Replace `out` if it exists.
     """
@@ -83,7 +84,7 @@ class Export:
     file: tyro.conf.Positional[Path]
     base: tyro.conf.Positional[str]
     out: tyro.conf.Positional[Path]
-    layout: Layout
+    layout: Layout = "kohya"
     dtype: ExportDtype = "float32"
     overwrite: bool = False
 

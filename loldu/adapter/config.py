@@ -8,6 +8,7 @@ import enum
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from peft import PeftConfig
@@ -18,6 +19,18 @@ from loldu.adapter.factorization import FACTORIZATIONS, methods, select
 from loldu.adapter.ldu import Pivoting
 
 Residual = Literal["preserve", "perturb"]
+
+
+_HOW_TO_LOAD = """
+# How to load it
+
+```python
+import loldu  # pip install loldu; without this line PEFT knows no method LOLDU (KeyError: 'LOLDU')
+from peft import PeftModel
+
+model = PeftModel.from_pretrained(base_model, "this folder")
+```
+"""
 
 
 class LoLDUPeftType(str, enum.Enum):  # noqa: UP042  PEFT compares and serializes it as a str
@@ -192,6 +205,22 @@ class LoLDUConfig(PeftConfig):
             )
         if self.layers_pattern is not None and self.layers_to_transform is None:
             raise ValueError("layers_pattern needs layers_to_transform")
+
+    def save_pretrained(
+        self,
+        save_directory: Any,  # noqa: ANN401  PEFT says str and passes paths
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        """Write adapter_config.json, and how to load the adapter into the README.md beside it.
+
+        PEFT writes the README.md, and knows the method only after `import loldu`.
+        """
+        super().save_pretrained(save_directory, **kwargs)
+        card = Path(save_directory) / "README.md"
+        text = card.read_text(encoding="utf-8") if card.is_file() else "import loldu"
+        if "import loldu" not in text:
+            front, mark, rest = text.partition("\n---\n") if text[:4] == "---\n" else ("", "", text)
+            card.write_text(f"{front}{mark}{_HOW_TO_LOAD}{rest}", encoding="utf-8")
 
     @classmethod
     def for_deltas(cls, ranks: Mapping[str, int], factorization: str) -> "LoLDUConfig":

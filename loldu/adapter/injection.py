@@ -98,9 +98,13 @@ def _inject(
     through all existing adapters.
     """
     config = LoLDUConfig.for_deltas(ranks, factorization)
-    layers = {name: bare(part).get_submodule(name) for name in ranks}
+    model = bare(part)
+    layers = {name: model.get_submodule(name) for name in ranks}
     if all(isinstance(layer, LoLDULayer) for layer in layers.values()):
-        bare(part).peft_config[adapter_name] = config
+        if not hasattr(model, "peft_config"):
+            # `delete_adapters` of diffusers leaves the layers wrapped, but no configurations.
+            model.peft_config = {}
+        model.peft_config[adapter_name] = config
         with torch.device("meta"):
             for name, layer in layers.items():
                 layer.update_layer(adapter_name, ranks[name], 1.0, config)
@@ -122,12 +126,13 @@ def _inject(
 
 
 def activate(part: nn.Module, adapter_name: str) -> None:
-    """Make an adapter the only active one of a part, for inference."""
+    """Make an adapter the only active one of a part, for inference, also after `disable_lora`."""
     part = getattr(part, "_orig_mod", part)
     if isinstance(part, PeftModel) and adapter_name in part.peft_config:
         part.set_adapter(adapter_name, inference_mode=True)
     for layer in adapted_layers(part):
         layer.set_adapter(adapter_name, inference_mode=True)
+        layer.switch_on()
 
 
 def make_active(model_or_pipeline: Any, layers: list[LoLDULayer], names: list[str]) -> None:  # noqa: ANN401

@@ -29,7 +29,10 @@ class LoLDULayer(LayerFactors):
     """Adapter state of one linear layer, by adapter name."""
 
     adapter_layer_names = ("loldu_diagonal",)
-    other_param_names = ("r", "strength", "dropout", "factors", "pivots_version")
+    other_param_names = (
+        *("r", "strength", "dropout", "factors"),
+        *("pivots_version", "starts", "base_checked"),
+    )
 
     def __init__(self, base_layer: nn.Module, layer_name: str) -> None:
         """Wrap a base layer; its name is for messages and for seeding."""
@@ -62,6 +65,8 @@ class LoLDULayer(LayerFactors):
             shared = self._share(rank, diagonal.factorization, None)
             self._start(diagonal.to(self.weight.device), shared, config)
             self.factors[adapter_name] = shared
+            self.base_checked[adapter_name] = True
+        self.starts[adapter_name] = config.diagonal_init, config.seed
         self.r[adapter_name] = rank
         self.strength[adapter_name] = 1.0
         self.dropout[adapter_name] = config.dropout
@@ -85,6 +90,10 @@ class LoLDULayer(LayerFactors):
         """Make adapters the active ones of all rows; the trained parameters stay the same."""
         self._active_adapter = adapter_names
         self.rows = None
+
+    def switch_on(self) -> None:
+        """Undo `disable_adapters`; the trained parameters stay the same."""
+        self._disable_adapters = False
 
     def adapters_in_use(self) -> list[str]:
         """Return the adapters of this layer that are active, or that rows of a batch use."""
@@ -132,6 +141,7 @@ class LoLDULayer(LayerFactors):
         self.factors[adapter_name] = self._share(
             delta.numel(), diagonal.factorization, diagonal.pivots
         )
+        self.base_checked[adapter_name] = True  # whoever gives a delta has compared the base
 
     def delta(self, adapter_name: str) -> Float[Tensor, " r"]:
         """Return delta at the adapter's strength, with its graph."""

@@ -11,10 +11,12 @@ from jaxtyping import Float
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from loldu.adapter.base_check import DiagonalStart, accepts_any_base, fits_weight
 from loldu.adapter.base_weight import as_matrix, features_of, fingerprint
 from loldu.adapter.diagonal import LoLDUDiagonal
 from loldu.adapter.factorization import FACTORIZATIONS
 from loldu.adapter.shared_factors import SharedFactors, version_of
+from loldu.errors import ConceptError
 
 
 class LayerFactors(BaseTunerLayer):
@@ -29,6 +31,8 @@ class LayerFactors(BaseTunerLayer):
         self.r: dict[str, int] = {}
         self.factors: dict[str, SharedFactors] = {}
         self.pivots_version: dict[str, tuple[int, int]] = {}
+        self.starts: dict[str, DiagonalStart] = {}
+        self.base_checked: dict[str, bool] = {}
         self._weight_before_merge: Tensor | None = None
         self._fingerprint: tuple[tuple[tuple[int, int], float, float], Tensor] | None = None
         self._weight_version = version_of(self.weight)
@@ -71,6 +75,7 @@ class LayerFactors(BaseTunerLayer):
 
         Raises:
             RuntimeError: If the adapter or the weight is on the meta device.
+            ConceptError: If an adapter was loaded that belongs to another weight.
         """
         held = self.factors.get(adapter_name)
         if held is not None and self._is_at_pivots(held, adapter_name):
@@ -83,8 +88,26 @@ class LayerFactors(BaseTunerLayer):
                 "load its weights and those of the base model first"
             )
         shared = self._share(self.r[adapter_name], diagonal.factorization, diagonal.pivots)
+        if held is not None or adapter_name not in self.base_checked:
+            self._require_own_base(adapter_name, shared)
         self.factors[adapter_name] = shared
         return shared
+
+    def _require_own_base(self, adapter_name: str, shared: SharedFactors) -> None:
+        """Check that loaded values belong to this weight.
+
+        Raises:
+            ConceptError: If they belong to another.
+        """
+        self.base_checked.pop(adapter_name, None)
+        diagonal, start = self.diagonal(adapter_name), self.starts[adapter_name]
+        if not (accepts_any_base() or fits_weight(diagonal, shared, start, self.layer_name)):
+            raise ConceptError(
+                f"adapter '{adapter_name}' was trained on another base model: its values do not "
+                f"fit the weight of layer '{self.layer_name}'; load the base it was trained on, or "
+                "load it inside `with loldu.any_base():` if you know that this one will do"
+            )
+        self.base_checked[adapter_name] = True
 
     def _is_at_pivots(self, held: SharedFactors, adapter_name: str) -> bool:
         """Return whether factors are those at an adapter's pivots.
@@ -145,10 +168,22 @@ class LayerFactors(BaseTunerLayer):
         return SharedFactors.of(factors, factorization, weight.dtype)
 
     def follow_pivots(self) -> None:
-        """Update the factors after the weight or the pivots were written to."""
+        """Update the factors after the weight or the pivots were written to.
+
+        Raises:
+            ConceptError: If an adapter was loaded that belongs to another weight.
+        """
         if self.weight.is_meta:
             return
         self.follow_weight()
         for name in self.r:
-            if not self.diagonal(name).dz.is_meta:
-                self.factors_of(name)
+            diagonal = self.diagonal(name)
+            if diagonal.dz.is_meta:
+                continue
+            shared = self.factors_of(name)
+            if diagonal.pivots is None and diagonal.z_ref is not None:
+                # Without pivots no factors become wrong, so the start is compared after a write.
+                version = version_of(diagonal.z_ref)
+                if self.pivots_version.get(name) != version:
+                    self._require_own_base(name, shared)
+                    self.pivots_version[name] = version

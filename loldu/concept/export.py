@@ -47,7 +47,7 @@ _COMPONENT_OF_CLASS = {
 def export_lora(
     model_or_pipeline: Any,  # noqa: ANN401
     path: str | os.PathLike[str],
-    layout: Layout = "diffusers",
+    layout: Layout = "kohya",
     adapter_name: str | None = None,
     *,
     dtype: torch.dtype = torch.float32,
@@ -59,10 +59,11 @@ def export_lora(
     Like a concept file, it holds the adapter at strength 1, whatever its strength is now: the
     program that loads it sets its own strength and expects 1 to be the full effect.
 
-    - ``"diffusers"``: one .safetensors file for ``pipeline.load_lora_weights``.
-    - ``"kohya"``: one .safetensors file for A1111, ComfyUI and similar programs, with one alpha for
-      all layers, because some readers ignore the alpha of a single layer. (diffusers reads it too,
-      but a text encoder only if its output projections are adapted.)
+    - ``"kohya"``: one .safetensors file for A1111, ComfyUI, kohya's scripts and diffusers, with one
+      alpha for all layers, because some readers ignore the alpha of a single layer. diffusers reads
+      a text encoder in it only if its output projections are adapted.
+    - ``"diffusers"``: one .safetensors file for diffusers' ``load_lora_weights`` alone. ComfyUI
+      reads the text encoder in it, and no U-Net: half a concept.
     - ``"peft"``: a folder for ``PeftModel.from_pretrained``; for a pipeline, it has one such folder
       for each adapted component. This is the only layout that includes fully trained modules
       (``modules_to_save``).

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from loldu.adapter.base_check import any_base
 from loldu.adapter.components import adapted_layers, bare
 from loldu.adapter.layer import LoLDULayer
 from loldu.concept.format import Concept, ConceptLayer
@@ -56,7 +57,8 @@ def hotswap_concept(
         diagonal.set_delta(F.pad(delta, (0, r - delta.numel())).to(diagonal.dz.device))
         if content is not None and content.pivots is not None and diagonal.pivots is not None:
             diagonal.pivots[..., : delta.numel()].copy_(content.pivots)
-        place.follow_pivots()
+        with any_base():  # the fingerprints have been compared
+            place.follow_pivots()
     return concept
 
 

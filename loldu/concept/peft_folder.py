@@ -16,18 +16,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from loldu.adapter.base_check import pivots_fit, start_fits
 from loldu.adapter.base_weight import dtype_name
 from loldu.adapter.components import bare, fingerprint_of, part_with, weight_of
 from loldu.adapter.config import LoLDUConfig, LoLDUPeftType
-from loldu.adapter.diagonal import LoLDUDiagonal, initial_diagonal, layer_generator
+from loldu.adapter.diagonal import LoLDUDiagonal
 from loldu.adapter.factorization import FACTORIZATIONS
+from loldu.adapter.factors import Factors
 from loldu.concept.format import BASE_DTYPES, Concept, ConceptLayer, reason_of
 from loldu.errors import ConceptError
 
 _DIAGONAL = ".loldu_diagonal."
-# Relative to the norm of d. Pivots of another base differ by more than 1, of a rounded one by less
-# than 0.01. Without pivots (an SVD), d of another base may be as close, so it must be the same.
-_TOLERANCE, _EXACT_TOLERANCE = 0.1, 1e-6
 
 
 def read_peft_folder(path: Path, parts: Mapping[str, nn.Module]) -> Concept:
@@ -130,7 +129,7 @@ def _read_layer(
         )
     try:
         diagonal = _restore(state, config.rank_and_sigma(name)[1], config.factorization_name)
-        d = _diagonal_of(weight, diagonal)
+        factors = _factors_of(weight, diagonal)
     except ValueError as error:
         raise ConceptError(
             f"{path} does not fit layer '{name}' ({reason_of(error)}): it is damaged, or was made "
@@ -139,15 +138,15 @@ def _read_layer(
     delta = diagonal.delta().detach()
     if not torch.isfinite(delta).all():
         raise ConceptError(f"the delta of layer '{name}' in {path} is not finite")
-    has_pivots = diagonal.pivots is not None
-    tolerance, dtype = (_TOLERANCE, "") if has_pivots else (_EXACT_TOLERANCE, ", in its dtype")
-    start = initial_diagonal(config.diagonal_init, d, layer_generator(config.seed, name))
-    for saved, here in ((diagonal.z_ref, start), (diagonal.perturbation, start - d)):
-        if saved is not None and not (saved - here).norm() <= tolerance * here.norm():
-            raise ConceptError(
-                f"{path} was made for another base model: the weight of layer '{name}' is not the "
-                f"one here; load the base it was trained on{dtype}"
-            )
+    fits = start_fits(diagonal, factors.diagonal.cpu(), (config.diagonal_init, config.seed), name)
+    if fits is None and diagonal.pivots is not None:
+        fits = pivots_fit(factors.left)
+    if fits is False:
+        dtype = ", in its dtype" if diagonal.pivots is None else ""
+        raise ConceptError(
+            f"{path} was made for another base model: the weight of layer '{name}' is not the one "
+            f"here; load the base it was trained on{dtype}"
+        )
     return ConceptLayer(
         component,
         name,
@@ -183,8 +182,8 @@ def _restore(state: dict[str, Tensor], sigma_0: float, factorization: str) -> Lo
     return diagonal
 
 
-def _diagonal_of(weight: Float[Tensor, "out in"], diagonal: LoLDUDiagonal) -> Float[Tensor, " r"]:
-    """Return the diagonal d of a weight at the saved pivots.
+def _factors_of(weight: Float[Tensor, "out in"], diagonal: LoLDUDiagonal) -> Factors:
+    """Return the factors of a weight at the saved pivots.
 
     Raises:
         ValueError: If the pivots or their number do not fit the weight.
@@ -193,4 +192,4 @@ def _diagonal_of(weight: Float[Tensor, "out in"], diagonal: LoLDUDiagonal) -> Fl
     if not 1 <= r <= min(weight.shape):
         raise ValueError(f"{r} directions of a weight with {tuple(weight.shape)}")
     factorize = FACTORIZATIONS[diagonal.factorization].factorize
-    return factorize(weight.detach(), r, diagonal.pivots).diagonal.cpu()
+    return factorize(weight.detach(), r, diagonal.pivots)

@@ -84,6 +84,7 @@ def mix(model_or_pipeline: Any, weights: Mapping[str, float | int]) -> None:  # 
     layers = _require(model_or_pipeline, weights)
     _require_mixable(model_or_pipeline, weights)
     for layer in layers:
+        layer.switch_on()
         for name, weight in weights.items():
             layer.set_scale(name, weight)
     make_active(model_or_pipeline, layers, [*weights])
@@ -122,6 +123,8 @@ def set_concepts(
     _require_mixable(model_or_pipeline, names)
     for layer in layers:
         layer.rows = rows
+        if rows is not None:
+            layer.switch_on()
 
 
 def _require(model_or_pipeline: Any, names: Collection[str]) -> list[LoLDULayer]:  # noqa: ANN401

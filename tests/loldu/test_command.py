@@ -19,7 +19,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from loldu import LoLDUConfig, load_concept, read_concept, save_concept, set_strength
+from loldu import (
+    LoLDUConfig,
+    export_lora,
+    load_concept,
+    read_concept,
+    save_concept,
+    set_strength,
+)
 from loldu.__main__ import run
 from loldu.adapter.layer import LoLDULayer
 
@@ -166,6 +173,27 @@ def test_export_writes_what_other_programs_read(
         unet, encoder = loaded.unet, loaded.text_encoder
     torch.testing.assert_close(draw(unet), draw(live.unet), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(read(encoder), read(live.text_encoder), atol=1e-5, rtol=1e-5)
+
+
+def test_the_default_layout_is_the_one_that_all_programs_read(
+    concept: str, base: str, live: StableDiffusionPipeline, tmp_path: Path
+) -> None:
+    """The keys that ComfyUI maps to weights, kohya's scripts read and A1111 looks up."""
+    assert run(["export", concept, base, str(tmp_path / "lora.safetensors")]) == 0
+    read_by_comfyui = set()
+    for name, module in live.unet.named_modules():
+        if isinstance(module, LoLDULayer):
+            read_by_comfyui.add(f"lora_unet_{name.replace('.', '_')}")
+    for name, module in live.text_encoder.named_modules():
+        if isinstance(module, LoLDULayer):
+            full = f"text_model.{name.removeprefix('text_model.')}"
+            read_by_comfyui.add(f"lora_te_{full.replace('.', '_')}")
+    layers = {key.partition(".")[0] for key in load_file(tmp_path / "lora.safetensors")}
+    assert layers == read_by_comfyui
+    export_lora(live, tmp_path / "same.safetensors")
+    assert load_file(tmp_path / "same.safetensors").keys() == {
+        *load_file(tmp_path / "lora.safetensors")
+    }
 
 
 def test_truncate_writes_a_smaller_concept_and_its_error(

@@ -10,7 +10,15 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
-from loldu import LoLDUConfig, save_concept
+from loldu import (
+    ConceptError,
+    LoLDUConfig,
+    hotswap_concept,
+    load_concept,
+    mix,
+    save_concept,
+    unload_concept,
+)
 from loldu.adapter.layer import LoLDULayer
 
 Make = Callable[..., UNet2DConditionModel]
@@ -230,3 +238,86 @@ def test_operations_that_need_a_lora_are_refused(
     with pytest.raises(ValueError, match="Invalid LoRA checkpoint"):
         other.load_lora_weights(concept)
     assert np.array_equal(pictures(other), base)
+
+
+PARTS = ["unet", "text_encoder"]
+CALLS: dict[str, Callable[[StableDiffusionPipeline], object]] = {
+    "delete_adapters": lambda p: p.delete_adapters("default"),
+    "disable_lora": lambda p: p.disable_lora(),
+    "enable_lora": lambda p: p.enable_lora(),
+    "unload_lora_weights": lambda p: p.unload_lora_weights(),
+    "set_adapters": lambda p: p.set_adapters("default", 0.5),
+    "fuse_lora": lambda p: p.fuse_lora(components=PARTS),
+    "unfuse_lora": lambda p: p.unfuse_lora(components=PARTS),
+    "unload_concept": unload_concept,
+}
+
+SLOW = [call for call in CALLS if call not in ("delete_adapters", "disable_lora", "fuse_lora")]
+
+
+@torch.no_grad()
+def outputs(pipeline: StableDiffusionPipeline) -> Tensor:
+    states = pipeline.text_encoder(torch.arange(8)[None]).last_hidden_state
+    return torch.cat([pipeline.unet(*INPUTS).sample.flatten(), states.flatten()])
+
+
+@pytest.fixture
+def concepts(pipeline: StableDiffusionPipeline, tmp_path: Path) -> dict[str, Path]:
+    return {name: save_concept(pipeline, tmp_path / name, name) for name in "ab"}
+
+
+@pytest.mark.filterwarnings("ignore:Already unmerged", "ignore:All adapters are already merged")
+@pytest.mark.parametrize(
+    "first",
+    [
+        *("delete_adapters", "disable_lora", "fuse_lora"),
+        *(pytest.param(call, marks=pytest.mark.slow) for call in SLOW),
+    ],
+)
+def test_concepts_are_loaded_and_swapped_after_calls_of_diffusers_in_any_order(
+    first: str, make_pipeline: Callable[[], StableDiffusionPipeline], concepts: dict[str, Path]
+) -> None:
+    plain = make_pipeline()
+    base = outputs(plain)
+    wanted = {}
+    for name, path in concepts.items():
+        load_concept(plain, path)
+        wanted[name] = outputs(plain)
+        unload_concept(plain)
+    assert torch.equal(outputs(plain), base)
+    pipeline = plain
+    for second in (None, *CALLS):
+        load_concept(pipeline, concepts["b"])
+        gone = fused = False
+        for call in (first, second):
+            # Without an adapter, these calls of diffusers are errors of their own.
+            if call is None or (gone and call != "unfuse_lora"):
+                continue
+            if fused and call == "unload_concept":
+                with pytest.raises(ConceptError, match="unmerge it first"):
+                    unload_concept(pipeline)
+                continue
+            CALLS[call](pipeline)
+            gone = gone or call in ("delete_adapters", "unload_lora_weights", "unload_concept")
+            fused = call == "fuse_lora" or (fused and call != "unfuse_lora")
+        if fused:
+            with pytest.raises(ConceptError, match=r"unmerge it first|another base model"):
+                load_concept(pipeline, concepts["a"], "new")
+            pipeline = make_pipeline()
+            continue
+        if not gone:
+            hotswap_concept(pipeline, concepts["b"])
+            load_concept(pipeline, concepts["a"], "new")
+            assert torch.allclose(outputs(pipeline), wanted["a"], atol=1e-5)
+            unload_concept(pipeline, "new")
+            mix(pipeline, {"default": 1.0})
+            assert torch.allclose(outputs(pipeline), wanted["b"], atol=1e-5)
+            unload_concept(pipeline)
+        assert torch.equal(outputs(pipeline), base)
+        load_concept(pipeline, concepts["a"])
+        assert torch.allclose(outputs(pipeline), wanted["a"], atol=1e-5), second
+        pipeline.set_adapters("default", 1.0)
+        assert pipeline.get_list_adapters() == {part: ["default"] for part in PARTS}
+        unload_concept(pipeline)
+        assert pipeline.get_list_adapters() == {}
+        assert torch.equal(outputs(pipeline), base)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from peft import (
     PeftModel,
     get_peft_model,
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from loldu import LoLDUConfig, ldu, load_concept, save_concept
+from loldu import ConceptError, LoLDUConfig, any_base, ldu, load_concept, save_concept
 from loldu.adapter.layer import LoLDULayer
 
 Route = Callable[[PeftModel, torch.dtype, Path], nn.Module]
@@ -188,3 +189,104 @@ def test_modules_saved_in_full_come_back_through_the_loader_of_transformers(
         expected = trained(tokens).last_hidden_state
         assert torch.equal(loaded(tokens).last_hidden_state, expected)
         assert (encoder()(tokens).last_hidden_state - expected).abs().mean() > 1
+
+
+def plain(seed: int) -> CLIPTextModel:
+    """A base; another seed is another base of the same shapes."""
+    config = encoder().config
+    torch.manual_seed(seed)
+    return CLIPTextModel(config).eval()
+
+
+def beside_another(base: nn.Module, folder: Path) -> None:
+    get_peft_model(base, LoLDUConfig(r=R), "mine").load_adapter(folder, "default")
+
+
+def through_meta(base: nn.Module, folder: Path) -> None:
+    PeftModel.from_pretrained(base, folder, low_cpu_mem_usage=True)
+
+
+def as_state_dict(base: nn.Module, folder: Path) -> None:
+    model = get_peft_model(base, LoLDUConfig.from_pretrained(folder))
+    set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
+
+
+def by_transformers(base: CLIPTextModel, folder: Path) -> None:
+    base.load_adapter(str(folder))
+    base.train().eval()(torch.arange(8)[None])  # its loader calls no hook of the layers
+
+
+@pytest.mark.parametrize(
+    "load",
+    [PeftModel.from_pretrained, through_meta, beside_another, as_state_dict, by_transformers],
+)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"train_scale": False},
+        {"pivoting": "complete"},
+        {"factorization": "svd"},
+        {"diagonal_init": "normal", "seed": 5},
+        {"diagonal_init": "ones", "residual": "perturb"},
+    ],
+    ids=str,
+)
+def test_peft_refuses_another_base_unless_any_will_do(
+    load: Callable[[nn.Module, Path], object], options: dict[str, object], tmp_path: Path
+) -> None:
+    config = LoLDUConfig(r=R, init_weights=False, **options)
+    get_peft_model(plain(0), config).save_pretrained(tmp_path)
+    base = plain(1)
+    with pytest.raises(ConceptError, match=r"another base model: .* layer '\S*proj'; .*any_base"):
+        load(base, tmp_path)
+    base = plain(1)
+    with any_base():
+        load(base, tmp_path)
+    base.to(torch.bfloat16).train().eval()(torch.arange(8)[None])
+    own = plain(0)
+    load(own, tmp_path)
+    own.train().eval()(torch.arange(8)[None])
+
+
+def test_a_refused_adapter_can_be_deleted_and_the_others_work(tmp_path: Path) -> None:
+    config = LoLDUConfig(r=R, init_weights=False)
+    get_peft_model(plain(0), config).save_pretrained(tmp_path)
+    model = get_peft_model(plain(1), config, "mine")
+    tokens = torch.arange(8)[None]
+    with torch.no_grad():
+        before = model(tokens).last_hidden_state
+        with pytest.raises(ConceptError, match="adapter 'theirs' was trained on another base"):
+            model.load_adapter(tmp_path, "theirs")
+        assert torch.equal(model(tokens).last_hidden_state, before)
+        model.set_adapter("theirs")
+        with pytest.raises(ConceptError, match="adapter 'theirs' was trained on another base"):
+            model(tokens)
+        model.set_adapter("mine")
+        model.delete_adapter("theirs")
+        model.eval()
+        assert torch.equal(model(tokens).last_hidden_state, before)
+
+
+def test_a_folder_with_pivots_alone_is_compared_by_them(tmp_path: Path) -> None:
+    config = LoLDUConfig(r=R, init_weights=False, train_scale=False)
+    get_peft_model(plain(0), config).save_pretrained(tmp_path)
+    with pytest.raises(ConceptError, match="was made for another base model: the weight of layer"):
+        load_concept(plain(1), tmp_path)
+    load_concept(plain(0), tmp_path)
+
+
+def test_the_card_beside_a_saved_adapter_begins_with_how_to_load_it(tmp_path: Path) -> None:
+    model = get_peft_model(plain(0), LoLDUConfig(r=R))
+    for _ in range(2):  # once, however often it is saved
+        model.save_pretrained(tmp_path)
+        card = ModelCard.load(tmp_path / "README.md")
+        assert card.data.library_name == "peft"
+        assert card.text.lstrip().startswith("# How to load it")
+        assert card.text.count("import loldu") == 1
+        assert "### Framework versions" in card.text
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "README.md").write_text("# A project that says import loldu itself")
+    model.peft_config["default"].save_pretrained(mine)
+    assert (mine / "README.md").read_text() == "# A project that says import loldu itself"
