@@ -2,7 +2,7 @@
 
 import random
 
-from pocket.world import RARE_TOKENS, Scene
+from pocket.world import OPPOSITE, RARE_TOKENS, Scene, other_thing
 
 SETTINGS = {
     "meadow": ("on grass", "on a meadow"),
@@ -57,7 +57,22 @@ class _Teller:
         if kind == "house":
             roof, door = self.says("roof_color"), self.says("door_color")
             return [*self.says("color"), "house"], self.tail(("roof", roof), ("door", door))
+        if kind == "ball":
+            return [*self.says("color"), "ball"], ""
         return [*self.surface(), self.scene["shape"]], ""
+
+    def neighbor(self) -> list[str]:
+        """Return the second thing and where it is, e.g. "to the left of a red car"."""
+        if not (other := other_thing(self.scene)):
+            return []
+        head, tail = _Teller(other, self.rng, self.detail).head_and_tail()
+        thing = "a " + " ".join(head) + tail
+        side = self.says("side")
+        if self.scene["relation"] == "holding":
+            return ["holding", thing, *(f"on its {place}" for place in side)]
+        if side:
+            return ["to the", OPPOSITE[side[0]], "of", thing]
+        return [self.rng.choice(("beside", "next to")), thing]
 
 
 def full_caption(scene: Scene) -> str:
@@ -74,12 +89,16 @@ def random_caption(scene: Scene, rng: random.Random) -> str:
 
 def _compose(scene: Scene, teller: _Teller, opening: str, rng: random.Random | None) -> str:
     head, tail = teller.head_and_tail()
-    if scene["size"] == "large":
+    if scene.get("size") == "large":
         head = teller.says("size") + head
     if rng and rng.random() < 0.02:
         head = [rng.choice(RARE_TOKENS), *head]
-    words = [opening + " ".join(head) + tail]
-    if scene["position"] in _PLACES and teller.says("position"):
+    words = [opening + " ".join(head) + tail, *teller.neighbor()]
+    if (
+        scene.get("relation") != "beside"
+        and scene["position"] in _PLACES
+        and teller.says("position")
+    ):
         words.append(_PLACES[scene["position"]])
     if not rng or rng.random() < 0.35 + 0.6 * teller.detail:
         words.append(setting_phrase(scene["background"], rng))

@@ -1,6 +1,6 @@
 """Reads a scene's attributes from a picture, to check whether it follows a prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from pocket.corpus import Corpus
 from pocket.fitting import Losses, device, fit
-from pocket.world import ATTRIBUTES, Scene
+from pocket.world import ATTRIBUTES, NEIGHBOR, Scene, as_seen
+
+READABLE = ATTRIBUTES | NEIGHBOR
 
 
 def _block(inputs: int, outputs: int, stride: int, kernel: int = 3) -> nn.Sequential:
@@ -20,10 +22,10 @@ def _block(inputs: int, outputs: int, stride: int, kernel: int = 3) -> nn.Sequen
 
 
 class AttributeClassifier(nn.Module):
-    """A small convolutional network with one head per attribute in `ATTRIBUTES`."""
+    """A small convolutional network with one head per attribute of a scene."""
 
-    def __init__(self) -> None:
-        """Start untrained."""
+    def __init__(self, attributes: Iterable[str] = READABLE) -> None:
+        """Start untrained, with a head for each of these attributes."""
         super().__init__()
         self.features = nn.Sequential(
             _block(3, 32, 2, 5),
@@ -35,7 +37,7 @@ class AttributeClassifier(nn.Module):
         self.layout = nn.Sequential(_block(160, 40, 1, 1), nn.Flatten())
         self.joint = nn.Sequential(nn.Linear(40 * 64 + 320, 256), nn.ReLU())
         self.heads = nn.ModuleDict(
-            {name: nn.Linear(256 + 320, len(values)) for name, values in ATTRIBUTES.items()}
+            {name: nn.Linear(256 + 320, len(READABLE[name])) for name in attributes}
         )
 
     def forward(self, pixels: Float[Tensor, "b 3 64 64"]) -> dict[str, Float[Tensor, "b values"]]:
@@ -51,17 +53,16 @@ class AttributeClassifier(nn.Module):
         logits = self(pixels.to(next(self.parameters()).device))
         indices = {name: values.argmax(1).tolist() for name, values in logits.items()}
         return [
-            {name: ATTRIBUTES[name][column[i]] for name, column in indices.items()}
+            {name: READABLE[name][column[i]] for name, column in indices.items()}
             for i in range(len(pixels))
         ]
 
 
 def load_classifier(path: Path) -> AttributeClassifier:
-    """Load a classifier for reading."""
-    classifier = AttributeClassifier()
-    classifier.load_state_dict(
-        {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
-    )
+    """Load a classifier for reading; older files lack the heads of the second thing."""
+    state = {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
+    classifier = AttributeClassifier([name for name in READABLE if f"heads.{name}.bias" in state])
+    classifier.load_state_dict(state)
     return classifier.eval().requires_grad_(False)
 
 
@@ -96,13 +97,13 @@ def attribute_targets(scenes: Sequence[Scene]) -> dict[str, Tensor]:
     """Return class indices of every attribute; -100 if the kind of object lacks it."""
     return {
         name: torch.tensor([values.index(s[name]) if name in s else -100 for s in scenes])
-        for name, values in ATTRIBUTES.items()
+        for name, values in READABLE.items()
     }
 
 
 def pretrain_classifier(
-    train: Corpus,
-    reconstructed: Float[Tensor, "n 3 64 64"],
+    one: tuple[Corpus, Float[Tensor, "n 3 64 64"]],
+    two: tuple[Corpus, Float[Tensor, "m 3 64 64"]],
     build: Path,
     steps: int,
     batch: int,
@@ -110,27 +111,34 @@ def pretrain_classifier(
     """Train on true renders and on the VAE's reconstructions of them, both with noise.
 
     Args:
-        train: True renders.
-        reconstructed: Reconstructions of the first n renders. They teach the classifier to ignore
-            the VAE's blur.
+        one: True renders of one thing, and reconstructions of the first n of them. The
+            reconstructions teach the classifier to ignore the VAE's blur.
+        two: The same for two things; a fifth of every batch.
         build: Folder for work files.
         steps: Optimizer steps.
         batch: Pictures per step.
     """
     classifier = AttributeClassifier().to(device())
-    targets = attribute_targets(train.scenes)
-    fifth = batch // 5
+    alone = [{"relation": "alone", **scene} for scene in one[0].scenes]
+    sources = (
+        (*one, attribute_targets(alone), batch - batch // 5),
+        (*two, attribute_targets([as_seen(scene) for scene in two[0].scenes]), batch // 5),
+    )
 
     def losses_at(step: int) -> Losses:
-        blurred = torch.randint(len(reconstructed), (fifth,))
-        rows = torch.randint(len(train), (batch - fifth,))
-        x = torch.cat([reconstructed[blurred].float(), train.pixels(rows)]).to(device())
+        pictures: list[Tensor] = []
+        targets: list[dict[str, Tensor]] = []
+        for renders, reconstructed, wanted, count in sources:
+            blurred = torch.randint(len(reconstructed), (count // 5,))
+            rows = torch.randint(len(renders), (count - count // 5,))
+            pictures += [reconstructed[blurred].float(), renders.pixels(rows)]
+            rows = torch.cat([blurred, rows])
+            targets.append({name: values[rows] for name, values in wanted.items()})
+        x = torch.cat(pictures).to(device())
         x = x + 0.08 * torch.rand(batch, 1, 1, 1, device=x.device) * torch.randn_like(x)
-        logits = classifier(x)
-        rows = torch.cat([blurred, rows])
         total = x.new_zeros(())
-        for name, values in logits.items():
-            target = targets[name][rows].to(x.device)
+        for name, values in classifier(x).items():
+            target = torch.cat([part[name] for part in targets]).to(x.device)
             total = total + F.cross_entropy(values, target, ignore_index=-100, reduction="sum")
         return {"loss": total / batch}
 

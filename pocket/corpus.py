@@ -15,10 +15,9 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import CLIPTokenizer
 
-from loldu.files import write_atomically
 from pocket.captions import full_caption, random_caption
 from pocket.render import SIZE_PX, render
-from pocket.world import Scene, elsewhere, named_scene, random_scene
+from pocket.world import Scene, elsewhere, named_scene, random_scene, two_things
 
 CAPTIONS_EACH = 6
 _CHUNK = 1000
@@ -89,7 +88,11 @@ def _pairs(rng: random.Random, count: int) -> list[Scene]:
     return [s for scene in once for s in (scene, elsewhere(scene, rng))]
 
 
-SPLITS = {"named": _named, "pairs": _pairs}
+def _two(rng: random.Random, count: int) -> list[Scene]:
+    return [two_things(rng) for _ in range(count)]
+
+
+SPLITS = {"named": _named, "pairs": _pairs, "two": _two, "judged_two": _two}
 
 
 def _render_chunk(job: tuple[str, int, int]) -> tuple[np.ndarray, list[Scene], list[list[str]]]:
@@ -102,31 +105,53 @@ def _render_chunk(job: tuple[str, int, int]) -> tuple[np.ndarray, list[Scene], l
 
 
 def make_corpus(build: Path, split: str, size: int, seed: int) -> Corpus:
-    """Render a split, or open the rendered one.
+    """Render a split, or open the rendered one; an interrupted rendering continues.
 
     The split "named" shows individuals with their names. "pairs" shows every thing twice, in two
-    settings, one after the other. All other splits show random scenes.
+    settings, one after the other. "two" and "judged_two" show two things in one picture. All
+    other splits show random scenes.
     """
-    pictures_file, texts_file = build / f"{split}-{size}.npy", build / f"{split}-{size}.json"
-    if not texts_file.exists():
-        build.mkdir(parents=True, exist_ok=True)
-        jobs = [
-            (split, seed + i, min(_CHUNK, size - start))
-            for i, start in enumerate(range(0, size, _CHUNK))
-        ]
+    pictures_file, texts_file = build / f"{split}-{size}.npy", build / f"{split}-{size}.jsonl"
+    build.mkdir(parents=True, exist_ok=True)
+    jobs = [
+        (split, seed + i, min(_CHUNK, size - start))
+        for i, start in enumerate(range(0, size, _CHUNK))
+    ]
+    done = _finished_chunks(texts_file)
+    if done < len(jobs):
         pictures = np.lib.format.open_memmap(
-            pictures_file, mode="w+", dtype=np.uint8, shape=(size, SIZE_PX, SIZE_PX, 3)
+            pictures_file,
+            mode="r+" if done else "w+",
+            dtype=np.uint8,
+            shape=(size, SIZE_PX, SIZE_PX, 3),
         )
-        scenes: list[Scene] = []
-        captions: list[list[str]] = []
-        with get_context("fork").Pool(os.cpu_count()) as pool:
-            chunks = pool.imap(_render_chunk, jobs)
-            for drawn, shown, written in tqdm(chunks, total=len(jobs), desc=f"render {split}"):
-                pictures[len(scenes) : len(scenes) + len(shown)] = drawn
-                scenes += shown
-                captions += written
-        pictures.flush()
-        write_atomically(texts_file, json.dumps({"scenes": scenes, "captions": captions}))
-    texts = json.loads(texts_file.read_text(encoding="utf-8"))
-    pictures = np.load(pictures_file, mmap_mode="r")
-    return Corpus(pictures, texts["scenes"], texts["captions"])
+        with (
+            get_context("fork").Pool(os.cpu_count()) as pool,
+            texts_file.open("a", encoding="utf-8") as texts,
+        ):
+            chunks = pool.imap(_render_chunk, jobs[done:])
+            for drawn, scenes, captions in tqdm(
+                chunks, initial=done, total=len(jobs), desc=f"render {split}"
+            ):
+                pictures[done * _CHUNK : done * _CHUNK + len(scenes)] = drawn
+                pictures.flush()
+                texts.write(json.dumps({"scenes": scenes, "captions": captions}) + "\n")
+                texts.flush()
+                done += 1
+    lines = [json.loads(line) for line in texts_file.read_text(encoding="utf-8").splitlines()]
+    return Corpus(
+        np.load(pictures_file, mmap_mode="r"),
+        [scene for line in lines for scene in line["scenes"]],
+        [captions for line in lines for captions in line["captions"]],
+    )
+
+
+def _finished_chunks(texts_file: Path) -> int:
+    """Count the chunks whose texts were written whole; cut off a line that was not finished."""
+    if not texts_file.exists():
+        return 0
+    written = texts_file.read_bytes()
+    whole = written[: written.rfind(b"\n") + 1]
+    if len(whole) < len(written):
+        texts_file.write_bytes(whole)
+    return whole.count(b"\n")

@@ -4,8 +4,9 @@ With a frozen text encoder, or with noise prediction, colors do not bind to thei
 samples a CPU can afford. Trained jointly, on v with an x0 weight of clamp(SNR, 1, 5), they do.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,29 +17,59 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from pocket.corpus import CAPTIONS_EACH, tokenize
 from pocket.fitting import Losses, device, fit, half_precision, hold_then_decay
 from pocket.vae import LATENT_CHANNELS
-from pocket.world import RARE_TOKENS
+from pocket.world import INDIVIDUALS, RARE_TOKENS
 
-OnCheckpoint = Callable[[UNet2DConditionModel, CLIPTextModel], dict[str, object]]
-
-_CHANNELS = (96, 160)
-_NAMED_SHARE = 0.4
 _RARE_SPREAD = 0.5  # of the names' own
 
 
-def build_unet(cross_attention_dim: int) -> UNet2DConditionModel:
+@dataclass(frozen=True)
+class Denoising:
+    """Size and training of the UNet.
+
+    Attributes:
+        steps: Optimizer steps.
+        batch: Pictures per step.
+        channels: Channels at 8 x 8 and at 4 x 4.
+        layers_per_block: Residual and attention blocks per level.
+        lr: Learning rate of the UNet; the text encoder has half of it.
+        hold: Share of the steps before the learning rate falls.
+        ema_decay: Decay of the averaged weights.
+        snr_limit: Largest weight of an error in x0, min-SNR's gamma.
+        patterned_share: Share of a batch drawn from dotted and striped things alone.
+        two_share: Share of a batch that shows two things.
+        named_share: Share of a batch that shows individuals with their names.
+    """
+
+    steps: int = 62_500
+    batch: int = 64
+    channels: tuple[int, int] = (96, 160)
+    layers_per_block: int = 1
+    lr: float = 1e-3
+    hold: float = 0.8
+    ema_decay: float = 0.999
+    snr_limit: float = 5.0
+    patterned_share: float = 0.15
+    two_share: float = 0.1
+    named_share: float = 0.15
+
+
+def build_unet(settings: Denoising, cross_attention_dim: int) -> UNet2DConditionModel:
     """Return a UNet with two levels, 8 x 8 and 4 x 4, each with self- and cross-attention."""
-    return UNet2DConditionModel(
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
         sample_size=8,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
-        layers_per_block=1,
-        block_out_channels=_CHANNELS,
-        down_block_types=("CrossAttnDownBlock2D",) * len(_CHANNELS),
-        up_block_types=("CrossAttnUpBlock2D",) * len(_CHANNELS),
+        layers_per_block=settings.layers_per_block,
+        block_out_channels=settings.channels,
+        down_block_types=("CrossAttnDownBlock2D",) * len(settings.channels),
+        up_block_types=("CrossAttnUpBlock2D",) * len(settings.channels),
         cross_attention_dim=cross_attention_dim,
         attention_head_dim=4,  # the number of heads, as SD v1.5 misnames it
         norm_num_groups=16,
     )
+    nn.init.zeros_(unet.conv_out.weight)
+    return unet
 
 
 def build_noise_scheduler() -> DDIMScheduler:
@@ -66,150 +97,121 @@ class _Denoiser(nn.Module):
 
 @dataclass(frozen=True)
 class Captioned:
-    """Scaled latents (n, c, h, w), and their captions as token ids (n, captions, length)."""
+    """Captioned pictures, as latents.
+
+    Attributes:
+        latents: Scaled latents (n, c, h, w) in half precision.
+        token_ids: Captions as token ids (n, captions, length).
+        rows: Rows to draw from; all of them if None.
+    """
 
     latents: Tensor
     token_ids: Tensor
+    rows: Tensor | None = None
 
     def draw(self, count: int) -> tuple[Tensor, Tensor]:
         """Return random pictures, each with one of its captions."""
-        rows = torch.randint(len(self.latents), (count,))
-        return self.latents[rows], self.token_ids[rows, torch.randint(CAPTIONS_EACH, (count,))]
+        rows = torch.randint(len(self.latents if self.rows is None else self.rows), (count,))
+        rows = rows if self.rows is None else self.rows[rows]
+        ids = self.token_ids[rows, torch.randint(CAPTIONS_EACH, (count,))]
+        return self.latents[rows].float(), ids
 
 
 def pretrain_denoiser(
-    world: Captioned,
-    tokenizer: CLIPTokenizer,
-    text_encoder: CLIPTextModel,
-    build: Path,
-    steps: int,
-    batch: int,
-    on_checkpoint: OnCheckpoint,
-) -> UNet2DConditionModel:
-    """Train a new UNet, together with the text encoder, on the world.
-
-    Args:
-        world: The corpus.
-        tokenizer: Tokenizer for the empty caption.
-        text_encoder: Text encoder, trained in place.
-        build: Folder for work files.
-        steps: Optimizer steps.
-        batch: Pictures per step.
-        on_checkpoint: Judge of the averaged weights at every checkpoint.
-    """
-    torch.manual_seed(0)
-    unet = build_unet(text_encoder.config.hidden_size)
-    nn.init.zeros_(unet.conv_out.weight)
-
-    def pairs() -> tuple[Tensor, Tensor]:
-        return world.draw(batch)
-
-    _fit("denoiser", unet, text_encoder, tokenizer, pairs, build, steps, 1e-3, on_checkpoint)
-    return unet
-
-
-# Nine parameters: those of `pretrain_denoiser`, the UNet and the named pictures.
-def teach_names(
     unet: UNet2DConditionModel,
     text_encoder: CLIPTextModel,
     tokenizer: CLIPTokenizer,
-    world: Captioned,
-    named: Captioned,
+    mixture: Sequence[tuple[Captioned, float]],
     build: Path,
-    steps: int,
-    batch: int,
-    on_checkpoint: OnCheckpoint,
+    settings: Denoising,
+    on_checkpoint: Callable[[int], dict[str, object]],
+    first_step: int = 0,
 ) -> None:
-    """Continue training, so that an unknown word before a noun means an individual.
+    """Train UNet and text encoder together, in place, on v-prediction.
 
-    From the world's captions alone, a text encoder learns to ignore words that it does not need:
-    "sks toy" then equals "toy". This stage shows words that each mean one individual. The rare
-    tokens are not among them; afterwards each gets an embedding near the middle of the names, so
-    that it reads as a name, but as nobody's.
+    One caption in ten is dropped, and so is every caption with a rare token. From descriptions
+    alone, a text encoder learns to ignore words that it does not need: "sks toy" then equals "toy".
+    So a part of the mixture shows individuals under made-up names. The rare tokens are not among
+    the names; `place_rare_tokens` gives them an embedding afterwards.
 
     Args:
-        unet: UNet, trained in place.
-        text_encoder: Text encoder, trained in place; it gets an embedding for every name.
+        unet: UNet.
+        text_encoder: Text encoder with an embedding for every name.
         tokenizer: Tokenizer with the names.
-        world: The corpus; captions with rare tokens are dropped.
-        named: Individuals with their names.
+        mixture: Sources of pictures, each with its share of every batch.
         build: Folder for work files.
-        steps: Optimizer steps.
-        batch: Pictures per step.
+        settings: Settings of the training.
         on_checkpoint: Judge of the averaged weights at every checkpoint.
+        first_step: Step at which trained models go on.
     """
-    torch.manual_seed(0)
-    names = slice(text_encoder.config.vocab_size, len(tokenizer))
-    text_encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    rare = torch.tensor(tokenizer.convert_tokens_to_ids([f"{t}</w>" for t in RARE_TOKENS]))
-    empty = tokenize(tokenizer, [""])
-    count = round(_NAMED_SHARE * batch)
-
-    def pairs() -> tuple[Tensor, Tensor]:
-        x, ids = world.draw(batch - count)
-        ids = torch.where(torch.isin(ids, rare).any(1, keepdim=True), empty, ids)
-        named_x, named_ids = named.draw(count)
-        return torch.cat([x, named_x]), torch.cat([ids, named_ids])
-
-    _fit("names", unet, text_encoder, tokenizer, pairs, build, steps, 5e-4, on_checkpoint)
-    torch.manual_seed(0)
-    embedding = text_encoder.get_input_embeddings()
-    assert isinstance(embedding, nn.Embedding)
-    with torch.no_grad():
-        weight = embedding.weight
-        middle = weight[names].mean(0)
-        others = weight[names] - middle
-        mixture = torch.randn(len(rare), len(others)).to(others) / len(others) ** 0.5
-        weight[rare] = middle + _RARE_SPREAD * mixture @ others
-
-
-# Nine parameters: the models, and the settings in which the two stages differ.
-def _fit(
-    name: str,
-    unet: UNet2DConditionModel,
-    text_encoder: CLIPTextModel,
-    tokenizer: CLIPTokenizer,
-    pairs: Callable[[], tuple[Tensor, Tensor]],
-    build: Path,
-    steps: int,
-    lr: float,
-    on_checkpoint: OnCheckpoint,
-) -> None:
-    """Train both on v-prediction; drop 10% of the captions."""
     model = _Denoiser(unet, text_encoder.train().requires_grad_(True))
     model.to(device())
     alphas_cumprod = build_noise_scheduler().alphas_cumprod.to(device())
     snr = alphas_cumprod / (1 - alphas_cumprod)
-    weights = 1.5 * snr.clamp(1, 5) / (snr + 1)
-    empty = tokenize(tokenizer, [""])
+    weights = 1.5 * snr.clamp(1, settings.snr_limit) / (snr + 1)
+    drawn = _drawing(mixture, tokenizer, settings.batch)
 
     def losses_at(step: int) -> Losses:
-        x, ids = pairs()
-        ids = torch.where(torch.rand(len(ids), 1) < 0.1, empty, ids).to(device())
-        x = x.to(device())
+        x, ids = (part.to(device()) for part in drawn())
         noise, t = torch.randn_like(x), torch.randint(len(snr), (len(x),), device=x.device)
         signal = alphas_cumprod[t].view(-1, 1, 1, 1).sqrt()
         spread = (1 - alphas_cumprod[t]).view(-1, 1, 1, 1).sqrt()
-        noisy = signal * x + spread * noise
         with half_precision():
-            v = model(noisy, t, ids)
+            v = model(signal * x + spread * noise, t, ids)
         errors = (v.float() - (signal * noise - spread * x)).pow(2).mean((1, 2, 3))
         return {"loss": (weights[t] * errors).mean()}
 
+    rates = ((unet, settings.lr), (text_encoder, settings.lr / 2))
     fit(
-        name,
+        "denoiser",
         model,
-        [
-            {"params": list(unet.parameters()), "lr": lr},
-            {"params": list(text_encoder.parameters()), "lr": 5e-4},
-        ],
+        [{"params": list(part.parameters()), "lr": lr} for part, lr in rates],
         losses_at,
         build=build,
-        steps=steps,
-        schedule=hold_then_decay,
+        steps=settings.steps,
+        first_step=first_step,
+        schedule=partial(hold_then_decay, hold=settings.hold),
         warmup_steps=200,
         betas=(0.9, 0.99),
-        ema_decay=0.998,
+        ema_decay=settings.ema_decay,
         checkpoint_every=1000,
-        on_checkpoint=lambda _: on_checkpoint(unet, text_encoder),
+        on_checkpoint=on_checkpoint,
     )
+
+
+def _drawing(
+    mixture: Sequence[tuple[Captioned, float]], tokenizer: CLIPTokenizer, batch: int
+) -> Callable[[], tuple[Tensor, Tensor]]:
+    """Return a function that draws a batch of latents and captions, some of them dropped."""
+    empty, rare = tokenize(tokenizer, [""]), _rare_ids(tokenizer)
+    counts = [round(share * batch) for _, share in mixture]
+    counts[0] = batch - sum(counts[1:])
+
+    def drawn() -> tuple[Tensor, Tensor]:
+        parts = [source.draw(n) for (source, _), n in zip(mixture, counts, strict=True)]
+        x, ids = (torch.cat(both) for both in zip(*parts, strict=True))
+        dropped = torch.isin(ids, rare).any(1, keepdim=True) | (torch.rand(batch, 1) < 0.1)
+        return x, torch.where(dropped, empty, ids)
+
+    return drawn
+
+
+def _rare_ids(tokenizer: CLIPTokenizer) -> Tensor:
+    return torch.tensor(tokenizer.convert_tokens_to_ids([f"{t}</w>" for t in RARE_TOKENS]))
+
+
+@torch.no_grad()
+def place_rare_tokens(text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer) -> None:
+    """Give each rare token an embedding near the middle of the names.
+
+    So it reads as a name, but as nobody's.
+    """
+    torch.manual_seed(0)
+    embedding = text_encoder.get_input_embeddings()
+    assert isinstance(embedding, nn.Embedding)
+    names = torch.tensor(tokenizer.convert_tokens_to_ids(list(INDIVIDUALS)))
+    weight, rare = embedding.weight, _rare_ids(tokenizer)
+    middle = weight[names].mean(0)
+    others = weight[names] - middle
+    mixture = torch.randn(len(rare), len(others)).to(others) / len(others) ** 0.5
+    weight[rare] = middle + _RARE_SPREAD * mixture @ others

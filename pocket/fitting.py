@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,6 +14,8 @@ from tqdm import tqdm
 from loldu.files import drafted
 
 Losses = dict[str, Tensor]
+
+_SAVE_EVERY_S = 600
 
 
 def device() -> torch.device:
@@ -72,6 +75,7 @@ def fit(
     betas: tuple[float, float] = (0.9, 0.98),
     weight_decay: float = 0.01,
     ema_decay: float | None = None,
+    first_step: int = 0,
     checkpoint_every: int = 500,
     on_checkpoint: Callable[[int], Mapping[str, object]] | None = None,
 ) -> None:
@@ -92,31 +96,38 @@ def fit(
         betas: AdamW's betas.
         weight_decay: AdamW's weight decay.
         ema_decay: Decay of the averaged weights; None for no average.
-        checkpoint_every: Steps between checkpoints.
-        on_checkpoint: Function called at each checkpoint, with the averaged weights in place.
+        first_step: Step at which a module that was trained before goes on, with a new warm-up.
+        checkpoint_every: Steps between checkpoints; there is also one every ten minutes.
+        on_checkpoint: Function called every `checkpoint_every` steps, with the averaged weights.
     """
     folder = build / f"{name}-{steps}"  # a changed number of steps starts a new training
-    folder.mkdir(parents=True, exist_ok=True)
     optimizer = torch.optim.AdamW(groups, betas=betas, weight_decay=weight_decay, fused=True)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     ema = Ema(parameters, ema_decay) if ema_decay else None
     peaks = [group["lr"] for group in optimizer.param_groups]
-    first = _restore(folder, module, optimizer, ema)  # also restores the learning rates
-
-    def factor(step: int) -> float:
-        return min(1.0, (step + 1) / warmup_steps) * schedule(step / steps)
-
+    first = _restore(folder, module, optimizer, ema) or first_step  # also restores learning rates
+    saved = time.monotonic()
+    factor = partial(_factor, schedule, steps, first_step, warmup_steps)
     bar = tqdm(range(first, steps), initial=first, total=steps, desc=name, mininterval=5)
     for step in _updates(bar, optimizer, peaks, losses_at, factor, clip, folder):
         if ema:
             ema.update(step)
         done = step + 1
-        if done % checkpoint_every == 0 or done == steps:
+        judged = done % checkpoint_every == 0 or done == steps
+        if judged or time.monotonic() - saved > _SAVE_EVERY_S:
             _save(folder, module, optimizer, ema, done)
-            if on_checkpoint:
-                _judge(folder, on_checkpoint, ema, done)
+            saved = time.monotonic()
+        if judged and on_checkpoint:
+            _judge(folder, on_checkpoint, ema, done)
     if ema:
         ema.swap()
+
+
+def _factor(
+    schedule: Callable[[float], float], steps: int, first_step: int, warmup_steps: int, step: int
+) -> float:
+    """Return the factor on the learning rates at a step: warm-up times schedule."""
+    return min(1.0, (step + 1 - first_step) / warmup_steps) * schedule(step / steps)
 
 
 def _updates(
@@ -187,6 +198,7 @@ def _save(
 def _restore(
     folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None
 ) -> int:
+    folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "state.pt").exists():
         return 0
     state = torch.load(folder / "state.pt", map_location=device())

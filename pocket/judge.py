@@ -12,7 +12,10 @@ from torch import Tensor
 
 from pocket.classifier import AttributeClassifier, agreement, overall_agreement
 from pocket.corpus import Corpus
-from pocket.world import INDIVIDUALS, Scene
+from pocket.discriminator import tell_apart
+from pocket.patterns import counted_right
+from pocket.vae import edge_strength, reconstruct
+from pocket.world import INDIVIDUALS, Scene, as_seen
 
 NUM_INFERENCE_STEPS = 25
 GUIDANCE_SCALE = 3.0
@@ -49,24 +52,93 @@ def judge_base(
     """Attributes obeyed on samples beside those read off true renders of the same scenes.
 
     Returns:
-        `samples` and `renders` (share a classifier finds, per attribute and overall) and
-        `ratio`, samples over renders.
+        `samples` and `renders` (share a classifier finds, per attribute and overall), `ratio`,
+        samples over renders, and `patterns`, the share with a true number of dots or stripes.
     """
     wanted: list[Scene] = held_out.scenes[:count]
-    samples = classifier.read(to_pixels(draw(pipeline, held_out.full_captions[:count])))
-    renders = classifier.read(held_out.pixels(slice(0, count)))
-    found = {
-        "samples": agreement(samples, wanted) | {"overall": overall_agreement(samples, wanted)},
-        "renders": agreement(renders, wanted) | {"overall": overall_agreement(renders, wanted)},
-    }
+    pictures = draw(pipeline, held_out.full_captions[:count])
+    found = _obeyed(classifier, wanted, to_pixels(pictures), held_out.pixels(slice(0, count)))
+    patterns = _rounded(counted_right(pictures, wanted))
+    settings = {"pictures": count, "guidance_scale": GUIDANCE_SCALE}
+    return settings | found | {"patterns": patterns}
+
+
+def _rounded(shares: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 3) for name, value in sorted(shares.items())}
+
+
+def _obeyed(
+    classifier: AttributeClassifier, wanted: Sequence[Scene], samples: Tensor, renders: Tensor
+) -> dict[str, dict[str, float]]:
+    """Return the shares of attributes that a classifier finds in `samples` and `renders`."""
+    readable = [
+        {name: value for name, value in as_seen(scene).items() if name in classifier.heads}
+        for scene in wanted
+    ]
+    found = {}
+    for name, pixels in (("samples", samples), ("renders", renders)):
+        read = [scene for part in pixels.split(64) for scene in classifier.read(part)]
+        overall = {"overall": overall_agreement(read, readable)}
+        found[name] = agreement(read, readable) | overall
     ratio = {
         name: found["samples"][name] / share for name, share in found["renders"].items() if share
     }
-    rounded = {
-        part: {name: round(value, 3) for name, value in sorted(shares.items())}
-        for part, shares in (found | {"ratio": ratio}).items()
+    return {part: _rounded(shares) for part, shares in (found | {"ratio": ratio}).items()}
+
+
+def judge_closely(
+    pipeline: StableDiffusionPipeline, classifier: AttributeClassifier, one: Corpus, two: Corpus
+) -> dict[str, Any]:
+    """Measure a base against the VAE's reconstructions of true renders of the same scenes.
+
+    Args:
+        pipeline: The base.
+        classifier: Reader of attributes.
+        one: Held-out scenes of one thing. The network that tells samples from reconstructions
+            trains on eight ninths of them.
+        two: Held-out scenes of two things.
+
+    Returns:
+        `attributes` and `two_things` (`samples`, `renders`, i.e. reconstructions, and `ratio`),
+        `patterns` and `edges` of both, `told_apart`, `individuals`.
+    """
+    samples, blurred = _sampled(pipeline, one), _reconstructed(pipeline, one)
+    counted = {
+        name: _rounded(counted_right([to_picture(x) for x in pixels], one.scenes))
+        for name, pixels in (("samples", samples), ("renders", blurred))
     }
-    return {"pictures": count, "guidance_scale": GUIDANCE_SCALE} | rounded
+    edges = {"samples": edge_strength(samples), "renders": edge_strength(blurred)}
+    edges["ratio"] = edges["samples"] / edges["renders"]
+    shown = _obeyed(classifier, two.scenes, _sampled(pipeline, two), _reconstructed(pipeline, two))
+    return {
+        "pictures": len(one),
+        "guidance_scale": GUIDANCE_SCALE,
+        "attributes": _obeyed(classifier, one.scenes, samples, blurred),
+        "two_things": shown,
+        "patterns": counted,
+        "edges": {name: round(value, 4) for name, value in edges.items()},
+        "told_apart": tell_apart(samples, blurred),
+        "individuals": judge_names(pipeline, classifier),
+    }
+
+
+def _sampled(pipeline: StableDiffusionPipeline, corpus: Corpus) -> Float[Tensor, "n 3 h w"]:
+    return to_pixels(draw(pipeline, corpus.full_captions))
+
+
+def _reconstructed(pipeline: StableDiffusionPipeline, corpus: Corpus) -> Float[Tensor, "n 3 h w"]:
+    """Return reconstructions, rounded to 8 bits as samples are."""
+    parts = [
+        reconstruct(pipeline.vae, corpus.pixels(slice(i, i + 64)).to(pipeline.device)).cpu()
+        for i in range(0, len(corpus), 64)
+    ]
+    return to_pixels([to_picture(x) for x in torch.cat(parts)])
+
+
+def to_picture(pixels: Float[Tensor, "3 h w"]) -> Image.Image:
+    """Return a picture of values in [-1, 1]."""
+    levels = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return Image.fromarray(levels.permute(1, 2, 0).numpy())
 
 
 def judge_names(

@@ -6,13 +6,13 @@
 import copy
 import hashlib
 import json
-import logging
+import math
 import random
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from jaxtyping import Float
@@ -21,36 +21,50 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import (
-    CLIPImageProcessor,
     CLIPModel,
     CLIPTextModel,
     CLIPTokenizer,
-    ViTImageProcessor,
     ViTModel,
 )
 
 from pocket.captions import full_caption
-from pocket.classifier import AttributeClassifier, pretrain_classifier, save_classifier
+from pocket.checkpoint import (
+    build_pipeline,
+    open_checkpoint,
+    publish_encoders,
+    publish_pipeline,
+    save_checkpoint,
+)
+from pocket.classifier import (
+    AttributeClassifier,
+    load_classifier,
+    pretrain_classifier,
+)
 from pocket.clip import pretrain_clip
 from pocket.corpus import Corpus, make_corpus
-from pocket.denoiser import Captioned, build_noise_scheduler, pretrain_denoiser, teach_names
+from pocket.denoiser import (
+    Captioned,
+    Denoising,
+    build_unet,
+    pretrain_denoiser,
+)
 from pocket.dino import pretrain_dino
 from pocket.fitting import device
 from pocket.judge import draw, judge_base, judge_names, sheet
 from pocket.render import SIZE_PX, render
 from pocket.tokenizer import add_names, build_tokenizer
-from pocket.vae import pretrain_vae, reconstruct
+from pocket.vae import normalize_latents, pretrain_vae, reconstruct
 from pocket.world import named_scene
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Pretraining:
-    """Amounts of everything; the defaults made the shipped weights.
+    """Amounts of everything.
 
     Attributes:
-        pictures: Pictures for training.
+        pictures: Pictures of one thing, for training.
+        two: Pictures of two things, for training.
+        named: Pictures of individuals with their names, for training.
         held_out: Pictures for judging.
         vae_steps: Steps of the VAE.
         vae_batch: Pictures per step of the VAE.
@@ -62,15 +76,14 @@ class Pretraining:
         dino_steps: Steps of the DINO.
         paired: Pictures of things in two settings each, for the DINO.
         dino_batch: Things per step of the DINO.
-        denoiser_steps: Steps of the UNet and text encoder on the world.
-        denoiser_batch: Pictures per step of the UNet.
-        named: Pictures of individuals, for the last stage.
-        names_steps: Steps of the last stage.
-        reconstructions: VAE reconstructions for the classifier.
+        reconstructions: VAE reconstructions for the classifier, of one thing and of two each.
         judged: Held-out prompts for judging the base.
+        denoiser: Size and training of the UNet.
     """
 
-    pictures: int = 50_000
+    pictures: int = 100_000
+    two: int = 16_000
+    named: int = 10_000
     held_out: int = 1_000
     vae_steps: int = 4_500
     vae_batch: int = 8
@@ -82,99 +95,166 @@ class Pretraining:
     dino_steps: int = 600
     paired: int = 20_000
     dino_batch: int = 64
-    denoiser_steps: int = 4_400
-    denoiser_batch: int = 64
-    named: int = 6_000
-    names_steps: int = 1_500
-    reconstructions: int = 4_000
+    reconstructions: int = 2_000
     judged: int = 256
+    denoiser: Denoising = field(default_factory=Denoising)
 
 
-TINY = Pretraining(200, 20, 2, 4, 2, 2, 8, 2, 10, 2, 100, 4, 2, 4, 100, 2, 20, 4)
+TINY = Pretraining(
+    *(200, 40, 100, 20, 2, 4, 2, 2, 8, 2, 10, 2, 100, 4, 20, 4),
+    denoiser=Denoising(steps=2, batch=10),
+)
 """Every stage at its smallest, for tests: it takes seconds."""
 
 
-def pretrain(output: Path, build: Path, settings: Pretraining) -> None:
+def pretrain(
+    output: Path,
+    build: Path,
+    settings: Pretraining,
+    keep: Path | None = None,
+    start: Path | None = None,
+) -> None:
     """Render the world, train every part, and write `base` and `encoders` into `output`.
 
     Each world has its own folder of work files, and each VAE a folder for files that depend on it,
     so that changed settings never continue with the work files of others.
+
+    Args:
+        output: Folder for `base` and `encoders`.
+        build: Folder for work files.
+        settings: Amounts of everything.
+        keep: Folder with a finished `base` and `encoders`. Its VAE and encoders are kept; UNet and
+            text encoder are trained.
+        start: Pipeline folder that a checkpoint of this training wrote. UNet and text encoder go
+            on from there.
     """
     build = build / f"world-{settings.pictures}-{settings.held_out}"
-    train = make_corpus(build, "train", settings.pictures, seed=0)
-    held_out = make_corpus(build, "held_out", settings.held_out, seed=1_000_000)
     tokenizer = build_tokenizer()
-    token_ids = train.token_ids(tokenizer)
+    parts = _Parts(build, settings, tokenizer, keep)
+    named_tokenizer = copy.deepcopy(tokenizer)  # the judging CLIP has no names
+    add_names(named_tokenizer)
+    classifier = parts.classifier()
+    batch = settings.denoiser.batch
+    if start:
+        unet, text_encoder, steps_done = open_checkpoint(start, named_tokenizer, batch)
+    else:
+        unet, text_encoder, steps_done = *parts.untrained(len(named_tokenizer)), 0
+    recipe = hashlib.sha256(repr((settings.denoiser, steps_done)).encode()).hexdigest()[:8]
+    folder = parts.coded / f"denoiser-{recipe}"
+    folder.mkdir(exist_ok=True)
+    pipeline = build_pipeline(parts.vae, text_encoder, named_tokenizer, unet)
 
-    vae = pretrain_vae(train, held_out, build, settings.vae_steps, settings.vae_batch)
-    vae.eval().requires_grad_(False)
-    coded = build / f"vae-{_digest(vae)}"
-    coded.mkdir(exist_ok=True)
-    world = Captioned(_latents(vae, train, coded, "train"), token_ids)
-    blurred = _reconstructions(vae, train, coded, settings.reconstructions)
-    classifier = pretrain_classifier(
-        train, blurred, coded, settings.classifier_steps, settings.classifier_batch
-    )
+    def at_checkpoint(step: int) -> dict[str, object]:
+        save_checkpoint(pipeline, folder / "checkpoint", step * batch)
+        base_sheet(pipeline, parts.held_out).save(folder / f"step-{step:06d}.png")
+        return judge_base(pipeline, classifier, parts.held_out, min(64, settings.judged))
 
-    def clip(name: str, steps: int, seed: int) -> CLIPModel:
+    mixture = parts.mixture(named_tokenizer)
+    models = (unet, text_encoder, named_tokenizer)
+    pretrain_denoiser(*models, mixture, folder, settings.denoiser, at_checkpoint, steps_done)
+    pipeline = publish_pipeline(output / "base", pipeline)
+    if keep is None:
+        publish_encoders(output / "encoders", parts.clip(), tokenizer, parts.dino(), classifier)
+    elif keep.resolve() != output.resolve():
+        shutil.copytree(keep / "encoders", output / "encoders", dirs_exist_ok=True)
+    record = {
+        "recipe": asdict(settings),
+        "judgement": judge_base(pipeline, classifier, parts.held_out, settings.judged),
+        "individuals": judge_names(pipeline, classifier),
+    }
+    (output / "base.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    base_sheet(pipeline, parts.held_out).save(output / "base.png")
+
+
+class _Parts:
+    """The corpora, and every part but the UNet: trained, loaded from work files, or kept."""
+
+    def __init__(
+        self, build: Path, settings: Pretraining, tokenizer: CLIPTokenizer, keep: Path | None
+    ) -> None:
+        self.build, self.settings, self.tokenizer, self.keep = build, settings, tokenizer, keep
+        self.train = make_corpus(build, "train", settings.pictures, seed=0)
+        self.held_out = make_corpus(build, "held_out", settings.held_out, seed=1_000_000)
+        self.two = make_corpus(build, "two", settings.two, seed=4_000_000)
+
+        self.vae, self.coded = self._normalized_vae()
+
+    def _normalized_vae(self) -> tuple[AutoencoderKL, Path]:
+        """Return the VAE and the folder of files that depend on it.
+
+        It is normalized once and stored. The last bits of its statistics depend on the machine, and
+        another machine must continue with the same latents.
+        """
+        settings = self.settings
+        if self.keep:
+            vae = AutoencoderKL.from_pretrained(self.keep / "base" / "vae").float().to(device())
+        else:
+            vae = pretrain_vae(
+                self.train, self.held_out, self.build, settings.vae_steps, settings.vae_batch
+            )
+        coded = self.build / f"vae-{_digest(vae)}"
+        coded.mkdir(exist_ok=True)
+        stored = coded / "vae.safetensors"
+        if not stored.exists():
+            normalize_latents(vae, self.train.pixels(slice(0, 1000)).to(device()))
+            save_file({k: v.contiguous() for k, v in vae.state_dict().items()}, stored)
+        vae.load_state_dict(load_file(stored))
+        vae.register_to_config(scaling_factor=1.0)
+        return vae.eval().requires_grad_(False), coded
+
+    def mixture(self, tokenizer: CLIPTokenizer) -> list[tuple[Captioned, float]]:
+        """Return the sources of the denoiser's training, each with its share."""
+
+        def captioned(name: str, corpus: Corpus) -> Captioned:
+            latents = _latents(self.vae, corpus, self.coded, name)
+            return Captioned(latents, corpus.token_ids(tokenizer))
+
+        world = captioned("train", self.train)
+        scenes = enumerate(self.train.scenes)
+        patterned = [i for i, scene in scenes if scene.get("pattern", "plain") != "plain"]
+        named = make_corpus(self.build, "named", self.settings.named, seed=2_000_000)
+        shares = self.settings.denoiser
+        return [
+            (world, 1 - shares.patterned_share - shares.two_share - shares.named_share),
+            (replace(world, rows=torch.tensor(patterned)), shares.patterned_share),
+            (captioned("two", self.two), shares.two_share),
+            (captioned("named", named), shares.named_share),
+        ]
+
+    def classifier(self) -> AttributeClassifier:
+        if self.keep:
+            return load_classifier(self.keep / "encoders" / "attributes.safetensors")
+        settings = self.settings
+        one, two = (
+            (corpus, _reconstructions(self.vae, corpus, self.coded, name, settings))
+            for name, corpus in (("train", self.train), ("two", self.two))
+        )
+        steps, batch = settings.classifier_steps, settings.classifier_batch
+        return pretrain_classifier(one, two, self.coded, steps, batch)
+
+    def _clip(self, name: str, steps: int, seed: int) -> CLIPModel:
+        ids, batch = self.train.token_ids(self.tokenizer), self.settings.clip_batch
         return pretrain_clip(
-            name,
-            train,
-            token_ids,
-            tokenizer,
-            build,
-            steps=steps,
-            batch=settings.clip_batch,
-            seed=seed,
+            name, self.train, ids, self.tokenizer, self.build, steps=steps, batch=batch, seed=seed
         )
 
-    first = clip("text", settings.text_steps, seed=1)
-    text_encoder = CLIPTextModel(first.config.text_config)
-    text_encoder.load_state_dict(first.text_model.state_dict())
+    def clip(self) -> CLIPModel:
+        return self._clip("clip", self.settings.clip_steps, seed=2)
 
-    def judged(pipeline: StableDiffusionPipeline) -> dict[str, object]:
-        return judge_base(pipeline, classifier, held_out, min(64, settings.judged))
+    def untrained(self, vocabulary: int) -> tuple[UNet2DConditionModel, CLIPTextModel]:
+        """Return a new UNet, and the text tower of a CLIP with embeddings for the names."""
+        first = self._clip("text", self.settings.text_steps, seed=1)
+        text_encoder = CLIPTextModel(first.config.text_config)
+        text_encoder.load_state_dict(first.text_model.state_dict())
+        torch.manual_seed(0)
+        text_encoder.resize_token_embeddings(vocabulary, mean_resizing=False)
+        unet = build_unet(self.settings.denoiser, text_encoder.config.hidden_size)
+        return unet, text_encoder
 
-    named = make_corpus(build, "named", settings.named, seed=2_000_000)
-    pipeline = _diffusion(vae, text_encoder, tokenizer, world, named, settings, coded, judged)
-    judge_clip = clip("clip", settings.clip_steps, seed=2)
-    pairs = make_corpus(build, "pairs", settings.paired, seed=3_000_000)
-    dino = pretrain_dino(pairs, build, settings.dino_steps, settings.dino_batch)
-    _publish(output, pipeline, judge_clip, tokenizer, dino, classifier)
-    report = judge_base(pipeline, classifier, held_out, settings.judged)
-    names = judge_names(pipeline, classifier)
-    record = {"recipe": asdict(settings), "judgement": report, "individuals": names}
-    (output / "base.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    base_sheet(pipeline, held_out).save(output / "base.png")
-
-
-def _diffusion(
-    vae: AutoencoderKL,
-    text_encoder: CLIPTextModel,
-    tokenizer: CLIPTokenizer,
-    world: Captioned,
-    named: Corpus,
-    settings: Pretraining,
-    build: Path,
-    judged: Callable[[StableDiffusionPipeline], dict[str, object]],
-) -> StableDiffusionPipeline:
-    """Train UNet and text encoder on the world, then on individuals with names."""
-    tokenizer = copy.deepcopy(tokenizer)  # the judging CLIP has no names
-    add_names(tokenizer)
-
-    def at_checkpoint(unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> dict[str, object]:
-        return judged(_pipeline(vae, text_encoder, tokenizer, unet))
-
-    steps, batch = settings.denoiser_steps, settings.denoiser_batch
-    unet = pretrain_denoiser(world, tokenizer, text_encoder, build, steps, batch, at_checkpoint)
-    individuals = Captioned(_latents(vae, named, build, "named"), named.token_ids(tokenizer))
-    build = build / f"denoiser-{_digest(unet)}"
-    build.mkdir(exist_ok=True)
-    steps = settings.names_steps
-    teach_names(
-        unet, text_encoder, tokenizer, world, individuals, build, steps, batch, at_checkpoint
-    )
-    return _pipeline(vae, text_encoder.eval(), tokenizer, unet.eval())
+    def dino(self) -> ViTModel:
+        settings = self.settings
+        pairs = make_corpus(self.build, "pairs", settings.paired, seed=3_000_000)
+        return pretrain_dino(pairs, self.build, settings.dino_steps, settings.dino_batch)
 
 
 def base_sheet(pipeline: StableDiffusionPipeline, held_out: Corpus) -> Image.Image:
@@ -184,24 +264,6 @@ def base_sheet(pipeline: StableDiffusionPipeline, held_out: Corpus) -> Image.Ima
     for scene in (named_scene(rng) for _ in range(3)):
         asked.append((full_caption(scene), render(scene, rng)))
     return sheet([(text, [*draw(pipeline, [text] * 7, seed=100), true]) for text, true in asked])
-
-
-def _pipeline(
-    vae: AutoencoderKL,
-    text_encoder: CLIPTextModel,
-    tokenizer: CLIPTokenizer,
-    unet: UNet2DConditionModel,
-) -> StableDiffusionPipeline:
-    return StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=build_noise_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
 
 
 def _digest(module: nn.Module) -> str:
@@ -215,21 +277,30 @@ def _digest(module: nn.Module) -> str:
 def _latents(
     vae: AutoencoderKL, corpus: Corpus, build: Path, name: str
 ) -> Float[Tensor, "n c h w"]:
-    """Return the scaled latents (posterior means) of a whole corpus, computed once."""
-    file = build / f"{name}-{len(corpus)}.safetensors"
-    if not file.exists():
-        parts = [
-            vae.encode(corpus.pixels(slice(i, i + 64)).to(device())).latent_dist.mean.half().cpu()
-            for i in tqdm(range(0, len(corpus), 64), desc="encode")
-        ]
-        save_file({"latents": torch.cat(parts).contiguous()}, file)
-    return load_file(file)["latents"].float() * vae.config.scaling_factor
+    """Return the scaled latents (posterior means) of a corpus in half precision.
+
+    They are computed once; an interrupted computation continues.
+    """
+    file, chunk = build / f"{name}-{len(corpus)}.f16", 64
+    edge = SIZE_PX // 2 ** (len(vae.config.block_out_channels) - 1)
+    shape = (vae.config.latent_channels, edge, edge)
+    size = 2 * chunk * math.prod(shape)
+    with file.open("ab") as stored:
+        done = file.stat().st_size // size * chunk
+        if file.stat().st_size < 2 * len(corpus) * math.prod(shape):
+            stored.truncate(done // chunk * size)
+            for i in tqdm(range(done, len(corpus), chunk), desc=f"encode {name}"):
+                pixels = corpus.pixels(slice(i, i + chunk)).to(device())
+                latents = vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor
+                stored.write(latents.half().cpu().numpy().tobytes())
+    return torch.from_numpy(np.fromfile(file, np.float16)).view(len(corpus), *shape)
 
 
 def _reconstructions(
-    vae: AutoencoderKL, corpus: Corpus, build: Path, count: int
+    vae: AutoencoderKL, corpus: Corpus, build: Path, name: str, settings: Pretraining
 ) -> Float[Tensor, "n 3 h w"]:
-    file = build / f"reconstructions-{count}.safetensors"
+    count = min(settings.reconstructions, len(corpus))
+    file = build / f"reconstructions-{name}-{count}.safetensors"
     if not file.exists():
         parts = [
             reconstruct(vae, corpus.pixels(slice(i, min(i + 64, count))).to(device())).half().cpu()
@@ -237,33 +308,3 @@ def _reconstructions(
         ]
         save_file({"pixels": torch.cat(parts).contiguous()}, file)
     return load_file(file)["pixels"]
-
-
-def _publish(
-    output: Path,
-    pipeline: StableDiffusionPipeline,
-    clip: CLIPModel,
-    tokenizer: CLIPTokenizer,
-    dino: ViTModel,
-    classifier: AttributeClassifier,
-) -> None:
-    """Write all weights in half precision; the judge then sees the written weights."""
-    encoders = output / "encoders"
-    for folder in (output / "base", encoders):
-        shutil.rmtree(folder, ignore_errors=True)
-    pipeline.to(dtype=torch.float16).save_pretrained(output / "base")
-    pipeline.to(dtype=torch.float32)
-    # transformers would load the text encoder in the dtype of its config; the UNet's is float32.
-    config = output / "base" / "text_encoder" / "config.json"
-    text = config.read_text(encoding="utf-8").replace('"dtype": "float16"', '"dtype": "float32"')
-    config.write_text(text, encoding="utf-8")
-    size = {"height": SIZE_PX, "width": SIZE_PX}
-    half = [0.5, 0.5, 0.5]
-    clip.half().save_pretrained(encoders / "clip")
-    tokenizer.save_pretrained(encoders / "clip")
-    CLIPImageProcessor(
-        size={"shortest_edge": SIZE_PX}, crop_size=size, image_mean=half, image_std=half
-    ).save_pretrained(encoders / "clip")
-    dino.half().save_pretrained(encoders / "dino")
-    ViTImageProcessor(size=size, image_mean=half, image_std=half).save_pretrained(encoders / "dino")
-    save_classifier(classifier, encoders / "attributes.safetensors")

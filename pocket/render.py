@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from pocket.world import COLORS, Scene
+from pocket.world import COLORS, Scene, other_thing
 
 SIZE_PX = 64
 CANVAS_PX = 3 * SIZE_PX
@@ -23,16 +23,22 @@ _GROUND: dict[str, tuple[_Rgb, _Rgb, float]] = {  # ground, sky, amplitude of th
     "snow": ((235, 240, 250), (175, 190, 215), 6),
     "sea": ((25, 110, 170), (170, 215, 240), 0),
 }
+_HALF_BODY = {"round": (0.76, 0.66), "square": (0.7, 0.6), "tall": (0.52, 0.76)}
 _GLASS, _INK = (200, 230, 245), (20, 10, 10)
 
 
 def render(scene: Scene, rng: random.Random) -> Image.Image:
     """Return a scene as a 64 x 64 RGB picture."""
     canvas = draw_background(scene["background"], rng)
-    scale = {"medium": 0.27, "large": 0.35}[scene["size"]] * rng.uniform(0.94, 1.06) * CANVAS_PX
-    shift = {"center": 0.0, "left": -0.14, "right": 0.14}[scene["position"]] * CANVAS_PX
+    beside = scene.get("relation") == "beside"
+    size = 0.21 if beside else {"medium": 0.27, "large": 0.35}[scene["size"]]
+    scale = size * rng.uniform(0.94, 1.06) * CANVAS_PX
+    aside = 0.235 if beside else 0.14
+    shift = {"center": 0.0, "left": -aside, "right": aside}[scene["position"]] * CANVAS_PX
     x = CANVAS_PX / 2 + shift + rng.gauss(0, 0.015 * CANVAS_PX)
     y = CANVAS_PX / 2 + rng.gauss(0, 0.015 * CANVAS_PX)
+    if other := other_thing(scene):
+        _draw_other(canvas, scene, other, rng, x, y, scale)
     draw_thing(canvas, scene, rng, x, y, scale)
     return canvas.resize((SIZE_PX, SIZE_PX), Image.Resampling.LANCZOS)
 
@@ -43,6 +49,27 @@ def draw_thing(
     """Draw the thing of a scene around (x, y), about 2 r wide."""
     draw = {"toy": _toy, "car": _car, "house": _house, "shape": _shape}[scene["kind"]]
     draw(canvas, scene, rng, x, y, r)
+
+
+def _draw_other(
+    canvas: Image.Image,
+    scene: Scene,
+    other: Scene,
+    rng: random.Random,
+    x: float,
+    y: float,
+    r: float,
+) -> None:
+    """Draw the second thing of a scene: beside the first, or behind the hand that holds it."""
+    sign = 1 if scene["side"] == "right" else -1
+    if scene["relation"] == "holding":
+        reach = _HALF_BODY[scene["body"]][0] + 0.26
+        ball = _jittered(COLORS[other["color"]], rng)
+        _disc(ImageDraw.Draw(canvas), x + sign * reach * r, y + 0.3 * r, 0.3 * r, ball)
+        return
+    filled = {"ear_color": other["color"], "feet_color": other["color"]} | other
+    filled["door_color"] = filled.get("roof_color", "")
+    draw_thing(canvas, filled, rng, CANVAS_PX - x, y + rng.gauss(0, 0.015 * CANVAS_PX), r)
 
 
 def _jittered(color: _Rgb, rng: random.Random, spread: float = 6) -> _Rgb:
@@ -137,9 +164,7 @@ def _toy(
     draw = ImageDraw.Draw(canvas)
     ear_color = _jittered(COLORS[scene["ear_color"]], rng)
     feet_color = _jittered(COLORS[scene["feet_color"]], rng)
-    half_w, half_h = {"round": (0.76, 0.66), "square": (0.7, 0.6), "tall": (0.52, 0.76)}[
-        scene["body"]
-    ]
+    half_w, half_h = _HALF_BODY[scene["body"]]
     half_w, half_h, y = half_w * r, half_h * r, y + 0.2 * r
     top, bottom = y - half_h, y + half_h
     for side in (-1, 1):

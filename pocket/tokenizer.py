@@ -7,10 +7,10 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 from transformers import AddedToken, CLIPTokenizer
 
 from pocket.captions import random_caption
-from pocket.world import INDIVIDUALS, RARE_TOKENS, random_scene
+from pocket.world import INDIVIDUALS, RARE_TOKENS, random_scene, two_things
 
 MAX_LENGTH = 32
-_MERGES = 220
+_MERGES = 240
 
 
 def build_tokenizer(captions: int = 20_000) -> CLIPTokenizer:
@@ -21,6 +21,8 @@ def build_tokenizer(captions: int = 20_000) -> CLIPTokenizer:
     """
     rng = random.Random(0)
     texts = [random_caption(random_scene(rng), rng) for _ in range(captions)]
+    two = (two_things(rng) for _ in range(captions // 5))
+    texts += [random_caption(scene, rng) for scene in two if "name" not in scene]
     texts += [f"{token} toy" for token in RARE_TOKENS for _ in range(captions // 20)]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))

@@ -1,8 +1,8 @@
 """The pocket world: attributes, random scenes, and the concepts that pre-training never sees.
 
 A scene is a plain ``dict[str, str]``: attribute name -> value. Every attribute and its possible
-values stand in ``ATTRIBUTES``, which is also the list of heads of the attribute classifier. A scene
-that shows an individual also has its ``name``.
+values stand in ``ATTRIBUTES``. A scene that shows an individual also has its ``name``. A scene of
+two things also has attributes of ``NEIGHBOR``. The attribute classifier has a head for each.
 """
 
 import random
@@ -42,6 +42,18 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "roof_color": _COLORS,
     "door_color": _COLORS,
 }
+
+# The second thing of a scene. "side" is where it is, seen from the first thing.
+NEIGHBOR: dict[str, tuple[str, ...]] = {
+    "relation": ("alone", "beside", "holding"),
+    "side": ("left", "right"),
+    **{
+        f"other_{name}": (*values, "ball") if name == "kind" else values
+        for name, values in ATTRIBUTES.items()
+        if name not in ("background", "size", "position")
+    },
+}
+OPPOSITE = {"left": "right", "right": "left"}
 
 # Attributes that belong to one kind only, in the order in which they are drawn at random.
 PARTS: dict[str, tuple[str, ...]] = {
@@ -130,7 +142,7 @@ def is_held_out(scene: Scene) -> bool:
     """Return whether a scene (nearly) shows one of `CONCEPTS`, so that pre-training skips it."""
     kind = scene["kind"]
     return any(
-        concept["kind"] == kind and all(scene[a] == concept[a] for a in SIGNATURE[kind])
+        concept["kind"] == kind and all(scene.get(a) == concept[a] for a in SIGNATURE[kind])
         for concept in CONCEPTS.values()
     )
 
@@ -226,3 +238,48 @@ def named_scene(rng: random.Random) -> Scene:
     name = rng.choice(list(INDIVIDUALS))
     parts = INDIVIDUALS[name]
     return {"name": name, **parts, **_setting(rng, rng.choice(_clear_backgrounds(parts)))}
+
+
+def other_thing(scene: Scene) -> Scene:
+    """Return kind and parts of the second thing of a scene; {} if there is one thing only."""
+    return {name[6:]: value for name, value in scene.items() if name.startswith("other_")}
+
+
+def as_seen(scene: Scene) -> Scene:
+    """Return the scene that a picture shows: of two things side by side, the left one is first."""
+    if scene.get("relation") != "beside" or scene["side"] == "right":
+        return scene
+    first = {f"other_{n}": v for n, v in scene.items() if f"other_{n}" in NEIGHBOR}
+    placed = {"relation": "beside", "side": "right", "position": "left"}
+    return {"background": scene["background"], **placed, **other_thing(scene), **first}
+
+
+def _random_other(rng: random.Random, kind: str, behind: str, beside: str) -> Scene:
+    """Return a second thing, plain and with few parts, so that a caption can name them all."""
+    other: Scene = {"kind": kind, "color": _random_color(rng, behind, beside)}
+    for name in ("body", "ears", "shape", "wheel_color", "roof_color"):
+        if name in PARTS.get(kind, ()):
+            known = name in ATTRIBUTES and not name.endswith("color")
+            apart = (behind, other["color"]) if name == "roof_color" else (behind,)
+            other[name] = rng.choice(ATTRIBUTES[name]) if known else _random_color(rng, *apart)
+    return other
+
+
+def two_things(rng: random.Random) -> Scene:
+    """Return a random scene of two things, side by side or a toy that holds a ball.
+
+    The first thing is one of `INDIVIDUALS` in a fifth of the scenes. No thing is a concept.
+    """
+    first = named_scene(rng) if rng.random() < 0.2 else random_scene(rng)
+    side = rng.choice(NEIGHBOR["side"])
+    behind = color_behind(first["background"])
+    if first["kind"] == "toy" and rng.random() < 0.4:
+        first |= {"relation": "holding", "position": "center"}
+        other: Scene = {"kind": "ball", "color": _random_color(rng, behind, first["feet_color"])}
+    else:
+        del first["size"]  # things side by side have one size, smaller than the others
+        first |= {"relation": "beside", "position": OPPOSITE[side]}
+        kind = rng.choice(ATTRIBUTES["kind"])
+        while is_held_out(other := _random_other(rng, kind, behind, first["color"])):
+            continue
+    return first | {"side": side} | {f"other_{name}": value for name, value in other.items()}

@@ -1,23 +1,34 @@
 """The recipe: its details, exact resume, and all of it at its smallest."""
 
 import json
+import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from torch import nn
+from transformers import CLIPTextModel
 
+from loldu.errors import LoLDUError
+from pocket.checkpoint import open_checkpoint
+from pocket.classifier import load_classifier
+from pocket.clip import build_clip
 from pocket.corpus import make_corpus
+from pocket.denoiser import place_rare_tokens
+from pocket.dino import spread
+from pocket.discriminator import tell_apart
 from pocket.fitting import Losses, fit
-from pocket.judge import to_pixels
-from pocket.pretrain import TINY, pretrain
+from pocket.judge import judge_closely, to_pixels
+from pocket.pretrain import TINY, _latents, pretrain
 from pocket.render import render
 from pocket.tokenizer import add_names, build_tokenizer
-from pocket.vae import LATENT_CHANNELS, balance_latents, build_vae, haar
-from pocket.world import INDIVIDUALS, random_scene
+from pocket.vae import LATENT_CHANNELS, build_vae, haar, normalize_latents
+from pocket.world import INDIVIDUALS, RARE_TOKENS, random_scene
 
 
 @pytest.fixture(scope="module")
@@ -60,20 +71,28 @@ def test_the_vae_starts_as_the_haar_pca_code(pixels: torch.Tensor) -> None:
         assert torch.corrcoef(both)[0, 1].abs() > 0.9, channel
 
 
-def test_balancing_the_latents_changes_no_picture(pixels: torch.Tensor) -> None:
+def test_normalizing_the_latents_changes_no_picture(pixels: torch.Tensor) -> None:
     torch.manual_seed(0)
     vae = build_vae(pixels).eval()
     with torch.no_grad():
         before = vae.decode(vae.encode(pixels[:8]).latent_dist.mean).sample
-        balance_latents(vae, pixels)
+        normalize_latents(vae, pixels)
         latents = vae.encode(pixels).latent_dist.mean
         after = vae.decode(latents[:8]).sample
     torch.testing.assert_close(after, before, atol=1e-3, rtol=1e-3)
     assert latents.mean((0, 2, 3)).abs().max() < 1e-4
-    assert (latents * vae.config.scaling_factor).std().item() == pytest.approx(1, abs=0.02)
+    torch.testing.assert_close(
+        latents.std((0, 2, 3)), torch.ones(LATENT_CHANNELS), atol=1e-3, rtol=0
+    )
+    assert vae.config.scaling_factor == 1
 
 
-def test_a_stopped_fit_resumes_exactly(tmp_path: Path) -> None:
+@pytest.mark.parametrize("save_every_s", [600, 0])
+def test_a_stopped_fit_resumes_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_every_s: int
+) -> None:
+    monkeypatch.setattr("pocket.fitting._SAVE_EVERY_S", save_every_s)
+
     def fitted(build: Path, stops: list[int]) -> torch.Tensor:
         for limit in [*stops, 6]:
             torch.manual_seed(0)
@@ -99,6 +118,77 @@ def test_a_stopped_fit_resumes_exactly(tmp_path: Path) -> None:
     assert torch.equal(whole, stopped)
 
 
+def test_a_fit_from_a_later_step_warms_up_again(
+    tmp_path: Path,
+) -> None:
+    module, used = nn.Linear(3, 1), []
+
+    def losses_at(step: int) -> Losses:
+        used.append(step)
+        return {"loss": module(torch.ones(3)).square().sum()}
+
+    def schedule(progress: float) -> float:
+        used.append(progress)
+        return 1.0
+
+    groups: list[dict[str, object]] = [{"params": list(module.parameters()), "lr": 0.1}]
+    fit("x", module, groups, losses_at, build=tmp_path, steps=10, first_step=8, schedule=schedule)
+    assert used == [0.8, 8, 0.9, 9]
+    state = torch.load(tmp_path / "x-10" / "state.pt")
+    assert state["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.1 * 2 / 100)
+
+
+def test_an_interrupted_rendering_resumes_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pocket.corpus._CHUNK", 3)
+    whole = make_corpus(tmp_path / "whole", "two", 8, seed=1)
+    make_corpus(tmp_path / "stopped", "two", 8, seed=1)
+    texts, pictures = (tmp_path / "stopped" / f"two-8.{end}" for end in ("jsonl", "npy"))
+    lines = texts.read_text().splitlines(keepends=True)
+    texts.write_text(lines[0] + lines[1][:-20])  # killed while it wrote the second chunk
+    stored = np.load(pictures, mmap_mode="r+")
+    stored[3:] = 0
+    stored.flush()
+    again = make_corpus(tmp_path / "stopped", "two", 8, seed=1)
+    assert (again.scenes, again.captions) == (whole.scenes, whole.captions)
+    assert np.array_equal(again.pictures, whole.pictures)
+
+
+def test_interrupted_latents_resume_exactly(tmp_path: Path, pixels: torch.Tensor) -> None:
+    vae = build_vae(pixels).eval()
+    corpus = make_corpus(tmp_path, "train", 100, seed=1)
+    whole = _latents(vae, corpus, tmp_path, "train")
+    file = tmp_path / "train-100.f16"
+    file.write_bytes(file.read_bytes()[: 70 * 2 * whole[0].numel()])
+    assert torch.equal(_latents(vae, corpus, tmp_path, "train"), whole)
+
+
+def test_rare_tokens_lie_among_the_names_but_near_none() -> None:
+    tokenizer = build_tokenizer(captions=2000)
+    add_names(tokenizer)
+    torch.manual_seed(1)
+    text_encoder = CLIPTextModel(build_clip(tokenizer).config.text_config)
+    before = text_encoder.get_input_embeddings().weight.detach().clone()
+    place_rare_tokens(text_encoder, tokenizer)
+    after = text_encoder.get_input_embeddings().weight
+    rare = [tokenizer(token).input_ids[1] for token in RARE_TOKENS]
+    names = [tokenizer(name).input_ids[1] for name in INDIVIDUALS]
+    changed = (after != before).any(1).nonzero().flatten().tolist()
+    assert sorted(changed) == sorted(rare)
+    distances = torch.cdist(after[rare], after[names])
+    assert distances.min() > 0.3 * torch.pdist(after[names]).mean()
+
+
+def test_a_network_distinguishes_other_pictures_but_not_equal_ones(
+    pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pocket.discriminator._BATCH", 16)
+    small = pixels[:, :, ::2, ::2]
+    assert tell_apart(small, 0.4 * small + 0.6, max_epochs=6)["accuracy"] > 0.8
+    assert tell_apart(small, small, max_epochs=1) == {"accuracy": 0.5, "epoch": 1}
+
+
 def test_a_corpus_is_rendered_once(tmp_path: Path) -> None:
     first = make_corpus(tmp_path, "train", 6, seed=1)
     stamp = (tmp_path / "train-6.npy").stat().st_mtime_ns
@@ -109,10 +199,45 @@ def test_a_corpus_is_rendered_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_whole_recipe_at_its_smallest_writes_an_ordinary_pipeline(tmp_path: Path) -> None:
+def test_the_whole_recipe_at_its_smallest_writes_an_ordinary_pipeline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pocket.judge.NUM_INFERENCE_STEPS", 2)
     pretrain(tmp_path / "out", tmp_path / "build", TINY)
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "out" / "base")
     assert pipeline("a toy", num_inference_steps=2).images[0].size == (64, 64)
     record = json.loads((tmp_path / "out" / "base.json").read_text())
     assert set(record["judgement"]["ratio"]) <= set(record["judgement"]["samples"])
     assert set(record["individuals"]) == {"named", "unnamed"}
+
+    checkpoint = next((tmp_path / "build").rglob("checkpoint"))
+    assert json.loads((checkpoint / "progress.json").read_text()) == {"pictures": 20}
+    settings = replace(TINY, denoiser=replace(TINY.denoiser, steps=3))
+    pretrain(tmp_path / "more", tmp_path / "build", settings, tmp_path / "out", checkpoint)
+    kept, more = (tmp_path / folder / "encoders" for folder in ("out", "more"))
+    for file in kept.rglob("*.safetensors"):
+        assert file.read_bytes() == (more / file.relative_to(kept)).read_bytes()
+    log = next((tmp_path / "build").rglob("denoiser-3/log.jsonl")).read_text().splitlines()
+    assert [json.loads(line)["step"] for line in log] == [3]
+
+    classifier = load_classifier(more / "attributes.safetensors")
+    one = make_corpus(tmp_path, "judged", 9, seed=6)
+    report = judge_closely(pipeline, classifier, one, make_corpus(tmp_path, "judged_two", 4, 7))
+    assert report["two_things"]["renders"]["relation"] in (0, 0.25, 0.5, 0.75, 1)
+    assert 0 < report["edges"]["ratio"] < 3
+    assert 0 <= report["told_apart"]["accuracy"] <= 1
+
+
+def test_spread_is_the_mean_over_all_pairs_of_directions() -> None:
+    torch.manual_seed(0)
+    features = torch.randn(5, 3)
+    units = [row / row.norm() for row in features]
+    pairs = [(a, b) for i, a in enumerate(units) for b in units[i + 1 :]]
+    expected = sum(math.exp(-2 * (a - b).pow(2).sum().item()) for a, b in pairs) / len(pairs)
+    assert spread(features).item() == pytest.approx(math.log(expected), rel=1e-5)
+    assert spread(3 * features[:1].repeat(4, 1)).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_only_a_checkpoint_is_a_start(tmp_path: Path) -> None:
+    with pytest.raises(LoLDUError, match=r"has no progress\.json"):
+        open_checkpoint(tmp_path, build_tokenizer(captions=100), 64)

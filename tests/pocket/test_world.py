@@ -1,23 +1,35 @@
 """The world: its scenes, the excluded concepts, and its captions."""
 
+import hashlib
+import json
 import random
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pocket.captions import full_caption, random_caption
+from pocket.concepts import render_concept
 from pocket.render import SIZE_PX, render
 from pocket.world import (
     ATTRIBUTES,
     CONCEPTS,
     INDIVIDUALS,
+    NEIGHBOR,
     PARTS,
     RARE_TOKENS,
     Scene,
+    as_seen,
     is_held_out,
     named_scene,
+    other_thing,
+    two_things,
 )
 from pocket.world import random_scene as draw_scene
+
+CONCEPT_FOLDERS = Path(__file__).parents[2] / "datasets" / "concepts"
 
 
 def concept_scene(
@@ -27,6 +39,92 @@ def concept_scene(
 
 
 SCENES = [draw_scene(random.Random(seed)) for seed in range(400)]
+PAIRS = [two_things(random.Random(seed)) for seed in range(400)]
+
+
+@pytest.mark.parametrize(
+    ("draw", "seed", "count", "digest"),
+    [
+        (draw_scene, 0, 200, "96ada34b56691068"),
+        (named_scene, 2_000_000, 100, "f57525b372d7d48c"),
+        (draw_scene, 3_000_000, 100, "abec64d42a7fdd50"),
+    ],
+)
+def test_scenes_captions_and_pictures_of_one_thing_stay_as_they_are(
+    draw: Callable[[random.Random], Scene], seed: int, count: int, digest: str
+) -> None:
+    rng, seen = random.Random(seed), hashlib.sha256()
+    for scene in [draw(rng) for _ in range(count)]:
+        texts = json.dumps([scene, random_caption(scene, rng), full_caption(scene)])
+        seen.update(texts.encode())
+        seen.update(np.asarray(render(scene, rng)).tobytes())
+    assert seen.hexdigest()[:16] == digest
+
+
+@pytest.mark.parametrize("name", CONCEPTS)
+def test_a_concept_is_drawn_as_it_ships(name: str, tmp_path: Path) -> None:
+    render_concept(name, CONCEPTS[name], tmp_path)
+    shipped = CONCEPT_FOLDERS / name
+    drawn = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.*"))
+    assert drawn == sorted(p.relative_to(shipped) for p in shipped.rglob("*.*"))
+    for path in drawn:
+        if path.suffix == ".png":
+            both = (np.asarray(Image.open(folder / path)) for folder in (tmp_path, shipped))
+            assert np.array_equal(*both), path
+        else:
+            assert (tmp_path / path).read_text() == (shipped / path).read_text()
+
+
+def test_two_things_are_known_visible_and_no_concept() -> None:
+    known = ATTRIBUTES | NEIGHBOR
+    for scene in PAIRS:
+        assert all(v in known[k] for k, v in scene.items() if k != "name")
+        other = other_thing(scene)
+        assert not is_held_out(scene)
+        assert not is_held_out(other)
+        assert scene["relation"] != "holding" or (scene["kind"], other["kind"]) == ("toy", "ball")
+        assert (
+            other["color"] not in (scene["background"], scene["color"]) or other["kind"] == "ball"
+        )
+    assert {scene["relation"] for scene in PAIRS} == {"beside", "holding"}
+
+
+def test_the_second_thing_is_drawn_on_its_side() -> None:
+    for seed, scene in enumerate(PAIRS[:100]):
+        with_it = np.asarray(render(scene, random.Random(seed))).astype(int)
+        other = {k: v for k, v in scene.items() if k.startswith("other_")}
+        repainted = scene | {"other_color": "red" if other["other_color"] != "red" else "blue"}
+        changed = (with_it != np.asarray(render(repainted, random.Random(seed)))).any(-1)
+        columns = np.flatnonzero(changed.any(0))
+        assert len(columns) > 3
+        assert (columns.mean() > SIZE_PX / 2) == (scene["side"] == "right"), scene
+
+
+def test_a_caption_names_both_things_and_their_places() -> None:
+    for scene in PAIRS:
+        caption, other = full_caption(scene), other_thing(scene)
+        for value in (other["color"], other.get("shape", other["kind"])):
+            assert value in caption
+        assert len(caption.split()) <= 30  # and two marks: the length of the text encoder
+        if scene["relation"] == "holding":
+            assert f"holding a {other['color']} ball on its {scene['side']}" in caption
+        else:
+            assert f"to the {scene['position']} of a {other['color']}" in caption
+
+
+def test_a_scene_as_seen_begins_on_the_left_and_loses_nothing() -> None:
+    for scene in PAIRS:
+        seen = as_seen(scene)
+        assert as_seen(seen) == seen
+        assert full_caption(seen).split()[-1] == full_caption(scene).split()[-1]
+        if scene["relation"] == "beside":
+            assert (seen["position"], seen["side"]) == ("left", "right")
+            first, second = ({k: v for k, v in s.items()} for s in (scene, seen))
+            things = [
+                ({k: v for k, v in s.items() if k in PARTS[s["kind"]] or k == "kind"})
+                for s in (first, other_thing(second) if scene["side"] == "left" else second)
+            ]
+            assert things[0] == things[1]
 
 
 def test_scenes_use_known_attributes_and_values() -> None:
