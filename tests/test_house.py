@@ -3,8 +3,10 @@
 import ast
 import graphlib
 import re
+import tomllib
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import grimp
@@ -89,6 +91,19 @@ def test_every_name_of_a_module_is_used() -> None:
             if file.suffix in (".py", ".toml", ".yaml"):
                 words.update(re.findall(r"\w+", file.read_text(encoding="utf-8")))
     assert not [where for name, where in defined.items() if words[name] == 1]
+
+
+def test_lowest_versions_are_those_that_are_tested() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"].values()
+    pinned = dict(
+        line.lower().replace("_", "-").split("==")
+        for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+        if "==" in line
+    )
+    for needed in [*project["dependencies"], *chain(*extras)]:
+        name, lowest = re.sub(r"\[.*\]", "", needed).split(">=")
+        assert f"{pinned[name]}.".startswith(f"{lowest}."), needed
 
 
 def test_the_folder_of_data_is_no_package() -> None:
