@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -117,13 +117,26 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
         what: What messages call it, such as "The preset".
 
     Raises:
-        LoLDUError: If it does not exist or is not TOML.
+        LoLDUError: If it does not exist, is not TOML, or is too deep for Python.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors may write a BOM
+        if _has_huge_number(content):
+            raise ValueError("a whole number has more than the 64 bits of TOML")
+    except (OSError, ValueError, RecursionError) as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else error
         raise LoLDUError(f"{what} {path} cannot be read as TOML: {reason}.") from error
+    return content
+
+
+def _has_huge_number(value: Any) -> bool:  # noqa: ANN401  any TOML
+    """Tell whether a value holds a number that neither floats nor messages can hold."""
+    if isinstance(value, int):
+        return not -(2**63) <= value < 2**63
+    if isinstance(value, dict | list):
+        inner = cast("dict[str, Any] | list[Any]", value)
+        return any(map(_has_huge_number, inner.values() if isinstance(inner, dict) else inner))
+    return False
 
 
 def _flush(path: Path) -> None:

@@ -106,14 +106,17 @@ SRGB = {
 ADOBE_RGB, LINEAR_GRAY = icc(b"RGB ", ADOBE_GAMMA, **ADOBE), icc(b"GRAY", 1.0)
 
 
-def mutated(whole: bytes, rng: random.Random) -> bytes:
-    """A file after one to four accidents: bytes changed, cut, lost, repeated or inserted.
+def mutated(whole: bytes, rng: random.Random, most: int = 4) -> bytes:
+    """A file after one to `most` accidents: bytes changed, cut, lost, repeated or inserted.
 
-    Half of the accidents strike the first 200 bytes. The checksums of a PNG are mended half of the
-    time, or nearly every change would end there.
+    Half of the accidents strike the first 200 bytes. Half of the PNGs have an accident with a whole
+    chunk instead, and of the others half have their checksums mended, or nearly every change would
+    end there.
     """
+    if whole.startswith(PNG_MAGIC) and rng.random() < 0.5:
+        return _with_another_chunk(whole, rng)
     content = bytearray(whole)
-    for _ in range(rng.randint(1, 4)):
+    for _ in range(rng.randint(1, most)):
         reach = min(len(content), 200) if rng.random() < 0.5 else len(content)
         at = rng.randrange(reach + 1)
         span = rng.choice((1, 1, 2, 4, 16, 256))
@@ -136,6 +139,28 @@ def mutated(whole: bytes, rng: random.Random) -> bytes:
     return bytes(content)
 
 
+def _with_another_chunk(png: bytes, rng: random.Random) -> bytes:
+    """A PNG with a chunk lost, repeated, moved, renamed or changed; its checksum may be wrong."""
+    parts = chunks(png)
+    kind, data = parts.pop(rng.randrange(1, len(parts)))
+    match rng.randrange(5):
+        case 0 | 1:
+            data = mutated(data, rng, most=2)
+        case 2:
+            kind = rng.choice(
+                b"tRNS eXIf iCCP zTXt iTXt tEXt pHYs gAMA sRGB acTL fcTL fdAT".split()
+            )
+        case 3:
+            parts.insert(rng.randrange(1, len(parts) + 1), (kind, data))
+        case _:
+            pass
+    whole = [chunk(*one) for one in parts]
+    changed = chunk(kind, data, None if rng.random() < 0.7 else rng.randrange(2**32))
+    if rng.random() < 0.9:
+        whole.insert(rng.randrange(1, len(whole) + 1), changed)
+    return PNG_MAGIC + b"".join(whole)
+
+
 def _with_checksums(png: bytearray) -> bytearray:
     at = len(PNG_MAGIC)
     while at + 12 <= len(png):
@@ -145,6 +170,18 @@ def _with_checksums(png: bytearray) -> bytearray:
         struct.pack_into(">I", png, at + 8 + length, zlib.crc32(png[at + 4 : at + 8 + length]))
         at += 12 + length
     return png
+
+
+def mutated_text(text: str, rng: random.Random, values: Sequence[str]) -> bytes:
+    """A text of which a line has another value after its last `=` or `:`, or accidents of bytes."""
+    if rng.random() < 0.5:
+        return mutated(text.encode(), rng, most=1)
+    lines = text.split("\n")
+    for _ in range(rng.randint(1, 2)):
+        at = rng.randrange(len(lines))
+        sign = max(lines[at].rfind("="), lines[at].rfind(":"))
+        lines[at] = lines[at][: sign + 1] + rng.choice(values) if sign > 0 else rng.choice(values)
+    return "\n".join(lines).encode()
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

@@ -34,9 +34,10 @@ def read_text(path: Path) -> str:
         LoLDUError: If it is not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")  # read_text() takes half a mark for nothing
     except UnicodeDecodeError as error:
         raise LoLDUError(f"The caption file {path} is not UTF-8; save it as UTF-8.") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_lines(path: Path) -> list[str]:

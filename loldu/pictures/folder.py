@@ -9,7 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loldu.errors import LoLDUError, Mistakes
-from loldu.pictures.captions import METADATA, Line, read_metadata, read_text, same_name
+from loldu.pictures.captions import (
+    METADATA,
+    Line,
+    is_text,
+    read_metadata,
+    read_text,
+    same_name,
+)
 from loldu.pictures.mask import load_mask
 from loldu.pictures.open import load_image
 
@@ -41,7 +48,7 @@ def list_images(folder: Path) -> list[Path]:
     """Return the pictures of a folder, sorted by name; one log line names the files left out.
 
     Raises:
-        LoLDUError: If there is no such folder, or no picture in it.
+        LoLDUError: If there is no such folder, no picture in it, or a name that is not UTF-8.
     """
     if not folder.is_dir():
         raise LoLDUError(f"There is no folder {folder}; give one with the pictures.")
@@ -53,6 +60,10 @@ def list_images(folder: Path) -> list[Path]:
     others = [path.name for path in files if path not in known]
     if others:
         logger.info("Ignored in %s, not a picture: %s", folder, ", ".join(others))
+    for image in images:
+        if not is_text(str(image)):
+            name = repr(os.fsencode(image))[2:-1]
+            raise LoLDUError(f"The name {name} is not UTF-8; rename the file or its folder.")
     if not images:
         raise LoLDUError(
             f"There are no pictures in {folder}; put jpg, png, webp, bmp or gif files there."

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageChops, ImageCms, UnidentifiedImageError
 
 from loldu.errors import LoLDUError
-from loldu.pictures.png import open_without_extras, scale_transparency
+from loldu.pictures.png import open_without_extras, pixel_depth, scale_transparency
 
 T = TypeVar("T")
 
@@ -159,8 +159,9 @@ def _opened(path: Path, read: Callable[[Image.Image], T], formats: tuple[str, ..
 
 def _pixels(image: Image.Image) -> Image.Image:
     """Return a picture decoded and upright."""
-    scale_transparency(image)
+    depth = pixel_depth(image)
     image.load()
+    scale_transparency(image, depth)
     return upright(image)
 
 

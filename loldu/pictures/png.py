@@ -4,7 +4,7 @@ import io
 import struct
 import zlib
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from PIL import Image
 
@@ -58,17 +58,26 @@ def open_without_extras(path: Path) -> Image.Image | None:
     return image
 
 
-def scale_transparency(image: Image.Image) -> None:
-    """Give the transparent colour of a PNG that is not decoded yet the depth of Pillow's pixels.
+def pixel_depth(image: Image.Image) -> object:
+    """Return Pillow's name of the depth in the file if it is a PNG that is not decoded yet."""
+    tiles: list[tuple[Any, ...]] = getattr(image, "tile", []) if image.format == "PNG" else []
+    return tiles[0][3] if tiles else None
+
+
+def scale_transparency(image: Image.Image, depth: object) -> None:
+    """Give the transparent colour of a decoded PNG the depth of Pillow's pixels.
 
     Pillow makes 8 bits of 2, 4 and, in colour, 16 bits, but leaves the transparent colour as it is
     in the file, so that no pixel is transparent, or another one is. In 16-bit colour, the upper 8
     bits decide.
+
+    Args:
+        image: The picture.
+        depth: Its depth in the file, from `pixel_depth`.
     """
     clear = image.info.get("transparency")
-    depth = image.tile[0][3] if image.format == "PNG" and image.tile else None  # pyright: ignore
     if isinstance(clear, int) and depth in ("L;2", "L;4"):
-        most = 2 ** int(depth[-1]) - 1
+        most = 2 ** int(str(depth)[-1]) - 1
         image.info["transparency"] = (clear & most) * 255 // most
     elif isinstance(clear, tuple) and depth == "RGB;16B":
         image.info["transparency"] = tuple(value >> 8 for value in cast("tuple[int, ...]", clear))

@@ -191,6 +191,9 @@ def test_a_name_that_is_not_unicode_can_be_reported(
     monkeypatch.setattr(folder.logger, "info", lambda text, *more: messages.append(text % more))
     assert len(list_images(tmp_path)) == 1
     assert "\udcff.md" in messages[0]
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")).write_text("x")
+    with pytest.raises(LoLDUError, match=r"The name .*\\xff\.png is not UTF-8; rename the file"):
+        list_images(tmp_path)
 
 
 def test_a_damaged_exif_block_does_no_harm(tmp_path: Path) -> None:
