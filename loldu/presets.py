@@ -54,7 +54,10 @@ def read_preset(path: Path) -> Preset:
     if not isinstance(given, dict):
         raise LoLDUError(f"The preset {path}: preset must be a table with about and order.")
     own = cast(dict[str, Any], given)
-    return Preset(path.stem, own.get("about", ""), own.get("order", math.inf), flat(tables))
+    about, order = own.get("about", ""), own.get("order", math.inf)
+    if not isinstance(about, str) or type(order) not in (int, float):
+        raise LoLDUError(f"The preset {path}: about must be a string, and order a number.")
+    return Preset(path.stem, about, order, flat(tables))
 
 
 def shipped_presets(folder: Path) -> dict[str, Preset]:
