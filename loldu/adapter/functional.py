@@ -11,7 +11,7 @@ of `torch.func` get the same operations one by one.
 
 # torch and peft are typed in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportUnknownArgumentType=false
+# pyright: reportUnknownArgumentType=false, reportPrivateImportUsage=false
 
 from typing import Any, Literal
 

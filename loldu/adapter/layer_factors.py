@@ -2,7 +2,7 @@
 
 # torch and peft are typed in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportUnknownArgumentType=false
+# pyright: reportUnknownArgumentType=false, reportPrivateImportUsage=false
 
 import warnings
 
@@ -15,7 +15,7 @@ from loldu.adapter.base_check import DiagonalStart, accepts_any_base, fits_weigh
 from loldu.adapter.base_weight import as_matrix, features_of, fingerprint
 from loldu.adapter.diagonal import LoLDUDiagonal
 from loldu.adapter.factorization import FACTORIZATIONS
-from loldu.adapter.shared_factors import SharedFactors, version_of
+from loldu.adapter.shared_factors import SharedFactors, unwrapped, version_of
 from loldu.errors import ConceptError
 
 
@@ -120,9 +120,7 @@ class LayerFactors(BaseTunerLayer):
             return True
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return True
-        while torch._C._functorch.is_functorch_wrapped_tensor(pivots):
-            # An ensemble of `torch.func` stacks the pivots of its models.
-            pivots = torch._C._functorch.get_unwrapped(pivots)
+        pivots = unwrapped(pivots)
         version = version_of(pivots)
         if self.pivots_version.get(adapter_name) != version:
             if not held.begins_with(pivots, self.r[adapter_name]):

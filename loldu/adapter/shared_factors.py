@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +15,14 @@ from loldu.adapter.factors import Factors
 def version_of(tensor: Tensor) -> tuple[int, int]:
     """Return a value that changes when a tensor is replaced or written to (except by `.data`)."""
     return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
+
+
+def unwrapped(tensor: Tensor) -> Tensor:
+    """Return the values that `torch.func` wraps; an ensemble stacks those of its models."""
+    functorch: Any = torch._C._functorch  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = functorch.get_unwrapped(tensor)
+    return tensor
 
 
 @dataclass(eq=False)
