@@ -151,7 +151,5 @@ def _finished_chunks(texts_file: Path) -> int:
     if not texts_file.exists():
         return 0
     written = texts_file.read_bytes()
-    whole = written[: written.rfind(b"\n") + 1]
-    if len(whole) < len(written):
-        texts_file.write_bytes(whole)
-    return whole.count(b"\n")
+    os.truncate(texts_file, written.rfind(b"\n") + 1)
+    return written.count(b"\n")
