@@ -108,6 +108,8 @@ def read_file(path: str | os.PathLike[str]) -> ConceptFile:
         base, config, metadata = content["base"], content["config"], content["metadata"]
         if not isinstance(base, str) or not isinstance(config, dict) or len(base) > _MOST_BASE:
             raise TypeError("base and config")
+        if not all(isinstance(options, dict) for options in config.values()):
+            raise TypeError("config")
         if not isinstance(metadata, dict):
             raise TypeError("metadata")
         require_plain([base, config], "base and config")

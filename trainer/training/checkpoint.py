@@ -2,8 +2,10 @@
 
 import json
 import logging
+import math
 import re
 import shutil
+import struct
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +21,10 @@ from safetensors.torch import load_file, save_file
 from torch.optim import Optimizer
 
 from loldu.base.record import CONFIG
+from loldu.concept.format import reason_of
+from loldu.concept.metadata import shown
 from loldu.errors import LoLDUError
+from loldu.files import read_toml
 from loldu.options import options
 from trainer.methods.trained import Trained
 from trainer.options.concepts import concept_configs
@@ -32,6 +37,7 @@ logger = logging.getLogger(__name__)
 PREFIX = "checkpoint-"
 _TRAINED, _OPTIMIZER, _STATE = "trained.safetensors", "optimizer.pt", "state.json"
 FILES = (_TRAINED, _OPTIMIZER, _STATE)
+_MOST_STEPS = 2**53
 _MARGIN_BYTES = 2**20
 """For headers, options and concept files."""
 
@@ -165,8 +171,14 @@ def read_state(folder: Path) -> dict[str, Any] | None:
         state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
         known = {*(field.name for field in fields(Progress)), "inputs"}
         whole = all((folder / name).is_file() for name in (*FILES, CONFIG))
-        return state if known <= state.keys() and int(state["step"]) > 0 and whole else None
-    except (OSError, ValueError, TypeError, AttributeError):
+        sound = (
+            known <= state.keys()
+            and type(state["step"]) is int
+            and isinstance(state["inputs"], dict)
+        )
+        sound = sound and math.isfinite(state["seconds"])
+        return state if sound and 0 < state["step"] < _MOST_STEPS and whole else None
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 
 
@@ -222,8 +234,8 @@ def load_checkpoint(
         for what in sorted({*was, *inputs}):
             if was.get(what) != inputs.get(what):
                 raise LoLDUError(
-                    f"{what} has changed since {folder} was made; resume with what it was "
-                    f"({was.get(what)}, now {inputs.get(what)}), or start a new run."
+                    f"{shown(what)} has changed since {folder} was made; resume with what it was "
+                    f"({shown(was.get(what))}, now {inputs.get(what)}), or start a new run."
                 )
         progress = Progress(**progress)
         trained.load_state_dict(weights)
@@ -232,12 +244,13 @@ def load_checkpoint(
         if accelerator.scaler:
             accelerator.scaler.load_state_dict(state["scaler"])
     except (
-        *(OSError, EOFError, SafetensorError, UnpicklingError),
-        *(RuntimeError, ValueError, KeyError, TypeError),
+        *(OSError, EOFError, SafetensorError, UnpicklingError, ImportError),
+        *(RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError),
+        *(OverflowError, MemoryError, struct.error),
     ) as error:
         raise LoLDUError(
             f"The checkpoint {folder} is damaged; delete it and resume from the one before "
-            f"({str(error).splitlines()[0]})."
+            f"({shown(reason_of(error), 200)})."
         ) from error
     logger.info("Resuming after step %d from %s", progress.step, folder)
     return progress
@@ -263,7 +276,11 @@ def _check_same_run(config: Config, folder: Path) -> None:
 
 
 def _check_same_options(config: Config, path: Path) -> None:
-    was = tomllib.loads(path.read_text(encoding="utf-8"))
+    was = read_toml(path, "The options of the checkpoint")
+    if not all(isinstance(section, dict) for section in was.values()):
+        raise LoLDUError(
+            f"{path} is damaged; delete the checkpoint and resume from the one before."
+        )
     now = tomllib.loads(to_toml(config))
     same = {"same"}
     if config.optimization.lr_scheduler != "constant":  # the others are stretched over the steps
@@ -278,6 +295,6 @@ def _check_same_options(config: Config, path: Path) -> None:
             must_be_same = key not in known or known[key].resume in same
             if must_be_same and before != after:
                 raise LoLDUError(
-                    f"--{key} is {after} but was {before} in {path.parent}; resume with the "
-                    f"options of that run (--preset {path} has them all)."
+                    f"--{shown(key)} is {after} but was {shown(before)} in {path.parent}; resume "
+                    f"with the options of that run (--preset {path} has them all)."
                 )
