@@ -1,5 +1,9 @@
 """Write and read base-model options in concept files and runs."""
 
+# Values of TOML have any type.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
 import hashlib
 import logging
 import re
@@ -68,9 +72,8 @@ def base_options(
     if _NAME in recorded:
         if place in (None, recorded[_NAME]):
             return BaseModelConfig(**recorded)
-        return BaseModelConfig(
-            **{n: recorded[n] for n in _READ_AS if n in recorded}, **{_NAME: place}
-        )
+        there: dict[str, Any] = {n: recorded[n] for n in _READ_AS if n in recorded}
+        return BaseModelConfig(**{**there, _NAME: place})
     if trusted:
         return _as_claimed(concept, path, place)
     if place is None:
@@ -123,7 +126,7 @@ def _as_claimed(concept: Concept, path: Path, place: str | None) -> BaseModelCon
             "give your base with --pretrained_model_name_or_path."
         )
     # A name without a slash is a local file or folder of whoever trained the concept.
-    claimed = {
+    claimed: dict[str, Any] = {
         name: value
         for name, value in base_of(concept.metadata).items()
         if name in options(BaseModelConfig)

@@ -4,6 +4,9 @@ A library user may store any JSON. The names below mean the same in every file, 
 on them: they fill prompts and decide how the base is read.
 """
 
+# Values of JSON have any type.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
