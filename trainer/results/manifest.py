@@ -119,9 +119,8 @@ class Manifest:
             return
         for file in set(files).difference(foreign):
             file.unlink()
-        for folder in sorted((each for each in path.rglob("*") if each.is_dir()), reverse=True):
             with suppress(OSError):  # not empty
-                folder.rmdir()
+                file.parent.rmdir()
         logger.warning("Kept %s: this trainer did not write it, or it was changed.", foreign[0])
 
     def clear(self) -> None:
@@ -191,7 +190,7 @@ class Manifest:
     def _moves(self) -> Iterator[tuple[Path, Path]]:
         for line in self._lines():
             if "draft" in line:
-                yield self._own / line["draft"], self.folder / line["becomes"]
+                yield self._own / Path(line["draft"]).name, self.folder / Path(line["becomes"]).name
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()
@@ -239,7 +238,7 @@ def _matches(path: Path, mark: str) -> bool:
         return mark.startswith(f"{path.stat().st_size}-") and _fingerprint(path) == mark
     content = path.read_bytes()
     begun = hashlib.sha256(content[: int(size)]).hexdigest() == digest
-    return begun and all(map(_is_log_line, content.splitlines()[:-1]))  # the last may be cut short
+    return begun and all(map(_is_log_line, content.split(b"\n")[:-1]))  # the last may be cut short
 
 
 def _is_log_line(line: bytes) -> bool:

@@ -4,13 +4,12 @@ import json
 import logging
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from loldu.base.record import CONFIG, SUMMARY
 from loldu.files import remove
-from trainer.methods.dreambooth import PIPELINE
 from trainer.methods.lora_file import LORA
 from trainer.methods.method import all_methods
 from trainer.methods.textual_inversion import LEARNED_WORD
@@ -43,10 +42,9 @@ _PLACES = re.compile(
 )
 """Paths, in the folder of a run or a concept, at which a run may replace or delete a file."""
 _FOLDERS = re.compile(rf"{VALIDATION}|{SAMPLES}|{BEST}|{PREFIX}\d{{6,}}|{'|'.join(RESULTS)}")
-_WHOLE = re.compile(rf"{BEST}|{PREFIX}\d{{6,}}|{PIPELINE}")
-_IN_FOLDERS = {CONFIG, SCORES_OF_BEST, *CHECKPOINT_FILES}
-_DRAFTS = re.compile(rf"\.({BEST}|{PREFIX}\d{{6,}}|.+\.\d+)\.tmp")
-"""Drafts that a killed run of an earlier version left."""
+_IN_FOLDERS = {CONFIG, SCORES_OF_BEST, *CHECKPOINT_FILES, *RESULTS}
+_DRAFTS = re.compile(rf"\.({BEST}|{PREFIX}\d{{6,}})\.tmp|\.(?P<file>.+)\.\d+\.tmp")
+"""Names of drafts that a killed run of an earlier version left."""
 
 
 def in_places(folder: Path) -> list[Path]:
@@ -57,7 +55,7 @@ def in_places(folder: Path) -> list[Path]:
     for path in folder.iterdir():
         if path not in found and _FOLDERS.fullmatch(path.name):
             found += [file for file in path.rglob("*") if file.is_symlink() or not file.is_dir()]
-    return sorted(path for path in found if _PLACES.fullmatch(path.relative_to(folder).as_posix()))
+    return sorted(path for path in found if _is_place(path, folder))
 
 
 def strangers(folder: Path) -> list[Path]:
@@ -70,10 +68,10 @@ def strangers(folder: Path) -> list[Path]:
     found = in_places(folder)
     if Manifest(folder).exists:
         return Manifest(folder).strangers(found)
+    theirs = [path for path in found if not _may_be_ours(path, folder)]
     config, metrics = folder / CONFIG, folder / METRICS
-    ours = checkpoints(folder)
-    by_options = _is_ours(config, ours) and (found == [config] or _is_ours(metrics, ours))
-    return [path for path in found if not _is_ours(path, ours)] if ours or by_options else found
+    by_options = config in found and (found == [config] or metrics in found)
+    return theirs if by_options or checkpoints(folder) else found
 
 
 def adopt(folder: Path) -> None:
@@ -82,9 +80,10 @@ def adopt(folder: Path) -> None:
         return
     if not (folder / BEST).exists() and (half := folder / f".{BEST}.tmp" / SCORES_OF_BEST).exists():
         half.parent.rename(folder / BEST)  # killed between two renames
-    for within in (folder, folder / VALIDATION, folder / VALIDATION / PICTURES, folder / SAMPLES):
-        for path in within.glob(".*.tmp"):
-            if _DRAFTS.fullmatch(path.name):
+    for within in ("", VALIDATION, f"{VALIDATION}/{PICTURES}", SAMPLES):
+        for path in (folder / within).glob(".*.tmp"):
+            name = _DRAFTS.fullmatch(path.name)
+            if name and (not name["file"] or _is_place(folder / within / name["file"], folder)):
                 remove(path)
     Manifest(folder).adopt(in_places(folder))
     logger.info(
@@ -100,29 +99,34 @@ def read_best(folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def _is_ours(path: Path, ours: Sequence[Path]) -> bool:
-    """Tell whether a file of an earlier version may be what its name says, among checkpoints."""
+def _may_be_ours(path: Path, folder: Path) -> bool:
+    """Tell whether a file in the folder of an earlier version's run may be what its name says."""
     if path.is_symlink() or not path.is_file():
         return False
-    within = next((parent for parent in path.parents if _WHOLE.fullmatch(parent.name)), None)
-    if within is not None and within.name != PIPELINE:
-        known = path.name in _IN_FOLDERS or path.name in RESULTS or path.parent != within
-        by = (read_best(within.parent) or {}).get("by")
-        return known and (within in ours or (within.name == BEST and by is not None))
+    top, *inside = path.relative_to(folder).parts
+    if inside and top.startswith(PREFIX):
+        known = len(inside) > 1 or path.name in _IN_FOLDERS or path.name.startswith("concept.")
+        return known and folder / top in checkpoints(folder)
     try:
-        if path.name == CARD:
+        if inside and top == BEST:
+            return "by" in _mapping(read_best(folder)) and inside[0] in _IN_FOLDERS
+        if top == CARD:
             return is_card(path)
-        if path.name in (METRICS, SCORES):
-            lines = path.read_text(encoding="utf-8").splitlines()
-            return all("step" in _mapping(json.loads(line)) for line in lines[:-1] or lines)
-        if path.name == CONFIG:
+        if top in (METRICS, SCORES):
+            lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+            return all("step" in _mapping(json.loads(line)) for line in lines)
+        if top == CONFIG:
             tables = tomllib.loads(path.read_text(encoding="utf-8"))
             return {"output_dir", "checkpointing_steps"} <= _mapping(tables.get("run")).keys()
-        if path.name == SUMMARY:
+        if top == SUMMARY:
             return "train_steps" in _mapping(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return False
     return True
+
+
+def _is_place(path: Path, folder: Path) -> bool:
+    return _PLACES.fullmatch(path.relative_to(folder).as_posix()) is not None
 
 
 def _mapping(value: object) -> Mapping[str, Any]:
