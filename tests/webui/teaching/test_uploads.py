@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from loldu.errors import LoLDUError
-from tests.damage import PNG_MAGIC, chunk, saved
+from tests.damage import PNG_MAGIC, chunk, saved, with_chunk
 from webui.teaching.crops import Crop
 from webui.teaching.uploads import MAX_BYTES, Uploads, decoded, opened, shown_name
 
@@ -85,6 +85,14 @@ def test_camera_metadata_is_removed_and_the_picture_upright(
     turned = np.asarray(opened(upload), dtype=int)
     assert abs(turned[5, 10] - BLUE).max() < 10
     assert abs(turned[35, 10] - RED).max() < 10
+
+
+def test_pictures_with_damaged_or_huge_metadata_are_taken(uploads: Uploads, tmp_path: Path) -> None:
+    plain = saved(Image.new("RGB", (8, 8), RED), "PNG")
+    workflow = chunk(b"zTXt", b"workflow\0\0" + zlib.compress(bytes(3 * 2**20)))
+    for extra in (workflow, chunk(b"eXIf", b"garbage"), chunk(b"tEXt", b"a\0b", checksum=7)):
+        upload = uploads.add(sent(tmp_path, with_chunk(plain, extra)), "cat.png")
+        assert opened(upload).getcolors() == [(64, RED)]
 
 
 def test_large_pictures_are_reduced(tmp_path: Path) -> None:
