@@ -121,10 +121,7 @@ def tables(record: dict[str, Any]) -> Iterable[Table]:
     yield show("a training step of a text encoder", rows)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the benchmark."""
-    run("few_tokens", Options, measure, tables, ["torch", "transformers", "peft"], argv)
-
+main = partial(run, "few_tokens", Options, measure, tables)
 
 if __name__ == "__main__":
     main()
