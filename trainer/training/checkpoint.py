@@ -238,6 +238,8 @@ def load_checkpoint(
                     f"({shown(was.get(what))}, now {inputs.get(what)}), or start a new run."
                 )
         progress = Progress(**progress)
+        if strange := weights.keys() ^ trained.state_dict().keys():  # PEFT would skip them
+            raise ValueError(f"{min(strange)} is missing, or not trained here")
         trained.load_state_dict(weights)
         optimizer.load_state_dict(state["optimizer"])
         ema.load(state["ema"])
