@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from loldu.concept.hotswap import hotswap_concept
     from loldu.concept.load import load_concept
     from loldu.concept.merge import save_merged
+    from loldu.concept.route import route_concepts
     from loldu.concept.save import save_concept
     from loldu.concept.switch import mix, set_concepts, set_strength, unload_concept
     from loldu.concept.truncate import LayerCut, Truncation, truncate
@@ -46,6 +47,7 @@ __all__ = [
     "mix",
     "project",
     "read_concept",
+    "route_concepts",
     "save_concept",
     "save_merged",
     "set_concepts",
@@ -68,6 +70,7 @@ _NAMES = {
     "concept.hotswap": ("hotswap_concept",),
     "concept.load": ("load_concept",),
     "concept.merge": ("save_merged",),
+    "concept.route": ("route_concepts",),
     "concept.save": ("save_concept",),
     "concept.switch": ("mix", "set_concepts", "set_strength", "unload_concept"),
     "concept.truncate": ("LayerCut", "Truncation", "truncate"),

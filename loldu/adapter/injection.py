@@ -5,7 +5,7 @@
 # pyright: reportUnknownArgumentType=false
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -55,6 +55,41 @@ def require_free(part: nn.Module, adapter_name: str) -> None:
         raise ConceptError(
             "the model is a PeftModel of another method: pass its base model, or a fresh one"
         )
+
+
+def require_loaded(model_or_pipeline: Any, names: Collection[str]) -> list[LoLDULayer]:  # noqa: ANN401
+    """Return the adapted layers, after a check that all named adapters are loaded.
+
+    Raises:
+        ConceptError: If one is not loaded, or adapters are merged.
+    """
+    layers = adapted_layers(model_or_pipeline)
+    for name in names:
+        if not any(name in layer.r for layer in layers):
+            loaded = ", ".join(sorted({name for layer in layers for name in layer.r}))
+            raise ConceptError(
+                f"there is no concept named '{name}' here (loaded: {loaded or 'none'}): load it "
+                "first, or check its name"
+            )
+    require_unmerged(layers)
+    return layers
+
+
+def require_mixable(model_or_pipeline: Any, names: Collection[str]) -> None:  # noqa: ANN401
+    """Check that adapters can act on single rows of a batch, or in a mixture.
+
+    Raises:
+        ConceptError: If one trains modules in full.
+    """
+    for part in components(model_or_pipeline).values():
+        for name in names:
+            config = getattr(bare(part), "peft_config", {}).get(name)
+            if modules := getattr(config, "modules_to_save", None):
+                raise ConceptError(
+                    f"adapter '{name}' also trains {', '.join(modules)} in full "
+                    "(modules_to_save), which cannot be mixed: make it the only active one with "
+                    "set_adapter"
+                )
 
 
 def add_adapter(

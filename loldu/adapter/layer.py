@@ -21,7 +21,15 @@ from loldu.adapter.diagonal import (
     projection_factor,
 )
 from loldu.adapter.layer_factors import LayerFactors
-from loldu.adapter.mixing import Update, per_row, rows_by_name, rows_of_batch, summed
+from loldu.adapter.mixing import (
+    Mixture,
+    Rows,
+    Update,
+    rows_by_name,
+    summed,
+    times_in_batch,
+    updates_of_rows,
+)
 from loldu.adapter.shared_factors import SharedFactors
 
 
@@ -39,7 +47,7 @@ class LoLDULayer(LayerFactors):
         super().__init__(base_layer, layer_name)
         self.strength: dict[str, float] = {}
         self.dropout: dict[str, float] = {}
-        self.rows: tuple[str | None, ...] | None = None
+        self.rows: Rows | None = None
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
 
@@ -97,13 +105,13 @@ class LoLDULayer(LayerFactors):
 
     def adapters_in_use(self) -> list[str]:
         """Return the adapters of this layer that are active, or that rows of a batch use."""
-        names = self.active_adapters if self.rows is None else dict.fromkeys(self.rows)
-        return [name for name in names if name is not None and name in self.r]
+        names = self.active_adapters if self.rows is None else self.rows.names
+        return [name for name in names if name in self.r]
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Free an adapter, and the factors that no other adapter uses."""
         super().delete_adapter(adapter_name)
-        if self.rows is not None and adapter_name in self.rows:
+        if self.rows is not None and adapter_name in self.rows.names:
             self.rows = None
 
     @torch.no_grad()
@@ -222,27 +230,27 @@ class LoLDULayer(LayerFactors):
         """Return whether PEFT can convert this layer to a LoRA: it converts linear layers."""
         return isinstance(self.get_base_layer(), nn.Linear | Conv1D)
 
-    def _updates(self, batch: int, adapter_names: Sequence[str] | None) -> list[Update]:
-        """Return the updates that the layer adds to the output of its base."""
-        if adapter_names is None:
-            rows = rows_of_batch(self.rows, batch, self.layer_name)
-        else:
+    def _updates(
+        self, batch: int, adapter_names: Sequence[Mixture] | Rows | None
+    ) -> tuple[int, list[Update]]:
+        """Return the updates of the base's output, and how many rows at its start have none."""
+        rows = self.rows
+        if adapter_names is not None:
             rows = rows_by_name(adapter_names, batch)
         if rows is None:
             parts = self._parts(() if self.merged else self.active_adapters)
-            return summed(parts.values())
+            return 0, summed(parts.values())
+        times = times_in_batch(rows, batch, self.layer_name)
         if self.merged:
             what = "pass `adapter_names`" if self.rows is None else "give rows their own concepts"
             raise ValueError(
                 f"Cannot {what} when there are merged adapters, please call `unmerge_adapter` "
                 f"first. (layer '{self.layer_name}')"
             )
-        parts = self._parts(rows)
-        if len(set(rows)) == 1:
-            return summed(parts.values())
-        return per_row([parts.get(name) for name in rows])
+        blank = rows.blank if rows.same else 0
+        return blank, updates_of_rows(self._parts(rows.names), rows, times)
 
-    def _parts(self, adapter_names: Iterable[str | None]) -> dict[str | None, Update]:
+    def _parts(self, adapter_names: Iterable[str]) -> dict[str, Update]:
         """Return the update of each adapter; strength 0 adds nothing, not even rounding."""
         training = self.loldu_diagonal.training
         return {
@@ -250,7 +258,7 @@ class LoLDULayer(LayerFactors):
                 self.factors_of(name), self.delta(name), self.dropout[name] if training else 0.0
             )
             for name in dict.fromkeys(adapter_names)
-            if name is not None and self.strength.get(name, 0.0) != 0
+            if self.strength.get(name, 0.0) != 0
         }
 
     def _move_adapter_to_device_of_base_layer(
@@ -259,3 +267,13 @@ class LoLDULayer(LayerFactors):
         # PEFT's own version also casts the adapter to the dtype of the base.
         if adapter_name in self.loldu_diagonal and not self.diagonal(adapter_name).dz.is_meta:
             self.diagonal(adapter_name).to(device or self.weight.device)
+
+
+def set_rows(layers: Iterable[LoLDULayer], rows: Rows | None) -> None:
+    """Give the rows of the next batches their own adapters; None ends it."""
+    on_device: dict[torch.device, Rows] = {}
+    for layer in layers:
+        device = layer.weight.device
+        if rows is not None and device not in on_device:
+            on_device[device] = rows.to(device)
+        layer.rows = on_device.get(device)

@@ -18,7 +18,7 @@ from loldu.adapter.base_weight import check_requantizable, is_linear_map, quanti
 from loldu.adapter.config import LoLDUConfig
 from loldu.adapter.functional import adapted_linear
 from loldu.adapter.layer import LoLDULayer
-from loldu.adapter.mixing import Update, add_updates
+from loldu.adapter.mixing import Mixture, Rows, Update, add_updates
 
 
 class Linear(nn.Module, LoLDULayer):
@@ -46,23 +46,29 @@ class Linear(nn.Module, LoLDULayer):
     def forward(
         self,
         x: Tensor,
-        adapter_names: Sequence[str] | None = None,
+        adapter_names: Sequence[Mixture] | Rows | None = None,
     ) -> Tensor:
-        """Apply the base layer and the active adapters, or one adapter per row.
+        """Apply the base layer and the active adapters, or those of every row.
 
         Args:
             x: Input; its first axis is the batch.
-            adapter_names: An adapter for every row, "__base__" for none (PEFT's mixed batches).
+            adapter_names: An adapter for every row, "__base__" for none (PEFT's mixed batches), or
+                several with factors on their strengths.
 
         Raises:
             ValueError: If rows have their own adapters and the batch does not fit them.
         """
         if self.disable_adapters and self.merged:
             self.unmerge()
-        updates = [] if self.disable_adapters else self._updates(x.shape[0], adapter_names)
+        if self.disable_adapters:
+            return self.base_layer(x)
+        blank, updates = self._updates(x.shape[0], adapter_names)
         if not updates:
             return self.base_layer(x)
-        return self._adapted(x, updates)
+        if not blank:
+            return self._adapted(x, updates)
+        # Every row is multiplied by one weight, so two calls cost what one costs.
+        return torch.cat([self.base_layer(x[:blank]), self._adapted(x[blank:], updates)])
 
     def _adapted(self, x: Tensor, updates: list[Update]) -> Tensor:
         """Apply the base layer and at least one update."""

@@ -1,14 +1,15 @@
-"""The updates of a layer in one pass: a sum of adapters, or one adapter per row of the batch."""
+"""The updates of a layer in one pass: a sum of adapters, or a mixture for every row."""
 
 # torch is typed in part only.
 # pyright: reportUnknownMemberType=false
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from loldu.adapter.functional import factored_update
@@ -16,6 +17,9 @@ from loldu.adapter.shared_factors import SharedFactors
 
 BASE_NAME = "__base__"
 """PEFT's name for no adapter, in a mixed batch."""
+
+Mixture = str | Mapping[str, float | int] | None
+"""The adapters of a row: one by name, several with a factor on the strength of each, or none."""
 
 
 class Update(NamedTuple):
@@ -57,25 +61,103 @@ def summed(parts: Iterable[Update]) -> list[Update]:
     return [Update(factors, delta, dropout) for (factors, dropout), delta in total.items()]
 
 
-def per_row(rows: Sequence[Update | None]) -> list[Update]:
-    """Return the updates of a batch in which every row has its own adapter, or none.
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The adapters of the rows of a batch, as numbers: other rows need no new compiled graph.
 
-    A row without an adapter gets a delta of zeros, which leaves its output equal bit by bit.
+    Attributes:
+        names: The adapters.
+        places: The adapters of every row, as places in `names`.
+        factors: Factors on the strengths of these adapters; 0 where a row has fewer.
+        blank: Rows of the base alone that come before these rows.
+        same: Whether all rows but the blank ones have the same adapters and factors.
     """
-    ranks: dict[tuple[SharedFactors, float], int] = {}
-    for part in rows:
-        if part is not None:
-            key = part.factors, part.dropout
-            ranks[key] = max(part.delta.numel(), ranks.get(key, 0))
-    return [Update(key[0], _stacked(rows, key, r), key[1]) for key, r in ranks.items()]
+
+    names: tuple[str, ...]
+    places: Int[Tensor, "rows most"]
+    factors: Float[Tensor, "rows most"]
+    blank: int
+    same: bool
+
+    @classmethod
+    def of(
+        cls, mixtures: Sequence[Mixture], names: Iterable[str] | None = None, blank: int = 0
+    ) -> "Rows":
+        """Number the adapters of every row.
+
+        Args:
+            mixtures: The adapters of every row.
+            names: All adapters that a compiled graph should serve; those of the rows by default.
+            blank: Rows of the base alone that come before these rows.
+        """
+        rows = [_factors(mixture) for mixture in mixtures]
+        known = tuple(
+            dict.fromkeys(name for row in rows for name in row) if names is None else names
+        )
+        most = max(1, *(len(row) for row in rows))
+        places, factors = (
+            torch.zeros(len(rows), most, dtype=torch.long),
+            torch.zeros(len(rows), most),
+        )
+        for i, row in enumerate(rows):
+            for j, (name, factor) in enumerate(row.items()):
+                places[i, j], factors[i, j] = known.index(name), factor
+        return cls(known, places, factors, blank, all(row == rows[0] for row in rows))
+
+    def __len__(self) -> int:
+        """Return the number of rows, the blank ones included."""
+        return self.blank + len(self.places)
+
+    def to(self, device: torch.device) -> "Rows":
+        """Return the same rows with their numbers on a device."""
+        return replace(self, places=self.places.to(device), factors=self.factors.to(device))
+
+    def deltas(self, deltas: Mapping[str, Tensor]) -> Float[Tensor, "*rows r"]:
+        """Return the delta of every row, or the one delta of all rows but the blank ones.
+
+        Args:
+            deltas: Delta by adapter; the other adapters change nothing.
+        """
+        r = max(delta.numel() for delta in deltas.values())
+        nothing = next(iter(deltas.values())).new_zeros(r)
+        known = [_padded(deltas[y], r) if y in deltas else nothing for y in self.names]
+        places, factors = self.places.to(nothing.device), self.factors.to(nothing)
+        if self.same:
+            places, factors = places[0], factors[0]
+        mixed = (torch.stack(known)[places] * factors[..., None]).sum(-2)
+        return mixed if self.same else F.pad(mixed, (0, 0, self.blank, 0))
 
 
-def _stacked(
-    rows: Sequence[Update | None], key: tuple[SharedFactors, float], r: int
-) -> Float[Tensor, "rows r"]:
-    deltas = [y.delta if y is not None and (y.factors, y.dropout) == key else None for y in rows]
-    nothing = next(delta for delta in deltas if delta is not None).new_zeros(r)
-    return torch.stack([nothing if delta is None else _padded(delta, r) for delta in deltas])
+def updates_of_rows(parts: Mapping[str, Update], rows: Rows, times: int) -> list[Update]:
+    """Return the updates of a batch whose rows have their own adapters.
+
+    Adapters that share factors cost no more than one. A row without an adapter gets a delta of
+    zeros, which leaves its output equal bit by bit.
+
+    Args:
+        parts: The update of each adapter.
+        rows: The adapters of the rows.
+        times: How often the batch repeats the rows.
+    """
+    groups: dict[tuple[SharedFactors, float], dict[str, Tensor]] = {}
+    for name, (factors, delta, dropout) in parts.items():
+        groups.setdefault((factors, dropout), {})[name] = delta
+    return [
+        Update(factors, _repeated(rows.deltas(deltas), times), dropout)
+        for (factors, dropout), deltas in groups.items()
+    ]
+
+
+def _repeated(delta: Float[Tensor, "*rows r"], times: int) -> Float[Tensor, "*rows r"]:
+    return delta if delta.dim() == 1 or times == 1 else delta.repeat(times, 1)
+
+
+def _factors(mixture: Mixture) -> dict[str, float]:
+    if mixture is None or mixture == BASE_NAME:
+        return {}
+    if isinstance(mixture, str):
+        return {mixture: 1.0}
+    return {name: float(factor) for name, factor in mixture.items() if factor != 0}
 
 
 def _padded(delta: Float[Tensor, " smaller"], r: int) -> Float[Tensor, " r"]:
@@ -83,30 +165,26 @@ def _padded(delta: Float[Tensor, " smaller"], r: int) -> Float[Tensor, " r"]:
     return F.pad(delta, (0, missing)) if missing else delta
 
 
-def rows_of_batch(
-    concepts: tuple[str | None, ...] | None, batch: int, layer_name: str
-) -> tuple[str | None, ...] | None:
-    """Return the adapter of every row: row i has concept ``i % N`` of N.
+def times_in_batch(rows: Rows, batch: int, layer_name: str) -> int:
+    """Return how often a batch repeats the rows: row i of it is row ``i % N`` of N.
 
     With guidance the batch holds the pictures more than once, one copy after the other.
 
     Raises:
-        ValueError: If the size of the batch is not a multiple of the number of concepts.
+        ValueError: If the size of the batch is not a multiple of the number of rows.
     """
-    if concepts is None:
-        return None
-    times, left_over = divmod(batch, len(concepts))
-    if left_over:
+    times, left_over = divmod(batch, len(rows))
+    if left_over or (rows.blank and times != 1):
         raise ValueError(
-            f"set_concepts gave {len(concepts)} concepts, and layer '{layer_name}' was given a "
+            f"set_concepts gave {len(rows)} concepts, and layer '{layer_name}' was given a "
             f"batch of {batch}: draw one picture for every concept (as many prompts as concepts), "
             "or end it with set_concepts(pipeline, None)"
         )
-    return concepts * times
+    return times
 
 
-def rows_by_name(adapter_names: Sequence[str], batch: int) -> tuple[str | None, ...]:
-    """Return the adapter of every row from PEFT's `adapter_names`; "__base__" is None.
+def rows_by_name(adapter_names: Sequence[Mixture] | Rows, batch: int) -> Rows:
+    """Return the rows for PEFT's `adapter_names`; "__base__" is the base alone.
 
     Raises:
         ValueError: If there is not one name for every row.
@@ -116,4 +194,4 @@ def rows_by_name(adapter_names: Sequence[str], batch: int) -> tuple[str | None, 
             "Length of `adapter_names` should be the same as the number of inputs, but got "
             f"{len(adapter_names)} and {batch} respectively."
         )
-    return tuple(None if name == BASE_NAME else name for name in adapter_names)
+    return adapter_names if isinstance(adapter_names, Rows) else Rows.of(adapter_names)

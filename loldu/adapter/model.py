@@ -21,7 +21,7 @@ from torch import nn
 from loldu.adapter.config import LoLDUConfig
 from loldu.adapter.layer import LoLDULayer
 from loldu.adapter.linear import kind_of
-from loldu.adapter.mixing import BASE_NAME
+from loldu.adapter.mixing import Mixture, Rows
 from loldu.adapter.targets import default_targets, linear_names, what_was_meant
 from loldu.adapter.uncalled import follow_readers, require_called
 
@@ -132,18 +132,18 @@ class LoLDUModel(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *_: Any, **kwargs: Any) -> Generator[None]:  # noqa: ANN401
-        """Use one adapter per row of the batch during a call with `adapter_names`.
+        """Use the adapters of every row of the batch during a call with `adapter_names`.
 
         Raises:
             ValueError: If there is no such adapter, or the model is being trained.
         """
-        adapter_names: Sequence[str] | None = kwargs.get("adapter_names")
+        adapter_names: Sequence[Mixture] | None = kwargs.get("adapter_names")
         if adapter_names is None:
             yield
             return
         if self.training:
             raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
-        if unknown := {*adapter_names} - {*self.peft_config, BASE_NAME}:
+        if unknown := {*Rows.of(adapter_names).names} - {*self.peft_config}:
             raise ValueError(
                 f"Trying to infer with non-existing adapter(s): {', '.join(sorted(unknown))}"
             )

@@ -15,6 +15,7 @@ from loldu.adapter.base_check import any_base
 from loldu.adapter.components import adapted_layers, bare
 from loldu.adapter.layer import LoLDULayer
 from loldu.concept.format import Concept, ConceptLayer
+from loldu.concept.route import route_concepts, routed_words, words_of
 from loldu.concept.verify import read_verified
 from loldu.errors import ConceptError
 
@@ -29,7 +30,8 @@ def hotswap_concept(
 
     Only numbers change, so that a compiled model needs no new graph. With a concept of a smaller
     rank, or of fewer layers, the rest of the adapter becomes zero. The active adapters and their
-    strengths stay the same. Everything is checked before anything is changed.
+    strengths stay the same. In a pipeline that routes prompts, the words of the new file count.
+    Everything is checked before anything is changed.
 
     Args:
         model_or_pipeline: A PeftModel, a model, or a pipeline.
@@ -59,6 +61,9 @@ def hotswap_concept(
             diagonal.pivots[..., : delta.numel()].copy_(content.pivots)
         with any_base():  # the fingerprints have been compared
             place.follow_pivots()
+    if adapter_name in (known := routed_words(model_or_pipeline)):
+        words = words_of(concept, model_or_pipeline)
+        route_concepts(model_or_pipeline, {**known, adapter_name: words})
     return concept
 
 

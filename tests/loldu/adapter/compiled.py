@@ -92,6 +92,19 @@ def test_a_model_is_one_graph_forward_and_backward(
     torch.testing.assert_close(gradients(model, y), gradients(model, eager))
 
 
+def test_other_rows_of_the_same_concepts_need_no_new_graph(make_two_layers: Make) -> None:
+    model, graphs = build(make_two_layers, {"r": 3}, {"r": 2, "seed": 1}), Graphs()
+    compiled = torch.compile(model, backend=graphs, fullgraph=True)
+    for rows in (
+        ["default", None, {"0": 0.5}],
+        [{"0": 1.5}, "default", "default"],
+        [None, {"default": -1.0}, "0"],
+    ):
+        set_concepts(model, rows)
+        torch.testing.assert_close(compiled(X), model(X))
+    assert graphs.count == 1
+
+
 def unet_inputs() -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     return (

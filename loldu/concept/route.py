@@ -1,0 +1,326 @@
+"""Route prompts: a concept acts in the pictures whose prompt calls it, and in no other."""
+
+# torch and peft are typed in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+import functools
+import inspect
+import logging
+import re
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from loldu.adapter.components import adapted_layers, components
+from loldu.adapter.injection import require_loaded, require_mixable
+from loldu.adapter.layer import LoLDULayer, set_rows
+from loldu.adapter.mixing import Rows
+from loldu.concept.format import Concept, require_finite
+from loldu.errors import ConceptError
+
+logger = logging.getLogger(__name__)
+
+_TEXT_ENCODER = "text_encoder"
+"""How the names of components that encode prompts begin."""
+
+
+def route_concepts(
+    pipeline: Any,  # noqa: ANN401
+    words: Mapping[str, str | None] | None,
+    *,
+    guidance: float | int | None = None,
+) -> None:
+    """Let every prompt of a pipeline get the concepts whose words it contains.
+
+    One pass draws prompts with different concepts and prompts without. A picture without a concept
+    is the base's, bit by bit. Words are found as the tokenizer sees them: whole words, in any case,
+    next to any punctuation. Negative prompts and text encoders are routed likewise. Prompts given
+    as embeddings have no words: they get the active adapters, with a warning.
+
+    `load_concept` calls this function for a file that names its words. `set_concepts` overrides it
+    until ``set_concepts(pipeline, None)``; `mix` ends it.
+
+    Args:
+        pipeline: A pipeline whose `encode_prompt` reads the prompts.
+        words: The words that call each concept, by adapter name; None for a concept that is always
+            on. Loaded concepts that are not named stay off. None instead of a mapping ends routing.
+        guidance: Strength of a picture's concepts in the unconditional prediction that guidance
+            leads away from, as a factor on their own strength; 0 leads away from the base's. By
+            default it stays as it is; it starts at 0.
+
+    Raises:
+        ConceptError: If a concept is not loaded, has empty words, two concepts have the same
+            words, `guidance` is not finite, or the pipeline reads no prompts.
+    """
+    if words is None:
+        if isinstance(pipeline, _Routed):
+            del pipeline.routing
+            pipeline.__class__ = pipeline.unrouted
+        return
+    if guidance is None:
+        guidance = pipeline.routing.guidance if isinstance(pipeline, _Routed) else 0.0
+    require_finite(guidance, None)
+    if not reads_prompts(pipeline):
+        raise ConceptError(
+            f"a {type(pipeline).__name__} reads no prompts, so no words can call a concept: choose "
+            "concepts with set_concepts"
+        )
+    _check(pipeline, words)
+    if not isinstance(pipeline, _Routed):
+        pipeline.__class__ = _routed(type(pipeline))
+    pipeline.routing = _Routing(dict(words), float(guidance))
+
+
+def reads_prompts(pipeline: Any) -> bool:  # noqa: ANN401
+    """Return whether an object is a pipeline whose prompts can be routed."""
+    return hasattr(pipeline, "encode_prompt") and getattr(pipeline, "tokenizer", None) is not None
+
+
+def words_of(concept: Concept, pipeline: Any) -> str | None:  # noqa: ANN401
+    """Return the words that a file names for its concept, if prompts can be routed."""
+    token = concept.metadata.get("token")
+    return token if isinstance(token, str) and token.strip() and reads_prompts(pipeline) else None
+
+
+def routed_words(pipeline: Any) -> dict[str, str | None]:  # noqa: ANN401
+    """Return the words that call each concept of a pipeline, by adapter name."""
+    return dict(pipeline.routing.words) if isinstance(pipeline, _Routed) else {}
+
+
+def words_after_load(
+    pipeline: Any,  # noqa: ANN401
+    adapter_name: str,
+    words: str | None,
+) -> dict[str, str | None] | None:
+    """Return the words of all concepts once one more is loaded; None if nothing is routed.
+
+    Another concept with the same words is left out. The active concepts of a pipeline that is not
+    routed stay on.
+    """
+    if words is None and not isinstance(pipeline, _Routed):
+        return None
+    known = routed_words(pipeline) or dict.fromkeys(
+        name
+        for layer in adapted_layers(pipeline)
+        for name in layer.active_adapters
+        if name in layer.r
+    )
+    if words is not None:
+        said = _as_read(pipeline.tokenizer, [words])[0]
+        for name, text in list(known.items()):
+            if text is not None and _as_read(pipeline.tokenizer, [text])[0] == said:
+                logger.warning(
+                    "'%s' now calls '%s' and no longer '%s': to draw both, give one of them other "
+                    "words with load_concept(..., words=...).",
+                    *(words, adapter_name, name),
+                )
+                del known[name]
+    return {**known, adapter_name: words}
+
+
+def forget_words(pipeline: Any, adapter_name: str) -> None:  # noqa: ANN401
+    """End the routing of a concept, and that of the pipeline with its last concept."""
+    known = routed_words(pipeline)
+    if known.pop(adapter_name, None) is not None or known:
+        pipeline.routing.words = known
+    if not known:
+        route_concepts(pipeline, None)
+
+
+def _check(pipeline: Any, words: Mapping[str, str | None]) -> None:  # noqa: ANN401
+    require_loaded(pipeline, words)
+    require_mixable(pipeline, words)
+    seen: dict[str, str] = {}
+    for name, text in words.items():
+        if text is None:
+            continue
+        said = _as_read(pipeline.tokenizer, [text])[0]
+        if not said:
+            raise ConceptError(f"concept '{name}' is called by {text!r}, which has no word")
+        if said in seen:
+            raise ConceptError(
+                f"'{seen[said]}' and '{name}' are both called by '{text}': give one of them other "
+                "words"
+            )
+        seen[said] = name
+
+
+@dataclass
+class _Routing:
+    """The words and the strength under guidance of a routed pipeline, and where its call is."""
+
+    words: dict[str, str | None]
+    guidance: float
+    in_call: bool = False
+    warned: bool = False
+
+
+class _Routed:
+    """Marks a pipeline that routes its prompts."""
+
+    unrouted: type
+    routing: _Routing
+
+    def __reduce_ex__(self, protocol: Any) -> Any:  # noqa: ANN401
+        """Copy and pickle by the pipeline's own class, which can be imported."""
+        return _unpickled, (self.unrouted,), self.__dict__
+
+
+def _unpickled(cls: type) -> Any:  # noqa: ANN401
+    routed = _routed(cls)
+    return routed.__new__(routed)
+
+
+@functools.cache
+def _routed(cls: Any) -> type:  # noqa: ANN401
+    """Return a pipeline's class with routing; its name and its signatures stay the same."""
+
+    class Routed(_Routed, cls):
+        unrouted = cls
+
+        @functools.wraps(cls.__call__)
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            layers = adapted_layers(self)
+            if not _is_free(layers):
+                return super().__call__(*args, **kwargs)
+            self.routing.in_call = True
+            try:
+                return super().__call__(*args, **kwargs)
+            finally:
+                self.routing.in_call = False
+                set_rows(layers, None)
+
+        @functools.wraps(cls.encode_prompt)
+        def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            encode = super().encode_prompt
+            with ExitStack() as hooks:
+                if _is_free(adapted_layers(self)):
+                    for name, part in _parts(self, encode=True).items():
+                        hooks.enter_context(_text_routed(self, name, part))
+                result = encode(*args, **kwargs)
+            if self.routing.in_call:
+                options = inspect.signature(encode).bind(*args, **kwargs)
+                options.apply_defaults()
+                _route_network(self, options.arguments)
+            return result
+
+    for name in ("__module__", "__name__", "__qualname__", "__doc__"):
+        setattr(Routed, name, getattr(cls, name))
+    return Routed
+
+
+def _is_free(layers: list[LoLDULayer]) -> bool:
+    """Return whether neither `set_concepts` nor a merge has decided what the layers do."""
+    return not any(layer.merged or layer.rows is not None for layer in layers)
+
+
+def _parts(pipeline: Any, *, encode: bool) -> dict[str, nn.Module]:  # noqa: ANN401
+    """Return the adapted components that encode prompts, or those that do not."""
+    return {
+        name: part
+        for name, part in components(pipeline).items()
+        if name.startswith(_TEXT_ENCODER) == encode and adapted_layers(part)
+    }
+
+
+@contextmanager
+def _text_routed(pipeline: Any, name: str, part: nn.Module) -> Generator[None]:  # noqa: ANN401
+    """Inside the block, a text encoder reads every prompt with the prompt's own concepts."""
+    tokenizer = getattr(pipeline, name.replace(_TEXT_ENCODER, "tokenizer"))
+    layers, words = adapted_layers(part), _words_as_read(pipeline)
+
+    def choose(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        said = _decoded(tokenizer, args[0] if args else kwargs["input_ids"])
+        set_rows(layers, Rows.of([_called(words, text) for text in said], _names(part, words)))
+
+    handle = part.register_forward_pre_hook(choose, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+        set_rows(layers, None)
+
+
+def _route_network(pipeline: Any, options: Mapping[str, Any]) -> None:  # noqa: ANN401
+    """Give the rows of the network's batches the concepts of their prompts.
+
+    The batch has every prompt as often as it is drawn; under guidance the same number of
+    unconditional rows comes first.
+    """
+    routing: _Routing = pipeline.routing
+    if options.get("prompt") is None or options.get("prompt_embeds") is not None:
+        if not routing.warned:
+            logger.warning(
+                "Prompts given as embeddings have no words, so the active concepts change all of "
+                "these pictures: pass the prompts as text, or choose with set_concepts."
+            )
+        routing.warned = True
+        return
+    words = _words_as_read(pipeline)
+    prompts = _listed(options["prompt"], 1)
+    rows = [_called(words, text) for text in _as_read(pipeline.tokenizer, prompts)]
+    unconditional: list[dict[str, float]] = []
+    if options.get("do_classifier_free_guidance"):
+        negative = _listed(options.get("negative_prompt") or "", len(prompts))
+        unconditional = [
+            {name: factor * routing.guidance for name, factor in row.items()} | _called(words, text)
+            for row, text in zip(rows, _as_read(pipeline.tokenizer, negative), strict=True)
+        ]
+    times = options.get("num_images_per_prompt") or 1
+    rows, unconditional = _repeated(rows, times), _repeated(unconditional, times)
+    blank = 0 if any(any(row.values()) for row in unconditional) else len(unconditional)
+    for part in _parts(pipeline, encode=False).values():
+        batch = Rows.of(rows if blank else unconditional + rows, _names(part, words), blank)
+        set_rows(adapted_layers(part), batch)
+
+
+def _called(words: Mapping[str, str | None], said: str) -> dict[str, float]:
+    """Return the concepts that act on a prompt: those that it calls, and those always on."""
+    return {
+        name: 1.0
+        for name, word in words.items()
+        if word is None or re.search(rf"(?<!\w){re.escape(word)}(?!\w)", said)
+    }
+
+
+def _words_as_read(pipeline: Any) -> dict[str, str | None]:  # noqa: ANN401
+    loaded = {name for layer in adapted_layers(pipeline) for name in layer.r}
+    return {
+        name: None if text is None else _as_read(pipeline.tokenizer, [text])[0]
+        for name, text in pipeline.routing.words.items()
+        if name in loaded
+    }
+
+
+def _names(part: nn.Module, words: Mapping[str, str | None]) -> tuple[str, ...] | None:
+    """Return all concepts if the part is compiled, so that one graph serves any prompts."""
+    compiled = hasattr(part, "_orig_mod") or any(
+        module._compiled_call_impl is not None for module in part.modules()
+    )
+    return tuple(words) if compiled else None
+
+
+def _as_read(tokenizer: Any, texts: Sequence[str]) -> list[str]:  # noqa: ANN401
+    """Return texts as the text encoder reads them: lower-cased and cut at its length."""
+    encoded = tokenizer(list(texts), truncation=True, max_length=tokenizer.model_max_length)
+    return _decoded(tokenizer, encoded.input_ids)
+
+
+def _decoded(tokenizer: Any, token_ids: Any) -> list[str]:  # noqa: ANN401
+    """Join the pieces of token ids; every tokenizer marks the ends of words in its own way."""
+    added = tokenizer.get_added_vocab()
+    rows = (tokenizer.convert_ids_to_tokens(row, skip_special_tokens=True) for row in token_ids)
+    texts = ("".join(f" {y} " if y in added else y for y in pieces) for pieces in rows)
+    return [" ".join(re.sub("</w>|\u2581|\u0120", " ", text).lower().split()) for text in texts]
+
+
+def _listed(texts: str | Sequence[str], count: int) -> list[str]:
+    return [texts] * count if isinstance(texts, str) else list(texts)
+
+
+def _repeated(rows: list[dict[str, float]], times: int) -> list[dict[str, float]]:
+    return [row for row in rows for _ in range(times)]

@@ -1,0 +1,377 @@
+"""A concept acts in the pictures whose prompt calls it, in ordinary diffusers pipelines."""
+
+import copy
+import inspect
+import logging
+import pickle
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+)
+from PIL import Image
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from loldu import (
+    ConceptError,
+    LoLDUConfig,
+    hotswap_concept,
+    load_concept,
+    mix,
+    route_concepts,
+    save_concept,
+    set_concepts,
+    set_strength,
+    unload_concept,
+)
+from loldu.adapter.components import adapted_layers
+
+TOKENIZER = Path(__file__).parents[3] / "pocket" / "base" / "tokenizer"
+TOKENS = {"sks": "sks", "wug": "wug toy", "style": None}
+PROMPTS = ["a photo of a toy", "a photo of a sks toy", "a red car", "a wug toy at night"]
+
+Files = Callable[[str], Path]
+
+
+@pytest.fixture
+def pipeline(make_pipeline: Callable[[], StableDiffusionPipeline]) -> StableDiffusionPipeline:
+    """A tiny base with a real tokenizer."""
+    pipeline = make_pipeline()
+    tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER)
+    torch.manual_seed(4)
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=8, intermediate_size=16, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    text_encoder = CLIPTextModel(config).eval()
+    pipeline.register_modules(tokenizer=tokenizer, text_encoder=text_encoder)
+    return pipeline
+
+
+@pytest.fixture
+def base(pipeline: StableDiffusionPipeline) -> StableDiffusionPipeline:
+    return copy.deepcopy(pipeline)
+
+
+@pytest.fixture
+def files(base: StableDiffusionPipeline, tmp_path: Path) -> Files:
+    """Concept files: two with words change both networks, a style without words the UNet."""
+    for seed, (name, token) in enumerate(TOKENS.items()):
+        source = copy.deepcopy(base)
+        torch.manual_seed(seed)
+        source.unet.add_adapter(LoLDUConfig(r=4, init_weights=False), "default")
+        if token:
+            source.text_encoder.add_adapter(LoLDUConfig(r=4, init_weights=False), "default")
+        metadata = {"token": token} if token else {}
+        save_concept(source, tmp_path / name, metadata=metadata)
+    return tmp_path.joinpath
+
+
+def draw(pipeline: Any, prompts: str | Sequence[str] | None, **options: Any) -> np.ndarray:  # noqa: ANN401
+    """Two steps of every prompt from the noise of its place, as pixels."""
+    count = len(prompts) if isinstance(prompts, list) else 1
+    count *= options.get("num_images_per_prompt", 1)
+    settings: dict[str, Any] = {
+        "num_inference_steps": 2,
+        "guidance_scale": 3.0,
+        "height": 8,
+        "width": 8,
+        "output_type": "np",
+        "generator": [torch.Generator().manual_seed(seed) for seed in range(count)],
+    }
+    return pipeline(prompts, **settings | options).images
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Largest difference of each picture."""
+    return abs(a - b).max(axis=(1, 2, 3))
+
+
+@pytest.mark.parametrize("guidance_scale", [3.0, 1.0])
+def test_prompts_get_the_concepts_that_they_call(
+    base: StableDiffusionPipeline,
+    pipeline: StableDiffusionPipeline,
+    files: Files,
+    guidance_scale: float,
+) -> None:
+    options = {"guidance_scale": guidance_scale}
+    plain = draw(base, PROMPTS, **options)
+    load_concept(pipeline, files("sks"), "dog")
+    load_concept(pipeline, files("wug"), "cat")
+    drawn = draw(pipeline, PROMPTS, **options)
+    # Without a word of a concept, the picture is the base's bit by bit.
+    assert np.array_equal(drawn[[0, 2]], plain[[0, 2]])
+    assert np.array_equal(draw(pipeline, "a red car"), draw(base, "a red car"))
+    assert difference(drawn, plain)[[1, 3]].min() > 1e-3
+    expected = draw_by_rows(copy.deepcopy(base), files, guidance_scale)
+    np.testing.assert_allclose(drawn, expected, atol=1e-5)
+
+
+def draw_by_rows(
+    pipeline: StableDiffusionPipeline, files: Files, guidance_scale: float
+) -> np.ndarray:
+    """Draw `PROMPTS` without routing: every row of every network is chosen by hand."""
+    load_concept(pipeline, files("sks"), "dog", route=False)
+    load_concept(pipeline, files("wug"), "cat", route=False)
+    rows = [None, "dog", None, "cat"]
+    set_concepts(pipeline.text_encoder, rows)
+    states = pipeline.encode_prompt(PROMPTS, "cpu", 1, False)[0]
+    set_concepts(pipeline.text_encoder, [None])
+    nothing = pipeline.encode_prompt([""] * len(rows), "cpu", 1, False)[0]
+    set_concepts(pipeline.unet, [None] * (len(rows) if guidance_scale > 1 else 0) + rows)
+    return draw(
+        pipeline,
+        None,
+        prompt_embeds=states,
+        negative_prompt_embeds=nothing,
+        guidance_scale=guidance_scale,
+        generator=[torch.Generator().manual_seed(seed) for seed in range(len(rows))],
+    )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "called"),
+    [
+        ("sks", True),
+        ("a (SKS toy:1.2)", True),
+        ("a toy, sks-like", True),
+        ("the sks's house", True),
+        ("two asks", False),
+        ("a sksy toy", False),
+        ("a s k s toy", False),
+        ("a toy " * 80 + "sks", False),  # the text encoder reads 77 tokens
+    ],
+)
+def test_words_are_whole_words_that_the_text_encoder_reads(
+    base: StableDiffusionPipeline,
+    pipeline: StableDiffusionPipeline,
+    files: Files,
+    prompt: str,
+    called: bool,
+) -> None:
+    load_concept(pipeline, files("sks"))
+    same = np.array_equal(draw(pipeline, prompt), draw(base, prompt))
+    assert same is not called
+
+
+def test_other_words_may_call_a_concept(
+    base: StableDiffusionPipeline, pipeline: StableDiffusionPipeline, files: Files
+) -> None:
+    load_concept(pipeline, files("sks"), words="red car")
+    same = difference(draw(pipeline, PROMPTS), draw(base, PROMPTS)) == 0
+    assert same.tolist() == [True, True, False, True]
+
+
+def test_every_picture_of_a_prompt_has_its_concept(
+    base: StableDiffusionPipeline, pipeline: StableDiffusionPipeline, files: Files
+) -> None:
+    load_concept(pipeline, files("sks"))
+    drawn = draw(pipeline, PROMPTS, num_images_per_prompt=2)
+    same = difference(drawn, draw(base, PROMPTS, num_images_per_prompt=2)) == 0
+    assert same.tolist() == [True, True, False, False, True, True, True, True]
+    # All prompts call it: the unconditional rows alone are the base's.
+    four = [torch.Generator().manual_seed(seed) for seed in range(8)][2:4]
+    together = draw(pipeline, "a photo of a sks toy", num_images_per_prompt=2, generator=four)
+    np.testing.assert_allclose(together, drawn[2:4], atol=1e-5)
+
+
+def test_a_negative_prompt_calls_concepts_too(
+    base: StableDiffusionPipeline, pipeline: StableDiffusionPipeline, files: Files
+) -> None:
+    load_concept(pipeline, files("sks"))
+    for negative, same in (("a toy", True), ("a sks toy", False)):
+        options = {"negative_prompt": negative}
+        equal = np.array_equal(draw(pipeline, "a toy", **options), draw(base, "a toy", **options))
+        assert equal is same
+    options = {"negative_prompt": ["a toy", "a sks toy"]}
+    drawn, plain = (draw(y, ["a toy", "a toy"], **options) for y in (pipeline, base))
+    assert (difference(drawn, plain) == 0).tolist() == [True, False]
+
+
+def test_strength_and_guidance(
+    base: StableDiffusionPipeline, pipeline: StableDiffusionPipeline, files: Files
+) -> None:
+    prompt, always_on = "a sks toy", copy.deepcopy(base)
+    load_concept(always_on, files("style"), route=False)
+    load_concept(pipeline, files("style"), words="sks")
+    routed = draw(pipeline, prompt)
+    set_strength(pipeline, 0)
+    assert np.array_equal(draw(pipeline, prompt), draw(base, prompt))
+    set_strength(pipeline, 1)
+    # At guidance 1 the unconditional rows have the concept, as if it were always on.
+    route_concepts(pipeline, {"default": "sks"}, guidance=1)
+    np.testing.assert_allclose(draw(pipeline, prompt), draw(always_on, prompt), atol=1e-5)
+    assert difference(routed, draw(always_on, prompt)).max() > 1e-3
+
+
+def test_a_concept_without_words_is_always_on(
+    base: StableDiffusionPipeline, pipeline: StableDiffusionPipeline, files: Files
+) -> None:
+    style = copy.deepcopy(base)
+    load_concept(style, files("style"))
+    both = draw(style, PROMPTS)
+    assert difference(both, draw(base, PROMPTS)).min() > 1e-3
+    for order in (["style", "sks"], ["sks", "style"]):
+        drawing = copy.deepcopy(pipeline)
+        for name in order:
+            load_concept(drawing, files(name), name)
+        drawn = difference(draw(drawing, PROMPTS), both)
+        assert drawn[[0, 2, 3]].max() < 1e-5
+        assert drawn[1] > 1e-3
+
+
+def test_embeddings_have_no_words(
+    pipeline: StableDiffusionPipeline, files: Files, caplog: pytest.LogCaptureFixture
+) -> None:
+    always_on = copy.deepcopy(pipeline)
+    load_concept(always_on, files("style"), route=False)
+    load_concept(pipeline, files("style"), words="sks")
+    states = pipeline.encode_prompt(["a toy"], "cpu", 1, False)[0]
+    options = {"prompt_embeds": states, "negative_prompt_embeds": states * 0.5}
+    for _ in range(2):
+        drawn = draw(pipeline, None, **options)
+        assert np.array_equal(drawn, draw(always_on, None, **options))
+    assert len([y for y in caplog.records if "have no words" in y.message]) == 1
+
+
+def test_other_choices_come_first(
+    base: StableDiffusionPipeline, pipeline: StableDiffusionPipeline, files: Files
+) -> None:
+    load_concept(pipeline, files("sks"))
+    routed, plain = draw(pipeline, PROMPTS), draw(base, PROMPTS)
+    set_concepts(pipeline, [None])
+    assert np.array_equal(draw(pipeline, PROMPTS), plain)
+    set_concepts(pipeline, None)
+    assert np.array_equal(draw(pipeline, PROMPTS), routed)
+    mix(pipeline, {"default": 1.0})
+    assert difference(draw(pipeline, PROMPTS), plain).min() > 1e-3
+    route_concepts(pipeline, {"default": "sks"})
+    assert np.array_equal(draw(pipeline, PROMPTS), routed)
+    pipeline.disable_lora()
+    assert np.array_equal(draw(pipeline, PROMPTS), plain)
+
+
+@pytest.mark.parametrize(
+    "unload", [unload_concept, lambda pipeline: pipeline.delete_adapters("default")]
+)
+def test_nothing_is_left_after_unloading(
+    base: StableDiffusionPipeline,
+    pipeline: StableDiffusionPipeline,
+    files: Files,
+    unload: Callable[[Any], None],
+) -> None:
+    load_concept(pipeline, files("sks"))
+    draw(pipeline, PROMPTS)
+    unload(pipeline)
+    assert np.array_equal(draw(pipeline, PROMPTS), draw(base, PROMPTS))
+    if unload is unload_concept:
+        assert type(pipeline) is StableDiffusionPipeline
+        assert vars(pipeline).keys() == vars(base).keys()
+    for part in (pipeline.unet, pipeline.text_encoder):
+        assert not any(module._forward_pre_hooks for module in part.modules())
+
+
+def test_a_failed_call_leaves_the_networks_as_they_were(
+    pipeline: StableDiffusionPipeline, files: Files
+) -> None:
+    load_concept(pipeline, files("sks"))
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        draw(pipeline, PROMPTS, callback_on_step_end=fail)
+    assert all(layer.rows is None for layer in adapted_layers(pipeline))
+
+
+@pytest.mark.parametrize("kind", [StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline])
+def test_pipelines_that_start_from_a_picture(
+    base: StableDiffusionPipeline,
+    pipeline: StableDiffusionPipeline,
+    files: Files,
+    kind: Any,  # noqa: ANN401
+) -> None:
+    picture = Image.new("RGB", (8, 8), "red")
+    options: dict[str, Any] = {"image": [picture] * 4, "strength": 1.0}
+    if kind is StableDiffusionInpaintPipeline:
+        options["mask_image"] = [Image.new("L", (8, 8), 255)] * 4
+    else:
+        options |= {"height": None, "width": None}
+    plain, drawing = kind.from_pipe(base), kind.from_pipe(pipeline)
+    for y in (plain, drawing):
+        y.set_progress_bar_config(disable=True)
+    load_concept(drawing, files("sks"))
+    options = {name: value for name, value in options.items() if value is not None}
+    same = difference(call(drawing, PROMPTS, **options), call(plain, PROMPTS, **options))
+    assert (same == 0).tolist() == [True, False, True, True]
+
+
+def call(pipeline: Any, prompts: list[str], **options: Any) -> np.ndarray:  # noqa: ANN401
+    generators = [torch.Generator().manual_seed(seed) for seed in range(len(prompts))]
+    return pipeline(
+        prompts, num_inference_steps=2, guidance_scale=3.0, output_type="np",
+        generator=generators, **options,
+    ).images  # fmt: skip
+
+
+def test_a_copied_pipeline_routes_on_its_own(
+    base: StableDiffusionPipeline, pipeline: StableDiffusionPipeline, files: Files, tmp_path: Path
+) -> None:
+    load_concept(pipeline, files("sks"))
+    routed = draw(pipeline, PROMPTS)
+    for other in (copy.deepcopy(pipeline), pickle.loads(pickle.dumps(pipeline))):
+        assert np.array_equal(draw(other, PROMPTS), routed)
+        unload_concept(other)
+        assert np.array_equal(draw(other, PROMPTS), draw(base, PROMPTS))
+    assert np.array_equal(draw(pipeline, PROMPTS), routed)
+    pipeline.save_pretrained(tmp_path / "saved")
+    for name in ("__call__", "encode_prompt"):
+        assert inspect.signature(getattr(pipeline, name)) == inspect.signature(getattr(base, name))
+
+
+def test_a_swapped_concept_is_called_by_its_own_words(
+    base: StableDiffusionPipeline, pipeline: StableDiffusionPipeline, files: Files
+) -> None:
+    load_concept(pipeline, files("sks"))
+    hotswap_concept(pipeline, files("wug"))
+    same = difference(draw(pipeline, PROMPTS), draw(base, PROMPTS)) == 0
+    assert same.tolist() == [True, True, True, False]
+
+
+def test_two_concepts_with_one_word(
+    pipeline: StableDiffusionPipeline, files: Files, caplog: pytest.LogCaptureFixture
+) -> None:
+    alone = copy.deepcopy(pipeline)
+    load_concept(alone, files("wug"), words="sks")
+    load_concept(pipeline, files("sks"), "dog")
+    with caplog.at_level(logging.WARNING):
+        load_concept(pipeline, files("wug"), "cat", words="SKS")
+    assert "'SKS' now calls 'cat' and no longer 'dog'" in caplog.text
+    np.testing.assert_allclose(draw(pipeline, PROMPTS), draw(alone, PROMPTS), atol=1e-6)
+
+
+def test_what_cannot_be_routed(pipeline: StableDiffusionPipeline, files: Files) -> None:
+    load_concept(pipeline, files("sks"), "dog")
+    load_concept(pipeline, files("wug"), "cat")
+    before = draw(pipeline, PROMPTS)
+    with pytest.raises(ConceptError, match="'dog' and 'cat' are both called by 'sks'"):
+        route_concepts(pipeline, {"dog": "sks", "cat": "sks"})
+    with pytest.raises(ConceptError, match="there is no concept named 'fox'"):
+        route_concepts(pipeline, {"fox": "sks"})
+    with pytest.raises(ConceptError, match="'dog' is called by '  ', which has no word"):
+        route_concepts(pipeline, {"dog": "  "})
+    with pytest.raises(ConceptError, match="the strength must be a finite number"):
+        route_concepts(pipeline, {"dog": "sks"}, guidance=float("nan"))
+    with pytest.raises(ConceptError, match="reads no prompts"):
+        route_concepts(pipeline.unet, {"dog": "sks"})
+    with pytest.raises(ConceptError, match="leave out words"):
+        load_concept(pipeline.unet, files("style"), "new", words="sks")
+    assert np.array_equal(draw(pipeline, PROMPTS), before)
