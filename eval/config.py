@@ -86,6 +86,9 @@ class DrawingConfig:
     batch_size: int = option(4, at_least=1)
     # Precision of the base: fp16 and bf16 are for GPUs.
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    # Let the concept change every picture, as an exported LoRA does, instead of those pictures
+    # whose prompt calls it by its token.
+    always_on: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

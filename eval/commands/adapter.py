@@ -168,7 +168,8 @@ def draw_missing(
     ]
     draw(pipeline, missing[0], settings, plain, label="drawing with the base")
     if missing[1]:
-        load_concept(pipeline, config.concept)
+        words = None if settings.always_on else origin.token
+        load_concept(pipeline, config.concept, words=words, route=not settings.always_on)
         draw(pipeline, missing[1], settings, loaded, label="drawing with the concept")
 
 

@@ -162,7 +162,7 @@ def _draw_missing(
             verify_concept(pipeline, concepts[name])  # all of them, before hours of drawing
     for number, (name, own) in enumerate(missing.items(), start=1):
         if own:
-            load_concept(pipeline, concepts[name])
+            load_concept(pipeline, concepts[name], route=not config.drawing.always_on)
             label = f"drawing {name} ({number}/{len(missing)})"
             draw(pipeline, own, config.drawing, origins[name], label=label)
             unload_concept(pipeline)

@@ -109,8 +109,11 @@ def draw(
 
 def _describe(one: PlannedPicture, settings: DrawingConfig, origin: dict[str, Any]) -> str:
     """Return everything that decides a picture; batch size and the other seeds do not."""
-    deciding = {k: v for k, v in asdict(settings).items() if k not in ("seeds", "batch_size")}
+    elsewhere = ("seeds", "batch_size", "always_on")
+    deciding = {name: value for name, value in asdict(settings).items() if name not in elsewhere}
     parts = {"prompt": one.prompt, "seed": one.seed, **deciding, **origin}
+    if origin["concept"] is not None:
+        parts["always_on"] = settings.always_on
     return json.dumps(parts, sort_keys=True)
 
 

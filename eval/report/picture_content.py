@@ -46,6 +46,7 @@ def draw_before_after(
         f"Base {facts['base_model']}; {len(base.concept)} pictures of the concept and "
         f"{len(base.others)} of other things by each model, in "
         f"{facts['num_inference_steps']} steps at guidance {facts['guidance_scale']:g}; "
+        f"the concept acts {'everywhere' if facts['always_on'] else 'where its token is'}; "
         f"{versions}."
     )
     title = f"“{report.name}”, before and after"

@@ -38,7 +38,7 @@ def run(run: Run, work: Path) -> Outcome:
         taught = teach(run, work, run.options)
         concept = work / "concept.safetensors"
         if concept.exists():
-            load_concept(pipeline, concept)
+            load_concept(pipeline, concept, route=False)  # as the LoRAs beside it are
         else:
             pipeline.load_lora_weights(str(work), weight_name="pytorch_lora_weights.safetensors")
     drawn = judge.draw(pipeline)
