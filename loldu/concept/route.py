@@ -306,8 +306,9 @@ def _names(part: nn.Module, words: Mapping[str, str | None]) -> tuple[str, ...] 
 
 def _as_read(tokenizer: Any, texts: Sequence[str]) -> list[str]:  # noqa: ANN401
     """Return texts as the text encoder reads them: lower-cased and cut at its length."""
-    encoded = tokenizer(list(texts), truncation=True, max_length=tokenizer.model_max_length)
-    return _decoded(tokenizer, encoded.input_ids)
+    # A tokenizer without a limit says 1e30, which is no length.
+    length = min(tokenizer.model_max_length, 1_000_000)
+    return _decoded(tokenizer, tokenizer([*texts], truncation=True, max_length=length).input_ids)
 
 
 def _decoded(tokenizer: Any, token_ids: Any) -> list[str]:  # noqa: ANN401
