@@ -112,11 +112,12 @@ class Rows:
         """Return the same rows with their numbers on a device."""
         return replace(self, places=self.places.to(device), factors=self.factors.to(device))
 
-    def deltas(self, deltas: Mapping[str, Tensor]) -> Float[Tensor, "*rows r"]:
+    def deltas(self, deltas: Mapping[str, Tensor], times: int) -> Float[Tensor, "*rows r"]:
         """Return the delta of every row, or the one delta of all rows but the blank ones.
 
         Args:
             deltas: Delta by adapter; the other adapters change nothing.
+            times: How often the batch repeats the rows.
         """
         r = max(delta.numel() for delta in deltas.values())
         nothing = next(iter(deltas.values())).new_zeros(r)
@@ -125,7 +126,7 @@ class Rows:
         if self.same:
             places, factors = places[0], factors[0]
         mixed = (torch.stack(known)[places] * factors[..., None]).sum(-2)
-        return mixed if self.same else F.pad(mixed, (0, 0, self.blank, 0))
+        return mixed if self.same else F.pad(mixed, (0, 0, self.blank, 0)).repeat(times, 1)
 
 
 def updates_of_rows(parts: Mapping[str, Update], rows: Rows, times: int) -> list[Update]:
@@ -143,13 +144,9 @@ def updates_of_rows(parts: Mapping[str, Update], rows: Rows, times: int) -> list
     for name, (factors, delta, dropout) in parts.items():
         groups.setdefault((factors, dropout), {})[name] = delta
     return [
-        Update(factors, _repeated(rows.deltas(deltas), times), dropout)
+        Update(factors, rows.deltas(deltas, times), dropout)
         for (factors, dropout), deltas in groups.items()
     ]
-
-
-def _repeated(delta: Float[Tensor, "*rows r"], times: int) -> Float[Tensor, "*rows r"]:
-    return delta if delta.dim() == 1 or times == 1 else delta.repeat(times, 1)
 
 
 def _factors(mixture: Mixture) -> dict[str, float]:

@@ -233,7 +233,7 @@ def _check_weighted(
 
 
 def _pass_names(
-    adapter_names: Sequence[str],
+    adapter_names: Sequence[Mixture],
     _: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import math
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -156,6 +157,8 @@ def test_invalid_mixtures_are_refused_before_anything_changes(
         refuse("dog is merged into layer 'wide': unmerge it first", call, model, *args)
     model.unmerge_adapter()
     assert torch.equal(output(model), before)
+    refuse("the strength of 'dog' must be a finite", set_concepts, model, [{"dog": math.inf}])
+    refuse("there is no concept named 'cat'", set_concepts, model, [{"cat": 1.0}])
 
 
 def test_modules_trained_in_full_cannot_be_mixed(make_two_layers: MakeModel) -> None:
@@ -166,13 +169,14 @@ def test_modules_trained_in_full_cannot_be_mixed(make_two_layers: MakeModel) -> 
 
 
 @pytest.mark.parametrize("by_name", [False, True], ids=["set_concepts", "adapter_names"])
-def test_every_row_has_its_own_concept(make_two_layers: MakeModel, by_name: bool) -> None:
+def test_every_row_has_its_own_concepts(make_two_layers: MakeModel, by_name: bool) -> None:
     model = build(make_two_layers, *KINDS)
-    rows = ["toy", None, "dog", "svd", "one", "toy"]
+    rows = ["toy", None, "dog", {"dog": 0.5, "svd": -1.0}, "one", {"toy": 2.0, "dog": 0.0}]
+    weights = [{"toy": 1}, {}, {"dog": 1}, {"dog": 0.5, "svd": -1}, {"one": 1}, {"toy": 2}]
     expected = torch.stack(
         [
-            output(merged_by_hand(make_two_layers, model, {name: 1.0} if name else {}), x)
-            for name, x in zip(rows, X, strict=True)
+            output(merged_by_hand(make_two_layers, model, mixture), x)
+            for mixture, x in zip(weights, X, strict=True)
         ]
     )
     if by_name:
