@@ -44,7 +44,7 @@ def load_concept(
             diagonals of the weights, to some per cent.
         adapter_name: Name for the adapter; it must not be taken.
         strength: Factor on the change of the weights.
-        words: The words that call the concept; the file's own by default.
+        words: The words that call the concept, such as "sks dog"; the file's token by default.
         route: Whether words call the concept; False lets it act in every picture, for a style.
 
     Raises:

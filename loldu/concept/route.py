@@ -114,8 +114,8 @@ def words_after_load(
         for name, text in list(known.items()):
             if text is not None and _as_read(pipeline.tokenizer, [text])[0] == said:
                 logger.warning(
-                    "'%s' now calls '%s' and no longer '%s': to draw both, give one of them other "
-                    "words with load_concept(..., words=...).",
+                    "'%s' now calls '%s' and no longer '%s': to draw both, load one of them with "
+                    "more words, such as words='sks dog'.",
                     *(words, adapter_name, name),
                 )
                 del known[name]
