@@ -119,7 +119,15 @@ def test_the_concept_changes_what_is_drawn(report: dict) -> None:
         change = after[metric]["mean"] - before[metric]["mean"]
         assert change != 0
         assert report["gains"][metric]["mean"] == pytest.approx(change)
-    others = report["others"]
+
+
+def test_other_prompts_change_only_if_the_concept_is_always_on(
+    report: dict, flags: list[str], tmp_path: Path
+) -> None:
+    assert report["others"]["adapted"] == report["others"]["base"]
+    assert report["others"]["drift"] == pytest.approx(0, abs=1e-6)
+    assert run([*flags, "--always_on"]) == 0
+    others = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["others"]
     assert others["adapted"] != others["base"]
     assert 0 < others["drift"] < 1
 

@@ -168,16 +168,20 @@ def test_pictures_with_other_settings_are_replaced_only_on_request(
     assert run(cup) == 0
     other = [*cup, "--guidance_scale", "1"]
     capsys.readouterr()
-    mine = tmp_path / "drawn" / "cup" / "001-3.png"
-    for made in (None, b"", b"my own notes"):
-        if made is not None:
-            mine.write_bytes(made)
-        drawn.clear()
-        assert run(other) == 2
-        assert_one_line(capsys, "exists with other settings; replace such pictures with --redraw")
-        assert not drawn
+    drawn.clear()
+    assert run(other) == 2
+    assert_one_line(capsys, "exists with other settings; replace such pictures with --redraw")
+    assert not drawn
     assert run([*other, "--redraw"]) == 0
     assert sorted(drawn) == ["cup/000-3.png", "cup/001-3.png"]
+    mine = tmp_path / "drawn" / "cup" / "001-3.png"
+    for made in (b"", b"my own notes"):
+        mine.write_bytes(made)
+        drawn.clear()
+        for flags in ([], ["--redraw"]):
+            assert run([*cup, *flags]) == 2
+            assert "001-3.png would be replaced" in capsys.readouterr().err
+        assert (drawn, mine.read_bytes()) == ([], made)
 
 
 @pytest.mark.parametrize("told_by", ["name", "sidecar", "metadata", "prompts_json"])
