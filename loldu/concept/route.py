@@ -164,15 +164,15 @@ class _Routed:
 
     unrouted: type
     routing: _Routing
+    tokenizer: Any
 
     def __reduce_ex__(self, protocol: Any) -> Any:  # noqa: ANN401
         """Copy and pickle by the pipeline's own class, which can be imported."""
         return _unpickled, (self.unrouted,), self.__dict__
 
 
-def _unpickled(cls: type) -> Any:  # noqa: ANN401
-    routed = _routed(cls)
-    return routed.__new__(routed)
+def _unpickled(cls: type) -> object:
+    return object.__new__(_routed(cls))
 
 
 @functools.cache
@@ -299,7 +299,8 @@ def _words_as_read(pipeline: Any) -> dict[str, str | None]:  # noqa: ANN401
 def _names(part: nn.Module, words: Mapping[str, str | None]) -> tuple[str, ...] | None:
     """Return all concepts if the part is compiled, so that one graph serves any prompts."""
     compiled = hasattr(part, "_orig_mod") or any(
-        module._compiled_call_impl is not None for module in part.modules()
+        module._compiled_call_impl is not None  # pyright: ignore[reportPrivateUsage]
+        for module in part.modules()
     )
     return tuple(words) if compiled else None
 

@@ -179,7 +179,7 @@ def test_pictures_with_other_settings_are_replaced_only_on_request(
         mine.write_bytes(made)
         drawn.clear()
         for flags in ([], ["--redraw"]):
-            assert run([*cup, *flags]) == 2
+            assert run([*other, *flags]) == 2
             assert "001-3.png would be replaced" in capsys.readouterr().err
         assert (drawn, mine.read_bytes()) == ([], made)
 
