@@ -1,5 +1,8 @@
 """The factor pair that all adapters of a layer share."""
 
+# torch is typed in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any

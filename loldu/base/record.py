@@ -73,7 +73,8 @@ def base_options(
         if place in (None, recorded[_NAME]):
             return BaseModelConfig(**recorded)
         there: dict[str, Any] = {n: recorded[n] for n in _READ_AS if n in recorded}
-        return BaseModelConfig(**{**there, _NAME: place})
+        there[_NAME] = place
+        return BaseModelConfig(**there)
     if trusted:
         return _as_claimed(concept, path, place)
     if place is None:
@@ -133,4 +134,5 @@ def _as_claimed(concept: Concept, path: Path, place: str | None) -> BaseModelCon
         and value is not None
         and (name not in _PLACES or _HUB_ID.fullmatch(value))
     }
-    return BaseModelConfig(**{**claimed, _NAME: concept.base})
+    claimed[_NAME] = concept.base
+    return BaseModelConfig(**claimed)

@@ -72,6 +72,7 @@ def save_merged(
         for name, part in parts.items()
         if bare(part) is not part or any(isinstance(m, _ADAPTED) for m in part.modules())
     }
+    result: Any
     if alone:
         result = plain[BARE]
     else:
