@@ -24,6 +24,8 @@ from loldu.adapter.diagonal import LoLDUDiagonal
 from loldu.adapter.factorization import FACTORIZATIONS
 from loldu.adapter.factors import Factors
 from loldu.concept.format import BASE_DTYPES, Concept, ConceptLayer, reason_of
+from loldu.concept.metadata import shown
+from loldu.concept.reader import is_name
 from loldu.errors import ConceptError
 
 _DIAGONAL = ".loldu_diagonal."
@@ -67,16 +69,20 @@ def _read_config(path: Path) -> LoLDUConfig:
         method = values.get("peft_type")
         if method != LoLDUPeftType.LOLDU:
             raise ConceptError(
-                f"{path} holds a {method} adapter and not a LoLDU one: load it with PEFT itself"
+                f"{path} holds a {shown(method)} adapter and not a LoLDU one: load it with PEFT "
+                "itself"
             )
         config: Any = LoLDUConfig.from_peft_type(**values)
+        config.plain_values()  # a list of targets may hold anything
     except ConceptError:
         raise
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ConceptError(f"{file} is not a LoLDU configuration ({reason_of(error)})") from error
+        reason = shown(reason_of(error), 200)
+        raise ConceptError(f"{file} is not a LoLDU configuration ({reason})") from error
     if config.modules_to_save:
+        modules = shown(", ".join(map(str, config.modules_to_save)))
         raise ConceptError(
-            f"the adapter in {path} also trained {', '.join(config.modules_to_save)} in full "
+            f"the adapter in {path} also trained {modules} in full "
             "(modules_to_save), which a concept cannot hold: use PeftModel.from_pretrained"
         )
     return config
@@ -94,13 +100,13 @@ def _read_states(path: Path) -> dict[str, dict[str, Tensor]]:
         tensors = load_file(file)
     except (SafetensorError, OSError) as error:
         raise ConceptError(
-            f"{file} is not a readable .safetensors file ({reason_of(error)})"
+            f"{file} is not a readable .safetensors file ({shown(reason_of(error), 200)})"
         ) from error
     states: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         layer, found, entry = key.removeprefix("base_model.model.").partition(_DIAGONAL)
-        if not found:
-            raise ConceptError(f"{file} holds '{key}', which is not part of a LoLDU adapter")
+        if not found or not is_name(layer):
+            raise ConceptError(f"{file} holds '{shown(key)}', which is not part of a LoLDU adapter")
         states.setdefault(layer, {})[entry] = tensor
     if not states:
         raise ConceptError(f"{file} holds no layers: save the adapter again")
@@ -132,8 +138,8 @@ def _read_layer(
         factors = _factors_of(weight, diagonal)
     except ValueError as error:
         raise ConceptError(
-            f"{path} does not fit layer '{name}' ({reason_of(error)}): it is damaged, or was made "
-            "for another base model"
+            f"{path} does not fit layer '{name}' ({shown(reason_of(error), 200)}): it is damaged, "
+            "or was made for another base model"
         ) from error
     delta = diagonal.delta().detach()
     if not torch.isfinite(delta).all():

@@ -178,8 +178,8 @@ def _layer_entries(components: dict[str, Any], arrays: Arrays) -> tuple[LayerEnt
         out_features, in_features, r = sizes
         factorization, base_dtype = part["basis"], part["base_dtype"]
         if any(type(size) is not int or size >= 2**31 for size in sizes) or not (
-            _is_name(name)
-            and _is_name(component)
+            is_name(name)
+            and is_name(component)
             and isinstance(factorization, str)
             and base_dtype in BASE_DTYPE_NAMES
         ):
@@ -195,5 +195,6 @@ def _layer_entries(components: dict[str, Any], arrays: Arrays) -> tuple[LayerEnt
     return tuple(entries)
 
 
-def _is_name(value: object) -> bool:
+def is_name(value: object) -> bool:
+    """Return whether a value can name a layer in a message: one line, not too long."""
     return isinstance(value, str) and value.isprintable() and 0 < len(value) <= _MOST_NAME
