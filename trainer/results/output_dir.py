@@ -72,6 +72,9 @@ def open_output_dir(
     earlier = [path for path in root.glob(f"{FOLDER}/*/") if path not in own]
     for folder in (*earlier, *own):
         adopt(folder)
+        for empty in folder.glob(f"{PREFIX}[0-9]*"):  # of an earlier version, killed in a deletion
+            with suppress(OSError):  # it has files
+                empty.rmdir()
         manifest = Manifest(folder)
         manifest.tidy()
         if checkpoint is None or not _is_in(checkpoint, root):
