@@ -91,9 +91,7 @@ class Rows:
             blank: Rows of the base alone that come before these rows.
         """
         rows = [_factors(mixture) for mixture in mixtures]
-        known = tuple(
-            dict.fromkeys(name for row in rows for name in row) if names is None else names
-        )
+        known = tuple(sorted({name for row in rows for name in row}) if names is None else names)
         most = max(1, *(len(row) for row in rows))
         places, factors = (
             torch.zeros(len(rows), most, dtype=torch.long),

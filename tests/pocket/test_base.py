@@ -103,4 +103,4 @@ def test_the_judge_scores_true_pictures_high() -> None:
     assert all(
         " sks cat" not in prompt and " sks toy " in prompt for prompt in judge.prompts("sks")
     )
-    assert judge.real()["dino"] <= 1 + torch.finfo(torch.float32).eps
+    assert judge.likeness(judge.pictures)["dino"] <= 1 + torch.finfo(torch.float32).eps

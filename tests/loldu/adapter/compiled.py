@@ -24,6 +24,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from loldu import (
     LoLDUConfig,
+    any_base,
     hotswap_concept,
     load_concept,
     mix,
@@ -195,8 +196,9 @@ def test_new_values_need_no_new_graph(make_two_layers: Make) -> None:
             # Other pivots than those the model was compiled with.
             pivots = layer.diagonal("default").pivots
             pivots.copy_(pivots.roll(seed))
-        set_peft_model_state_dict(model, get_peft_model_state_dict(other))
-        torch.testing.assert_close(compiled(X), other(X))
+        with any_base():
+            set_peft_model_state_dict(model, get_peft_model_state_dict(other))
+            torch.testing.assert_close(compiled(X), other(X))
     assert graphs.count == 1
 
 
@@ -273,8 +275,8 @@ def test_pivots_written_by_the_loader_of_transformers_hold_in_a_graph(tmp_path: 
         pivots.copy_(pivots.flip(0))
     trained.save_pretrained(tmp_path)
     loaded = encoder()
-    loaded.load_adapter(str(tmp_path))
     tokens = torch.arange(8)[None]
-    with torch.no_grad():
+    with torch.no_grad(), any_base():
+        loaded.load_adapter(str(tmp_path))
         y = torch.compile(loaded, backend="eager", fullgraph=True)(tokens).last_hidden_state
         torch.testing.assert_close(y, trained(tokens).last_hidden_state)

@@ -11,7 +11,7 @@ from loldu.adapter.layer import LoLDULayer
 from loldu.base.open import load_pipeline
 from loldu.base.stable_diffusion import embed
 from loldu.errors import LoLDUError
-from trainer.methods.method import add_trainables, save_result
+from trainer.methods.method import add_trainables, method_named, save_result
 from trainer.methods.textual_inversion import learn_words
 from trainer.methods.trained import Trained
 from trainer.options.config import Config, Method, Rank
@@ -168,7 +168,8 @@ def test_the_result_loads_into_a_fresh_pipeline(
     base = predict(pipeline)
     trained = add(pipeline, config)
     stir(trained)
-    path = save_result(pipeline, trained, "default", config, {"instance_prompt": "sks"})
+    save_result(pipeline, trained, "default", config, {"instance_prompt": "sks"}, out)
+    path = out / method_named(method).file_name
     fresh = load_pipeline(str(base_folder))
     if method == "dreambooth":
         fresh = load_pipeline(str(path))
@@ -229,5 +230,5 @@ def test_a_diverged_adapter_is_not_saved(
     trained = add(pipeline, config)
     trained.parameters()[0].data.fill_(torch.nan)
     with pytest.raises(LoLDUError, match="not finite"):
-        save_result(pipeline, trained, "default", config, {})
+        save_result(pipeline, trained, "default", config, {}, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())

@@ -111,7 +111,7 @@ def test_a_prompt_that_looks_like_a_flag_is_a_prompt(jobs: Jobs) -> None:
         ({"run": {"overwrite": True}}, "The job sets the option overwrite itself"),
         ({"rank": 0}, "--rank is 0; it must be at least 1"),
         ({"max_train_steps": "many"}, "max_train_steps is 'many'; it must be a whole number"),
-        ({"instance_prompt": "\ud800"}, "cannot be written"),
+        ({"instance_prompt": "\ud800"}, "cannot be read as UTF-8"),
         ({"rank": object()}, "rank is .*; it must be a whole number or full"),
     ],
 )
