@@ -145,7 +145,7 @@ class StableDiffusion(Family):
         resolution: int | None,
     ) -> list[Image.Image]:
         """Draw one picture per prompt; latents are decoded in the VAE's own precision."""
-        with _cut_prompts_told(pipeline, [*prompts, *(negative_prompts or ())]):
+        with _naming_cut_words(pipeline, [*prompts, *(negative_prompts or ())]):
             output = pipeline(
                 prompt=prompts,
                 negative_prompt=negative_prompts,
@@ -220,7 +220,7 @@ def embed(
 ) -> Float[Tensor, "prompts tokens dim"]:
     """Return the UNet's `encoder_hidden_states` of each prompt."""
     device = pipeline.text_encoder.device
-    with _cut_prompts_told(pipeline, prompts):
+    with _naming_cut_words(pipeline, prompts):
         return torch.cat(
             [
                 pipeline.encode_prompt(prompt, device, 1, do_classifier_free_guidance=False)[0]
@@ -230,7 +230,7 @@ def embed(
 
 
 @contextmanager
-def _cut_prompts_told(pipeline: Any, prompts: Sequence[str]) -> Generator[None]:  # noqa: ANN401
+def _naming_cut_words(pipeline: Any, prompts: Sequence[str]) -> Generator[None]:  # noqa: ANN401
     """Log one plain line for every prompt that is too long, instead of the libraries' lines."""
     if tell_of_cut(pipeline.tokenizer, prompts, "the base"):
         with quiet():

@@ -17,7 +17,7 @@ FLAGS = [
 
 
 @pytest.fixture(autouse=True)
-def accelerate_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def accelerate_has_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_CPU", "1")  # it is taken back after the test
 
 

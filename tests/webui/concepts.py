@@ -23,7 +23,7 @@ LAYER = ConceptLayer(
     pivots=None,
     fingerprint=torch.tensor([1.0, 2.0, 3.0]),
 )
-TOLD = {
+METADATA = {
     "token": "sks",
     "class_name": "toy",
     "instance_prompt": "a photo of a sks toy",
@@ -32,10 +32,10 @@ TOLD = {
 }
 
 
-def write(path: Path, of: str = "tiny", **told: object) -> Path:
+def write(path: Path, of: str = "tiny", **metadata: object) -> Path:
     """Write a concept file of one layer, with other metadata."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_concept(Concept(of, {}, (LAYER,), TOLD | told), path, overwrite=True)
+    write_concept(Concept(of, {}, (LAYER,), METADATA | metadata), path, overwrite=True)
     return path
 
 

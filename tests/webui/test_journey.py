@@ -111,7 +111,7 @@ def ask_for_training(page: Page, name: str, steps: int) -> None:
     expect(page.get_by_role("tab", name="Progress")).to_have_attribute("aria-selected", "true")
 
 
-def pictures_are_taken_and_wrong_files_are_told(page: Page, tmp_path: Path) -> None:
+def pictures_are_taken_and_wrong_files_are_named(page: Page, tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.png").write_text("text")
     files = page.locator("#files input[type=file]")
@@ -271,7 +271,7 @@ def at_a_phones_width_nothing_is_cut_off(browser: Browser, server: Server, *, da
 def test_from_pictures_to_a_played_concept(
     page: Page, browser: Browser, server: Server, tmp_path: Path
 ) -> None:
-    pictures_are_taken_and_wrong_files_are_told(page, tmp_path)
+    pictures_are_taken_and_wrong_files_are_named(page, tmp_path)
     a_training_goes_on_while_the_page_is_reloaded(page)
     a_step_is_kept(page)
     base_and_concept_are_drawn_and_the_strength_changes_the_concept_alone(page)

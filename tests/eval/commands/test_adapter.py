@@ -325,8 +325,8 @@ def test_a_base_is_loaded_from_a_file_alone_only_if_one_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     file = Path(shutil.copy(run_dir / "concept.safetensors", tmp_path))
-    told = {"vae": "some/vae", "revision": "main", "clip_skip": 0}
-    forge_metadata(file, file, {**read_concept(file).metadata, "base": told}, base="some/base")
+    claimed = {"vae": "some/vae", "revision": "main", "clip_skip": 0}
+    forge_metadata(file, file, {**read_concept(file).metadata, "base": claimed}, base="some/base")
     command = with_concept(options, file)
     command += ["--real", str(run_dir / "pictures"), "--output_dir", str(tmp_path / "out")]
     asked: list[BaseModelConfig] = []

@@ -184,21 +184,21 @@ def test_pictures_with_other_settings_are_replaced_only_on_request(
         assert (drawn, mine.read_bytes()) == ([], made)
 
 
-@pytest.mark.parametrize("told_by", ["name", "sidecar", "metadata", "prompts_json"])
+@pytest.mark.parametrize("given_in", ["name", "sidecar", "metadata", "prompts_json"])
 def test_existing_pictures_hold_their_prompts(
-    flags: list[str], tmp_path: Path, told_by: str, clip_folder: Path
+    flags: list[str], tmp_path: Path, given_in: str, clip_folder: Path
 ) -> None:
-    names = ["000-9.png", "001-9.png"] if told_by == "name" else ["a.png", "b.png"]
+    names = ["000-9.png", "001-9.png"] if given_in == "name" else ["a.png", "b.png"]
     texts = ["a sks cup", "a sks cup on sand"]
     folder = tmp_path / "drawn" / "cup"
-    paths = save_noise(folder / "samples" if told_by == "prompts_json" else folder, names, 9)
-    if told_by == "sidecar":
+    paths = save_noise(folder / "samples" if given_in == "prompts_json" else folder, names, 9)
+    if given_in == "sidecar":
         for path, text in zip(paths, texts, strict=True):
             path.with_suffix(".txt").write_text(text, encoding="utf-8")
-    if told_by == "metadata":
+    if given_in == "metadata":
         lines = [{"file_name": n, "text": t} for n, t in zip(names, texts, strict=True)]
         (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    if told_by == "prompts_json":
+    if given_in == "prompts_json":
         (folder / "prompts.json").write_text(json.dumps({"a": texts[0], "b": texts[1]}))
     assert run([*flags, "--subjects", "cup"]) == 0
     assert prompts(tmp_path, "cup") == dict(zip(names, texts, strict=True))

@@ -94,8 +94,8 @@ READERS: dict[str, Callable[[str, str], str]] = {
 
 def _boxes(text: str) -> dict[str, tuple[str, int]]:
     """Noun -> colour and number."""
-    told = re.findall(r"(\w+) (\w+) (\w+?)s?(?=,| and|\.)", text.removeprefix("The box holds "))
-    return {noun: (color, COUNT.index(number)) for number, color, noun in told}
+    found = re.findall(r"(\w+) (\w+) (\w+?)s?(?=,| and|\.)", text.removeprefix("The box holds "))
+    return {noun: (color, COUNT.index(number)) for number, color, noun in found}
 
 
 def _amount(text: str, question: str) -> str:

@@ -163,8 +163,13 @@ def test_a_mutated_concept_is_refused_or_right(
 ) -> None:
     trained = unet
     trained.add_adapter(LoLDUConfig(r=4, init_weights=False, target_modules=["to_q", "to_k"]))
-    told = {"token": "sks", "base": {"clip_skip": 1}, "class_prompt": ["a toy"], "scores": {"a": 1}}
-    good = save_concept(trained, tmp_path / "good", metadata=told)
+    metadata = {
+        "token": "sks",
+        "base": {"clip_skip": 1},
+        "class_prompt": ["a toy"],
+        "scores": {"a": 1},
+    }
+    good = save_concept(trained, tmp_path / "good", metadata=metadata)
     trained.delete_adapters("default")
     content, rng = good.read_bytes(), random.Random(0)
     path = tmp_path / "toy.safetensors"

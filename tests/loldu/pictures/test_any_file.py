@@ -127,7 +127,7 @@ def _on(background: str, image: Image.Image, depth: object) -> np.ndarray:
 
 
 def as_tolerant_pillow_reads(path: Path) -> np.ndarray | None:
-    """What Pillow reads with its switches for large texts and wrong checksums."""
+    """Return the pixels that Pillow reads when it tolerates large texts and wrong checksums."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
         patch.setattr(PngImagePlugin, "MAX_TEXT_CHUNK", 2**26)

@@ -144,9 +144,9 @@ def test_srgb_and_unusable_profiles_change_nothing(
 ) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (24, 20, 4), dtype=np.uint8)
     image = Image.fromarray(noise).convert("RGB").convert(mode)
-    for name, more in (("plain", {}), ("told", {"icc_profile": profile})):
+    for name, more in (("plain", {}), ("tagged", {"icc_profile": profile})):
         image.save(tmp_path / f"{name}.jpg", quality=95, **more)
-    plain, tagged = (load_image(tmp_path / f"{name}.jpg") for name in ("plain", "told"))
+    plain, tagged = (load_image(tmp_path / f"{name}.jpg") for name in ("plain", "tagged"))
     assert tagged.tobytes() == plain.tobytes()
 
 

@@ -163,8 +163,8 @@ def test_going_back_keeps_the_later_checkpoints_under_another_name(
         caplog.clear()
         assert run([*every, *back]) == 0
         kept = output_dir / f"later-checkpoint-000003{end}"
-        told = f"{output_dir / 'checkpoint-000003'} is kept as {kept.name}."
-        assert f"Going back to step 2: {told}" in caplog.text
+        line = f"{output_dir / 'checkpoint-000003'} is kept as {kept.name}."
+        assert f"Going back to step 2: {line}" in caplog.text
         optimizer = before["checkpoint-000003/optimizer.pt"]
         assert (kept / "optimizer.pt").read_bytes() == optimizer
         assert (output_dir / "checkpoint-000003" / "optimizer.pt").read_bytes() == optimizer

@@ -88,12 +88,12 @@ def test_the_lora_has_the_names_that_a1111_and_comfyui_look_for(
     ends = ("alpha", "lora_down.weight", "lora_up.weight")
     expected = {f"{layer}.{end}" for layer in layers for end in ends}
     assert set(load_file(output_dir / LORA)) == expected
-    told = header(output_dir / LORA)
-    assert told["modelspec.trigger_phrase"] == "sks toy"
-    assert told["modelspec.license"] == "openrail"
-    assert told["modelspec.prediction_type"] == "v"
-    assert "modelspec.architecture" not in told  # it is as narrow as no Stable Diffusion
-    assert json.loads(told["training"])["steps"] == 1
+    recorded = header(output_dir / LORA)
+    assert recorded["modelspec.trigger_phrase"] == "sks toy"
+    assert recorded["modelspec.license"] == "openrail"
+    assert recorded["modelspec.prediction_type"] == "v"
+    assert "modelspec.architecture" not in recorded  # it is as narrow as no Stable Diffusion
+    assert json.loads(recorded["training"])["steps"] == 1
 
 
 def test_the_lora_may_be_left_out(flags: list[str], output_dir: Path) -> None:
@@ -127,9 +127,9 @@ def test_metadata_hold_all_that_decides_a_concept(
     make_config: Callable[..., Config], pipeline: StableDiffusionPipeline, base_folder: Path
 ) -> None:
     config = make_config(*CLASS, "--license", "openrail", "--validation_prompt", "sks")
-    told = describe(config, replace(TRAINING, scores={"dino": 0.5}), pipeline)
-    assert set(told.pop("versions")) == {"loldu", "torch", "diffusers", "transformers", "peft"}
-    assert told == {
+    recorded = describe(config, replace(TRAINING, scores={"dino": 0.5}), pipeline)
+    assert set(recorded.pop("versions")) == {"loldu", "torch", "diffusers", "transformers", "peft"}
+    assert recorded == {
         "method": "loldu",
         "token": "sks",
         "class_name": "toy",
@@ -156,15 +156,15 @@ def test_metadata_hold_all_that_decides_a_concept(
         "adapter": public_sections(config)["adapter"],
         "optimization": public_sections(config)["optimization"],
     }
-    assert told["adapter"]["rank"] == 4
-    assert told["optimization"]["learning_rate"] == 1e-2
+    assert recorded["adapter"]["rank"] == 4
+    assert recorded["optimization"]["learning_rate"] == 1e-2
 
 
 def test_unknown_metadata_are_left_out(
     make_config: Callable[..., Config], pipeline: StableDiffusionPipeline
 ) -> None:
-    told = describe(make_config(), TRAINING, pipeline)
-    assert not told.keys() & {"token", "class_name", "license", "scores"}
+    recorded = describe(make_config(), TRAINING, pipeline)
+    assert not recorded.keys() & {"token", "class_name", "license", "scores"}
 
 
 @pytest.mark.parametrize(
@@ -197,10 +197,10 @@ def test_metadata_hold_the_commit_of_the_base(
     cached.parent.mkdir(parents=True)
     cached.symlink_to(base_folder)
     config = make_config("--revision", "main")
-    told = [
+    recorded = [
         describe(config, TRAINING, load_pipeline(str(f)))["base"] for f in (cached, base_folder)
     ]
-    assert [base["revision"] for base in told] == [commit, "main"]
+    assert [base["revision"] for base in recorded] == [commit, "main"]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from tests.webui.drawing.reference import SETTINGS
 from webui.drawing.settings import parameters, png_bytes, read_png
 
 
-def told(path: Path, text: str | None) -> Path:
+def png_with(path: Path, text: str | None) -> Path:
     """Write a picture with a text chunk."""
     info = PngInfo()
     if text is not None:
@@ -64,18 +64,18 @@ def test_other_tools_read_the_parameters() -> None:
 def test_settings_out_of_range_are_refused(tmp_path: Path, name: str, value: Any) -> None:  # noqa: ANN401
     text = json.dumps({**json.loads(SETTINGS.as_json()), name: value})
     with pytest.raises(LoLDUError, match=r"^x\.png has damaged settings"):
-        read_png(told(tmp_path / "x.png", text), "x.png")
+        read_png(png_with(tmp_path / "x.png", text), "x.png")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", "[" * 100_000, '{"version": 1}'])
 def test_a_damaged_chunk_gives_one_clear_error(tmp_path: Path, text: str) -> None:
     with pytest.raises(LoLDUError, match=r"^The file has damaged settings"):
-        read_png(told(tmp_path / "x.png", text))
+        read_png(png_with(tmp_path / "x.png", text))
 
 
 def test_files_without_settings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(LoLDUError, match=r"^The file has no settings"):
-        read_png(told(tmp_path / "plain.png", None))
+        read_png(png_with(tmp_path / "plain.png", None))
     for name, content in (
         ("empty.png", b""),
         ("text.png", b"no picture"),

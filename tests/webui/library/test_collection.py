@@ -330,7 +330,7 @@ def _lora() -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "error_text"),
     [
         (lambda whole: b"", "rabbit is not a readable .safetensors file"),
         (lambda whole: b"just some text", "rabbit is not a readable .safetensors file"),
@@ -344,11 +344,11 @@ def _lora() -> bytes:
     ],
 )
 def test_a_hostile_file_is_refused_and_leaves_nothing(
-    content: Callable[[bytes], bytes], told: str, library: Library, jobs: Jobs, tmp_path: Path
+    content: Callable[[bytes], bytes], error_text: str, library: Library, jobs: Jobs, tmp_path: Path
 ) -> None:
     file = write(tmp_path / "upload")
     file.write_bytes(content(file.read_bytes()))
-    with pytest.raises(ConceptError, match=f"^{told}") as refused:
+    with pytest.raises(ConceptError, match=f"^{error_text}") as refused:
         library.add(file, "rabbit.safetensors", "ann")
     assert str(tmp_path) not in str(refused.value)
     assert library.list("ann") == ()
@@ -364,7 +364,7 @@ def test_a_large_file_is_not_even_read(library: Library, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "told",
+    "metadata",
     [
         {"base": {"vae": "/etc/passwd", "single_file_config": "../../x", "revision": "x"}},
         {"base": "a name", "scores": {"dino": "<b>", "clip_i": float("1e999") > 0}},
@@ -372,9 +372,9 @@ def test_a_large_file_is_not_even_read(library: Library, tmp_path: Path) -> None
     ],
 )
 def test_metadata_of_a_file_is_plain_text_without_paths(
-    told: dict[str, object], library: Library, tmp_path: Path
+    metadata: dict[str, object], library: Library, tmp_path: Path
 ) -> None:
-    file = write(tmp_path / "upload", of="server/base", **told)
+    file = write(tmp_path / "upload", of="server/base", **metadata)
     entry = library.add(file, "x", "ann")
     concept = collection.read_concept(entry.path)
     for place in (None, "server/base", "elsewhere"):

@@ -138,7 +138,7 @@ def test_stopping_keeps_finished_pictures(
 
 
 def test_two_people_wait_for_each_other(draw: Callable[..., list[Any]], backend: Backend) -> None:
-    told: list[str] = []
+    messages: list[str] = []
     begun, go_on = threading.Event(), threading.Event()
 
     def hold(_: str) -> None:
@@ -155,9 +155,9 @@ def test_two_people_wait_for_each_other(draw: Callable[..., list[Any]], backend:
 
     ada = person("ada", prompt="one", progress=Bar(hold))
     patiently(begun.is_set)
-    bob = person("bob", prompt="other", progress=Bar(told.append))
-    patiently(lambda: told)
-    assert told == ["Waiting: 1 ahead of you"]
+    bob = person("bob", prompt="other", progress=Bar(messages.append))
+    patiently(lambda: messages)
+    assert messages == ["Waiting: 1 ahead of you"]
     go_on.set()
     ada.join()
     bob.join()
@@ -169,14 +169,14 @@ def test_two_people_wait_for_each_other(draw: Callable[..., list[Any]], backend:
 
 
 def test_mistakes_give_one_sentence(draw: Callable[..., list[Any]]) -> None:
-    for chosen, other, told in (
+    for chosen, other, error_text in (
         (["broken"], {}, "^'broken is not a readable"),
         (["nowhere"], {}, "^'There is no such concept"),
         ([], {"steps": None}, "each need a number"),
         ([], {"prompt": "x" * 2001}, "more than 2000 characters"),
         ([], {"prompt": "{token}"}, "stands for the word of one concept"),
     ):
-        with pytest.raises(gr.Error, match=told):
+        with pytest.raises(gr.Error, match=error_text):
             draw(*chosen, **other)
 
 
