@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from loldu.errors import LoLDUError
+from loldu.files import drafted
 from pocket.classifier import AttributeClassifier, save_classifier
 from pocket.denoiser import build_noise_scheduler, place_rare_tokens
 from pocket.render import SIZE_PX
@@ -68,12 +69,9 @@ def open_checkpoint(
 
 def save_checkpoint(pipeline: StableDiffusionPipeline, folder: Path, pictures: int) -> None:
     """Write the pipeline and the number of pictures behind it; replace the folder at the end."""
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    publish_pipeline(partial, pipeline)
-    (partial / _PROGRESS).write_text(json.dumps({"pictures": pictures}) + "\n", encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    with drafted(folder, finish=lambda _: shutil.rmtree(folder, ignore_errors=True)) as draft:
+        publish_pipeline(draft, pipeline)
+        (draft / _PROGRESS).write_text(json.dumps({"pictures": pictures}) + "\n", encoding="utf-8")
 
 
 def publish_pipeline(folder: Path, pipeline: StableDiffusionPipeline) -> StableDiffusionPipeline:

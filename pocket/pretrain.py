@@ -27,6 +27,7 @@ from transformers import (
     ViTModel,
 )
 
+from loldu.errors import LoLDUError
 from pocket.captions import full_caption
 from pocket.checkpoint import (
     build_pipeline,
@@ -127,18 +128,22 @@ def pretrain(
             text encoder are trained.
         start: Pipeline folder that a checkpoint of this training wrote. UNet and text encoder go
             on from there.
+
+    Raises:
+        LoLDUError: If `keep` or `start` is no such folder; nothing is rendered or trained then.
     """
+    if keep and not all((keep / name).is_dir() for name in ("base", "encoders")):
+        raise LoLDUError(f"--keep {keep} has no base and encoders; give a folder like pocket.")
     build = build / f"world-{settings.pictures}-{settings.held_out}"
     tokenizer = build_tokenizer()
-    parts = _Parts(build, settings, tokenizer, keep)
     named_tokenizer = copy.deepcopy(tokenizer)  # the judging CLIP has no names
     add_names(named_tokenizer)
-    classifier = parts.classifier()
     batch = settings.denoiser.batch
-    if start:
-        unet, text_encoder, steps_done = open_checkpoint(start, named_tokenizer, batch)
-    else:
-        unet, text_encoder, steps_done = *parts.untrained(len(named_tokenizer)), 0
+    # A checkpoint is opened first: it may be wrong, and the other parts take hours.
+    started = open_checkpoint(start, named_tokenizer, batch) if start else None
+    parts = _Parts(build, settings, tokenizer, keep)
+    classifier = parts.classifier()
+    unet, text_encoder, steps_done = started or (*parts.untrained(len(named_tokenizer)), 0)
     recipe = hashlib.sha256(repr((settings.denoiser, steps_done)).encode()).hexdigest()[:8]
     folder = parts.coded / f"denoiser-{recipe}"
     folder.mkdir(exist_ok=True)

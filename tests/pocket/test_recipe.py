@@ -241,3 +241,10 @@ def test_spread_is_the_mean_over_all_pairs_of_directions() -> None:
 def test_only_a_checkpoint_is_a_start(tmp_path: Path) -> None:
     with pytest.raises(LoLDUError, match=r"has no progress\.json"):
         open_checkpoint(tmp_path, build_tokenizer(captions=100), 64)
+
+
+@pytest.mark.parametrize("role", ["keep", "start"])
+def test_a_wrong_folder_is_refused_before_anything_is_rendered(role: str, tmp_path: Path) -> None:
+    with pytest.raises(LoLDUError, match="nowhere has no"):
+        pretrain(tmp_path / "out", tmp_path / "build", TINY, **{role: tmp_path / "nowhere"})
+    assert not list(tmp_path.iterdir())
