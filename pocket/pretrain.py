@@ -162,13 +162,24 @@ def pretrain(
         publish_encoders(output / "encoders", parts.clip(), tokenizer, parts.dino(), classifier)
     elif keep.resolve() != output.resolve():
         shutil.copytree(keep / "encoders", output / "encoders", dirs_exist_ok=True)
+    _judge(output, pipeline, classifier, parts.held_out, settings)
+
+
+def _judge(
+    output: Path,
+    pipeline: StableDiffusionPipeline,
+    classifier: AttributeClassifier,
+    held_out: Corpus,
+    settings: Pretraining,
+) -> None:
+    """Write `base.json`, the recipe and its scores, and `base.png`, a sheet of samples."""
     record = {
         "recipe": asdict(settings),
-        "judgement": judge_base(pipeline, classifier, parts.held_out, settings.judged),
+        "judgement": judge_base(pipeline, classifier, held_out, settings.judged),
         "individuals": judge_names(pipeline, classifier),
     }
     (output / "base.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    base_sheet(pipeline, parts.held_out).save(output / "base.png")
+    base_sheet(pipeline, held_out).save(output / "base.png")
 
 
 class _Parts:

@@ -189,7 +189,7 @@ def score_others(reader: FeatureReader, base: PictureSet, adapted: PictureSet) -
         for name, metric in METRICS.items()
         if metric.against == "base"
     }
-    return {name: round(value, 6) for name, value in scores.items()}
+    return {name: round(value, 6) + 0.0 for name, value in scores.items()}  # -0.0 + 0.0 is 0.0
 
 
 def score_real(reader: FeatureReader, real: RealPictures) -> dict[str, float]:

@@ -1,13 +1,14 @@
 """The studio, served by its command, and a browser."""
 
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,12 +33,18 @@ class Server:
         self.process.wait()
 
 
+def free_port() -> int:
+    """Return a free port below the range from which the system takes ports for connections."""
+    while True:
+        port = random.SystemRandom().randrange(10_000, 30_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
 @contextmanager
 def served(studio: Path, *flags: str, port: int | None = None) -> Iterator[Server]:
     """Serve the page from a new process, on a free port by default."""
-    if port is None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+    port = port or free_port()
     command = [sys.executable, "-m", "webui", "--port", str(port), "--studio", str(studio)]
     with subprocess.Popen(
         [*command, *flags],

@@ -40,8 +40,9 @@ def write(path: Path, of: str = "tiny", **metadata: object) -> Path:
 
 
 def teach(folder: Path, path: Path, seed: int, prompt: str | None, **metadata: object) -> None:
-    """Save a random concept of a base."""
+    """Save a random concept of a base: the same one for the same seed."""
     pipeline = load_pipeline(str(folder))
+    torch.manual_seed(seed)
     pipeline.unet.add_adapter(LoLDUConfig(r=4, init_weights=False, seed=seed))
     save_concept(pipeline, path, metadata={"instance_prompt": prompt, **metadata})
 

@@ -126,6 +126,7 @@ def test_other_prompts_change_only_if_the_concept_is_always_on(
 ) -> None:
     assert report["others"]["adapted"] == report["others"]["base"]
     assert report["others"]["drift"] == pytest.approx(0, abs=1e-6)
+    assert "-0.0" not in json.dumps(report["others"])
     assert run([*flags, "--always_on"]) == 0
     others = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["others"]
     assert others["adapted"] != others["base"]

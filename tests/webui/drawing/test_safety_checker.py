@@ -14,7 +14,7 @@ from transformers import CLIPConfig, CLIPImageProcessor
 from loldu import LoLDUConfig, save_concept
 from loldu.base.open import load_pipeline
 from tests.webui.concepts import MakeUse
-from tests.webui.drawing.reference import TASK, drawn_apart, pixels
+from tests.webui.drawing.reference import TASK, assert_same, drawn_apart
 from webui.drawing.studio import Studio, Watch
 
 
@@ -88,7 +88,7 @@ def test_pictures_that_pass_are_unchanged(
     base.save_pretrained(tmp_path)
     row = Studio(str(tmp_path)).draw_base(TASK, [], watch)
     assert not any(picture.is_hidden for picture in row)
-    assert pixels(row) == drawn_apart(base_folder)
+    assert_same(row, drawn_apart(base_folder))
 
 
 def test_a_concept_does_not_change_the_safety_checker(
