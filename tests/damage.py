@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pillow_heif
 from PIL import Image
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -17,6 +18,13 @@ def saved(image: Image.Image, kind: str, **options: Any) -> bytes:  # noqa: ANN4
     """A picture in a file format, as Pillow writes it."""
     buffer = io.BytesIO()
     image.save(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+def heic(image: Image.Image, **options: Any) -> bytes:  # noqa: ANN401
+    """A picture as HEIC; Pillow learns nothing of the format, so the code under test must."""
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(image).save(buffer, chroma=444, **options)
     return buffer.getvalue()
 
 

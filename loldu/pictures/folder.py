@@ -18,11 +18,12 @@ from loldu.pictures.captions import (
     same_name,
 )
 from loldu.pictures.mask import load_mask
-from loldu.pictures.open import load_image
+from loldu.pictures.open import FORMAT_NAMES, FORMATS, load_image
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
+SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+"""Endings of the files that count as pictures."""
 MASK_ENDING = "-masklabel.png"
 """`dog.jpg` has its mask in `dog-masklabel.png`, the name that OneTrainer and its tools use."""
 
@@ -65,9 +66,7 @@ def list_images(folder: Path) -> list[Path]:
             name = repr(os.fsencode(image))[2:-1]
             raise LoLDUError(f"The name {name} is not UTF-8; rename the file or its folder.")
     if not images:
-        raise LoLDUError(
-            f"There are no pictures in {folder}; put jpg, png, webp, bmp or gif files there."
-        )
+        raise LoLDUError(f"There are no pictures in {folder}; put {FORMAT_NAMES} files there.")
     return images
 
 

@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,19 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
+FORMATS: dict[str, tuple[str, ...]] = {
+    "JPEG": (".jpg", ".jpeg", ".jfif"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "HEIF": (".heic", ".heif", ".hif"),
+    "AVIF": (".avif",),
+    "TIFF": (".tif", ".tiff"),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+}
+"""Formats of the pictures that people bring, by Pillow's name, with the endings of their files."""
+FORMAT_NAMES = "JPEG, PNG, WebP, HEIC, AVIF, TIFF, BMP or GIF"
+"""The same for messages."""
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -30,6 +44,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """How to turn a picture upright, by its orientation (Exif 3.0, tag 274)."""
+_BITS_PER_SAMPLE, _BITS, _UNSCALED = 258, (1, 2, 4, 8, 16), ("F", "I", "LAB")
+"""The TIFF tag of the depth, the depths that Pillow scales to 8 bits, and modes it does not."""
 _PROGRAMS = ("EPS", "WMF")
 """Formats that Pillow hands to another program to draw."""
 
@@ -125,6 +141,7 @@ def _opened(path: Path, read: Callable[[Image.Image], T], formats: tuple[str, ..
     Raises:
         LoLDUError: If the file is not a picture, or `read` fails.
     """
+    _register_heif()
     try:
         if os.path.exists(path) and not os.path.isfile(path):
             raise OSError("not a file")  # a named pipe would wait for ever
@@ -153,12 +170,28 @@ def _opened(path: Path, read: Callable[[Image.Image], T], formats: tuple[str, ..
         if isinstance(error, UnidentifiedImageError):
             reason = "not a known picture format"
         raise LoLDUError(
-            f"The picture {path} cannot be read; replace or remove it ({reason})."
+            f"The picture {path} cannot be read; replace or remove it ({' '.join(reason.split())})."
         ) from error
 
 
+@cache
+def _register_heif() -> None:
+    """Let Pillow read HEIC, which it cannot by itself; the decoder turns the pictures upright."""
+    import pillow_heif  # 0.1 s
+
+    heif: Any = pillow_heif  # typed in part only
+    heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
+
+
 def _pixels(image: Image.Image) -> Image.Image:
-    """Return a picture decoded and upright."""
+    """Return a picture decoded and upright.
+
+    Raises:
+        OSError: If it is a TIFF whose values have no known black and white.
+    """
+    bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,))[0]
+    if image.format == "TIFF" and (bits not in _BITS or image.mode in _UNSCALED):
+        raise OSError(f"a TIFF of {image.mode} with {bits} bits; save it as RGB with 8 or 16 bits")
     depth = pixel_depth(image)
     image.load()
     scale_transparency(image, depth)

@@ -24,9 +24,10 @@ ADAPTERS: tuple[Method, ...] = (*DIAGONALS, "lora")
 class InstanceConfig:
     """The pictures of the concept."""
 
-    # Folder with 3-5 pictures (jpg, png, webp, bmp, gif); vary pose and background, or the
-    # background becomes part of the concept. name.txt beside name.jpg, or else its line of
-    # metadata.jsonl, is the prompt of that picture; name-masklabel.png marks what to learn of it.
+    # Folder with 3-5 pictures (JPEG, PNG, WebP, HEIC, AVIF, TIFF, BMP, GIF); vary pose and
+    # background, or the background becomes part of the concept. name.txt beside name.jpg, or else
+    # its line of metadata.jsonl, is the prompt of that picture; name-masklabel.png marks what to
+    # learn of it.
     instance_data_dir: Path | None = option(
         None, resume="may_change", publish="never", per_concept=True
     )

@@ -11,7 +11,8 @@ from PIL import Image
 
 from loldu.errors import LoLDUError
 from loldu.files import drafted, save_png
-from loldu.pictures.open import image_size, load_image
+from loldu.pictures.folder import SUFFIXES
+from loldu.pictures.open import FORMAT_NAMES, FORMATS, image_size, load_image
 from webui.teaching.crops import Crop, cropped
 
 MAX_PICTURES = 20
@@ -20,8 +21,8 @@ MAX_PIXELS = 64 * 10**6
 """More than any phone's camera makes; 200 MB in memory."""
 _KEPT_SIDE_PX = 2048
 """Length of the shorter side: four times Stable Diffusion v1.5's, for crops that zoom in."""
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
-FILE_TYPES = [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"]
+_FORMATS = tuple(FORMATS)
+FILE_TYPES = sorted(SUFFIXES)
 _FORGOTTEN_AFTER_S = 24 * 3600
 
 
@@ -114,7 +115,7 @@ def decoded(path: Path, name: str) -> Image.Image:
         if isinstance(error.__cause__, Image.DecompressionBombError):
             raise LoLDUError(_too_many(name)) from error
         raise LoLDUError(
-            f"{name} is not a picture that can be read: use JPEG, PNG, WebP, BMP or GIF."
+            f"{name} is not a picture that can be read: use {FORMAT_NAMES}."
         ) from error
     if width * height > MAX_PIXELS:
         raise LoLDUError(_too_many(name))

@@ -12,6 +12,7 @@ from eval.encoders.load import load_clip, load_dino
 from eval.metrics.functional import clip_t, image_similarity
 from loldu.base.draw import sample_images
 from loldu.pictures.folder import list_images
+from loldu.pictures.open import load_image
 from loldu.presets import installed_path
 from pocket.captions import full_caption, setting_phrase
 from pocket.classifier import load_classifier, overall_agreement
@@ -161,4 +162,4 @@ def judge_of(name: str) -> Judge:
 
 
 def _open(folder: Path) -> list[Image.Image]:
-    return [Image.open(path).convert("RGB") for path in list_images(folder)]
+    return [load_image(path) for path in list_images(folder)]

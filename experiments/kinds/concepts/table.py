@@ -10,6 +10,7 @@ from experiments.results import Record, Results
 from experiments.table import as_markdown, mean_and_spread, records_of
 from loldu.errors import LoLDUError
 from loldu.pictures.folder import list_images
+from loldu.pictures.open import load_image
 from pocket.judge import sheet
 
 _COLUMNS = ("dino", "clip_i", "clip_t", "concept", "background", "others", "leak")
@@ -60,7 +61,7 @@ def comparison(experiment: Experiment, scale: str, results: Results) -> Image.Im
     """
     rows = []
     for concept in experiment.at(scale).data:
-        pictures = [Image.open(p).convert("RGB") for p in list_images(pictures_of(concept))[:2]]
+        pictures = [load_image(p) for p in list_images(pictures_of(concept))[:2]]
         for row in experiment.rows_at(scale):
             file = results.picture(next(iter(experiment.runs(row, scale, [concept]))))
             if not file.exists():

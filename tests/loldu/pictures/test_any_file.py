@@ -23,6 +23,7 @@ from tests.damage import (
     chunk,
     exif_block,
     gray_png,
+    heic,
     mutated,
     mutated_text,
     saved,
@@ -71,6 +72,9 @@ def seeds() -> dict[str, list[bytes]]:
             saved(gray, "TIFF", tiffinfo={0x0112: 6}),
         ],
     }
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    found["heic"] = [heic(rgb, exif=turned.tobytes(), quality=90), heic(rgba, quality=-1)]
     if features.check("avif"):
         found["avif"] = [saved(rgb, "AVIF", exif=exif), saved(rgba, "AVIF", quality=90)]
     return found

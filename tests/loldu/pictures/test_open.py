@@ -3,14 +3,15 @@ import struct
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image, ImageCms
 
 from loldu.errors import LoLDUError
 from loldu.pictures import folder
-from loldu.pictures.folder import list_images
-from loldu.pictures.open import load_image
-from tests.damage import ADOBE, ADOBE_GAMMA, ADOBE_RGB, LINEAR_GRAY, SRGB
+from loldu.pictures.folder import SUFFIXES, list_images
+from loldu.pictures.open import image_size, load_image
+from tests.damage import ADOBE, ADOBE_GAMMA, ADOBE_RGB, LINEAR_GRAY, SRGB, heic
 
 RED = (255, 0, 0)
 WHITE = (255, 255, 255)
@@ -26,6 +27,76 @@ def test_exif_rotation_is_applied(tmp_path: Path) -> None:
     assert upright.size == (10, 20)
     assert upright.getpixel((5, 2)) == RED
     assert upright.getpixel((5, 17)) == (0, 0, 0)
+
+
+TURNS = {
+    1: np.asarray,
+    2: np.fliplr,
+    3: lambda pixels: np.rot90(pixels, 2),
+    4: np.flipud,
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: np.rot90(pixels, 2).swapaxes(0, 1),
+    8: np.rot90,
+}
+"""How a viewer turns a picture, by its orientation."""
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+def test_a_heic_of_a_phone_is_turned_once(orientation: int, tmp_path: Path) -> None:
+    pixels = np.zeros((64, 128, 3), np.uint8)
+    pixels[:32, :64], pixels[32:, 64:] = RED, (0, 255, 0)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = heic(Image.fromarray(pixels), exif=exif.tobytes(), quality=100)
+    assert (b"irot" in content or b"imir" in content) == (orientation > 1)  # as phones store it
+    (tmp_path / "a.heic").write_bytes(content)
+    loaded = np.asarray(load_image(tmp_path / "a.heic"), int)
+    expected = TURNS[orientation](pixels)
+    assert loaded.shape == expected.shape
+    assert np.abs(loaded - expected).mean() < 3  # only the edges of the squares are blurred
+    assert image_size(tmp_path / "a.heic") == loaded.shape[1::-1]
+
+
+@pytest.mark.parametrize("bits", [10, 12])
+def test_a_heic_of_10_or_12_bits_keeps_its_brightness(bits: int, tmp_path: Path) -> None:
+    deep = np.linspace(0, 65_535, 64, dtype=np.uint16)[None, :, None].repeat(64, 0).repeat(3, 2)
+    size, options = (64, 64), {"quality": -1, "chroma": 444}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pillow_heif.options, "SAVE_HDR_TO_12_BIT", bits == 12)
+        pillow_heif.encode("RGB;16", size, deep.tobytes(), tmp_path / "a.heif", **options)
+    assert pillow_heif.open_heif(tmp_path / "a.heif", False).info["bit_depth"] == bits
+    loaded = np.asarray(load_image(tmp_path / "a.heif"), float)
+    np.testing.assert_allclose(loaded, deep / 257, atol=3)
+
+
+def test_every_ending_is_found_and_read_by_its_content(tmp_path: Path) -> None:
+    image = Image.new("RGB", (16, 16), RED)
+    for suffix in SUFFIXES:
+        image.save(tmp_path / f"a{suffix}", format="PNG")
+    (tmp_path / "b.jpg").write_bytes(heic(image, quality=100))  # as some programs name it
+    image.save(tmp_path / "c.AVIF", quality=100)
+    image.save(tmp_path / "d.Tif")
+    found = list_images(tmp_path)
+    assert len(found) == len(SUFFIXES) + 3
+    assert {".heic", ".heif", ".avif", ".tif", ".tiff", ".jfif"} < SUFFIXES
+    for path in found:
+        np.testing.assert_allclose(load_image(path).getpixel((8, 8)), RED, atol=3)
+
+
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [("F", "F with 32 bits"), ("I", "I with 32 bits"), ("LAB", "LAB with 8 bits")],
+)
+def test_a_tiff_without_a_known_white_is_refused(mode: str, said: str, tmp_path: Path) -> None:
+    Image.new(mode, (8, 8)).save(tmp_path / "a.tif")
+    with pytest.raises(LoLDUError, match=rf"a\.tif cannot be read; .* \(a TIFF of {said}; save"):
+        load_image(tmp_path / "a.tif")
+
+
+def test_a_tiff_of_16_bits_keeps_its_gray(tmp_path: Path) -> None:
+    Image.fromarray(np.full((8, 8), 128 * 257, np.uint16)).save(tmp_path / "a.tif")
+    assert load_image(tmp_path / "a.tif").getpixel((4, 4)) == (128, 128, 128)
 
 
 @pytest.mark.parametrize(

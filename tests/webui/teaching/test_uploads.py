@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from loldu.errors import LoLDUError
-from tests.damage import PNG_MAGIC, chunk, saved, with_chunk
+from tests.damage import PNG_MAGIC, chunk, heic, saved, with_chunk
 from webui.teaching.crops import Crop
-from webui.teaching.uploads import MAX_BYTES, Uploads, decoded, opened, shown_name
+from webui.teaching.uploads import FILE_TYPES, MAX_BYTES, Uploads, decoded, opened, shown_name
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -85,6 +85,17 @@ def test_camera_metadata_is_removed_and_the_picture_upright(
     turned = np.asarray(opened(upload), dtype=int)
     assert abs(turned[5, 10] - BLUE).max() < 10
     assert abs(turned[35, 10] - RED).max() < 10
+
+
+def test_pictures_of_phones_and_cameras_are_taken(uploads: Uploads, tmp_path: Path) -> None:
+    image = Image.new("RGB", (64, 64), RED)
+    contents = {".heic": heic(image, quality=100)}
+    contents |= {".avif": saved(image, "AVIF"), ".tiff": saved(image, "TIFF")}
+    contents |= {".jfif": saved(image, "JPEG", quality=100)}
+    assert contents.keys() < set(FILE_TYPES)
+    for suffix, content in contents.items():
+        upload = uploads.add(sent(tmp_path, content), f"cat{suffix}")
+        np.testing.assert_allclose(opened(upload).getpixel((32, 32)), RED, atol=5)
 
 
 def test_pictures_with_damaged_or_huge_metadata_are_taken(uploads: Uploads, tmp_path: Path) -> None:
