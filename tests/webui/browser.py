@@ -12,6 +12,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+PATIENCE_MS = int(os.environ.get("STUDIO_PATIENCE_MS", "240000"))
+TAKEN = os.environ.get("STUDIO_PICTURES")
+"""Folder for pictures of the page, or None."""
+OLDER, NEWER = "An <b>older</b> one", "A newer one"
+"""Stopped trainings in the studio of the browser tests."""
 ROOT = Path(__file__).resolve().parents[2]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 

@@ -3,11 +3,21 @@
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from PIL import Image
 
-from tests.webui.browser import ROOT
+from tests.webui.browser import (
+    NEWER,
+    OLDER,
+    PATIENCE_MS,
+    ROOT,
+    TAKEN,
+    Server,
+    installed_browser,
+    served,
+)
 from tests.webui.concepts import MakeUse, entry_of, teach
 from tests.webui.engine.server import STANDIN
 from tests.webui.engine.waiting import MakeDispatcher, patiently
@@ -15,7 +25,11 @@ from webui.drawing.model import Use
 from webui.drawing.studio import Studio, Watch
 from webui.engine import process
 from webui.engine.dispatcher import Dispatcher
+from webui.engine.job import Status
 from webui.engine.jobs import Jobs
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 
 @pytest.fixture(scope="session")
@@ -88,3 +102,55 @@ def make_dispatcher(jobs: Jobs) -> Iterator[MakeDispatcher]:
     yield make
     for dispatcher in made:
         dispatcher.close()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator["Browser"]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: make install")
+    path = installed_browser()
+    if path is None:
+        pytest.skip("needs a browser: install chromium, such as with apt install chromium")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Return a studio that all browser tests share: servers are slow to start."""
+    folder = tmp_path_factory.mktemp("journey")
+    if not TAKEN:
+        end_trainings(Jobs(folder / "studio"))
+    runs = ROOT / "runs" if TAKEN else folder / "runs"  # where `make demo` left a second concept
+    with served(folder / "studio", "--runs", str(runs)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def page(browser: "Browser", server: Server) -> Iterator["Page"]:
+    from playwright.sync_api import expect
+
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(PATIENCE_MS)
+    expect.set_options(timeout=PATIENCE_MS)
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(server.url)
+    yield page
+    assert not errors
+    page.close()
+
+
+def end_trainings(jobs: Jobs) -> None:
+    """Put two stopped trainings into a studio, one with pictures of two steps."""
+    for name in (OLDER, NEWER):
+        options = {"instance_data_dir": "x", "instance_prompt": "a sks toy", "max_train_steps": 20}
+        job = jobs.submit(name, "", options)
+        jobs.begin(job, "cpu")
+        if name == NEWER:
+            pictures = job.folder / "validation" / "pictures"
+            pictures.mkdir(parents=True)
+            for picture in ("base", "000010", "000020"):
+                Image.new("RGB", (64, 64), "teal").save(pictures / f"{picture}-00.png")
+        jobs.end(job, Status.STOPPED)

@@ -7,62 +7,26 @@ With `STUDIO_PICTURES=docs/studio STUDIO_STEPS=80`, after `make demo`, the pictu
 import io
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from loldu import read_concept
-from tests.webui.browser import ROOT, Server, installed_browser, served
+from tests.webui.browser import PATIENCE_MS, ROOT, TAKEN, Server
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: make install")
 from playwright.sync_api import Browser, Locator, Page, expect  # noqa: E402
 
-PATIENCE_MS = int(os.environ.get("STUDIO_PATIENCE_MS", "240000"))
 STEPS = int(os.environ.get("STUDIO_STEPS", "20"))
-TAKEN = os.environ.get("STUDIO_PICTURES")
 NAME = "Milo" if TAKEN else "<i>Milo</i>"
 HOSTILE = "on grass" if TAKEN else "<img src=x onerror='window.hacked = 1'>"
-RUNS = ROOT / "runs" if TAKEN else None
-"""For the pictures, where `make demo` has left a second concept."""
 _TOO_WIDE = """() => [...document.querySelectorAll(
     "[role=tabpanel] :is(button, input, textarea, table, h2, p, svg)")]
     .filter(one => one.checkVisibility() && one.getBoundingClientRect().right > innerWidth + 1
                    && !one.closest(".grid-wrap"))
     .map(one => one.outerHTML.slice(0, 200))"""
 CAT = sorted((ROOT / "datasets" / "concepts" / "striped_cat").glob("*.png"))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = installed_browser()
-    if path is None:
-        pytest.skip("needs a browser: install chromium, such as with apt install chromium")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("journey")
-    with served(folder / "studio", "--runs", str(RUNS or folder / "runs")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def page(browser: Browser, server: Server) -> Iterator[Page]:
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
-    page.set_default_timeout(PATIENCE_MS)
-    expect.set_options(timeout=PATIENCE_MS)
-    errors: list[str] = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(server.url)
-    yield page
-    assert not errors
-    page.close()
 
 
 def open_tab(page: Page, name: str) -> None:

@@ -30,6 +30,8 @@ _REQUESTS = {
 def create_progress(backend: Backend, page: Page, tab: gr.Tab) -> None:
     """Lay out the tab and connect its events."""
     parts: dict[str, Any] = {"timer": gr.Timer(1, active=False)}
+    # Unlike a gr.State, it is sent by the browser: it holds the job that a person really sees.
+    parts["on_screen"] = gr.Textbox(visible="hidden", label="Shown training")
     with gr.Column() as parts["empty"]:
         gr.HTML(
             "<h2>No training yet</h2><p>Choose 3 to 5 pictures of something, press Train, and "
@@ -94,19 +96,20 @@ def _question(parts: dict[str, Any], which: str, yes: str) -> None:
 
 def _connect(handlers: "ProgressHandlers", page: Page, tab: gr.Tab, parts: dict[str, Any]) -> None:
     look = gr.State(Look())
-    seen, shown = [look, page.job], [*parts.values(), page.job]
+    on_screen = parts["on_screen"]
+    wanted, seen, shown = [look, page.job], [look, on_screen], [*parts.values(), page.job]
 
     def does(event: Callable[..., Any], act: Callable[..., Any], *given: Any) -> None:  # noqa: ANN401
-        event(act, [*given, *seen], None, **QUIET).then(handlers.refresh, seen, shown, **_AT_ONCE)
+        event(act, [*given, *seen], None, **QUIET).then(handlers.refresh, wanted, shown, **_AT_ONCE)
 
     def looks(event: Callable[..., Any], handler: Callable[..., Any], *given: Any) -> None:  # noqa: ANN401
         event(handler, [*given, *seen], shown, trigger_mode="always_last", **_AT_ONCE)
 
-    parts["timer"].tick(handlers.refresh, seen, shown, **_AT_ONCE)
-    looks(tab.select, handlers.enter)
+    parts["timer"].tick(handlers.tick, [*wanted, on_screen], shown, **_AT_ONCE)
+    for opened in (tab.select, page.job.change):
+        opened(handlers.enter, wanted, shown, trigger_mode="always_last", **_AT_ONCE)
     page.tabs.select(handlers.leave, look, parts["timer"], **_AT_ONCE)
-    looks(page.job.change, handlers.show)
-    parts["list"].input(handlers.choose, parts["list"], page.job, **_AT_ONCE)
+    looks(parts["list"].input, handlers.choose, parts["list"])
     looks(parts["scrubber"].input, handlers.scrub, parts["scrubber"])
     looks(parts["follow"].input, handlers.follow, parts["follow"])
     looks(parts["checkpoint"].input, handlers.choose_checkpoint, parts["checkpoint"])
@@ -123,7 +126,7 @@ def _connect(handlers: "ProgressHandlers", page: Page, tab: gr.Tab, parts: dict[
     does(parts["name"].submit, handlers.rename, parts["name"])
     does(parts["restore"].click, handlers.restore)
     parts["begin"].click(lambda: gr.Tabs(selected=CONCEPTS), None, page.tabs, **_AT_ONCE)
-    parts["keep"].click(handlers.keep, [parts["checkpoint"], page.job], page.concept, **QUIET)
+    parts["keep"].click(handlers.keep, [parts["checkpoint"], on_screen], page.concept, **QUIET)
     parts["play"].click(handlers.play, seen, [page.concept, page.tabs, parts["timer"]], **QUIET)
 
 
@@ -147,8 +150,16 @@ class ProgressHandlers:
             found = job.id if job else None
             return [*look.new(view, self._parts), gr.skip() if found == job_id else found]
 
+    def tick(
+        self, look: Look, job_id: str | None, on_screen: str | None, request: gr.Request
+    ) -> list[Any]:
+        """Send the parts that changed, or all if an older answer arrived last."""
+        if look.shown != (on_screen or None):
+            look.sent.clear()
+        return self.refresh(look, job_id, request)
+
     def enter(self, look: Look, job_id: str | None, request: gr.Request) -> list[Any]:
-        """Send every part: the tab was opened."""
+        """Send every part: the tab was opened, or another tab chose a job."""
         look.open = True
         look.sent.clear()
         return self.refresh(look, job_id, request)
@@ -159,15 +170,13 @@ class ProgressHandlers:
             return gr.skip()
         return self._leave(look)
 
-    def show(self, look: Look, job_id: str | None, request: gr.Request) -> list[Any]:
-        """Show another job."""
-        look.at_another()
-        return self.refresh(look, job_id, request)
-
-    def choose(self, job_id: str, request: gr.Request) -> str:
-        """Return the id of the job that a person chose from the list."""
+    def choose(
+        self, chosen: str, look: Look, on_screen: str | None, request: gr.Request
+    ) -> list[Any]:
+        """Show the job that a person chose from the list."""
         with errors_on_page():
-            return self._backend.job(job_id, request).id
+            job = self._job(chosen, request)
+        return [*self.refresh(look, job.id, request)[:-1], job.id]
 
     def scrub(self, place: int, look: Look, job_id: str | None, request: gr.Request) -> list[Any]:
         """Show the pictures of one step, and stay at it."""

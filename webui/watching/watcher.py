@@ -34,6 +34,7 @@ class Look:
         log: Whether the log is unfolded.
         asked: Open question: whether to cancel `one` or `all`.
         open: Whether the tab is open; a new server assumes so.
+        shown: Id of the job that was sent last.
         sent: Values that the browser has, by part of the tab.
     """
 
@@ -43,13 +44,17 @@ class Look:
     log: bool = False
     asked: str | None = None
     open: bool = True
+    shown: str | None = None
     sent: dict[str, Any] = field(default_factory=dict)
 
-    def at_another(self) -> None:
-        """Forget the choices that were made for the last job."""
-        self.step = self.checkpoint = self.nearest_to = self.asked = None
-        for part in ("list", "name"):  # they show input for the last job
-            self.sent.pop(part, None)
+    def at(self, job_id: str | None) -> None:
+        """Forget the choices that were made for the last job, if this is another one."""
+        if job_id == self.shown:
+            return
+        if self.shown is not None:
+            self.step = self.checkpoint = self.nearest_to = self.asked = None
+        self.shown = job_id
+        self.sent.clear()
 
     def new(self, view: Mapping[str, Any], parts: Iterable[str]) -> list[Any]:
         """Return an update for each of `parts`; those that the browser has are skipped."""
@@ -108,11 +113,13 @@ class Watcher:
 
     def view(self, job: Job | None, owner: str, look: Look) -> dict[str, Any]:
         """Return the parts of the tab by name; they are equal when nothing changed."""
+        look.at(job.id if job else None)
         if job is None:
-            shown: dict[str, Any] = {"empty": gr.update(visible=True)}
+            shown: dict[str, Any] = {"empty": gr.update(visible=True), "on_screen": ""}
             shown |= {"full": gr.update(visible=False)}
         else:
             shown = {"empty": gr.update(visible=False), "full": gr.update(visible=True)}
+            shown["on_screen"] = job.id
             shown |= self._list(job, owner, look) | self._job(job, owner, look)
         removed = self.last_removed(owner)
         shown["restore"] = gr.update(

@@ -25,8 +25,8 @@ from webui.watching import text
 from webui.watching.watcher import REQUESTS, Look, Watcher, allowed
 
 ANN, BOB = gr.Request(username="ann"), gr.Request(username="bob")
-PARTS = ["list", "headline", "facts", *REQUESTS, "base", "adapted", "scrubber", "follow"]
-PARTS += ["checkpoint", "keep", "note", "scores", "log", "restore", "name", "timer"]
+PARTS = ["on_screen", "list", "headline", "facts", *REQUESTS, "base", "adapted", "scrubber"]
+PARTS += ["follow", "checkpoint", "keep", "note", "scores", "log", "restore", "name", "timer"]
 PARTS += ["Loss chart", "DINO chart", "CLIP-I chart", "CLIP-T chart", "Drift chart"]
 PARTS += ["empty", "full", "steps", "keeping", "cancel_all", "ask_one", "ask_all"]
 
@@ -250,8 +250,32 @@ def test_the_scrubber_follows_until_it_is_touched_and_then_stays(
     sent(handlers.follow(False, look, job.id, ANN))
     draw(job, "000050")
     assert "adapted" not in sent(handlers.refresh(look, job.id, ANN))
-    sent(handlers.show(look, job.id, ANN))  # as when another job was shown meanwhile
+    other = submit(jobs)
+    handlers.choose(other.id, look, job.id, ANN)
+    handlers.choose(job.id, look, other.id, ANN)
     assert look.step is None
+
+
+def test_a_choice_sends_the_whole_view_and_its_id_at_once(
+    jobs: Jobs, handlers: ProgressHandlers
+) -> None:
+    first, second, look = submit(jobs, "one"), submit(jobs, "two"), Look()
+    handlers.refresh(look, first.id, ANN)
+    view = sent(handlers.choose(second.id, look, first.id, ANN))
+    assert view.keys() >= {"on_screen", "headline", "facts", "adapted", "Loss chart", "remove"}
+    assert "<h2>two" in view["headline"]
+    assert view["on_screen"] == view["job"] == second.id
+
+
+def test_a_tick_heals_a_page_on_which_an_older_answer_arrived_last(
+    jobs: Jobs, handlers: ProgressHandlers
+) -> None:
+    first, second, look = submit(jobs, "one"), submit(jobs, "two"), Look()
+    handlers.refresh(look, second.id, ANN)
+    assert sent(handlers.tick(look, second.id, second.id, ANN)) == {}
+    view = sent(handlers.tick(look, second.id, first.id, ANN))
+    assert view["on_screen"] == second.id
+    assert "<h2>two" in view["headline"]
 
 
 def test_the_checkpoint_is_the_nearest_to_the_shown_step_or_the_chosen_one(
@@ -319,7 +343,7 @@ def test_cancel_asks_first(jobs: Jobs, handlers: ProgressHandlers, notices: list
     assert asked["ask_one"]["visible"]
     assert not sent(handlers.question(None)(look, first.id, ANN))["ask_one"]["visible"]
     handlers.question("one")(look, first.id, ANN)
-    assert not sent(handlers.show(look, second.id, ANN))["ask_one"]["visible"]
+    assert not sent(handlers.choose(second.id, look, first.id, ANN))["ask_one"]["visible"]
     handlers.ask("cancel")(look, first.id, ANN)
     assert jobs.get(first.id).wanted is Status.CANCELLED
     assert notices == ["Ending after this step…"]
@@ -381,7 +405,7 @@ def test_jobs_of_others_are_refused(
     save(job, 10)
     asks: list[Callable[[], object]] = [
         *(lambda name=name: handlers.ask(name)(look, job.id, BOB) for name in REQUESTS[:-1]),
-        lambda: handlers.choose(job.id, BOB),
+        lambda: handlers.choose(job.id, look, None, BOB),
         lambda: handlers.rename("his", look, job.id, BOB),
         lambda: handlers.scrub(1, look, job.id, BOB),
         lambda: handlers.follow(False, look, job.id, BOB),
