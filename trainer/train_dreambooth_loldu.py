@@ -45,7 +45,8 @@ from trainer.training.checkpoint import Inputs, Progress, find_checkpoint, load_
 from trainer.training.control import Control
 from trainer.training.ema import EMA
 from trainer.training.fit import Run, as_saved, fit
-from trainer.training.instances import find_all_instances, report
+from trainer.training.held_out import HeldOutLoss
+from trainer.training.instances import find_all_instances, report, split
 from trainer.training.objective import Denoiser, DreamBooth, Objective
 from trainer.training.optimizers import make_optimizer, optimizer_class
 from trainer.training.prior import class_images
@@ -108,8 +109,9 @@ def train(
     # ---------------------------------------------- add what is trained, in fp32, and its optimizer
     trained = add_trainables(pipeline, configs, words)
     leave_device(pipeline)
-    concepts = [DreamBooth(pipeline, caches[name], own) for name, own in configs.items()]
-    objective = Objective(concepts, trained, config)
+    concepts = {name: DreamBooth(pipeline, caches[name], own) for name, own in configs.items()}
+    objective = Objective([*concepts.values()], trained, config)
+    held_out = HeldOutLoss(concepts, trained) if config.scores.held_out_steps else None
     optimizer = make_optimizer(config.optimization, trained.groups(config.optimization))
     ema = EMA(trained.parameters(), config.optimization.ema_decay)
     denoiser, optimizer = prepare(config, pipeline, trained, optimizer, accelerator)
@@ -119,9 +121,8 @@ def train(
 
     # -------------------------------------------------------------------------------------- train
     trainings = describe_trainings(configs, instances, caches, trained, progress)
-    run = Run(
-        config, configs, inputs, pipeline, trained, ema, accelerator, control, trainings, scores
-    )
+    about = trainings, scores, held_out
+    run = Run(config, configs, inputs, pipeline, trained, ema, accelerator, control, *about)
     if accelerator.is_main_process:
         open_output_dir(config, configs, checkpoint, progress.step)
     start_trackers(accelerator, config, progress.step)
@@ -249,8 +250,15 @@ def encode_data(
                 )
         whose = "" if name == SINGLE else f" of {name}"
         inputs[f"A picture or caption{whose}"] = digest([*instances[name], *classes])
-        seed = config.optimization.seed
-        caches[name] = build_cache(pipeline, instances[name], classes, own.instance, seed=seed)
+        pictures, held_out = split(instances[name], own)
+        caches[name] = build_cache(
+            pipeline,
+            pictures,
+            classes,
+            own.instance,
+            seed=config.optimization.seed,
+            held_out=held_out,
+        )
     return caches, inputs
 
 
@@ -296,7 +304,7 @@ def describe_trainings(
             "" if name == SINGLE else f"{name}: ",
             f"{training.parameters:,}",
             own.adapter.method,
-            len(instances[name]),
+            len(instances[name]) - own.scores.held_out_pictures,
             training.class_pictures,
         )
     return trainings

@@ -26,6 +26,14 @@ class ScoresConfig:
     # Pictures of each prompt to score; the sheet shows the first. With one or two a score moves by
     # chance as much as by training, many take long.
     validation_images: int = option(4, at_least=1)
+    # Steps between measurements of the held-out loss: the loss of 32 rows whose noise never
+    # changes, a few forward passes. It shows overfitting without drawing: it rises while the
+    # training loss still falls. 0 turns it off. Without --held_out_pictures it is measured on the
+    # training pictures, and then only shows how far the concept is learned.
+    held_out_steps: int = option(0, at_least=0, resume="may_change")
+    # Pictures of each concept, chosen by the seed, that are not trained on and only measured. One
+    # in five is usual; with fewer than five pictures every one is needed for training.
+    held_out_pictures: int = option(0, at_least=0, needs="held_out_steps", resume="same")
     # Prompts without the token, whose pictures should stay like the base's. By default the
     # validation prompts without the token, or else the instance prompt with its token removed.
     # Prior preservation protects class prompts: use others to see what remains unprotected.

@@ -25,6 +25,8 @@ from trainer.training.tracking import track
 
 logger = logging.getLogger(__name__)
 
+HELD_OUT = "held_out_loss"
+
 
 class MetricsLog:
     """`metrics.jsonl` of every concept and one progress line: means since the last line.
@@ -66,14 +68,28 @@ class MetricsLog:
         self._sums = losses if self._sums is None else self._sums + losses
         self._count += 1
 
-    def finish_step(self, progress: Progress, lr: float, *, last: bool = False) -> None:
+    def finish_step(
+        self,
+        progress: Progress,
+        lr: float,
+        held_out: Mapping[str, float] | None = None,
+        *,
+        last: bool = False,
+    ) -> None:
         """Move the bar; write lines if they are due, and always after the last step.
+
+        Args:
+            progress: Steps and seconds.
+            lr: Learning rate of the step.
+            held_out: Held-out losses after the step by concept, which make the lines due. Processes
+                that did not measure give {}.
+            last: Whether the run ends here.
 
         Raises:
             LoLDUError: If a loss or what is trained is no longer finite.
         """
         self._bar.update()
-        last = last or progress.step == self._total
+        last = last or held_out is not None or progress.step == self._total
         if self._sums is None or (progress.step % self._every and not last):
             return
         over_processes: Any = reduce(self._sums / self._count, "mean")
@@ -93,14 +109,25 @@ class MetricsLog:
                 "seconds": round(progress.seconds, 3),
                 "peak_memory_mib": peak,
             }
-            path = self._paths[name]
-            Manifest(path.parent).append(path, json.dumps(line) + "\n")
-            track(self._accelerator, name, line, progress.step)
+            self._write(name, line | ({HELD_OUT: held_out[name]} if held_out else {}))
         loss = sum(loss for loss, *_ in means) / len(means)
         known = [norm for norm in norms if norm is not None]
         change = f", ‖delta_W‖ {max(known):.3g}" if known else ""
         memory = f", peak {peak / 1024:.1f} GiB" if peak else ""
-        self._show(progress, f"loss {loss:.4f}, lr {lr:.1e}{change}{memory}")
+        unseen = f", held-out {sum(held_out.values()) / len(held_out):.4f}" if held_out else ""
+        self._show(progress, f"loss {loss:.4f}{unseen}, lr {lr:.1e}{change}{memory}")
+
+    def start(self, held_out: Mapping[str, float]) -> None:
+        """Write the held-out losses of step 0, where there is no other number yet."""
+        for name, loss in held_out.items():
+            peak = round(peak_memory_mib(), 1)
+            line = {"step": 0, "seconds": 0.0, "peak_memory_mib": peak, HELD_OUT: loss}
+            self._write(name, line)
+
+    def _write(self, name: str, line: dict[str, Any]) -> None:
+        path = self._paths[name]
+        Manifest(path.parent).append(path, json.dumps(line) + "\n")
+        track(self._accelerator, name, line, line["step"])
 
     def close(self) -> None:
         """Leave the progress line as it stands."""

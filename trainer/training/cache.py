@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from diffusers import DiffusionPipeline
@@ -34,6 +34,7 @@ class Cache:
         instances: Views of each concept picture, which appears once per repeat.
         classes: Views of each class picture.
         weights: Weights of the squared errors, if there is a mask.
+        held_out: Views of each picture that is measured and not trained on.
     """
 
     mean: Float[Tensor, "views c h w"]
@@ -43,6 +44,7 @@ class Cache:
     instances: list[range]
     classes: list[range]
     weights: Float[Tensor, "views 1 h w"] | None = None
+    held_out: list[range] = field(default_factory=list[range])
 
 
 @torch.no_grad()
@@ -53,13 +55,22 @@ def build_cache(
     options: InstanceConfig,
     *,
     seed: int,
+    held_out: Sequence[CaptionedImage] = (),
 ) -> Cache:
     """Encode every view of every picture in fp32, and every distinct prompt, each once.
+
+    Args:
+        pipeline: The base.
+        instances: Pictures of the concept.
+        classes: Class pictures.
+        options: How pictures are cropped and masked.
+        seed: Seed of the crops.
+        held_out: Pictures of the concept that are measured and not trained on.
 
     Raises:
         LoLDUError: If a picture cannot be used, or the VAE returns inf or NaN.
     """
-    family, pictures = family_of(pipeline), [*instances, *classes]
+    family, pictures = family_of(pipeline), [*instances, *classes, *held_out]
     prompts = sorted({picture.caption for picture in pictures})
     owners: list[int] = []
     moments: list[tuple[Tensor, Tensor]] = []
@@ -95,8 +106,9 @@ def build_cache(
             [prompts.index(pictures[owner].caption) for owner in owners], device=mean.device
         ),
         instances=_repeated(instances, ranges[: len(instances)]),
-        classes=_repeated(classes, ranges[len(instances) :]),
+        classes=_repeated(classes, ranges[len(instances) : len(instances) + len(classes)]),
         weights=None if weights is None else weights.to(mean.device),
+        held_out=ranges[len(instances) + len(classes) :],
     )
 
 

@@ -27,6 +27,7 @@ from trainer.results.metrics_log import MetricsLog
 from trainer.training.checkpoint import Inputs, Progress, save_checkpoint
 from trainer.training.control import Control, Request
 from trainer.training.ema import EMA
+from trainer.training.held_out import HeldOutLoss
 from trainer.training.memory import MemoryLadder
 from trainer.training.objective import Objective, lr_factor
 from trainer.training.scores import LiveScores, scores_at
@@ -52,6 +53,7 @@ class Run:
         control: Requests that arrive while the run trains.
         trainings: Facts for the concept file of every concept; progress and scores come later.
         scores: Scores of every concept, if validation pictures are scored.
+        held_out: Losses on held-out pictures, if they are measured.
     """
 
     config: Config
@@ -64,6 +66,7 @@ class Run:
     control: Control
     trainings: dict[str, Training] = field(default_factory=dict)
     scores: dict[str, LiveScores] = field(default_factory=dict)
+    held_out: HeldOutLoss | None = None
 
 
 class Clock:
@@ -126,6 +129,7 @@ def fit(
         scores.resume(progress.step)
     if progress.step == 0:
         validate(run, 0, asked, clock)
+        log.start(measure_held_out(run, denoiser, 0, clock) or {})
     with closing(log):
         for step in range(progress.step, optimization.max_train_steps):
             factor = lr_factor(optimization, step)
@@ -136,7 +140,8 @@ def fit(
             update(run, optimizer, of_concepts, step)
             progress = Progress(step + 1, clock.seconds)
             asked = run.control.asked(progress.step)
-            log.finish_step(progress, rates[0] * factor, last=bool(asked & Request.ENDS))
+            unseen = measure_held_out(run, denoiser, progress.step, clock)
+            log.finish_step(progress, rates[0] * factor, unseen, last=bool(asked & Request.ENDS))
             validate(run, progress.step, asked, clock)
             checkpoint(run, optimizer, progress, asked, clock)
             if asked & Request.ENDS:
@@ -217,6 +222,23 @@ def validate(run: Run, step: int, asked: Request, clock: Clock) -> None:
                 measure(run, name, scores, step, validation.drawn)
         if sheet is not None:
             track_sheet(run.accelerator, name, sheet, step)
+
+
+def measure_held_out(
+    run: Run, denoiser: nn.Module, step: int, clock: Clock
+) -> dict[str, float] | None:
+    """Return the held-out losses by concept if they are due, or else None, off the clock.
+
+    Only the main process measures; the others return {}.
+    """
+    every, last = run.config.scores.held_out_steps, run.config.optimization.max_train_steps
+    if not every or (step % every and step != last):
+        return None
+    if run.held_out is None or not run.accelerator.is_main_process:
+        return {}
+    network = run.accelerator.unwrap_model(denoiser)
+    with clock.stopped(), as_saved(run), torch.compiler.set_stance("force_eager"):
+        return run.held_out.measure(network)
 
 
 def measure(

@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from loldu.errors import Mistakes
+import numpy as np
+
+from loldu.errors import LoLDUError, Mistakes
 from loldu.pictures import inspect
 from loldu.pictures.folder import (
     CaptionedImage,
@@ -14,6 +16,9 @@ from loldu.pictures.folder import (
 )
 from trainer.options.concepts import concept_configs
 from trainer.options.config import Config, InstanceConfig, PriorConfig
+
+_HELD_OUT = 10
+"""Stream of the seed for the choice of held-out pictures; the objective has lower ones."""
 
 
 def find_instances(options: InstanceConfig) -> list[CaptionedImage]:
@@ -33,15 +38,31 @@ def find_all_instances(configs: Mapping[str, Config]) -> dict[str, list[Captione
     """Return the pictures of every concept.
 
     Raises:
-        LoLDUError: If any picture of any concept cannot be used.
+        LoLDUError: If any picture of any concept cannot be used, or all of them are held out.
     """
     found: dict[str, list[CaptionedImage]] = {}
     mistakes = Mistakes()
     for name, config in configs.items():
         with mistakes.collected():
             found[name] = find_instances(config.instance)
+            held_out, count = config.scores.held_out_pictures, len(found[name])
+            if held_out >= count:
+                raise LoLDUError(
+                    f"--held_out_pictures {held_out} leaves nothing to train on: "
+                    f"{config.instance.instance_data_dir} has {count} pictures; hold out fewer."
+                )
     mistakes.tell()
     return found
+
+
+def split(
+    pictures: Sequence[CaptionedImage], config: Config
+) -> tuple[list[CaptionedImage], list[CaptionedImage]]:
+    """Return the pictures to train on and those that are held out, as the seed chooses them."""
+    rng = np.random.default_rng([config.optimization.seed, _HELD_OUT])
+    held_out = {*rng.permutation(len(pictures))[: config.scores.held_out_pictures].tolist()}
+    trained = [picture for index, picture in enumerate(pictures) if index not in held_out]
+    return trained, [pictures[index] for index in sorted(held_out)]
 
 
 def own_class_images(prior: PriorConfig) -> list[CaptionedImage]:

@@ -16,7 +16,7 @@ from trainer.methods.trained import Trained
 from trainer.options.config import Config, OptimizationConfig
 from trainer.training.cache import Cache
 
-_ORDER, _VIEWS, _NOISE = 1, 2, 3
+_ORDER, _VIEWS, _NOISE, _FIXED = 1, 2, 3, 4
 """Streams of the seed: every kind of draw has its own."""
 _COLUMNS = ("noisy", "timesteps", "target", "weights")
 
@@ -167,6 +167,20 @@ class DreamBooth:
                 (np.array(views, np.int64), timesteps[mine], noise[0, mine], noise[1, mine])
             )
         return Batch(*(self._to_device(np.concatenate(part)) for part in zip(*parts, strict=True)))
+
+    def draw_fixed(self, rows: int) -> Batch:
+        """Return rows of held-out pictures whose noise never changes, or else of trained ones.
+
+        Pictures take the rows in turn. A picture shows its first view, and has the same noise
+        whatever the other options are.
+        """
+        pictures = self._cache.held_out or [*dict.fromkeys(self._cache.instances)]
+        rng = np.random.default_rng([self._seed, _FIXED])
+        views = [pictures[row % len(pictures)].start for row in range(rows)]
+        timesteps = self._noise_schedule.draw_timesteps(rng, rows)
+        noise = rng.standard_normal((2, rows, *self._cache.mean.shape[1:]), dtype=np.float32)
+        parts = (np.array(views, np.int64), timesteps, noise[0], noise[1])
+        return Batch(*map(self._to_device, parts))
 
     def rows(self, batch: Batch) -> Rows:
         """Return the network's inputs for a batch: concept rows first, then class rows."""

@@ -75,7 +75,7 @@ class RunReader:
             return Progress(
                 step=step,
                 steps=self._steps,
-                losses=tuple((line["step"], line["loss"]) for line in lines),
+                losses=tuple((line["step"], line["loss"]) for line in lines if "loss" in line),
                 scores=self._scores(),
                 steps_per_s=rate,
                 seconds_left=(self._steps - step) / rate if rate else None,
