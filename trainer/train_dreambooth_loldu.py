@@ -258,6 +258,7 @@ def encode_data(
             own.instance,
             seed=config.optimization.seed,
             held_out=held_out,
+            captions=own.captions,
         )
     return caches, inputs
 

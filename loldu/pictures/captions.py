@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
+import numpy as np
+
 from loldu.errors import LoLDUError, Mistakes, hint
 
 METADATA = "metadata.jsonl"
@@ -86,6 +88,26 @@ def is_text(value: object) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def tag_variant(
+    caption: str, rng: np.random.Generator, *, shuffle: bool, dropout: float, keep: int
+) -> str:
+    """Return a caption with some tags left out, in another order; tags stand between commas.
+
+    Args:
+        caption: The caption.
+        rng: Random numbers.
+        shuffle: Whether to change the order.
+        dropout: Probability that a tag is left out.
+        keep: The first tags, which stay as they are.
+    """
+    tags = [tag.strip() for tag in caption.split(",")]
+    first, others = tags[:keep], tags[keep:]
+    others = [tag for tag in others if rng.random() >= dropout]
+    if shuffle:
+        others = [others[index] for index in rng.permutation(len(others))]
+    return ", ".join(tag for tag in (*first, *others) if tag)
 
 
 def read_metadata(folder: Path, pictures: Iterable[str]) -> dict[str, Line]:

@@ -9,6 +9,7 @@ import tomli_w
 from loldu.base.config import BaseModelConfig
 from loldu.options import option, options, toml_value
 from trainer.methods import MethodName as Method
+from trainer.options.captions import CaptionsConfig
 from trainer.options.scores import ScoresConfig
 
 Rank = int | Literal["full"]
@@ -296,6 +297,9 @@ class Config:
 
     base: BaseModelConfig = field(default_factory=BaseModelConfig)
     instance: InstanceConfig = field(metadata={"publish": "concept"})
+    captions: CaptionsConfig = field(
+        default_factory=CaptionsConfig, metadata={"publish": "concept"}
+    )
     prior: PriorConfig = field(default_factory=PriorConfig, metadata={"publish": "concept"})
     adapter: AdapterConfig = field(default_factory=AdapterConfig, metadata={"publish": "concept"})
     optimization: OptimizationConfig = field(

@@ -16,19 +16,28 @@ from trainer.methods.trained import Trained
 from trainer.options.config import Config, OptimizationConfig
 from trainer.training.cache import Cache
 
-_ORDER, _VIEWS, _NOISE, _FIXED = 1, 2, 3, 4
+_ORDER, _VIEWS, _NOISE, _FIXED, _CAPTIONS = 1, 2, 3, 4, 5
 """Streams of the seed: every kind of draw has its own."""
 _COLUMNS = ("noisy", "timesteps", "target", "weights")
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The random draws of one forward pass: concept rows first, then class rows."""
+    """The random draws of one forward pass: concept rows first, then class rows.
+
+    Attributes:
+        views: Views of the pictures.
+        timesteps: How noisy they become.
+        noise: The noise.
+        posterior_noise: The noise that draws latents from the VAE's posterior.
+        prompts: Rows of the cache's conditioning.
+    """
 
     views: Int[Tensor, " rows"]
     timesteps: Num[Tensor, " rows"]
     noise: Float[Tensor, "rows ..."]
     posterior_noise: Float[Tensor, "rows ..."]
+    prompts: Int[Tensor, " rows"]
 
     def part(self, rows: slice) -> "Batch":
         """Return some of the rows."""
@@ -135,6 +144,8 @@ class DreamBooth:
         self._snr_gamma = config.optimization.snr_gamma
         self._noise_offset = config.optimization.noise_offset
         self._seed = config.optimization.seed
+        self._captions = config.captions
+        self._prompts: list[int] = cache.prompt_of_view.tolist()
         self.concept_rows = config.optimization.train_batch_size
         wanted = config.prior.prior_batch_size or self.concept_rows
         self.class_rows = wanted if cache.classes else 0
@@ -157,15 +168,15 @@ class DreamBooth:
             mine = slice(process_index * rows, (process_index + 1) * rows)
             start = pass_index * share + process_index * rows
             views = [view_at(pictures, start + row, self._seed, kind) for row in range(rows)]
+            prompts = [self._prompt_at(view, start + row, kind) for row, view in enumerate(views)]
             rng = np.random.default_rng([self._seed, _NOISE, kind, pass_index])
             timesteps = self._noise_schedule.draw_timesteps(rng, share)
             noise = rng.standard_normal((2, share, *shape), dtype=np.float32)
             if self._noise_offset:  # drawn last, so that it changes no other draw
                 offset = rng.standard_normal((share, shape[0], *[1] * len(shape[1:])), np.float32)
                 noise[0] += self._noise_offset * offset
-            parts.append(
-                (np.array(views, np.int64), timesteps[mine], noise[0, mine], noise[1, mine])
-            )
+            chosen = np.array(views, np.int64), timesteps[mine], noise[0, mine], noise[1, mine]
+            parts.append((*chosen, np.array(prompts, np.int64)))
         return Batch(*(self._to_device(np.concatenate(part)) for part in zip(*parts, strict=True)))
 
     def draw_fixed(self, rows: int) -> Batch:
@@ -179,8 +190,21 @@ class DreamBooth:
         views = [pictures[row % len(pictures)].start for row in range(rows)]
         timesteps = self._noise_schedule.draw_timesteps(rng, rows)
         noise = rng.standard_normal((2, rows, *self._cache.mean.shape[1:]), dtype=np.float32)
-        parts = (np.array(views, np.int64), timesteps, noise[0], noise[1])
+        prompts = np.array([self._prompts[view] for view in views], np.int64)
+        parts = (np.array(views, np.int64), timesteps, noise[0], noise[1], prompts)
         return Batch(*map(self._to_device, parts))
+
+    def _prompt_at(self, view: int, position: int, kind: int) -> int:
+        """Return the prompt of a row; those of class pictures never change."""
+        captions, variants = self._captions, self._cache.variants
+        plain = self._prompts[view]
+        if kind or (variants is None and not captions.caption_dropout):
+            return plain
+        rng = np.random.default_rng([self._seed, _CAPTIONS, position])
+        dropped, choice = rng.random() < captions.caption_dropout, rng.random()
+        if dropped and self._cache.empty is not None:
+            return self._cache.empty
+        return plain if variants is None else variants[view][int(choice * len(variants[view]))]
 
     def rows(self, batch: Batch) -> Rows:
         """Return the network's inputs for a batch: concept rows first, then class rows."""
@@ -191,13 +215,14 @@ class DreamBooth:
             weights = torch.ones(len(timesteps), device=timesteps.device)
         else:
             weights = self._noise_schedule.min_snr_weights(timesteps, self._snr_gamma)
-        prompts = cache.prompt_of_view[batch.views]
         return Rows(
             noisy=noisy,
             timesteps=timesteps,
             target=target,
             weights=weights,
-            conditioning={name: tensor[prompts] for name, tensor in cache.conditioning.items()},
+            conditioning={
+                name: tensor[batch.prompts] for name, tensor in cache.conditioning.items()
+            },
         )
 
     def errors(self, squares: Float[Tensor, "rows ..."], batch: Batch) -> Float[Tensor, " rows"]:

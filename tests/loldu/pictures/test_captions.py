@@ -1,9 +1,11 @@
+import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from loldu.errors import LoLDUError
-from loldu.pictures.captions import Line, read_metadata
+from loldu.pictures.captions import Line, read_metadata, tag_variant
 
 GOOD = '{"file_name": "a.png", "text": "a photo of sks dog"}'
 
@@ -61,3 +63,21 @@ def test_metadata_in_another_encoding_gives_one_clear_error(tmp_path: Path) -> N
     (tmp_path / "metadata.jsonl").write_text(GOOD, encoding="utf-16")
     with pytest.raises(LoLDUError, match=r"metadata\.jsonl is not UTF-8; save it as UTF-8"):
         read_metadata(tmp_path, ["a.png"])
+
+
+def test_tags_are_dropped_and_shuffled_after_the_first() -> None:
+    caption, seen = "sks dog, red,  ball ,, on grass", set()
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        seen.add(tag_variant(caption, rng, shuffle=True, dropout=0.5, keep=1))
+    tags = ("red", "ball", "on grass")
+    orders = {order for size in range(4) for order in itertools.permutations(tags, size)}
+    assert seen == {", ".join(("sks dog", *order)) for order in orders}
+    rng = np.random.default_rng(0)
+    kept = [tag_variant(caption, rng, shuffle=False, dropout=0.25, keep=0) for _ in range(2000)]
+    for tag in ("sks dog", *tags):
+        share = sum(tag in text.split(", ") for text in kept) / 2000
+        assert share == pytest.approx(0.75, abs=0.04)
+    assert tag_variant(caption, rng, shuffle=True, dropout=0.9, keep=9) == (
+        "sks dog, red, ball, on grass"
+    )
