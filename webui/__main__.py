@@ -98,15 +98,13 @@ def serve(options: StudioOptions, users: list[tuple[str, str]]) -> None:
     cache = options.studio.absolute() / "cache"
     os.environ["GRADIO_TEMP_DIR"] = str(cache)
 
-    from loldu.base.source import check_source
-
     with extra("webui"):
         from webui.app import create_demo
         from webui.backend import open_backend
         from webui.style import CSS, THEME
 
     base = installed_path(options.base)
-    check_source(base, "--base")
+    check_base_option(base)
     backend = open_backend(
         base,
         studio=options.studio,
@@ -135,6 +133,22 @@ def serve(options: StudioOptions, users: list[tuple[str, str]]) -> None:
         demo.block_thread()
     finally:
         backend.dispatcher.close()
+
+
+def check_base_option(base: str) -> None:
+    """Refuse a base that jobs could not use, before the page is served.
+
+    Raises:
+        LoLDUError: If the base does not exist, lacks a part or cannot be trained.
+    """
+    from loldu.base.config import BaseModelConfig
+    from loldu.base.open import check_base
+
+    try:
+        check_base(BaseModelConfig(base))
+    except LoLDUError as error:
+        sentence = str(error).replace("--pretrained_model_name_or_path", "--base")
+        raise LoLDUError(sentence) from error
 
 
 def _is_loopback(host: str) -> bool:

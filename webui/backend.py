@@ -1,12 +1,14 @@
 """Objects that all tabs share, and the owner of a request."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import gradio as gr
 import torch
 
+from loldu.base.config import BaseModelConfig
+from loldu.base.open import check_base
 from loldu.errors import LoLDUError
 from webui.drawing.album import Album
 from webui.drawing.studio import Studio
@@ -23,6 +25,7 @@ class Backend:
 
     Attributes:
         base: Base model of the server; browsers cannot change it.
+        require_base: Raises LoLDUError if the base was there at the start and is gone now.
         jobs: Trainings and scorings of all owners.
         dispatcher: Starts the jobs.
         library: Concepts of all owners.
@@ -33,6 +36,7 @@ class Backend:
     """
 
     base: str
+    require_base: Callable[[], None]
     jobs: Jobs
     dispatcher: Dispatcher
     library: Library
@@ -79,17 +83,40 @@ def open_backend(
         LoLDUError: If a folder or a device cannot be used.
     """
     gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    jobs = Jobs(studio)
+    require_base = base_check(base)
+    jobs = Jobs(studio, before_queuing=require_base)
     return Backend(
         base,
+        require_base,
         jobs,
         Dispatcher(jobs, devices or gpus or ["cpu"]),
         Library(studio / "library", runs, jobs),
-        Studio(base),
+        Studio(base, before_loading=require_base),
         Uploads(jobs.folder / "pictures"),
         examples,
         Album(jobs.folder / "album"),
     )
+
+
+def base_check(base: str) -> Callable[[], None]:
+    """Return a function that raises LoLDUError if a local base is gone or incomplete.
+
+    A base of the hub is downloaded again when it is needed, so it is not checked.
+    """
+    if not Path(base).exists():
+        return lambda: None
+
+    def require_base() -> None:
+        cure = "put it back, or start the server with another --base"
+        if not Path(base).exists():
+            raise LoLDUError(f"The base of this server is gone ({base}): {cure}.")
+        try:
+            check_base(BaseModelConfig(base))
+        except LoLDUError as error:
+            sentence = str(error).rstrip(".")
+            raise LoLDUError(f"The base of this server is damaged ({sentence}): {cure}.") from error
+
+    return require_base
 
 
 def owner(request: gr.Request) -> str:

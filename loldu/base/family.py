@@ -83,6 +83,10 @@ class Family(ABC):
         """Tell whether a single-file checkpoint with tensors of these names is of the family."""
         return False
 
+    def check_files(self, base: BaseModelConfig) -> None:
+        """Raise LoLDUError if a local base lacks a part, by its folders or its file's header."""
+        return
+
     @abstractmethod
     def open(
         self,

@@ -41,17 +41,32 @@ def load_pipeline(
     """
     if isinstance(base, str):
         base = BaseModelConfig(base)
-    check_source(base.pretrained_model_name_or_path, "--pretrained_model_name_or_path")
-    if base.single_file_config is not None:
-        check_source(base.single_file_config, "--single_file_config", may_be_file=False)
+    family = check_base(base)
     with quiet():
-        family = _find_family(base)
         pipeline = family.open(base, torch_dtype=torch_dtype, safety_checker=safety_checker)
     _refuse_missing_weights(pipeline, family, base)
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
             part.requires_grad_(False).eval().to(device)
     return pipeline
+
+
+def check_base(base: BaseModelConfig) -> Family:
+    """Return the family of a base by its index or header, without loading weights.
+
+    A hub id needs the network, unless its index was downloaded before.
+
+    Raises:
+        LoLDUError: If there is no such base, or it lacks a part or cannot be trained.
+    """
+    name = base.pretrained_model_name_or_path
+    check_source(name, "--pretrained_model_name_or_path")
+    if base.single_file_config is not None:
+        check_source(base.single_file_config, "--single_file_config", may_be_file=False)
+    with quiet():
+        family = _find_family(base)
+    family.check_files(base)
+    return family
 
 
 def weights_digest(pipeline: DiffusionPipeline) -> str:
@@ -78,7 +93,7 @@ def _find_family(base: BaseModelConfig) -> Family:
     name = base.pretrained_model_name_or_path
     if Path(name).is_file():
         shapes = tensor_shapes(Path(name))
-        # For an unknown file, Stable Diffusion's `open` explains what it is instead.
+        # For an unknown file, Stable Diffusion's `check_files` explains what it is instead.
         return next((f for f in FAMILIES if f.matches_file(shapes)), FAMILIES[0])
     with reading("base", name):
         index: Any = DiffusionPipeline.load_config(name, revision=base.revision)

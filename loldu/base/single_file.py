@@ -57,6 +57,8 @@ def check_checkpoint(path: Path, *, has_vae: bool) -> None:
     def has(*prefixes: str) -> bool:
         return any(key.startswith(prefixes) for key in shapes)
 
+    if {"delta", "fingerprint"} <= shapes.keys():
+        raise LoLDUError(f"{path} is a concept, not a base; {wanted}.")
     if any(map(_LORA.search, shapes)):
         raise LoLDUError(f"{path} is a LoRA, not a base; {wanted}.")
     if not has(UNET) and has("encoder.", "decoder.", *VAES):

@@ -48,6 +48,20 @@ class StableDiffusion(Family):
         """Tell whether a single file has the UNet of Stable Diffusion 1.x or 2.x."""
         return is_stable_diffusion(keys)
 
+    def check_files(self, base: BaseModelConfig) -> None:
+        """Refuse a folder without a part, and a file that is not a whole checkpoint.
+
+        Raises:
+            LoLDUError: If it is one of these.
+        """
+        path = Path(base.pretrained_model_name_or_path)
+        if path.is_file():
+            check_checkpoint(path, has_vae=base.vae is not None)
+        vae = (self.vae,) if base.vae is None else ()
+        for part in (self.network, *self.text_encoders, *vae) if path.is_dir() else ():
+            if not (path / part).is_dir():
+                raise LoLDUError(f"The base {path} lacks its folder {part}; download it again.")
+
     def open(
         self, base: BaseModelConfig, *, torch_dtype: torch.dtype, safety_checker: bool
     ) -> StableDiffusionPipeline:
@@ -57,8 +71,6 @@ class StableDiffusion(Family):
             LoLDUError: If the base cannot be read or trained.
         """
         name, path = base.pretrained_model_name_or_path, Path(base.pretrained_model_name_or_path)
-        if path.is_file():
-            check_checkpoint(path, has_vae=base.vae is not None)
         parts: dict[str, Any] = {}
         if base.vae is not None:
             layout = (base.single_file_config, None) if path.is_file() else (name, base.revision)

@@ -1,3 +1,4 @@
+import shutil
 import socket
 from pathlib import Path
 
@@ -19,6 +20,32 @@ def test_a_taken_port_gives_one_clear_error(capsys: pytest.CaptureFixture[str]) 
         port = taken.getsockname()[1]
         assert run(["--port", str(port)]) == 2
     assert f"Cannot listen on --host 127.0.0.1 --port {port} " in capsys.readouterr().err
+
+
+def test_a_base_that_no_job_could_use_is_refused_at_the_start(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    runs: Path,
+    base_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    half = shutil.copytree(base_folder, tmp_path / "half", ignore=shutil.ignore_patterns("unet"))
+    other = shutil.copytree(half, tmp_path / "other")
+    (other / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    concept = runs / "house" / "concept.safetensors"
+    for base, message in (
+        ("nope/nothere", "The base nope/nothere is neither a local folder nor on the Hub: "),
+        (concept, f"{concept} is a concept, not a base; give "),
+        (half, f"The base {half} lacks its folder unet; download it again."),
+        (other, f"{other} is a FluxPipeline, but only Stable Diffusion 1.x and 2.x can be trained"),
+    ):
+        assert run(["--port", "0", "--studio", str(tmp_path / "s"), "--base", str(base)]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(message)
+        assert said.count("\n") == 1
+        assert "--pretrained" not in said
+    assert not (tmp_path / "s").exists()
 
 
 @pytest.mark.parametrize(

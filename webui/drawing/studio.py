@@ -64,8 +64,14 @@ class Watch:
 class Studio:
     """The model in use, its queue, and a cache of the base's last pictures."""
 
-    def __init__(self, base: str) -> None:
-        """Draw with `base`; it is loaded when it is first needed."""
+    def __init__(self, base: str, before_loading: Callable[[], None] = lambda: None) -> None:
+        """Draw with `base`; it is loaded when it is first needed.
+
+        Args:
+            base: Folder, file or hub id of the base.
+            before_loading: Raises LoLDUError if the base cannot be loaded now.
+        """
+        self._before_loading = before_loading
         self.device = pick_device(None)
         self._base = base
         self._queue = DrawingQueue()
@@ -137,6 +143,7 @@ class Studio:
 
     def _loaded(self, options: BaseModelConfig) -> Model:
         if self._model is None or self._model.options != options:
+            self._before_loading()
             self._model = None  # free the memory first
             self._model = Model(options, self.device)
         return self._model

@@ -20,10 +20,7 @@ from webui.engine.progress import CONTROL, Progress, RunReader
 _SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE jobs (
-    id TEXT PRIMARY KEY,
-    kind TEXT NOT NULL,
-    name TEXT NOT NULL,
-    owner TEXT NOT NULL,
+    id TEXT PRIMARY KEY, kind TEXT NOT NULL, name TEXT NOT NULL, owner TEXT NOT NULL,
     concept TEXT,           -- of the library: what is scored
     status TEXT NOT NULL,
     wanted TEXT,            -- what it becomes when it has stopped
@@ -32,9 +29,7 @@ CREATE TABLE jobs (
     place INTEGER NOT NULL, -- in the queue: when it was asked for
     turn INTEGER,           -- among all that were started, the last time
     created REAL NOT NULL,  -- this and the following in seconds since 1970
-    started REAL,
-    ended REAL,
-    removed REAL
+    started REAL, ended REAL, removed REAL
 );
 CREATE UNIQUE INDEX one_per_device ON jobs (device) WHERE status IN ('running', 'stopping');
 CREATE INDEX by_owner ON jobs (owner);
@@ -47,12 +42,18 @@ class Jobs:
     Every change is one transaction. Ids and names from requests are never used as paths.
     """
 
-    def __init__(self, folder: Path, max_queued: int = 10) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        max_queued: int = 10,
+        before_queuing: Callable[[], None] = lambda: None,
+    ) -> None:
         """Open or make the folder.
 
         Args:
             folder: Folder of the database, the runs and the trash.
             max_queued: Limit of queued jobs per owner.
+            before_queuing: Raises LoLDUError if no job could run now.
 
         Raises:
             LoLDUError: If another version of the studio wrote the folder.
@@ -60,6 +61,7 @@ class Jobs:
         self.folder = folder.absolute()
         self._database = self.folder / "studio.sqlite"
         self._max_queued = max_queued
+        self._before_queuing = before_queuing
         for name in ("runs", "trash"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         with closing(self._connect()) as connection:
@@ -226,6 +228,7 @@ class Jobs:
         Raises:
             LoLDUError: If it cannot be resumed, or its owner has too many queued jobs.
         """
+        self._before_queuing()
         with self._change(job_id) as (connection, job):
             if job.status not in RESUMABLE or job.removed:
                 raise LoLDUError(f"{job.name} cannot be resumed: it is {_state(job)}.")
@@ -297,6 +300,7 @@ class Jobs:
         write: Callable[[Path], object],
     ) -> Job:
         """Make the folder of a job, write its options with `write`, and queue it."""
+        self._before_queuing()
         row = {"id": secrets.token_hex(12), "kind": kind, "name": shown(name), "owner": owner}
         row |= {"concept": concept, "status": Status.QUEUED, "created": time.time()}
         folder = self.folder / "runs" / str(row["id"])

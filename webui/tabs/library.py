@@ -185,6 +185,7 @@ class LibraryHandlers:
                 entry = self._entry(chosen, request)
                 trained = self._lora_of(entry)
                 if kind == "lora":
+                    self._backend.require_base()
                     path = export_as_lora(entry, self._backend.base, trained, Path(folder))
                 elif kind == "zip":
                     path = export_zip(entry, trained, Path(folder))

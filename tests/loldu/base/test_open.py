@@ -203,7 +203,7 @@ def test_a_folder_with_a_missing_part_gives_one_clear_error(
 ) -> None:
     index = (base_folder / "model_index.json").read_text()
     (tmp_path / "model_index.json").write_text(index)
-    with pytest.raises(LoLDUError, match="cannot be read") as error:
+    with pytest.raises(LoLDUError, match="lacks its folder unet; download it again") as error:
         load_pipeline(str(tmp_path))
     assert "\n" not in str(error.value)
 
