@@ -29,8 +29,16 @@ class NoiseSchedule(ABC):
     """How training mixes latents with noise, and what the network should predict."""
 
     @abstractmethod
-    def draw_timesteps(self, rng: np.random.Generator, count: int) -> Num[np.ndarray, " rows"]:
-        """Draw the timesteps of `count` rows."""
+    def draw_timesteps(
+        self, rng: np.random.Generator, count: int, span: tuple[float, float] = (0.0, 1.0)
+    ) -> Num[np.ndarray, " rows"]:
+        """Draw the timesteps of `count` rows.
+
+        Args:
+            rng: Random numbers.
+            count: Number of rows.
+            span: Part of the schedule, where 0 has no noise and 1 nothing else.
+        """
 
     @abstractmethod
     def noise_and_target(

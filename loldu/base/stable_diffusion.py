@@ -202,9 +202,13 @@ class AlphaSchedule(NoiseSchedule):
         """
         self._noise_scheduler: Any = training_noise_scheduler(noise_scheduler)
 
-    def draw_timesteps(self, rng: np.random.Generator, count: int) -> Int[np.ndarray, " rows"]:
-        """Draw timesteps uniformly."""
-        return rng.integers(self._noise_scheduler.config["num_train_timesteps"], size=count)
+    def draw_timesteps(
+        self, rng: np.random.Generator, count: int, span: tuple[float, float] = (0.0, 1.0)
+    ) -> Int[np.ndarray, " rows"]:
+        """Draw timesteps uniformly, from the start of the span up to its end, without it."""
+        steps = self._noise_scheduler.config["num_train_timesteps"]
+        first, end = (round(share * steps) for share in span)
+        return rng.integers(first, max(end, first + 1), size=count)
 
     def noise_and_target(
         self,

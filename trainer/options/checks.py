@@ -10,6 +10,8 @@ from trainer.options.config import DIAGONALS, Config
 
 logger = logging.getLogger(__name__)
 
+_HUBER_DELTA = options(Config)["huber_delta"].default
+
 
 def check(config: Config) -> None:
     """Refuse values that cannot work, before anything is loaded.
@@ -84,6 +86,14 @@ def _problems(config: Config) -> Iterator[str]:
 
 def _optimization_problems(config: Config) -> Iterator[str]:
     optimization = config.optimization
+    lowest, highest = optimization.min_timestep, optimization.max_timestep
+    if lowest >= highest:
+        yield (
+            f"--min_timestep {lowest} is not below --max_timestep {highest}; leave some timesteps "
+            "between them."
+        )
+    if optimization.loss != "huber" and optimization.huber_delta != _HUBER_DELTA:
+        yield "--huber_delta does nothing without --loss huber: add that, or leave it out."
     if optimization.optimizer != "prodigy":
         return
     if optimization.learning_rate < 0.1:

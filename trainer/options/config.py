@@ -187,6 +187,17 @@ class OptimizationConfig:
     # Largest Frobenius norm of the change of each adapted weight (the paper's Eq. 10-12): a hard
     # limit on drift that costs likeness. No limit by default.
     max_delta_norm: float | None = option(None, above=0, methods=DIAGONALS)
+    # mse: the squared error. huber: the squared error of small errors, and straight lines beyond
+    # --huber_delta, so that strange pictures and details count less. Smooth L1 with beta is
+    # huber with huber_delta = beta, divided by 2 beta, which AdamW does not notice.
+    loss: Literal["mse", "huber"] = "mse"
+    # Error from which the Huber loss is straight: small values come close to the absolute error.
+    huber_delta: float = option(0.1, above=0)
+    # Smallest timestep that is trained, of 1000: 0 has next to no noise and teaches fine grain.
+    min_timestep: int = option(0, at_least=0, at_most=999)
+    # Timesteps below this one are trained, of 1000, which has only noise left: large ones teach
+    # layout and colour, small ones texture.
+    max_timestep: int = option(1000, at_least=1, at_most=1000)
     # Min-SNR weighting (5 is usual) evens out the noise levels: shape and colour are learned
     # faster, fine grain counts less. The plain loss by default.
     snr_gamma: float | None = option(None, above=0)

@@ -95,6 +95,37 @@ def build_cache(
     extra += [""] if captions.caption_dropout else []
     all_prompts = [*dict.fromkeys([*prompts, *extra])]
     row_of = {prompt: row for row, prompt in enumerate(all_prompts)}
+    mean, std, owners, masks = _encode_views(pipeline, pictures, options, seed)
+    ranges = [
+        range(owners.index(index), owners.index(index) + owners.count(index))
+        for index in range(len(pictures))
+    ]
+    weights = loss_weights(masks, ranges, (mean.shape[-2], mean.shape[-1]), options.unmasked_weight)
+    return Cache(
+        mean=mean,
+        std=std,
+        conditioning=family.encode_text(pipeline, all_prompts),
+        prompt_of_view=torch.tensor(
+            [row_of[pictures[owner].caption] for owner in owners], device=mean.device
+        ),
+        instances=_repeated(instances, ranges[: len(instances)]),
+        classes=_repeated(classes, ranges[len(instances) : len(instances) + len(classes)]),
+        weights=None if weights is None else weights.to(mean.device),
+        held_out=ranges[len(instances) + len(classes) :],
+        variants=variants
+        and [[row_of[text] for text in variants[i]] for i in owners if i < len(variants)],
+        empty=row_of[""] if captions.caption_dropout else None,
+    )
+
+
+def _encode_views(
+    pipeline: DiffusionPipeline,
+    pictures: Sequence[CaptionedImage],
+    options: InstanceConfig,
+    seed: int,
+) -> tuple[Tensor, Tensor, list[int], list[Tensor | None]]:
+    """Return mean and deviation of every view's latents, the picture of each view, and its mask."""
+    family = family_of(pipeline)
     owners: list[int] = []
     moments: list[tuple[Tensor, Tensor]] = []
     waiting: list[Tensor] = []
@@ -116,26 +147,7 @@ def build_cache(
         moments.append(family.encode_pictures(pipeline, torch.stack(waiting)))
     mean, std = (torch.cat(part) for part in zip(*moments, strict=True))
     _refuse_non_finite(mean + std, [pictures[owner] for owner in owners])
-    ranges = [
-        range(owners.index(index), owners.index(index) + owners.count(index))
-        for index in range(len(pictures))
-    ]
-    weights = loss_weights(masks, ranges, (mean.shape[-2], mean.shape[-1]), options.unmasked_weight)
-    return Cache(
-        mean=mean,
-        std=std,
-        conditioning=family.encode_text(pipeline, all_prompts),
-        prompt_of_view=torch.tensor(
-            [row_of[pictures[owner].caption] for owner in owners], device=mean.device
-        ),
-        instances=_repeated(instances, ranges[: len(instances)]),
-        classes=_repeated(classes, ranges[len(instances) : len(instances) + len(classes)]),
-        weights=None if weights is None else weights.to(mean.device),
-        held_out=ranges[len(instances) + len(classes) :],
-        variants=variants
-        and [[row_of[text] for text in variants[i]] for i in owners if i < len(variants)],
-        empty=row_of[""] if captions.caption_dropout else None,
-    )
+    return mean, std, owners, masks
 
 
 def caption_variants(

@@ -9,6 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
+from torch.nn.functional import huber_loss
 
 from loldu.base.families import family_of, network_of
 from loldu.base.family import Conditioning
@@ -145,6 +146,8 @@ class DreamBooth:
         self._noise_offset = config.optimization.noise_offset
         self._seed = config.optimization.seed
         self._captions = config.captions
+        lowest, highest = config.optimization.min_timestep, config.optimization.max_timestep
+        self._span = lowest / 1000, highest / 1000
         self._prompts: list[int] = cache.prompt_of_view.tolist()
         self.concept_rows = config.optimization.train_batch_size
         wanted = config.prior.prior_batch_size or self.concept_rows
@@ -170,7 +173,7 @@ class DreamBooth:
             views = [view_at(pictures, start + row, self._seed, kind) for row in range(rows)]
             prompts = [self._prompt_at(view, start + row, kind) for row, view in enumerate(views)]
             rng = np.random.default_rng([self._seed, _NOISE, kind, pass_index])
-            timesteps = self._noise_schedule.draw_timesteps(rng, share)
+            timesteps = self._noise_schedule.draw_timesteps(rng, share, self._span)
             noise = rng.standard_normal((2, share, *shape), dtype=np.float32)
             if self._noise_offset:  # drawn last, so that it changes no other draw
                 offset = rng.standard_normal((share, shape[0], *[1] * len(shape[1:])), np.float32)
@@ -188,7 +191,7 @@ class DreamBooth:
         pictures = self._cache.held_out or [*dict.fromkeys(self._cache.instances)]
         rng = np.random.default_rng([self._seed, _FIXED])
         views = [pictures[row % len(pictures)].start for row in range(rows)]
-        timesteps = self._noise_schedule.draw_timesteps(rng, rows)
+        timesteps = self._noise_schedule.draw_timesteps(rng, rows, self._span)
         noise = rng.standard_normal((2, rows, *self._cache.mean.shape[1:]), dtype=np.float32)
         prompts = np.array([self._prompts[view] for view in views], np.int64)
         parts = (np.array(views, np.int64), timesteps, noise[0], noise[1], prompts)
@@ -261,6 +264,8 @@ class Objective:
         self._concepts = concepts
         self._trained = trained
         self._prior_target = config.prior.prior_target
+        huber = config.optimization.loss == "huber"
+        self._huber_delta = config.optimization.huber_delta if huber else None
 
     def draw(self, pass_index: int, process_index: int = 0, num_processes: int = 1) -> list[Batch]:
         """Return every concept's batch of a forward pass: the batch that it would have alone."""
@@ -302,11 +307,28 @@ class Objective:
                 target = torch.cat([of_concepts.target, of_classes.answered_by(denoiser)])
         else:
             prediction = rows.answered_by(denoiser, live)
-        squares = (prediction - target).square()
+        squares = penalties(prediction, target, self._huber_delta)
         return [
             concept.losses(concept.errors(squares[i::count], batch) * rows.weights[i::count], own)
             for i, (concept, batch) in enumerate(zip(self._concepts, batches, strict=True))
         ]
+
+
+def penalties(
+    prediction: Float[Tensor, "rows ..."],
+    target: Float[Tensor, "rows ..."],
+    huber_delta: float | None,
+) -> Float[Tensor, "rows ..."]:
+    """Return e² for every error e, or with the Huber loss d (2 |e| - d) where |e| is above d.
+
+    It is twice the usual Huber loss, so that small errors count as without it and learning rates
+    stay. Smooth L1 with beta = d is this divided by 2 d.
+
+    Source: Huber, Robust Estimation of a Location Parameter, 1964.
+    """
+    if huber_delta is None:
+        return (prediction - target).square()
+    return 2 * huber_loss(prediction, target, reduction="none", delta=huber_delta)
 
 
 def view_at(pictures: list[range], position: int, seed: int, kind: int) -> int:

@@ -23,6 +23,7 @@ from trainer.training.objective import (
     Losses,
     Objective,
     lr_factor,
+    penalties,
     view_at,
 )
 
@@ -231,3 +232,60 @@ def test_the_losses_of_parts_add_up(
         for size in (1, 2, 4):
             slices = [slice(start, start + size) for start in range(0, objective.rows, size)]
             torch.testing.assert_close(sum(values(rows) for rows in slices), whole)
+
+
+@pytest.mark.parametrize("delta", [0.1, 1.0])
+def test_huber_is_straight_beyond_delta(delta: float) -> None:
+    error = torch.linspace(-3, 3, 601, dtype=torch.float64)
+    found = penalties(error, torch.zeros_like(error), delta)
+    expected = [e * e if abs(e) <= delta else delta * (2 * abs(e) - delta) for e in error.tolist()]
+    torch.testing.assert_close(found.tolist(), expected)
+    smooth = torch.nn.functional.smooth_l1_loss(
+        error, torch.zeros_like(error), beta=delta, reduction="none"
+    )
+    torch.testing.assert_close(found, 2 * delta * smooth)
+    assert torch.equal(penalties(error, 2 * error, None), error.square())
+
+
+def test_the_huber_loss_of_a_batch(
+    pipeline: StableDiffusionPipeline, make_config: MakeConfig
+) -> None:
+    plain, config = make_config(), make_config("--loss", "huber", "--huber_delta", "0.5")
+    concept = dreambooth(pipeline, config)
+    rows = concept.rows(batch := concept.draw(0))
+    with torch.no_grad():
+        errors = rows.answered_by(Denoiser(pipeline)) - rows.target
+        assert losses_of(pipeline, concept, plain, batch).total == errors.square().mean()
+        small = errors.abs() <= 0.5
+        assert 0 < small.sum() < small.numel()
+        expected = torch.where(small, errors.square(), errors.abs() - 0.25).mean()
+        torch.testing.assert_close(losses_of(pipeline, concept, config, batch).total, expected)
+
+
+def test_timesteps_stay_in_their_range(
+    pipeline: StableDiffusionPipeline, make_config: MakeConfig
+) -> None:
+    batch = ("--train_batch_size", "100")
+    config = make_config("--min_timestep", "300", "--max_timestep", "320", *batch)
+    concept = dreambooth(pipeline, config, 1)
+    drawn = torch.cat([concept.draw(step).timesteps for step in range(4)])
+    assert {*drawn.tolist()} == {*range(300, 320)}
+    assert concept.draw_fixed(32).timesteps.min() >= 300
+    first = dreambooth(pipeline, make_config(*batch)).draw(0)
+    whole = dreambooth(pipeline, make_config(*batch, "--max_timestep", "1000")).draw(0)
+    assert torch.equal(first.timesteps, whole.timesteps)
+    assert first.timesteps.min() < 100 < 900 < first.timesteps.max()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--min_timestep", "500", "--max_timestep", "500"], "--min_timestep 500 is not below"),
+        (["--huber_delta", "1"], "--huber_delta does nothing without --loss huber"),
+    ],
+)
+def test_losses_that_cannot_be_meant_are_refused(
+    more: list[str], message: str, make_config: MakeConfig
+) -> None:
+    with pytest.raises(LoLDUError, match=message):
+        make_config(*more)
