@@ -30,6 +30,7 @@ from loldu.base.open import load_pipeline, weights_digest
 from loldu.errors import LoLDUError
 from loldu.pictures.folder import CaptionedImage, digest
 from trainer.command import run
+from trainer.methods.loldu import read_starts, start_from_concepts
 from trainer.methods.method import add_trainables, method_named
 from trainer.methods.textual_inversion import learn_words
 from trainer.methods.trained import Trained
@@ -88,6 +89,8 @@ def train(
     # --------------------------------------------- check everything that needs no base model yet
     explain_warmup(config)
     checkpoint = find_checkpoint(config)
+    if checkpoint is None:
+        read_starts(configs)
     if accelerator.is_main_process:
         refuse_another_run(config, configs, checkpoint)
     scores, repositories = check_outputs(config, configs, instances, scorer, accelerator)
@@ -108,6 +111,8 @@ def train(
 
     # ---------------------------------------------- add what is trained, in fp32, and its optimizer
     trained = add_trainables(pipeline, configs, words)
+    if checkpoint is None:
+        start_from_concepts(pipeline, configs)
     leave_device(pipeline)
     concepts = {name: DreamBooth(pipeline, caches[name], own) for name, own in configs.items()}
     objective = Objective([*concepts.values()], trained, config)

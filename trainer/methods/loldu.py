@@ -1,5 +1,6 @@
 """LoLDU: train a diagonal between fixed LDU factors of each layer; the result is a concept file."""
 
+import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,14 +13,27 @@ from jaxtyping import Float
 from peft import PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
-from loldu import ConceptError, LoLDUConfig, project, save_concept, set_concepts
+from loldu import (
+    ConceptError,
+    LoLDUConfig,
+    hotswap_concept,
+    project,
+    read_concept,
+    save_concept,
+    set_concepts,
+)
 from loldu.adapter.components import layers_with
 from loldu.errors import LoLDUError
 from trainer.methods.method import Method, add_adapters
 from trainer.methods.trained import State, Trainable, Trained, below
+from trainer.options.concepts import SINGLE
 from trainer.options.config import Config
 
+logger = logging.getLogger(__name__)
+
 CONCEPT = "concept.safetensors"
+_ELSEWHERE = ": load it under another name"
+"""The cure of `hotswap_concept`, which is not the trainer's."""
 
 
 def add(
@@ -47,6 +61,40 @@ def add(
         return Diagonals(model, {concept: LoLDUConfig(**options) for concept in concepts})
 
     return add_adapters(pipeline, adapter, make)
+
+
+def read_starts(configs: Mapping[str, Config]) -> None:
+    """Read every --init_concept, before a base is loaded.
+
+    Raises:
+        LoLDUError: If one is not a sound concept file.
+    """
+    for config in configs.values():
+        if config.adapter.init_concept is not None:
+            read_concept(config.adapter.init_concept)
+
+
+def start_from_concepts(pipeline: DiffusionPipeline, configs: Mapping[str, Config]) -> None:
+    """Give the adapters the deltas of their --init_concept; directions beyond it stay at zero.
+
+    Raises:
+        LoLDUError: If a concept is of another base, or has layers or directions that its adapter
+            lacks.
+    """
+    for name, config in configs.items():
+        path = config.adapter.init_concept
+        if path is None:
+            continue
+        try:
+            hotswap_concept(pipeline, path, name)
+        except ConceptError as error:
+            reason, is_smaller, _ = str(error).partition(f"{_ELSEWHERE} with load_concept")
+            cure = (
+                ": start with the --method, --pivoting and --target_modules of its run, and with "
+                "at least its --rank."
+            )
+            raise LoLDUError(f"--init_concept {reason}{cure if is_smaller else ''}") from error
+        logger.info("%s starts from %s", "The adapter" if name == SINGLE else name, path)
 
 
 def save(

@@ -41,8 +41,8 @@ class InstanceConfig:
     # A TOML file with a table for each of several concepts, trained together: every row of a batch
     # has its own concept, so that N concepts cost a batch of N instead of N runs, and each one
     # learns what it would learn alone. A table may have instance_data_dir, instance_prompt, token,
-    # placeholder_token, initializer_token, class_prompt, class_data_dir, validation_prompt and
-    # drift_prompt.
+    # placeholder_token, initializer_token, class_prompt, class_data_dir, init_concept,
+    # validation_prompt and drift_prompt.
     concepts: Path | None = option(None, resume="may_change", publish="never")
     # A made-up word of the prompt, such as <dog>, whose embedding is trained too: more likeness at
     # equal steps, for a second small file (learned_embeds.safetensors) and a text encoder pass in
@@ -112,6 +112,13 @@ class AdapterConfig:
     # to the rank (scale 1) by default. With --rank full it is divided by the rank of the largest
     # layer, the same for every layer.
     alpha: float | None = option(None, methods=ADAPTERS, above=0)
+    # A concept file, of this base and method, to start from instead of the base: continue another
+    # run's concept, with other pictures or at a larger rank. Start and concept are equal, because
+    # the first directions are the same at every rank. Adam starts anew, and weight decay pulls to
+    # the base. --resume continues a run exactly; this does not.
+    init_concept: Path | None = option(
+        None, methods=DIAGONALS, resume="may_change", publish="never", per_concept=True
+    )
     # Start of the diagonal: ldu takes that of the factorization, the others are the paper's
     # ablation.
     diagonal_init: Literal[
