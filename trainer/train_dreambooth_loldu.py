@@ -51,7 +51,7 @@ from trainer.training.instances import find_all_instances, report, split
 from trainer.training.objective import Denoiser, DreamBooth, Objective
 from trainer.training.optimizers import make_optimizer, optimizer_class
 from trainer.training.prior import class_images
-from trainer.training.scores import LiveScores, Scorer, live_scores, scores_at
+from trainer.training.scores import LiveScores, Scorer, live_scores, optional_scorer, scores_at
 from trainer.training.tracking import check_trackers, start_trackers
 
 logger = logging.getLogger("trainer")
@@ -72,8 +72,10 @@ def main(config: Config, scorer: Scorer | None = None) -> None:
     """
     optimizer_class(config.optimization.optimizer)
     accelerator = make_accelerator(config)
+    instances = find_all_instances(concept_configs(config))
+    if scorer is None and accelerator.is_main_process:
+        config, scorer = optional_scorer(config, accelerator.device)
     configs = concept_configs(config)
-    instances = find_all_instances(configs)
     with locked(config.run.output_dir) if accelerator.is_main_process else nullcontext():
         train(config, configs, instances, scorer, accelerator)
 

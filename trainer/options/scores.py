@@ -23,6 +23,9 @@ class ScoresConfig:
     # the base's pictures. Scores show what the loss does not, but each validation draws
     # validation_images pictures per prompt, and two more models stay in memory.
     validation_scores: bool = False
+    # Train without scores if the models that measure them cannot be loaded; the log says so. By
+    # default, such a run does not start.
+    scores_optional: bool = option(False, needs="validation_scores", resume="may_change")
     # Pictures of each prompt to score; the sheet shows the first. With one or two a score moves by
     # chance as much as by training, many take long.
     validation_images: int = option(4, at_least=1)

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,6 +16,7 @@ from eval.protocols.live import LiveScorer, Pictures
 from eval.report.figures import COLORS, Curve, Panel, draw_curves
 from loldu.base.draw import sample_images
 from loldu.base.source import quiet
+from loldu.errors import LoLDUError
 from loldu.files import png_bytes
 from loldu.pictures.folder import CaptionedImage
 from loldu.pictures.open import load_image
@@ -169,12 +171,35 @@ def live_scores(
     if not config.scores.validation_scores:
         return {}
     plans = {name: make_plan(own) for name, own in configs.items()}
-    if scorer is None:
-        with quiet():
-            scorer = LiveScorer(config.scores.clip, config.scores.dino, device)
+    scorer = scorer or load_scorer(config, device)
     return {
         name: LiveScores(own, plans[name], instances[name], scorer) for name, own in configs.items()
     }
+
+
+def load_scorer(config: Config, device: torch.device) -> Scorer:
+    """Load the models that score pictures.
+
+    Raises:
+        LoLDUError: If weights are missing.
+    """
+    with quiet():
+        return LiveScorer(config.scores.clip, config.scores.dino, device)
+
+
+def optional_scorer(config: Config, device: torch.device) -> tuple[Config, Scorer | None]:
+    """Load the scorer of `--scores_optional`; without its weights, return options without scores.
+
+    The scorer is None if the run has no scores, or if they are not optional.
+    """
+    if not (config.scores.validation_scores and config.scores.scores_optional):
+        return config, None
+    try:
+        return config, load_scorer(config, device)
+    except LoLDUError as error:
+        logger.warning("Training without scores. %s", error)
+        without = replace(config.scores, validation_scores=False, keep_best=None)
+        return replace(config, scores=without), None
 
 
 def value_by(by: BestBy, scores: Mapping[str, Any]) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 
 import tomli_w
 
+from loldu.base.record import CONFIG
 from loldu.errors import LoLDUError
 from loldu.files import write_atomically
 from loldu.options import options as known_options
@@ -98,6 +99,22 @@ def max_train_steps(folder: Path) -> int:
     """Return the number of steps of a training, or 0 for a scoring."""
     options = tomllib.loads((folder / OPTIONS).read_text(encoding="utf-8"))
     return options.get("optimization", {}).get("max_train_steps", 0)
+
+
+def lacks_scores(folder: Path) -> bool:
+    """Return whether a training should measure scores, but runs without them.
+
+    The trainer writes its own options when it begins; without the models for the scores, they
+    differ.
+    """
+    measured: list[bool] = []
+    for name in (OPTIONS, CONFIG):
+        try:
+            options = tomllib.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        measured.append(options.get("scores", {}).get("validation_scores", False))
+    return measured == [True, False]
 
 
 def drawn_prompts(folder: Path) -> tuple[str, ...]:

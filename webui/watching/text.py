@@ -7,10 +7,15 @@ from pathlib import Path
 
 from webui.engine import process
 from webui.engine.job import ENDED, RESUMABLE, Job, Kind, Status
+from webui.engine.options import lacks_scores
 from webui.engine.progress import CONFIG, CONTROL, Progress
 from webui.page import term_list
 
 PREPARING, TRAINING, FINISHING = "Preparing", "Training", "Writing the result"
+_NO_SCORES = (
+    "<p>It has no scores: the models that measure them are not on this machine and cannot be "
+    "downloaded. The training is the same without them.</p>"
+)
 _LOG_LINES, _LOG_BYTES = 200, 2**16
 
 
@@ -73,7 +78,7 @@ def headline(job: Job, checkpoints: Mapping[int, Path], waits: str) -> str:
     """
     return (
         f"<h2>{escape(job.name)}</h2><p><strong>{state(job)}.</strong> "
-        f"{escape(_advice(job, checkpoints, waits))}</p>"
+        f"{escape(_advice(job, checkpoints, waits))}</p>{_NO_SCORES * lacks_scores(job.folder)}"
     )
 
 

@@ -2,7 +2,9 @@
 
 import json
 import sys
+import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,32 @@ def test_scoring_does_not_change_a_run(
     assert json.loads((scored / "summary.json").read_text())["best"] == best
     record = read_concept(scored / "concept.safetensors").metadata["scores"]
     assert record == {name: value for name, value in lines[-1].items() if name != "step"}
+
+
+def test_optional_scores_are_left_out_without_their_models(
+    make_config: MakeConfig,
+    tmp_path: Path,
+    clip_folder: Path,
+    dino_folder: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    models = ["--clip", str(clip_folder), "--dino"]
+    short = [*SCORED, "--max_train_steps", "2", "--checkpointing_steps", "1", *models]
+    with pytest.raises(LoLDUError, match="has no usable weights"):
+        main(make_config(*short, str(tmp_path / "gone")))
+    main(make_config(*short, str(tmp_path / "gone"), "--scores_optional"))
+    assert "Training without scores. --dino" in caplog.text
+    folder = tmp_path / "run"
+    options = tomllib.loads((folder / "config.toml").read_text())
+    assert options["scores"]["validation_scores"] is False
+    assert "keep_best" not in options["scores"]
+    assert (folder / "concept.safetensors").is_file()
+    assert not read_scores(folder)
+
+    # With the models there, a resumed run is scored from then on.
+    again = make_config(*short, str(dino_folder), "--scores_optional", "--resume", "latest")
+    main(replace(again, optimization=replace(again.optimization, max_train_steps=3)))
+    assert [line["step"] for line in read_scores(folder)] == [3]
 
 
 def test_scoring_keeps_the_random_state_and_frees_the_device(

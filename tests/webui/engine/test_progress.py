@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from webui.engine.jobs import Jobs
 from webui.engine.progress import RunReader
+from webui.watching.text import headline
 
 
 @pytest.fixture
@@ -122,3 +124,21 @@ def test_scores_pictures_and_checkpoints_by_step(folder: Path) -> None:
 def test_the_last_line_of_the_log(log: str, last: str, folder: Path) -> None:
     (folder / "log.txt").write_text(log, newline="")
     assert RunReader(folder).read().last_line == last
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_training_without_the_models_of_its_scores_says_so(asked: bool, jobs: Jobs) -> None:
+    options = {
+        "instance_data_dir": "pictures",
+        "instance_prompt": "a sks toy",
+        "validation_prompt": ["a sks toy"],
+        "validation_steps": 10,
+        "validation_scores": asked,
+    }
+    job = jobs.submit("toy", "ann", options)
+    assert "has no scores" not in headline(job, {}, "")
+    written = (job.folder / "options.toml").read_text()
+    for measured in (True, False):
+        text = written.replace(f"validation_scores = {asked}".lower(), "validation_scores = false")
+        (job.folder / "config.toml").write_text(written if measured else text)
+        assert ("has no scores" in headline(job, {}, "")) == (asked and not measured)

@@ -25,7 +25,7 @@ ORDER = Order(
     random_flip=False,
     seed=7,
     previews=("a {token} {class} on {grass}",),
-    scored=False,
+    scored=True,
 )
 
 
@@ -47,6 +47,8 @@ def test_every_preset_is_taken_by_the_trainer(preset: str, tmp_path: Path) -> No
     )
     assert config.run.validation_steps == config.run.checkpointing_steps == 4
     assert config.run.checkpoints_total_limit is None
+    assert config.scores.validation_scores
+    assert config.scores.scores_optional
     assert config.adapter.rank == 8
     assert config.optimization.max_train_steps == 40
     if preset != "pocket":
