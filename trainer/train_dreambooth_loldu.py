@@ -7,6 +7,7 @@
 """
 
 import dataclasses
+import hashlib
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -240,6 +241,8 @@ def encode_data(
         The encoded data by concept, and digests of everything that decides it.
     """
     inputs: Inputs = {"The base": base, "The number of processes": accelerator.num_processes}
+    if (path := config.adapter.adapter_config) is not None:
+        inputs["The adapter config"] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     caches: dict[str, Cache] = {}
     for name, own in configs.items():
         classes: list[CaptionedImage] = []

@@ -106,7 +106,8 @@ def tag_variant(
     first, others = tags[:keep], tags[keep:]
     others = [tag for tag in others if rng.random() >= dropout]
     if shuffle:
-        others = [others[index] for index in rng.permutation(len(others))]
+        order: list[int] = rng.permutation(len(others)).tolist()
+        others = [others[index] for index in order]
     return ", ".join(tag for tag in (*first, *others) if tag)
 
 

@@ -5,4 +5,4 @@ A new method is a file with a `METHOD` (see `method.py`), and its name in `Metho
 
 from typing import Literal
 
-MethodName = Literal["loldu", "svfit", "lora", "dreambooth", "textual_inversion"]
+MethodName = Literal["loldu", "svfit", "lora", "dreambooth", "textual_inversion", "peft"]

@@ -129,6 +129,11 @@ def _method_problems(config: Config) -> Iterator[str]:
             "--prior_target base needs the frozen base, but --method dreambooth trains its "
             "weights; use --prior_target images."
         )
+    if method == "peft" and config.adapter.adapter_config is None:
+        yield (
+            "--method peft needs --adapter_config, a JSON file with the options of PEFT's method, "
+            'such as {"peft_type": "IA3"}.'
+        )
     if instance.concepts is None:
         yield from _word_problems(config)
     elif method not in DIAGONALS and method != "textual_inversion":

@@ -51,7 +51,7 @@ class InstanceConfig:
     # The word that the new one starts from, one token in the base: the class, such as dog.
     initializer_token: str | None = option(
         None,
-        methods=(*ADAPTERS, "textual_inversion"),
+        methods=(*ADAPTERS, "textual_inversion", "peft"),
         needs="placeholder_token",
         per_concept=True,
     )
@@ -102,8 +102,14 @@ class AdapterConfig:
     # loldu: a diagonal between fixed LDU factors, tens of kilobytes. svfit: the same between fixed
     # singular vectors, slower to set up. lora: two new matrices, megabytes, the usual yardstick.
     # dreambooth: every weight of the UNet, gigabytes. textual_inversion: only the embedding of
-    # --placeholder_token, the weakest.
+    # --placeholder_token, the weakest. peft: any method of PEFT that --adapter_config describes.
     method: Method = "loldu"
+    # A JSON file with the options of a method of PEFT, such as {"peft_type": "IA3"}: IA3, VERA,
+    # OFT, LOKR, LOHA, LORA with use_dora, and others that change target modules. Without
+    # target_modules it adapts the attention. Such a result has no LoRA file.
+    adapter_config: Path | None = option(
+        None, methods=("peft",), resume="may_change", publish="never"
+    )
     # Diagonal entries per layer, at most the size of the layer: more learn more and make the file
     # larger; full takes all of them and is close to LoRA in strength. For lora, the width of its
     # matrices.
@@ -180,7 +186,7 @@ class OptimizationConfig:
     # Learning rate of the new word's embedding; 5e-3 is usual for textual_inversion. That of the
     # UNet by default.
     word_lr: float | None = option(
-        None, above=0, methods=(*ADAPTERS, "textual_inversion"), needs="placeholder_token"
+        None, above=0, methods=(*ADAPTERS, "textual_inversion", "peft"), needs="placeholder_token"
     )
     # constant lets you stop anywhere; cosine and linear fall to zero at max_train_steps and give a
     # cleaner end.

@@ -14,6 +14,7 @@ from trainer.methods.dreambooth import PIPELINE
 from trainer.methods.loldu import CONCEPT
 from trainer.methods.lora_file import LORA
 from trainer.methods.method import all_methods, method_named
+from trainer.methods.peft import PEFT
 from trainer.methods.textual_inversion import LEARNED_WORD
 from trainer.options.config import Config
 from trainer.results.metadata import Training, base_name, is_on_hub, license_of
@@ -97,6 +98,7 @@ def model_card(result: Result) -> ModelCard:
         LORA=LORA,
         WORD=LEARNED_WORD,
         PIPELINE=PIPELINE,
+        PEFT=PEFT,
         about={**_ABOUT, **{method.file_name: method.about for method in all_methods()}},
         front_matter=card_data(config, prompt, result.samples).to_yaml(),
         title=_one_line(" ".join(words) or prompt),

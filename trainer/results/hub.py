@@ -95,6 +95,8 @@ def push(
 def _push(config: Config, repository: str, names: Sequence[str]) -> None:
     """Push files and options; the options have no local paths."""
     folder = config.run.output_dir
+    files = [file for name in names for file in ([*(folder / name).rglob("*")] or [folder / name])]
+    names = [file.relative_to(folder).as_posix() for file in files if not file.is_dir()]
     operations = [CommitOperationAdd(name, folder / name) for name in names]
     options = tomli_w.dumps(public_sections(config)).encode()
     operations.append(CommitOperationAdd(CONFIG, options))

@@ -66,6 +66,19 @@ def test_only_the_result_is_pushed(
     assert 'load_lora_weights("club/dog")' in (tmp_path / "run" / "README.md").read_text()
 
 
+def test_a_result_that_is_a_folder_is_pushed_file_by_file(
+    api: MagicMock, push_flags: list[str], tmp_path: Path
+) -> None:
+    config = tmp_path / "ia3.json"
+    config.write_text('{"peft_type": "IA3"}')
+    more = ["--method", "peft", "--adapter_config", str(config), "--no_sample_at_end"]
+    assert run([*push_flags, *more]) == 0
+    files = {f"peft/{name}" for name in ("adapter_config.json", "adapter_model.safetensors")}
+    assert {name for name in pushed(api) if name.startswith("peft")} == files
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert 'from_pretrained(pipeline.unet, "ann/run", subfolder="peft")' in card
+
+
 def test_nothing_is_pushed_by_default(api: MagicMock, flags: list[str], tmp_path: Path) -> None:
     assert run([*flags, *SHORT, "--no_sample_at_end"]) == 0
     assert api.mock_calls == []
