@@ -1,13 +1,11 @@
 """Facts about concepts for Play, and prompts that ask for them."""
 
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-from loldu.base.record import CONFIG
 from loldu.errors import LoLDUError
+from webui.drawing.settings import GUIDANCE, STEPS
 from webui.library.about import About, about
 from webui.library.entry import Entry, named_errors
 from webui.page import term_list
@@ -39,9 +37,12 @@ def facts_of(entry: Entry) -> Facts:
     """
     with named_errors(entry.path, entry.name):
         metadata = about(entry.path)
-    drawn = _run_section(entry.path.with_name(CONFIG))
+    steps, guidance = (entry.run.get(name) for name in ("num_inference_steps", "guidance_scale"))
     return Facts(
-        entry.name, metadata, drawn.get("num_inference_steps"), drawn.get("guidance_scale")
+        entry.name,
+        metadata,
+        steps if type(steps) is int and _is_in(STEPS, steps) else None,
+        guidance if _is_in(GUIDANCE, guidance) else None,
     )
 
 
@@ -109,8 +110,5 @@ def filled(prompt: str, concepts: Sequence[Facts]) -> str:
     return prompt
 
 
-def _run_section(config: Path) -> dict[str, Any]:
-    """Return the drawing options in the config file beside a concept, if there is one."""
-    if not config.is_file():
-        return {}
-    return tomllib.loads(config.read_text(encoding="utf-8")).get("run", {})
+def _is_in(limits: tuple[float | int, float | int], value: Any) -> TypeGuard[float | int]:  # noqa: ANN401
+    return type(value) in (int, float) and limits[0] <= value <= limits[1]

@@ -138,8 +138,8 @@ def parameters(settings: Settings) -> str:
         "Size": f"{settings.width}x{settings.height}",
         "Model": settings.base_name,
     }
-    if skipped := settings.base.get("clip_skip"):
-        values["Clip skip"] = int(skipped) + 1  # A1111 counts from 1
+    if isinstance(skipped := settings.base.get("clip_skip"), int) and skipped:
+        values["Clip skip"] = skipped + 1  # A1111 counts from 1
     if settings.concepts:
         values["LoLDU"] = ", ".join(f"{used.name}: {used.strength:g}" for used in settings.concepts)
     values["Version"] = f"LoLDU {__version__}"

@@ -88,14 +88,20 @@ class Dispatcher:
             if not self._is_the_one():
                 return False
             for job in self._jobs.list():
-                if job.status not in ACTIVE:
-                    continue
-                if not process.is_running(job.folder):
-                    self._end(job)
-                elif job.status is Status.STOPPING:
-                    _ask_to_stop(job.folder)
+                if job.status in ACTIVE:
+                    self._look_after(job)
             self._begin_next()
             return True
+
+    def _look_after(self, job: Job) -> None:
+        """Record that a job has ended, or ask it again to stop; a failure is of this job alone."""
+        try:
+            if not process.is_running(job.folder):
+                self._end(job)
+            elif job.status is Status.STOPPING:
+                _ask_to_stop(job.folder)
+        except Exception:  # the disk may be full, or the files of the job damaged
+            logger.exception("The state of %s could not be recorded; trying again.", job.name)
 
     def _run(self) -> None:
         while not self._closing:

@@ -119,13 +119,12 @@ class Jobs:
         """Return the progress of a run; cheap enough to call every second.
 
         Raises:
-            LoLDUError: If there is no such job, or its folder is gone.
+            LoLDUError: If there is no such job, or its folder is gone or damaged.
         """
         job = self.get(job_id)
-        try:
-            return self._reader(job.folder).read()
-        except FileNotFoundError as error:
-            raise LoLDUError(f"The folder of {job.name} is gone ({job.folder}).") from error
+        if not job.folder.is_dir():
+            raise LoLDUError(f"The folder of {job.name} is gone ({job.folder}).")
+        return self._reader(job.folder).read()
 
     # ----------------------------------------------------------------------------- changing
 

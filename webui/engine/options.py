@@ -1,7 +1,6 @@
 """The options of a job from the page, checked and written into its folder."""
 
 import shutil
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import tomli_w
 
 from loldu.base.record import CONFIG
 from loldu.errors import LoLDUError
-from loldu.files import write_atomically
+from loldu.files import read_toml, write_atomically
 from loldu.options import options as known_options
 from loldu.presets import flat, shipped_presets
 from trainer.options.config import Config, to_toml
@@ -95,10 +94,23 @@ def flags(folder: Path, kind: Kind) -> list[str]:
     return ["adapter", *options, "--concept", str(file), "--overwrite"]
 
 
+def stored_options(folder: Path) -> dict[str, Any]:
+    """Return the options of a job by name.
+
+    Raises:
+        LoLDUError: If their file is gone or damaged.
+    """
+    return flat(read_toml(folder / OPTIONS, "The options"))
+
+
 def max_train_steps(folder: Path) -> int:
-    """Return the number of steps of a training, or 0 for a scoring."""
-    options = tomllib.loads((folder / OPTIONS).read_text(encoding="utf-8"))
-    return options.get("optimization", {}).get("max_train_steps", 0)
+    """Return the number of steps of a training, or 0 for a scoring.
+
+    Raises:
+        LoLDUError: If the file of its options is gone or damaged.
+    """
+    steps = stored_options(folder).get("max_train_steps")
+    return steps if type(steps) is int else 0
 
 
 def lacks_scores(folder: Path) -> bool:
@@ -107,21 +119,22 @@ def lacks_scores(folder: Path) -> bool:
     The trainer writes its own options when it begins; without the models for the scores, they
     differ.
     """
-    measured: list[bool] = []
-    for name in (OPTIONS, CONFIG):
-        try:
-            options = tomllib.loads((folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return False
-        measured.append(options.get("scores", {}).get("validation_scores", False))
-    return measured == [True, False]
+    try:
+        own = flat(read_toml(folder / CONFIG, "The options"))
+        return bool(stored_options(folder).get("validation_scores")) and (
+            own.get("validation_scores") is False
+        )
+    except LoLDUError:
+        return False
 
 
 def drawn_prompts(folder: Path) -> tuple[str, ...]:
-    """Return the prompts of a training's validation pictures, in order."""
-    options = tomllib.loads((folder / OPTIONS).read_text(encoding="utf-8"))
-    given = options["run"]["validation_prompt"] or [options["instance"].get("instance_prompt", "")]
-    return tuple(given)
+    """Return the prompts of a training's validation pictures, in order; () if it has no options."""
+    try:
+        options = stored_options(folder)
+    except LoLDUError:
+        return ()
+    return tuple(options.get("validation_prompt") or [options.get("instance_prompt", "")])
 
 
 def _refuse_own(values: dict[str, Any], kind: Kind) -> dict[str, Any]:

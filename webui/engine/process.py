@@ -181,10 +181,11 @@ def written_since_start(folder: Path, file: Path) -> bool:
 
 
 def ending(folder: Path) -> Ending | None:
-    """Return how the last process of a folder ended, or None if it was killed."""
+    """Return how the last process of a folder ended, or None if it was killed or left no word."""
     try:
-        return Ending(**json.loads((folder / _ENDING).read_text(encoding="utf-8")))
-    except FileNotFoundError:
+        content = json.loads((folder / _ENDING).read_text(encoding="utf-8"))
+        return Ending(int(content["status"]), str(content["sentence"]))
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
         return None
 
 

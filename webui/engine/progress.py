@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from webui.engine.options import max_train_steps
 from webui.engine.process import LOG
@@ -19,6 +18,8 @@ REPORT = "report.png"
 _METRICS, _SCORES, _PICTURES = "metrics.jsonl", "validation.jsonl", "validation/pictures"
 _RATE_LINES = 10
 _TAIL_BYTES = 4096
+_LARGEST = 2**53
+"""Numbers below it are exact as floats, and a browser can show them."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class RunReader:
         """Prepare to read a folder that may still be empty."""
         self._folder = folder
         self._steps = max_train_steps(folder)
-        self._lines: list[dict[str, Any]] = []
+        self._lines: list[dict[str, int | float]] = []
         self._inode = 0  # a resumed run replaces the file
         self._offset = 0
         self._reading = threading.Lock()
@@ -69,17 +70,17 @@ class RunReader:
         with self._reading:
             self._read_metrics()
             lines = self._lines
-            step = lines[-1]["step"] if lines else 0
+            step = int(lines[-1]["step"]) if lines else 0
             rate = self._rate()
             base, pictures = self._pictures()
             return Progress(
                 step=step,
                 steps=self._steps,
-                losses=tuple((line["step"], line["loss"]) for line in lines if "loss" in line),
+                losses=tuple((int(line["step"]), line["loss"]) for line in lines if "loss" in line),
                 scores=self._scores(),
                 steps_per_s=rate,
                 seconds_left=(self._steps - step) / rate if rate else None,
-                memory_mib=(lines[-1]["peak_memory_mib"] or None) if lines else None,
+                memory_mib=(lines[-1].get("peak_memory_mib") or None) if lines else None,
                 base_pictures=base,
                 pictures=pictures,
                 checkpoints=self._checkpoints(),
@@ -102,9 +103,9 @@ class RunReader:
 
     def _rate(self) -> float | None:
         """Return steps per second; the first line counts from the start of the run."""
-        if not self._lines:
+        window = [line for line in self._lines[-_RATE_LINES:] if "seconds" in line]
+        if not window:
             return None
-        window = self._lines[-_RATE_LINES:]
         last, first = window[-1], window[0] if len(window) > 1 else {"step": 0, "seconds": 0.0}
         seconds = last["seconds"] - first["seconds"]
         return (last["step"] - first["step"]) / seconds if seconds > 0 else None
@@ -114,7 +115,7 @@ class RunReader:
             text = (self._folder / _SCORES).read_bytes()
         except OSError:
             return {}
-        return {line.pop("step"): line for line in _json_lines(text)}
+        return {int(line.pop("step")): line for line in _json_lines(text)}
 
     def _pictures(self) -> tuple[tuple[Path, ...], dict[int, tuple[Path, ...]]]:
         """Return the base's pictures, and the concept's by step, in the order of the prompts."""
@@ -145,10 +146,18 @@ class RunReader:
         return lines[-1] if lines else ""
 
 
-def _json_lines(text: bytes) -> list[dict[str, Any]]:
-    """Return the objects of a JSON-lines file, without lines that a kill has cut short."""
-    lines: list[dict[str, Any]] = []
+def _json_lines(text: bytes) -> list[dict[str, int | float]]:
+    """Return the numbers of each line of a JSON-lines file that has a step.
+
+    Lines that a kill has cut short are left out, and so are values that no chart can show: nan,
+    infinity, huge numbers and other types.
+    """
+    lines: list[dict[str, int | float]] = []
     for line in text.splitlines():
-        with suppress(ValueError):
-            lines.append(json.loads(line))
-    return lines
+        with suppress(ValueError, RecursionError, AttributeError):
+            lines.append({name: value for name, value in json.loads(line).items() if _shows(value)})
+    return [line for line in lines if type(line.get("step")) is int]
+
+
+def _shows(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) < _LARGEST

@@ -8,6 +8,7 @@ so a server may be killed at any time.
 import fcntl
 import json
 import logging
+import os
 import secrets
 import shutil
 import time
@@ -22,6 +23,7 @@ from loldu import read_concept
 from loldu.base.record import CONFIG
 from loldu.errors import LoLDUError
 from loldu.files import DRAFTS, drafted, remove, write_atomically
+from loldu.options import options, typed_values
 from webui.engine.job import Job, Kind, Status, shown
 from webui.engine.jobs import Jobs
 from webui.library.entry import (
@@ -243,9 +245,10 @@ class Library:
 
     def _of_runs(self) -> Iterator[Entry]:
         for path in self._runs.glob(f"*/{CONCEPT}"):
-            with suppress(FileNotFoundError):
+            with suppress(OSError):
                 created = path.stat().st_mtime
-                yield Entry(path.parent.name, path.parent.name, None, path.parent, created)
+                name = os.fsencode(path.parent.name).decode(errors="replace")  # for the page
+                yield Entry(name, name, None, path.parent, created)
 
     def _own(self, entry_id: str, owner: str) -> _Record:
         record = self._records().get(entry_id)
@@ -259,10 +262,14 @@ class Library:
         raise LoLDUError("There is no such concept; reload the page and choose another.")
 
     def _records(self) -> dict[str, _Record]:
-        return {
-            path.parent.name: _Record(**json.loads(path.read_text(encoding="utf-8")))
-            for path in self._folder.glob(f"[!.]*/{_ENTRY}")
-        }
+        """Return the records of all concepts; a folder whose record is damaged is left alone."""
+        found: dict[str, _Record] = {}
+        for path in self._folder.glob(f"[!.]*/{_ENTRY}"):
+            try:
+                found[path.parent.name] = _record(path)
+            except (OSError, LoLDUError) as error:
+                logger.warning("A concept is not listed: %s", error)
+        return found
 
     def _entry(self, entry_id: str, record: _Record) -> Entry:
         return Entry(
@@ -325,3 +332,19 @@ class Library:
         with (self._folder / _LOCK).open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def _record(path: Path) -> _Record:
+    """Read an `entry.json`.
+
+    Raises:
+        LoLDUError: If it is damaged, or of another version.
+        OSError: If it cannot be read.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        record = _Record(**typed_values(content, options(_Record), str(path)))
+        time.localtime(record.created + (record.removed or 0))  # the page shows the date
+    except (ValueError, TypeError, ArithmeticError, RecursionError, AttributeError) as error:
+        raise LoLDUError(f"{path} is damaged ({error}).") from error
+    return record

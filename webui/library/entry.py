@@ -1,18 +1,19 @@
 """A concept of the library: its folder, and the files copied into it."""
 
 import shutil
-import tomllib
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from loldu import Concept, ConceptError
 from loldu.base.record import CONFIG, SUMMARY, read_as
 from loldu.errors import LoLDUError
-from loldu.files import save_png
+from loldu.files import read_toml, save_png
 from loldu.pictures.folder import list_images
 from loldu.pictures.open import load_image
+from loldu.presets import flat
 from trainer.methods.loldu import CONCEPT
 from trainer.methods.textual_inversion import LEARNED_WORD
 from trainer.results.card import CARD
@@ -59,6 +60,13 @@ class Entry:
         return None
 
     @property
+    def run(self) -> dict[str, Any]:
+        """Options of its training by name; {} without a file of them that can be read."""
+        with suppress(LoLDUError):
+            return flat(read_toml(self.folder / CONFIG, "The options"))
+        return {}
+
+    @property
     def samples(self) -> list[Path]:
         """Pictures drawn with the concept."""
         return sorted((self.folder / SAMPLES).glob("*-concept.png"))
@@ -95,13 +103,11 @@ def take(source: Path, folder: Path) -> None:
 
 
 def _take_pictures(folder: Path) -> None:
-    """Save small copies of some training pictures, if those still exist."""
-    if not (folder / CONFIG).is_file():
-        return
-    options = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    pictures = options.get("instance", {}).get("instance_data_dir")
+    """Save small copies of some training pictures, if those still exist and can be read."""
     with suppress(LoLDUError):
-        images = list_images(Path(pictures))[:_MOST_PICTURES] if pictures else []
+        options = flat(read_toml(folder / CONFIG, "The options"))
+        pictures = options.get("instance_data_dir")
+        images = list_images(Path(pictures))[:_MOST_PICTURES] if isinstance(pictures, str) else []
         for number, path in enumerate(images):
             image = load_image(path)
             image.thumbnail((_PICTURE_PX, _PICTURE_PX))

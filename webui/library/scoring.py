@@ -1,7 +1,6 @@
 """Options, progress and results of the jobs that score concepts."""
 
 import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,15 +8,17 @@ from typing import Any
 from eval.__main__ import PRESETS
 from eval.report.before_after import PICTURES, REPORT_JSON, BeforeAfter
 from eval.report.tables import before_after_rows
-from loldu.base.record import CONFIG
+from loldu.errors import LoLDUError
 from loldu.pictures.folder import is_picture
 from loldu.presets import shipped_presets
 from webui.engine.job import Job
-from webui.engine.options import OPTIONS
+from webui.engine.options import stored_options
 from webui.library.entry import Entry
 
 _BASE = "pretrained_model_name_or_path"
 _USUAL = "dreambooth"
+MOST_STEPS = 200
+"""Limit of the denoising steps of a scoring."""
 
 
 def presets() -> dict[str, Mapping[str, Any]]:
@@ -45,17 +46,11 @@ def options_for(
         seeds: Number of pictures of each prompt.
         num_inference_steps: Denoising steps.
     """
-    run = _run(entry)
-    models = run.get("scores", {})
-    recorded = {
-        "clip": models.get("clip"),
-        "dino": models.get("dino"),
-        "guidance_scale": run.get("run", {}).get("guidance_scale"),
-        "mixed_precision": run.get("optimization", {}).get("mixed_precision"),
-    }
+    run = entry.run
+    recorded = ("clip", "dino", "guidance_scale", "mixed_precision")
     return {
         **presets()[preset],
-        **{name: value for name, value in recorded.items() if value is not None},
+        **{name: run[name] for name in recorded if name in run},
         _BASE: base,
         "seeds": tuple(range(seeds)),
         "num_inference_steps": num_inference_steps,
@@ -64,16 +59,18 @@ def options_for(
 
 def usual_steps(entry: Entry, preset: str) -> int:
     """Return the denoising steps of its training's pictures, or else of the preset."""
-    steps = _run(entry).get("run", {}).get("num_inference_steps")
-    return steps or presets()[preset]["num_inference_steps"]
+    steps = entry.run.get("num_inference_steps")
+    usual: int = presets()[preset]["num_inference_steps"]
+    return steps if type(steps) is int and 1 <= steps <= MOST_STEPS else usual
 
 
 def has_true_pictures(entry: Entry) -> bool:
     """Return whether the folder of its training pictures still exists and has pictures."""
-    folder = _run(entry).get("instance", {}).get("instance_data_dir")
-    if not folder or not Path(folder).is_dir():
+    folder = entry.run.get("instance_data_dir")
+    try:
+        return isinstance(folder, str) and any(map(is_picture, Path(folder).iterdir()))
+    except (OSError, ValueError):  # it is gone, or no path
         return False
-    return any(is_picture(path) for path in Path(folder).iterdir())
 
 
 def pictures_of(options: Mapping[str, Any]) -> int:
@@ -84,9 +81,11 @@ def pictures_of(options: Mapping[str, Any]) -> int:
 
 def drawn(job: Job) -> tuple[int, int]:
     """Return how many pictures of a job are drawn, and how many there will be."""
-    options = tomllib.loads((job.folder / OPTIONS).read_text(encoding="utf-8"))
     done = sum(path.name[0] != "." for path in (job.folder / PICTURES).glob("*/*/*.png"))
-    return done, pictures_of(options)
+    try:
+        return done, pictures_of(stored_options(job.folder))
+    except (LoLDUError, LookupError, TypeError):  # the file of its options is gone or damaged
+        return done, max(1, done)
 
 
 def report_rows(job: Job) -> Sequence[Sequence[str]]:
@@ -98,8 +97,3 @@ def report_rows(job: Job) -> Sequence[Sequence[str]]:
     """
     content = json.loads((job.folder / REPORT_JSON).read_text(encoding="utf-8"))
     return before_after_rows(BeforeAfter.from_json(content))
-
-
-def _run(entry: Entry) -> dict[str, Any]:
-    path = entry.folder / CONFIG
-    return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

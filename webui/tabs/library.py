@@ -1,7 +1,9 @@
 """The Library tab: a person's concepts, their details, import and export."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from html import escape
 from pathlib import Path
@@ -28,6 +30,8 @@ from webui.page import (
     errors_on_page,
     term_list,
 )
+
+logger = logging.getLogger("webui")
 
 _CARD_PX = 256
 _MOST_SHOWN = 100
@@ -257,10 +261,10 @@ class LibraryHandlers:
 
 def card(entry: Entry) -> Image.Image:
     """Return a thumbnail of a concept: a sample, a training picture, or a grey square."""
-    pictures = entry.samples or entry.pictures
-    if not pictures:
-        return Image.new("RGB", (_CARD_PX, _CARD_PX), "#94a3b8")
-    return _thumbnail(pictures[0], pictures[0].stat().st_mtime_ns)
+    for path in (*entry.samples, *entry.pictures):
+        with suppress(LoLDUError, OSError):  # it is gone or damaged
+            return _thumbnail(path, path.stat().st_mtime_ns)
+    return Image.new("RGB", (_CARD_PX, _CARD_PX), "#94a3b8")
 
 
 @lru_cache(maxsize=256)
@@ -310,6 +314,9 @@ def _facts(entry: Entry) -> About | str:
             return about(entry.path)
     except LoLDUError as error:
         return str(error).rstrip(".")
+    except Exception:  # a file from anybody must not take the page down
+        logger.exception("The concept %s could not be described.", entry.path)
+        return f"{entry.name} cannot be read"
 
 
 def _matches(entry: Entry, search: str) -> bool:
@@ -322,4 +329,8 @@ def _matches(entry: Entry, search: str) -> bool:
 
 
 def _gallery(paths: Sequence[Path]) -> dict[str, Any]:
-    return gr.update(value=[load_image(path) for path in paths], visible=bool(paths))
+    shown: list[Image.Image] = []
+    for path in paths:
+        with suppress(LoLDUError):  # it is gone or damaged
+            shown.append(load_image(path))
+    return gr.update(value=shown, visible=bool(shown))

@@ -1,5 +1,6 @@
 """The Score tab: a job that scores the base and a concept on the same prompts."""
 
+import logging
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -17,6 +18,7 @@ from webui.engine.job import ACTIVE, ENDED, RESUMABLE, Job, Kind, Status
 from webui.library.about import about
 from webui.library.entry import Entry
 from webui.library.scoring import (
+    MOST_STEPS,
     drawn,
     has_true_pictures,
     options_for,
@@ -28,6 +30,8 @@ from webui.library.scoring import (
 )
 from webui.page import ANNOUNCED, QUIET, Page, errors_on_page, score_table
 from webui.teaching.uploads import FILE_TYPES, decoded
+
+logger = logging.getLogger("webui")
 
 _MOST_REAL = 5
 _STATES = {Status.QUEUED: "In the queue", Status.RUNNING: "Measuring"}
@@ -72,7 +76,7 @@ def _form(parts: dict[str, Any], usual: str) -> None:
         label="Steps",
         precision=0,
         minimum=1,
-        maximum=200,
+        maximum=MOST_STEPS,
     )
     with gr.Column(visible=False) as parts["needs"]:
         parts["token"] = gr.Textbox(label="Rare token", max_length=40)
@@ -280,7 +284,8 @@ def _report(job: Job) -> dict[str, Any]:
         heading, *rows = report_rows(job)
         picture = load_image(job.folder / REPORT_PNG)
         page = (job.folder / REPORT_HTML).read_text(encoding="utf-8")
-    except (OSError, KeyError, ValueError, TypeError, LoLDUError):
+    except Exception:  # its files are gone, damaged or of another version
+        logger.exception("The report of %s cannot be read.", job.name)
         return {"table": "<p>The report cannot be read; score the concept again.</p>"}
     frame = f'<iframe class="report" sandbox title="Report" srcdoc="{escape(page)}"></iframe>'
     return {

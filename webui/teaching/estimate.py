@@ -1,8 +1,8 @@
 """Estimates of the duration of a training."""
 
 import json
+import math
 import time
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ import torch
 from diffusers import DiffusionPipeline
 
 from loldu.base.families import family_of, network_of
+from loldu.errors import LoLDUError
 from trainer.results.places import METRICS
 from webui.engine.job import Job, Status
-from webui.engine.options import OPTIONS
+from webui.engine.options import stored_options
 
 _STEP_PASSES = 3.0
 """Cost of a training step in forward passes; a guided denoising step costs two."""
@@ -72,15 +73,15 @@ def drawn_pictures(options: Mapping[str, Any]) -> int:
 def _seconds_a_row(folder: Path, base: str, side: int) -> float | None:
     """Return the seconds per picture and step of a training, scaled to `side`; None if unlike."""
     try:
-        tables = tomllib.loads((folder / OPTIONS).read_text(encoding="utf-8"))
+        options = stored_options(folder)
         last = json.loads((folder / METRICS).read_bytes().splitlines()[-1])
-    except (OSError, ValueError, IndexError):
-        return None
-    options = {name: table[name] for table in tables.values() for name in table}
-    if options["pretrained_model_name_or_path"] != base or not last["step"]:
-        return None
-    a_step = last["seconds"] / last["step"]
-    return a_step / rows_a_step(options) * (side / options["resolution"]) ** 2
+        if options["pretrained_model_name_or_path"] != base:
+            return None
+        a_step = last["seconds"] / last["step"]
+        found = float(a_step / rows_a_step(options) * (side / options["resolution"]) ** 2)
+    except (LoLDUError, OSError, ValueError, LookupError, TypeError, ArithmeticError):
+        return None  # it left no metrics, or somebody edited its files
+    return found if math.isfinite(found) else None
 
 
 @torch.no_grad()

@@ -3,12 +3,14 @@
 import dataclasses
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from PIL import Image
 
 from loldu.errors import LoLDUError
 from loldu.pictures.open import load_image
@@ -79,7 +81,10 @@ class PictureRow:
 
     def update(self) -> dict[str, Any]:
         """Return the gallery update; pictures are decoded here, as their folder is not served."""
-        value = [(load_image(path), prompt) for path, _, prompt in self.pictures]
+        value: list[tuple[Image.Image, str]] = []
+        for path, _, prompt in self.pictures:
+            with suppress(LoLDUError):  # it is gone or damaged
+                value.append((load_image(path), prompt))
         return gr.update(value=value, label=self.label, visible=bool(value))
 
 

@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,25 @@ def test_facts(runs: Path) -> None:
     assert (house.words, house.num_inference_steps, house.guidance_scale) == (None, None, None)
     with pytest.raises(ConceptError, match=r"^broken is not a readable"):
         facts_of(entry_of(runs / "broken"))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "no toml [",
+        "run = 5",
+        '[run]\nnum_inference_steps = "many"\nguidance_scale = nan',
+        "[run]\nnum_inference_steps = 100000\nguidance_scale = true",
+        f"[run]\nnum_inference_steps = {10**400}\nguidance_scale = 1e300",
+    ],
+)
+def test_damaged_options_beside_a_concept_are_unknown(
+    config: str, runs: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(runs / "rabbit", tmp_path / "rabbit")
+    (tmp_path / "rabbit" / "config.toml").write_text(config)
+    facts = facts_of(entry_of(tmp_path / "rabbit"))
+    assert (facts.num_inference_steps, facts.guidance_scale) == (None, None)
 
 
 def test_metadata_is_escaped(runs: Path) -> None:

@@ -1,13 +1,23 @@
 """Reading a run while it is written."""
 
+import dataclasses
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from loldu.errors import LoLDUError
+from webui.engine.dispatcher import Dispatcher
+from webui.engine.job import Status
 from webui.engine.jobs import Jobs
+from webui.engine.options import drawn_prompts
 from webui.engine.progress import RunReader
+from webui.teaching.estimate import estimated_seconds
+from webui.watching.charts import charts, table_of_step
 from webui.watching.text import headline
+
+MINIMAL = {"pretrained_model_name_or_path": "base", "resolution": 64, "max_train_steps": 1}
 
 
 @pytest.fixture
@@ -124,6 +134,50 @@ def test_scores_pictures_and_checkpoints_by_step(folder: Path) -> None:
 def test_the_last_line_of_the_log(log: str, last: str, folder: Path) -> None:
     (folder / "log.txt").write_text(log, newline="")
     assert RunReader(folder).read().last_line == last
+
+
+def test_values_that_no_chart_can_show_are_left_out(folder: Path) -> None:
+    append(folder / "metrics.jsonl", line(1, 1.0))
+    for text in (
+        *("3", "null", '"x"', "[]", "{", "[" * 100_000, '{"step": "2"}', '{"step": 1.5}', "{}"),
+        *('{"step": NaN, "loss": 1}', '{"step": 1' + "0" * 400 + "}", '{"step": null}'),
+        '{"step": 2, "loss": NaN, "seconds": "x", "peak_memory_mib": 1e999}',
+        '{"step": 3, "loss": -1' + "0" * 400 + "}",
+    ):
+        append(folder / "metrics.jsonl", text + "\n")
+    scores = '{"step": 2, "dino": "high", "clip_i": 0.5, "drift": Infinity, "clip_t": []}\n7\n{}\n'
+    append(folder / "validation.jsonl", scores)
+    progress = RunReader(folder).read()
+    assert (progress.step, progress.losses, progress.memory_mib) == (3, ((1, 0.125),), None)
+    assert progress.steps_per_s == pytest.approx(1)
+    assert progress.scores == {2: {"clip_i": 0.5}}
+    assert all(len(chart.curves) <= 2 for chart in charts(progress).values())
+    assert "0.500" in table_of_step(progress.scores, 2)
+
+
+@pytest.mark.parametrize(
+    "content", ["no toml [", "max_train_steps = 'x'", "optimization = 5", f"max = {10**400}", None]
+)
+def test_damaged_files_of_a_job_are_of_this_job_alone(
+    content: str | None, jobs: Jobs, dispatcher: Dispatcher
+) -> None:
+    options = {"instance_data_dir": "pictures", "instance_prompt": "a sks toy"}
+    bad, good = (jobs.submit(name, "ann", options) for name in ("bad", "good"))
+    assert jobs.begin(bad, "cpu")
+    (bad.folder / "process.lock").write_text("1")
+    (bad.folder / "ending.json").write_text('{"status": []}')
+    if content is None:
+        (bad.folder / "options.toml").unlink()
+    else:
+        (bad.folder / "options.toml").write_text(content)
+    with suppress(LoLDUError):  # one sentence, and nothing else
+        assert jobs.progress(bad.id).steps == 0
+    assert drawn_prompts(bad.folder) in ((), ("",))
+    finished = dataclasses.replace(bad, status=Status.FINISHED)
+    assert estimated_seconds(MINIMAL, [finished], lambda *_: 1.0) > 0
+    dispatcher.tick()
+    assert jobs.get(bad.id).status is Status.INTERRUPTED
+    assert jobs.get(good.id).status is Status.RUNNING
 
 
 @pytest.mark.parametrize("asked", [True, False])

@@ -23,7 +23,7 @@ from loldu.pictures.open import load_image
 from tests.webui.concepts import write
 from webui.engine.job import Job, Status
 from webui.engine.jobs import Jobs
-from webui.library import collection
+from webui.library import collection, scoring
 from webui.library.about import about
 from webui.library.collection import MOST_BYTES, Library
 from webui.library.entry import CONCEPT
@@ -415,3 +415,57 @@ def test_each_owner_has_a_quota_and_trash_is_deleted_first(
     small = open_library(max_bytes=third.path.stat().st_size)
     with pytest.raises(LoLDUError, match="Your library is full"):
         small.add(file, "fourth", "ann")
+
+
+# ------------------------------------------------------------------------ files from anybody
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[]",
+        b'{"name": "x"}',
+        b'{"name": 5, "owner": "ann", "created": 1}',
+        b'{"name": "x", "owner": "ann", "created": "long ago"}',
+        b'{"name": "x", "owner": "ann", "created": NaN}',
+        b'{"name": "x", "owner": "ann", "created": 1' + b"0" * 400 + b"}",
+        b'{"name": "x", "owner": "ann", "created": 1, "news": 1}',
+        b"[" * 100_000,
+        b'{"name": "x", "owner": "ann", "created": 1, "step": "\xff"}',
+    ],
+)
+def test_a_damaged_record_hides_its_concept_alone(
+    content: bytes, library: Library, jobs: Jobs, tmp_path: Path
+) -> None:
+    kept = library.add(write(tmp_path / "kept.safetensors"), "kept", "ann")
+    lost = library.add(write(tmp_path / "lost.safetensors"), "lost", "ann")
+    (lost.folder / "entry.json").write_bytes(content)
+    assert library.list("ann") == (kept,)
+    library.rename(kept.id, "ann", "hare")
+    assert library.add(kept.path, "another", "ann").name == "another"
+    assert (lost.folder / CONCEPT).is_file()
+    Library(jobs.folder / "library", tmp_path / "runs", jobs)
+
+
+@pytest.mark.parametrize(
+    "config",
+    ["no toml [", "instance = 5", "[instance]\ninstance_data_dir = 7", "\udcff", "[a]\n" * 2],
+)
+def test_a_result_with_damaged_options_is_collected(
+    config: str, library: Library, finished: Callable[..., Job]
+) -> None:
+    job = finished()
+    (job.folder / "config.toml").write_bytes(config.encode(errors="surrogateescape"))
+    (entry,) = library.list("ann")
+    assert (entry.id, entry.pictures, entry.token) == (job.id, [], "sks")
+    assert not scoring.has_true_pictures(entry)
+    assert scoring.usual_steps(entry, "dreambooth") > 1
+
+
+def test_a_folder_of_runs_with_a_name_that_is_not_unicode(library: Library, tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path / "runs") + b"/caf\xe9"))
+    write(folder / CONCEPT)
+    (entry,) = library.list("ann")
+    assert entry.name.encode() == entry.id.encode() == "caf\N{REPLACEMENT CHARACTER}".encode()
+    assert library.get(entry.id, "bob").path.is_file()

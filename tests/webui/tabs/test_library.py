@@ -1,5 +1,6 @@
 """Event handlers of the Library and Score tabs, and their owners."""
 
+import json
 import shutil
 import tomllib
 from html import unescape
@@ -19,6 +20,7 @@ from webui.engine.job import Kind, Status
 from webui.library import scoring
 from webui.page import PLAY
 from webui.tabs.library import LibraryHandlers
+from webui.tabs.play_handlers import PlayHandlers
 from webui.tabs.score import ScoreHandlers, estimate
 
 ANN, BOB = gr.Request(username="ann"), gr.Request(username="bob")
@@ -106,6 +108,58 @@ def test_search_looks_at_names_tokens_and_bases(tab: LibraryHandlers, tmp_path: 
     broken = view(tab.choose(("broken",), "", gr.SelectData(None, {"index": 0, "value": 0}), ANN))
     assert "not a readable .safetensors file" in unescape(broken["about"])
     assert not broken["delete"]["visible"]
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        {"scores": {"dino": 10**400}},
+        {"scores": {"dino": 1e308, "clip_i": 5}, "steps": 1.5},
+        {"steps": -(10**400), "token": ["sks"], "class_prompt": {"a": 1}},
+        {"scores": json.loads("[" * 30 + "]" * 30)},
+        {"scores": {"dino": "0.5", "clip_i": True, "drift": {}}, "steps": "many", "method": None},
+        {"steps": 2**64, "scores": {"dino": -1e308}, "base": {}, "class_prompt": [""] * 100},
+    ],
+)
+def test_one_hostile_file_does_not_take_the_library_down(
+    hostile: dict[str, Any],
+    tab: LibraryHandlers,
+    backend: Backend,
+    file: Path,
+    base_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entry_id = view(tab.add(str(file), "", ANN))["chosen"]
+    with monkeypatch.context() as patch:  # with a valid checksum, as a hostile writer makes it
+        patch.setattr("loldu.concept.format.check_metadata", lambda _: None)
+        bad = write(tmp_path / "bad.safetensors", of=base_folder.name, **hostile)
+    shutil.copyfile(bad, backend.library.get(entry_id, "ann").path)
+    (backend.library.get(entry_id, "ann").folder / "samples").mkdir()
+    (backend.library.get(entry_id, "ann").folder / "samples" / "0-concept.png").write_text("no")
+    sound = write(tmp_path / "good.safetensors", of=base_folder.name)
+    good = view(tab.add(str(sound), "", ANN))["chosen"]
+    seen = view(tab.refresh(entry_id, None, "", ANN))
+    assert set(seen["shown"]) == {entry_id, good}
+    assert len(seen["cards"]["value"]) == 2
+    assert seen["delete"]["visible"]
+    assert view(tab.refresh(None, None, "good", ANN))["shown"] == (good,)
+    play = PlayHandlers(backend)
+    choices, _ = play.look([], ANN)
+    assert len(choices["choices"]) == 2
+    ScoreHandlers(backend, SCORE).enter(entry_id, ANN)
+    assert view(tab.delete(entry_id, "", ANN))["shown"] == (good,)
+
+
+def test_an_unforeseen_error_is_of_one_concept(
+    tab: LibraryHandlers, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry_id = view(tab.add(str(file), "", ANN))["chosen"]
+    monkeypatch.setattr("webui.tabs.library.about", lambda _: 10**400 / 2)
+    seen = view(tab.refresh(entry_id, None, "", ANN))
+    assert seen["shown"] == (entry_id,)
+    assert "cannot be read" in seen["about"]
+    assert seen["delete"]["visible"]
 
 
 def test_an_export_is_deleted_after_its_download(tab: LibraryHandlers, file: Path) -> None:
