@@ -101,7 +101,7 @@ def serve(options: StudioOptions, users: list[tuple[str, str]]) -> None:
     with extra("webui"):
         from webui.app import create_demo
         from webui.backend import open_backend
-        from webui.style import CSS, THEME
+        from webui.style import CSS, LOGO, THEME
 
     base = installed_path(options.base)
     check_base_option(base)
@@ -126,6 +126,7 @@ def serve(options: StudioOptions, users: list[tuple[str, str]]) -> None:
             max_file_size="32mb",
             theme=THEME,
             css=CSS,
+            favicon_path=LOGO,
             quiet=True,
             prevent_thread_lock=True,
         )

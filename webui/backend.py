@@ -1,5 +1,6 @@
 """Objects that all tabs share, and the owner of a request."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from webui.engine.dispatcher import Dispatcher
 from webui.engine.job import Job
 from webui.engine.jobs import Jobs
 from webui.library.collection import Library
+from webui.teaching.draft import Drafts
 from webui.teaching.uploads import Uploads
 
 
@@ -33,6 +35,7 @@ class Backend:
         uploads: Uploaded pictures.
         examples: Folder with a folder of pictures per example; it may be missing.
         album: Drawn pictures of all owners.
+        drafts: Forms of all owners that are not sent yet.
     """
 
     base: str
@@ -44,11 +47,23 @@ class Backend:
     uploads: Uploads
     examples: Path
     album: Album
+    drafts: Drafts
 
     @property
     def class_pictures(self) -> Path:
         """Folder of the class pictures that all trainings share."""
         return self.jobs.folder / "class_pictures"
+
+    @property
+    def side_px(self) -> int | None:
+        """Side of the pictures that a local base was trained on, or None if unknown."""
+        folder = Path(self.base)
+        try:
+            unet = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
+            vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
+            return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     @property
     def trains_on_gpu(self) -> bool:
@@ -85,6 +100,7 @@ def open_backend(
     gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     require_base = base_check(base)
     jobs = Jobs(studio, before_queuing=require_base)
+    uploads = Uploads(jobs.folder / "pictures")
     return Backend(
         base,
         require_base,
@@ -92,9 +108,10 @@ def open_backend(
         Dispatcher(jobs, devices or gpus or ["cpu"]),
         Library(studio / "library", runs, jobs),
         Studio(base, before_loading=require_base),
-        Uploads(jobs.folder / "pictures"),
+        uploads,
         examples,
         Album(jobs.folder / "album"),
+        Drafts(jobs.folder / "drafts", uploads.sent),
     )
 
 

@@ -1,10 +1,16 @@
-"""The Concepts tab: pictures, crops, a name and the options of a training."""
+"""The Teach tab: pictures, the words for them, and the options of a training."""
 
-from collections.abc import Mapping, Sequence
+import base64
+import io
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from loldu.pictures.folder import is_picture
+from loldu.pictures.open import load_image
 from loldu.presets import Preset
 from webui.backend import Backend
 from webui.page import QUIET, Page
@@ -14,36 +20,56 @@ from webui.teaching.recipes import presets_for
 from webui.teaching.uploads import FILE_TYPES
 
 _PREVIEWS = "a {token} {class} in the snow"
+_CARD_PX = 160
+_PICK = """element.addEventListener('click', (event) => {
+  const card = event.target.closest('[data-name]');
+  if (card) trigger('select', {name: card.dataset.name});
+});"""
 
 
 def create_concepts(backend: Backend, page: Page, tab: gr.Tab) -> None:
     """Lay out the tab and connect its events."""
     known = presets_for(backend.base)
     with gr.Row():
-        with gr.Column(scale=1, min_width=320):
-            pictures = _pictures(examples(backend.examples))
-        with gr.Column(scale=1, min_width=320):
+        with gr.Column(scale=3, min_width=320):
+            pictures = _pictures(backend.examples)
+        with gr.Column(scale=2, min_width=320):
             form = _form(known)
+    with gr.Row(elem_classes="bar"):
+        form.estimate.render()
+        form.train.render()
     _connect(page, tab, ConceptsHandlers(backend, known, pictures, form), pictures, form)
 
 
-def _pictures(examples: Sequence[str]) -> Pictures:
+def step(number: int, title: str, about: str = "") -> gr.HTML:
+    """Lay out a numbered heading."""
+    return gr.HTML(f'<div class="step"><b>{number}</b><h2>{title}</h2><span>{about}</span></div>')
+
+
+def cards(folder: Path) -> str:
+    """Return the example concepts as HTML: a card with the first picture of each."""
+    shown = ""
+    for name in examples(folder):
+        picture = next((p for p in sorted((folder / name).iterdir()) if is_picture(p)), None)
+        if picture is None:
+            continue
+        image, content = load_image(picture), io.BytesIO()
+        image.thumbnail((_CARD_PX, _CARD_PX))
+        image.save(content, "WEBP", quality=90)
+        data = base64.b64encode(content.getvalue()).decode()
+        shown += (
+            f'<button type="button" data-name="{escape(name)}">'
+            f'<img alt="" src="data:image/webp;base64,{data}">'
+            f"{escape(name.replace('_', ' '))}</button>"
+        )
+    return f'<div class="cards-of-examples">{shown}</div>' if shown else ""
+
+
+def _pictures(folder: Path) -> Pictures:
     chosen, index = gr.State(()), gr.State(None)
-    files = gr.File(
-        label="3 to 5 pictures of one thing",
-        file_count="multiple",
-        file_types=FILE_TYPES,
-        height=150,
-        elem_id="files",
-    )
-    dropdown = gr.Dropdown(
-        list(examples),
-        value=None,
-        label="Or try it with example pictures",
-        visible=bool(examples),
-    )
+    step(1, "Pictures", "3 to 5 of one thing")
     crops = gr.Gallery(
-        label="Crops for training; choose one to change it",
+        label="As it will be taught; choose one to change its crop",
         columns=5,
         height="auto",
         allow_preview=False,
@@ -60,37 +86,60 @@ def _pictures(examples: Sequence[str]) -> Pictures:
             x = gr.Slider(0, 1, 0.5, step=0.01, label="Left to right", min_width=100)
             y = gr.Slider(0, 1, 0.5, step=0.01, label="Top to bottom", min_width=100)
         remove = gr.Button("Remove this picture", size="sm")
-    return Pictures(chosen, index, files, dropdown, crops, cropping, whole, zoom, x, y, remove)
+    doctor = gr.HTML()
+    problem = gr.HTML()
+    files = gr.File(
+        label="Your pictures",
+        file_count="multiple",
+        file_types=FILE_TYPES,
+        height=130,
+        elem_id="files",
+    )
+    shown = cards(folder)
+    with gr.Column(visible=bool(shown), min_width=0):
+        gr.HTML('<p class="or">Or try an example. A click fills in everything.</p>')
+        picked = gr.HTML(shown, js_on_load=_PICK)
+    return Pictures(
+        *(chosen, index, files, picked, crops, cropping, whole, zoom, x, y, remove),
+        doctor=doctor,
+        problem=problem,
+    )
 
 
 def _form(known: Mapping[str, Preset]) -> Form:
     first = next(iter(known.values()))
-    name = gr.Textbox(label="Name", placeholder="Milo", info="Your name for it.")
-    with gr.Row():
-        class_name = gr.Textbox(
-            label="Class", placeholder="dog", info="What kind of thing it is.", min_width=140
-        )
-        token = gr.Textbox(
-            label="Rare word", info="Stands for it in prompts. Use a made-up word.", min_width=140
-        )
-    recipe = gr.Radio([(each.replace("_", " "), each) for each in known], label="Preset")
+    step(2, "Name")
+    name = gr.Textbox(label="Name", placeholder="Milo", show_label=False, container=False)
+    gap: dict[str, Any] = {"show_label": False, "container": False, "elem_classes": "gap"}
+    with gr.Row(elem_classes="sentence"):
+        gr.HTML("It is a")
+        class_name = gr.Textbox(label="Class", placeholder="dog", **gap)
+        gr.HTML(", called")
+        token = gr.Textbox(label="Rare word", **gap)
+        called = gr.HTML("dog", html_template="<b>{{value}}</b>")
+        gr.HTML("in prompts.")
+    gr.HTML(
+        '<p class="hint">The called-word is a made-up word that the base does not know yet. The '
+        "suggested one is free: none of your concepts has it.</p>"
+    )
+    words = gr.HTML()
+    step(3, "Teach")
+    recipe = gr.Radio(
+        [(each.replace("_", " "), each) for each in known], label="Preset", visible=len(known) > 1
+    )
     about = gr.Markdown()
-    with gr.Accordion("Advanced", open=False):
+    with gr.Accordion("More options", open=False):
         advanced = _advanced()
-    doctor = gr.HTML()
-    estimate = gr.Markdown()
-    train = gr.Button("Train", variant="primary", elem_id="train")
+    options = gr.HTML()
     recipe.value = first.name
     return Form(
-        name,
-        class_name,
-        token,
-        recipe,
-        about,
-        *advanced,
-        doctor=doctor,
-        estimate=estimate,
-        train=train,
+        *(name, class_name, token, recipe, about, *advanced),
+        called=called,
+        words=words,
+        options=options,
+        estimate=gr.Markdown(render=False),
+        train=gr.Button("Teach", variant="primary", elem_id="train", scale=0, render=False),
+        tried=gr.State(False),
     )
 
 
@@ -123,9 +172,10 @@ def _advanced() -> tuple[Any, ...]:
 
 def _connect(page: Page, tab: gr.Tab, h: "ConceptsHandlers", p: Pictures, f: Form) -> None:
     crop = [p.zoom, p.x, p.y]
-    filled = {p.chosen, *(c for c in vars(f).values() if c not in (f.about, f.doctor, f.train))}
-    filled -= {f.estimate}
-    page.demo.load(h.begin, None, [f.token], **QUIET)
+    typed = [f.name, f.class_name, f.token]
+    filled = {p.chosen, *typed, f.recipe, *f.of_recipe(), f.scored, f.previews, f.seed, f.tried}
+    problems = [p.problem, f.words, f.options]
+    page.demo.load(h.begin, None, [p.chosen, p.crops, *typed], **QUIET)
     gr.on([page.demo.load, f.recipe.change], h.choose, f.recipe, [f.about, *f.of_recipe()], **QUIET)
     p.files.upload(
         h.add,
@@ -133,8 +183,8 @@ def _connect(page: Page, tab: gr.Tab, h: "ConceptsHandlers", p: Pictures, f: For
         [p.files, p.chosen, p.crops],
         api_visibility="private",
     )
-    p.examples.input(
-        h.take, [p.examples, f.resolution], [p.chosen, p.crops, f.name, f.class_name], **QUIET
+    p.examples.select(
+        h.take, f.resolution, [p.chosen, p.crops, p.cropping, f.name, f.class_name], **QUIET
     )
     p.crops.select(h.select, p.chosen, [p.index, p.cropping, p.whole, *crop], **QUIET)
     gr.on(
@@ -151,7 +201,23 @@ def _connect(page: Page, tab: gr.Tab, h: "ConceptsHandlers", p: Pictures, f: For
         [p.chosen, p.index, p.cropping, p.crops],
         **QUIET,
     )
-    changes = [p.chosen.change, f.class_name.blur, f.token.blur, tab.select]
+    f.class_name.change(None, f.class_name, f.called, js="(word) => word || 'dog'")
+    changes = [p.chosen.change, f.class_name.change, f.token.change, tab.select]
     changes += [component.change for component in f.of_recipe()]
-    gr.on(changes, h.judge, filled, [f.doctor, f.estimate], trigger_mode="always_last", **QUIET)
-    f.train.click(h.train, filled, [page.job, page.tabs, f.token], api_visibility="private")
+    judged = [p.doctor, f.estimate, *problems]
+    gr.on(changes, h.judge, filled, judged, trigger_mode="always_last", **QUIET)
+    kept = [p.chosen, *typed]
+    gr.on(
+        [p.chosen.change, *(each.change for each in typed)],
+        h.keep,
+        kept,
+        None,
+        trigger_mode="always_last",
+        **QUIET,
+    )
+    f.train.click(
+        h.train,
+        filled,
+        [page.job, page.tabs, f.token, f.tried, f.estimate, *problems],
+        **QUIET,
+    )

@@ -1,7 +1,7 @@
-"""Event handlers of the Concepts tab."""
+"""Event handlers of the Teach tab."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,15 @@ from webui.backend import Backend, owner
 from webui.engine.job import ENDED
 from webui.page import PROGRESS, errors_on_page
 from webui.teaching.crops import Crop, cropped, outlined
+from webui.teaching.draft import Draft
 from webui.teaching.estimate import duration, estimated_seconds
-from webui.teaching.recipes import Order, options_for, suggested_token
+from webui.teaching.recipes import (
+    Order,
+    checked_class,
+    checked_word,
+    options_for,
+    suggested_token,
+)
 from webui.teaching.uploads import MAX_PICTURES, Upload, opened
 
 _SHOWN_PX = 512
@@ -33,7 +40,7 @@ class Pictures:
     chosen: gr.State  # tuple[Picture, ...]
     index: gr.State  # of the picture whose crop is shown
     files: gr.File
-    examples: gr.Dropdown
+    examples: gr.HTML
     crops: gr.Gallery
     cropping: gr.Column
     whole: gr.Image
@@ -41,6 +48,8 @@ class Pictures:
     x: gr.Slider
     y: gr.Slider
     remove: gr.Button
+    doctor: gr.HTML
+    problem: gr.HTML
 
 
 @dataclass(frozen=True)
@@ -62,9 +71,12 @@ class Form:
     scored: gr.Checkbox
     previews: gr.Textbox
     seed: gr.Number
-    doctor: gr.HTML
+    called: gr.HTML
+    words: gr.HTML
+    options: gr.HTML
     estimate: gr.Markdown
     train: gr.Button
+    tried: gr.State
 
     def of_recipe(self) -> tuple[gr.Number | gr.Textbox | gr.Checkbox, ...]:
         """Return the fields that a preset fills in."""
@@ -80,7 +92,7 @@ class Form:
 
 
 class ConceptsHandlers:
-    """Event handlers of the Concepts tab."""
+    """Event handlers of the Teach tab."""
 
     def __init__(
         self, backend: Backend, known: Mapping[str, Preset], pictures: Pictures, form: Form
@@ -89,9 +101,28 @@ class ConceptsHandlers:
         self._backend, self._recipes, self._p, self._f = backend, known, pictures, form
         self._measured: dict[tuple[int, int], float] = {}
 
-    def begin(self, request: gr.Request) -> str:
-        """Suggest a rare word."""
-        return self._suggested(request)
+    def begin(self, request: gr.Request) -> tuple[Any, ...]:
+        """Show the form as the person left it, and suggest a rare word."""
+        draft = self._backend.drafts.load(owner(request))
+        first = next(iter(self._recipes.values()))
+        side = first.values.get("resolution", _SHOWN_PX)
+        token = draft.token or self._suggested(request)
+        return (
+            *(draft.pictures, _gallery(draft.pictures, side)),
+            *(draft.name, draft.class_name, token),
+        )
+
+    def keep(
+        self,
+        chosen: tuple[Picture, ...],
+        name: str | None,
+        class_name: str | None,
+        token: str | None,
+        request: gr.Request,
+    ) -> None:
+        """Keep the form for a reload."""
+        draft = Draft(chosen, name or "", class_name or "", token or "")
+        self._backend.drafts.save(owner(request), draft)
 
     def choose(self, recipe: str) -> tuple[Any, ...]:
         """Fill in the values of a preset."""
@@ -132,17 +163,19 @@ class ConceptsHandlers:
             gr.Warning(escape(sentence), duration=20)
         return None, chosen, _gallery(chosen, resolution)
 
-    def take(self, name: str | None, resolution: float | int | None) -> tuple[Any, ...]:
-        """Replace the pictures by those of an example."""
+    def take(self, resolution: float | int | None, event: gr.EventData) -> tuple[Any, ...]:
+        """Replace the pictures, the name and the class by those of an example."""
+        name: str = event.name
         if name not in examples(self._backend.examples):
-            return gr.skip(), gr.skip(), gr.skip(), gr.skip()
+            return (gr.skip(),) * 5
         folder = self._backend.examples / name
         add = self._backend.uploads.add
         with errors_on_page():
             files = sorted(path for path in folder.iterdir() if is_picture(path))
             chosen = tuple((add(path, path.name), Crop()) for path in files[:MAX_PICTURES])
         title = name.replace("_", " ")
-        return chosen, _gallery(chosen, resolution), title, title.split()[-1]
+        hidden = gr.update(visible=False)
+        return chosen, _gallery(chosen, resolution), hidden, title, title.split()[-1]
 
     def select(self, chosen: tuple[Picture, ...], event: gr.SelectData) -> tuple[Any, ...]:
         """Show a whole picture with its crop."""
@@ -177,36 +210,74 @@ class ConceptsHandlers:
             chosen = (*chosen[:index], *chosen[index + 1 :])
         return chosen, None, gr.update(visible=False), _gallery(chosen, resolution)
 
-    def judge(self, filled: Mapping[Any, Any]) -> tuple[str, str]:
-        """Return warnings about the pictures and options, and the estimated time."""
+    def judge(self, filled: Mapping[Any, Any]) -> tuple[str, ...]:
+        """Return warnings about the pictures, the estimated time, and what must be corrected."""
         chosen: tuple[Picture, ...] = filled[self._p.chosen]
+        problems = self._problems(filled)
+        if not filled[self._f.tried]:  # nobody needs to hear of what they have not come to yet
+            problems["pictures"] = problems["pictures"] if chosen else ""
+            problems["words"] = problems["words"] if filled[self._f.class_name] else ""
+        shown = tuple(map(problem, problems.values()))
         if not chosen:
-            return "", ""
+            return "", "", *shown
+        side, order = filled[self._f.resolution], None
         try:
             order = _order(self._f, filled)
             options = self._options(order, Path())
-            seconds = estimated_seconds(options, self._backend.jobs.list(), self._measure)
-            before = [job for job in self._backend.jobs.list() if job.status not in ENDED]
-        except LoLDUError as error:
-            return advice(chosen, None), escape(str(error))
-        waits = f", after {len(before)} other{'s' * (len(before) > 1)}" if before else ""
-        return advice(chosen, order), f"Takes **{duration(seconds)}**{waits}."
+            jobs = self._backend.jobs.list()
+            seconds = estimated_seconds(options, jobs, self._measure)
+        except LoLDUError:
+            return advice(chosen, side, order), "", *shown
+        before = len([job for job in jobs if job.status not in ENDED])
+        waits = f", after {before} other{'s' * (before > 1)}" if before else ""
+        return advice(chosen, side, order), f"Takes **{duration(seconds)}**{waits}.", *shown
 
     def train(self, filled: Mapping[Any, Any], request: gr.Request) -> tuple[Any, ...]:
-        """Queue the training and open Progress."""
-        with errors_on_page():
-            chosen: tuple[Picture, ...] = filled[self._p.chosen]
-            if not chosen:
-                raise LoLDUError("There are no pictures yet: add 3 to 5 of one thing.")
-            order = _order(self._f, filled)
-            name = filled[self._f.name].strip() or f"{order.token} {order.class_name}"
-            self._options(order, Path())  # raises before anything is written
-            _refuse_small(chosen, order.resolution)
-            options = self._options(order, self._backend.uploads.store(chosen))
-            job = self._backend.jobs.submit(name, owner(request), options)
-            self._backend.dispatcher.wake()
+        """Queue the training and open Progress, or say beside the fields what must be corrected."""
+        problems, said = self._problems(filled), gr.skip()
+        if not any(problems.values()):
+            try:
+                return *self._queued(filled, request), False, said, "", "", ""
+            except LoLDUError as error:
+                said = problem(str(error))
+        skip = gr.skip()
+        return skip, skip, skip, True, said, *map(problem, problems.values())
+
+    def _queued(self, filled: Mapping[Any, Any], request: gr.Request) -> tuple[Any, ...]:
+        order = _order(self._f, filled)
+        name = filled[self._f.name].strip() or f"{order.token} {order.class_name}"
+        pictures = self._backend.uploads.store(filled[self._p.chosen])
+        job = self._backend.jobs.submit(name, owner(request), self._options(order, pictures))
+        self._backend.dispatcher.wake()
+        self._backend.drafts.forget(owner(request))
         gr.Info(f"{escape(job.name)} is in the queue.")
         return job.id, gr.Tabs(selected=PROGRESS), self._suggested(request, order.token)
+
+    def _problems(self, filled: Mapping[Any, Any]) -> dict[str, str]:
+        """Return a sentence for each part of the form that must be corrected, or else ""."""
+        f, chosen = self._f, filled[self._p.chosen]
+
+        def words() -> None:
+            checked_class(filled[f.class_name] or "", filled[f.token] or "")
+            checked_word(filled[f.token] or "", "rare word")
+
+        def options() -> None:
+            self._options(replace(_order(f, filled), class_name="thing", token="sks"), Path())
+
+        def pictures() -> None:
+            if not chosen:
+                raise LoLDUError("There are no pictures yet: add 3 to 5 of one thing.")
+            if filled[f.resolution]:
+                _refuse_small(chosen, int(filled[f.resolution]))
+
+        found: dict[str, str] = {}
+        for place, check in (("pictures", pictures), ("words", words), ("options", options)):
+            found[place] = ""
+            try:
+                check()
+            except LoLDUError as error:
+                found[place] = str(error)
+        return found
 
     def _measure(self, rows: int, side: int) -> float:
         if (rows, side) not in self._measured:
@@ -232,9 +303,14 @@ def examples(folder: Path) -> list[str]:
     return sorted(each.name for each in folder.iterdir() if each.is_dir())
 
 
-def advice(chosen: Sequence[Picture], order: Order | None) -> str:
-    """Return the warnings about the crops as HTML."""
-    resolution = order.resolution if order else 512
+def problem(sentence: str) -> str:
+    """Return what must be corrected as HTML, or ""."""
+    return f'<p class="problem" role="alert">{escape(sentence)}</p>' if sentence else ""
+
+
+def advice(chosen: Sequence[Picture], side: float | int | None, order: Order | None) -> str:
+    """Return the warnings about the crops at a resolution of `side` pixels as HTML."""
+    resolution = int(side or _SHOWN_PX)
     caption = f"a photo of {order.token} {order.class_name}" if order else "sks thing"
     findings = [
         examine(
@@ -274,8 +350,8 @@ def _order(f: Form, filled: Mapping[Any, Any]) -> Order:
         raise LoLDUError("Rank is a number, such as 32, or full.")
     lines = filled[f.previews].split("\n")
     return Order(
-        class_name=filled[f.class_name],
-        token=filled[f.token],
+        class_name=filled[f.class_name] or "",
+        token=filled[f.token] or "",
         recipe=filled[f.recipe],
         max_train_steps=int(filled[f.max_train_steps]),
         learning_rate=float(filled[f.learning_rate]),

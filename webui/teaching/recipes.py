@@ -98,7 +98,10 @@ def options_for(
     values = dict(preset.values)
     if not _is_for(preset, base):  # another base has neither its variants nor its VAE
         values = {name: values[name] for name in values if name not in _BASE_OPTIONS}
-    words = {"token": checked_word(order.token, "rare word"), "class": checked_class(order)}
+    words = {
+        "token": checked_word(order.token, "rare word"),
+        "class": checked_class(order.class_name, order.token),
+    }
     concept = "{token} {class}".format(**words)
     asked = [f"a photo of a {concept}", *(_filled(prompt, words) for prompt in order.previews)]
     every = max(1, order.max_train_steps // _VALIDATIONS)
@@ -146,16 +149,16 @@ def checked_word(word: str, what: str) -> str:
     return word
 
 
-def checked_class(order: Order) -> str:
-    """Return the class of an order, a word or a few.
+def checked_class(class_name: str, token: str) -> str:
+    """Return a class, a word or a few, without more spaces than it needs.
 
     Raises:
         LoLDUError: If it is empty, longer than that, or contains the rare word.
     """
-    words = order.class_name.split()
+    words = class_name.split()
     if not 1 <= len(words) <= 5 or not all(map(_WORD.fullmatch, words)):
         raise LoLDUError("Say in one to five words what kind of thing it is, such as dog or toy.")
-    if order.token.strip() in words:
+    if token.strip() in words:
         raise LoLDUError("The rare word is part of the class: choose another rare word.")
     return " ".join(words)
 

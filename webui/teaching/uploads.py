@@ -46,10 +46,10 @@ class Uploads:
 
     def __init__(self, folder: Path) -> None:
         """Make the folders, and delete uploads of more than a day ago."""
-        self._sent, self._instances = folder / "sent", folder / "instances"
-        for made in (self._sent, self._instances):
+        self.sent, self._instances = folder / "sent", folder / "instances"
+        for made in (self.sent, self._instances):
             made.mkdir(parents=True, exist_ok=True)
-        for old in self._sent.iterdir():
+        for old in self.sent.iterdir():
             if time.time() - old.stat().st_mtime > _FORGOTTEN_AFTER_S:
                 old.unlink(missing_ok=True)
 
@@ -64,7 +64,7 @@ class Uploads:
             LoLDUError: If it is not a picture, or too large.
         """
         image = decoded(path, name)
-        kept = self._sent / f"{secrets.token_hex(12)}.png"
+        kept = self.sent / f"{secrets.token_hex(12)}.png"
         save_png(image, kept)
         return Upload(kept, name, image.size)
 
