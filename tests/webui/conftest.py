@@ -104,7 +104,7 @@ def make_dispatcher(jobs: Jobs) -> Iterator[MakeDispatcher]:
         dispatcher.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # until then its event loop is in the way of others
 def browser() -> Iterator["Browser"]:
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: make install")
     path = installed_browser()

@@ -64,14 +64,14 @@ def take(page: Page, name: str) -> None:
 
 
 def ask_for_training(page: Page, name: str, steps: int) -> None:
-    open_tab(page, "Concepts")
+    open_tab(page, "Teach")
     page.get_by_label("Name").first.fill(name)
     page.get_by_label("Class").fill("toy")
     if not page.get_by_label("Steps").is_visible():
-        page.get_by_text("Advanced").click()
+        page.get_by_text("More options").click()
     page.get_by_label("Steps").fill(str(steps))
     page.get_by_label("Preserve the class").set_checked(bool(TAKEN))
-    page.get_by_role("button", name="Train", exact=True).click()
+    page.get_by_role("button", name="Teach", exact=True).click()
     expect(page.get_by_role("tab", name="Progress")).to_have_attribute("aria-selected", "true")
 
 
@@ -216,13 +216,9 @@ def at_a_phones_width_nothing_is_cut_off(browser: Browser, server: Server, *, da
     phone = browser.new_page(viewport={"width": 390, "height": 844})
     phone.set_default_timeout(PATIENCE_MS)
     phone.goto(f"{server.url}{'?__theme=dark' if dark else ''}")
-    expect(phone.get_by_role("tab", name="Concepts")).to_be_visible()
-    for tab in ("Concepts", "Progress", "Play", "Library", "Score"):
-        button = phone.get_by_role("tab", name=tab)
-        if not button.is_visible():  # there is no room for all
-            phone.get_by_role("button", name="More tabs").click()
-            button = phone.get_by_role("button", name=tab, exact=True).first
-        button.click()
+    expect(phone.get_by_role("tab", name="Teach")).to_be_visible()
+    for tab in ("Teach", "Progress", "Play", "Library", "Score"):
+        phone.get_by_role("tab", name=tab).click()  # all are in sight
         expect(panel(phone)).to_be_visible()
         phone.wait_for_timeout(500)
         wide = phone.evaluate(_TOO_WIDE)

@@ -114,20 +114,21 @@ def _form(known: Mapping[str, Preset]) -> Form:
     with gr.Row(elem_classes="sentence"):
         gr.HTML("It is a")
         class_name = gr.Textbox(label="Class", placeholder="dog", **gap)
-        gr.HTML(", called")
+    with gr.Row(elem_classes="sentence"):
+        gr.HTML("called")
         token = gr.Textbox(label="Rare word", **gap)
         called = gr.HTML("dog", html_template="<b>{{value}}</b>")
         gr.HTML("in prompts.")
     gr.HTML(
-        '<p class="hint">The called-word is a made-up word that the base does not know yet. The '
-        "suggested one is free: none of your concepts has it.</p>"
+        '<p class="hint">The short made-up word stands for your thing. Any will do; this one is '
+        "free.</p>"
     )
     words = gr.HTML()
     step(3, "Teach")
     recipe = gr.Radio(
         [(each.replace("_", " "), each) for each in known], label="Preset", visible=len(known) > 1
     )
-    about = gr.Markdown()
+    about = gr.Markdown(visible=len(known) > 1)
     with gr.Accordion("More options", open=False):
         advanced = _advanced()
     options = gr.HTML()
@@ -202,7 +203,7 @@ def _connect(page: Page, tab: gr.Tab, h: "ConceptsHandlers", p: Pictures, f: For
         **QUIET,
     )
     f.class_name.change(None, f.class_name, f.called, js="(word) => word || 'dog'")
-    changes = [p.chosen.change, f.class_name.change, f.token.change, tab.select]
+    changes = [p.chosen.change, f.class_name.blur, f.token.blur, tab.select]
     changes += [component.change for component in f.of_recipe()]
     judged = [p.doctor, f.estimate, *problems]
     gr.on(changes, h.judge, filled, judged, trigger_mode="always_last", **QUIET)

@@ -13,6 +13,7 @@ from loldu.errors import LoLDUError
 from loldu.pictures.folder import CaptionedImage, is_picture, min_side_px
 from loldu.pictures.inspect import TrainingSetup, examine, look_alikes, warnings
 from loldu.presets import Preset
+from trainer.options.preset import configure
 from webui.backend import Backend, owner
 from webui.engine.job import ENDED
 from webui.page import PROGRESS, errors_on_page
@@ -106,10 +107,11 @@ class ConceptsHandlers:
         draft = self._backend.drafts.load(owner(request))
         first = next(iter(self._recipes.values()))
         side = first.values.get("resolution", _SHOWN_PX)
-        token = draft.token or self._suggested(request)
+        free = self._suggested(request)
+        token = draft.token if draft.token not in self._used(request) else free
         return (
             *(draft.pictures, _gallery(draft.pictures, side)),
-            *(draft.name, draft.class_name, token),
+            *(draft.name, draft.class_name, token or free),
         )
 
     def keep(
@@ -249,7 +251,6 @@ class ConceptsHandlers:
         pictures = self._backend.uploads.store(filled[self._p.chosen])
         job = self._backend.jobs.submit(name, owner(request), self._options(order, pictures))
         self._backend.dispatcher.wake()
-        self._backend.drafts.forget(owner(request))
         gr.Info(f"{escape(job.name)} is in the queue.")
         return job.id, gr.Tabs(selected=PROGRESS), self._suggested(request, order.token)
 
@@ -258,11 +259,13 @@ class ConceptsHandlers:
         f, chosen = self._f, filled[self._p.chosen]
 
         def words() -> None:
-            checked_class(filled[f.class_name] or "", filled[f.token] or "")
-            checked_word(filled[f.token] or "", "rare word")
+            word = filled[f.token] or ""
+            checked_class(filled[f.class_name] or "", word)
+            checked_word(word, "rare word")
 
         def options() -> None:
-            self._options(replace(_order(f, filled), class_name="thing", token="sks"), Path())
+            order = replace(_order(f, filled), class_name="thing", token="sks")
+            configure({**self._options(order, Path()), "output_dir": Path()})
 
         def pictures() -> None:
             if not chosen:
@@ -276,7 +279,7 @@ class ConceptsHandlers:
             try:
                 check()
             except LoLDUError as error:
-                found[place] = str(error)
+                found[place] = str(error).replace("--", "")
         return found
 
     def _measure(self, rows: int, side: int) -> float:
@@ -291,9 +294,12 @@ class ConceptsHandlers:
         )
 
     def _suggested(self, request: gr.Request, *used: str) -> str:
-        backend = self._backend
-        known = (entry.token for entry in backend.library.list(owner(request)))
-        return suggested_token(backend.base, {*filter(None, known), *used})
+        return suggested_token(self._backend.base, {*self._used(request), *used})
+
+    def _used(self, request: gr.Request) -> set[str]:
+        """Return the rare words of the person's concepts."""
+        entries = self._backend.library.list(owner(request))
+        return {entry.token for entry in entries if entry.token}
 
 
 def examples(folder: Path) -> list[str]:
@@ -311,7 +317,9 @@ def problem(sentence: str) -> str:
 def advice(chosen: Sequence[Picture], side: float | int | None, order: Order | None) -> str:
     """Return the warnings about the crops at a resolution of `side` pixels as HTML."""
     resolution = int(side or _SHOWN_PX)
-    caption = f"a photo of {order.token} {order.class_name}" if order else "sks thing"
+    token, thing = (order.token, order.class_name) if order else ("", "")
+    token, thing = token.strip() or "sks", thing.strip() or "thing"
+    caption = f"a photo of {token} {thing}"
     findings = [
         examine(
             CaptionedImage(Path(f"picture {number}"), caption),
@@ -320,9 +328,7 @@ def advice(chosen: Sequence[Picture], side: float | int | None, order: Order | N
         )
         for number, (upload, crop) in enumerate(chosen, 1)
     ]
-    setup = TrainingSetup(
-        resolution, instance_prompt=caption, token=order.token if order else "sks"
-    )
+    setup = TrainingSetup(resolution, instance_prompt=caption, token=token)
     found = [text.replace("--", "") for text in warnings(findings, look_alikes(findings), setup)]
     if not found:
         return '<p class="advice good">These pictures look fine.</p>'

@@ -1,4 +1,4 @@
-"""The form of Teach as a person left it, kept on the server until the training is asked for."""
+"""The form of Teach as a person left it, kept on the server over a reload and a restart."""
 
 import hashlib
 import json
@@ -64,10 +64,6 @@ class Drafts:
         except (OSError, ValueError, KeyError, TypeError):
             return Draft()
         return Draft(pictures, *texts)
-
-    def forget(self, owner: str) -> None:
-        """Delete the owner's draft."""
-        self._path(owner).unlink(missing_ok=True)
 
     def _pictures(self, kept: Sequence[Mapping[str, Any]]) -> list[tuple[Upload, Crop]]:
         found: list[tuple[Upload, Crop]] = []

@@ -1,6 +1,7 @@
-"""Event handlers of the Concepts tab."""
+"""Event handlers of the Teach tab."""
 
 import asyncio
+import re
 import shutil
 import tomllib
 from dataclasses import dataclass
@@ -52,13 +53,13 @@ class Tab:
 def tab(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> Tab:
     async def build() -> tuple[Pictures, Form]:
         with gr.Blocks():
-            return concepts._pictures([]), concepts._form(known)
+            return concepts._pictures(backend.examples), concepts._form(known)
 
     known = presets_for(backend.base)
     pictures, form = asyncio.run(build())  # outside of a loop gradio makes several, closing none
     monkeypatch.setattr(backend.studio, "seconds_a_pass", lambda *_: 0.1, raising=False)
     handlers = ConceptsHandlers(backend, known, pictures, form)
-    chosen, *_ = handlers.take("red_cat", 64)
+    chosen, *_ = handlers.take(64, gr.EventData(None, {"name": "red_cat"}))
     filled = {
         pictures.chosen: chosen,
         form.name: "Milo <b>",
@@ -75,6 +76,7 @@ def tab(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> Tab:
         form.scored: False,
         form.previews: "a {token} {class} in the snow\n\n",
         form.seed: 1,
+        form.tried: False,
     }
     return Tab(handlers, pictures, form, filled)
 
@@ -82,8 +84,9 @@ def tab(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> Tab:
 def test_the_form_becomes_a_training(tab: Tab, backend: Backend) -> None:
     upload, _ = tab.filled[tab.p.chosen][0]
     chosen = ((upload, Crop(2, 0, 0)), *tab.filled[tab.p.chosen][1:])
-    job_id, tabs, token = tab.handlers.train(tab.filled | {tab.p.chosen: chosen}, ANN)
+    job_id, tabs, token, *said = tab.handlers.train(tab.filled | {tab.p.chosen: chosen}, ANN)
     (job,) = backend.jobs.list("ann")
+    assert said == [False, gr.skip(), "", "", ""]
     assert (job.id, job.name, tabs.selected, token) == (job_id, "Milo <b>", PROGRESS, "ohwx")
     options = tomllib.loads((job.folder / "options.toml").read_text())
     message = {name: table[name] for table in options.values() for name in table}
@@ -100,30 +103,52 @@ def test_the_form_becomes_a_training(tab: Tab, backend: Backend) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "message"),
+    ("field", "value", "place", "message"),
     [
-        ("class_name", "", "what kind of thing"),
-        ("token", "a b", "must be one word"),
-        ("rank", "many", "Rank is a number"),
-        ("max_train_steps", None, "Steps needs a number"),
-        ("resolution", 100, "must be .* a multiple of 8"),
-        ("resolution", 512, "The crop of 0.png is 50 pixels wide"),
-        ("recipe", "another", "There is no preset"),
-        ("learning_rate", 0, "--learning_rate is 0.0; it must be above 0"),
+        ("class_name", "", "words", "what kind of thing"),
+        ("class_name", "<b>", "words", "what kind of thing"),
+        ("token", "a b", "words", "must be one word"),
+        ("token", "cat", "words", "The rare word is part of the class"),
+        ("rank", "many", "options", "Rank is a number"),
+        ("max_train_steps", None, "options", "Steps needs a number"),
+        ("resolution", 100, "options", "must be .* a multiple of 8"),
+        ("resolution", 512, "pictures", "The crop of 0.png is 50 pixels wide"),
+        ("recipe", "another", "options", "There is no preset"),
+        ("learning_rate", 0, "options", "learning_rate is 0.0; it must be above 0"),
     ],
 )
-def test_a_mistake_is_reported_and_leaves_nothing(
-    tab: Tab, backend: Backend, field: str, value: object, message: str
+def test_a_mistake_stands_beside_its_field_until_it_is_corrected(
+    tab: Tab, backend: Backend, field: str, value: object, place: str, message: str
 ) -> None:
-    with pytest.raises(gr.Error, match=message):
-        tab.handlers.train(tab.filled | {getattr(tab.f, field): value}, ANN)
+    wrong = tab.filled | {getattr(tab.f, field): value}
+    *unchanged, tried, said = tab.handlers.train(wrong, ANN)[:5]
+    assert unchanged == [gr.skip()] * 3  # no field loses its value
+    assert (tried, said) == (True, gr.skip())
+    for answer in (tab.handlers.train(wrong, ANN), tab.handlers.judge(wrong | {tab.f.tried: True})):
+        problems = dict(zip(("pictures", "words", "options"), answer[-3:], strict=True))
+        assert re.search(message, problems.pop(place))
+        assert set(problems.values()) == {""}
+    assert tab.handlers.judge(tab.filled | {tab.f.tried: True})[-3:] == ("", "", "")
     assert not backend.jobs.list()
     assert not [*(backend.jobs.folder / "runs").iterdir()]
 
 
-def test_without_pictures_there_is_nothing_to_train(tab: Tab, backend: Backend) -> None:
-    with pytest.raises(gr.Error, match="There are no pictures yet"):
-        tab.handlers.train(tab.filled | {tab.p.chosen: ()}, ANN)
+def test_an_empty_form_hears_nothing_until_teach_is_pressed(tab: Tab, backend: Backend) -> None:
+    empty = tab.filled | {tab.p.chosen: (), tab.f.class_name: None, tab.f.name: None}
+    assert tab.handlers.judge(empty) == ("", "", "", "", "")
+    pictures, words, options = tab.handlers.train(empty, ANN)[-3:]
+    assert "There are no pictures yet" in pictures
+    assert "what kind of thing" in words
+    assert options == ""
+
+
+def test_a_full_queue_is_said_in_the_bar(tab: Tab, backend: Backend) -> None:
+    for _ in range(10):
+        tab.handlers.train(tab.filled, ANN)
+    *_, tried, said, pictures, words, options = tab.handlers.train(tab.filled, ANN)
+    assert 'role="alert"' in said
+    assert (tried, pictures, words, options) == (True, "", "", "")
+    assert len(backend.jobs.list()) == 10
 
 
 def test_valid_pictures_of_an_upload_are_kept(
@@ -167,20 +192,41 @@ def test_a_crop_is_seen_at_once(tab: Tab) -> None:
 
 
 def test_warnings_and_the_estimate_come_before_training(tab: Tab) -> None:
-    said, time = tab.handlers.judge(tab.filled)
+    said, time, *_ = tab.handlers.judge(tab.filled)
     assert "Nearly the same picture" not in said
     # 20 steps of one picture and 26 pictures in 25 steps with guidance
     assert "Takes **about 2 minutes**." in time
     chosen = tab.filled[tab.p.chosen]
-    said, time = tab.handlers.judge(tab.filled | {tab.p.chosen: (chosen[0], chosen[0])})
+    said, time, *_ = tab.handlers.judge(tab.filled | {tab.p.chosen: (chosen[0], chosen[0])})
     assert "Only 2 pictures" in said
     assert "picture 1 = picture 2" in said
-    assert tab.handlers.judge(tab.filled | {tab.p.chosen: ()}) == ("", "")
-    _, time = tab.handlers.judge(tab.filled | {tab.f.class_name: "<b>"})
-    assert "what kind of thing" in time
 
 
-def test_an_example_is_a_name_in_the_folder_and_no_path(tab: Tab) -> None:
-    assert tab.handlers.take("../examples/red_cat", 64)[0] == gr.skip()
-    chosen, _, name, class_name = tab.handlers.take("blue_dog", 64)
-    assert (len(chosen), name, class_name) == (3, "blue dog", "dog")
+def test_pictures_are_judged_at_the_resolution_of_the_form_from_the_start(tab: Tab) -> None:
+    nameless = tab.filled | {tab.f.class_name: ""}
+    assert "Blurred" not in tab.handlers.judge(nameless)[0]
+    assert "Blurred at 512 pixels" in tab.handlers.judge(nameless | {tab.f.resolution: 512})[0]
+
+
+def test_an_example_is_a_name_in_the_folder_and_no_path(tab: Tab, backend: Backend) -> None:
+    path, name = ({"name": each} for each in ("../examples/red_cat", "blue_dog"))
+    assert tab.handlers.take(64, gr.EventData(None, path)) == (gr.skip(),) * 5
+    chosen, _, _, title, class_name = tab.handlers.take(64, gr.EventData(None, name))
+    assert (len(chosen), title, class_name) == (3, "blue dog", "dog")
+    assert concepts.cards(backend.examples).count("<img") == 2
+
+
+def test_a_form_is_kept_over_a_reload_for_its_owner_alone(tab: Tab, backend: Backend) -> None:
+    upload, _ = tab.filled[tab.p.chosen][0]
+    chosen = ((upload, Crop(2, 0, 0.25)), *tab.filled[tab.p.chosen][1:])
+    tab.handlers.keep(chosen, "Milo", "cat", "zwx", ANN)
+    kept, gallery, *texts = tab.handlers.begin(ANN)
+    assert (kept, texts) == (chosen, ["Milo", "cat", "zwx"])
+    assert len(gallery["value"]) == 3
+    assert tab.handlers.begin(gr.Request(username="bob"))[0] == ()
+    upload.path.unlink()
+    assert tab.handlers.begin(ANN)[0] == chosen[1:]
+    (file,) = (backend.jobs.folder / "drafts").iterdir()
+    for damaged in (b"{", b"[]", b'{"pictures": [{"file": 1}]}', b"\xff"):
+        file.write_bytes(damaged)
+        assert tab.handlers.begin(ANN)[2:4] == ("", "")
