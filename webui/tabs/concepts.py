@@ -205,8 +205,9 @@ def _connect(page: Page, tab: gr.Tab, h: "ConceptsHandlers", p: Pictures, f: For
     f.class_name.change(None, f.class_name, f.called, js="(word) => word || 'dog'")
     changes = [p.chosen.change, f.class_name.blur, f.token.blur, tab.select]
     changes += [component.change for component in f.of_recipe()]
-    judged = [p.doctor, f.estimate, *problems]
+    judged = [p.doctor, f.estimate]
     gr.on(changes, h.judge, filled, judged, trigger_mode="always_last", **QUIET)
+    gr.on(changes, h.check, filled, problems, trigger_mode="always_last", **QUIET)
     kept = [p.chosen, *typed]
     gr.on(
         [p.chosen.change, *(each.change for each in typed)],
@@ -216,9 +217,6 @@ def _connect(page: Page, tab: gr.Tab, h: "ConceptsHandlers", p: Pictures, f: For
         trigger_mode="always_last",
         **QUIET,
     )
-    f.train.click(
-        h.train,
-        filled,
-        [page.job, page.tabs, f.token, f.tried, f.estimate, *problems],
-        **QUIET,
-    )
+    answered = [page.job, page.tabs, f.token, f.tried, f.estimate, *problems]
+    # The check that leaving a field has begun may answer after Teach: check again.
+    f.train.click(h.train, filled, answered, **QUIET).then(h.check, filled, problems, **QUIET)

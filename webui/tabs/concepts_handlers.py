@@ -212,16 +212,19 @@ class ConceptsHandlers:
             chosen = (*chosen[:index], *chosen[index + 1 :])
         return chosen, None, gr.update(visible=False), _gallery(chosen, resolution)
 
-    def judge(self, filled: Mapping[Any, Any]) -> tuple[str, ...]:
-        """Return warnings about the pictures, the estimated time, and what must be corrected."""
-        chosen: tuple[Picture, ...] = filled[self._p.chosen]
+    def check(self, filled: Mapping[Any, Any]) -> tuple[str, ...]:
+        """Return what must be corrected; an empty form hears nothing before Teach is pressed."""
         problems = self._problems(filled)
-        if not filled[self._f.tried]:  # nobody needs to hear of what they have not come to yet
-            problems["pictures"] = problems["pictures"] if chosen else ""
-            problems["words"] = problems["words"] if filled[self._f.class_name] else ""
-        shown = tuple(map(problem, problems.values()))
+        if not filled[self._f.tried]:
+            problems["pictures"] *= bool(filled[self._p.chosen])
+            problems["words"] *= bool(filled[self._f.class_name])
+        return tuple(map(problem, problems.values()))
+
+    def judge(self, filled: Mapping[Any, Any]) -> tuple[str, str]:
+        """Return warnings about the pictures, and the estimated time."""
+        chosen: tuple[Picture, ...] = filled[self._p.chosen]
         if not chosen:
-            return "", "", *shown
+            return "", ""
         side, order = filled[self._f.resolution], None
         try:
             order = _order(self._f, filled)
@@ -229,10 +232,10 @@ class ConceptsHandlers:
             jobs = self._backend.jobs.list()
             seconds = estimated_seconds(options, jobs, self._measure)
         except LoLDUError:
-            return advice(chosen, side, order), "", *shown
+            return advice(chosen, side, order), ""
         before = len([job for job in jobs if job.status not in ENDED])
         waits = f", after {before} other{'s' * (before > 1)}" if before else ""
-        return advice(chosen, side, order), f"Takes **{duration(seconds)}**{waits}.", *shown
+        return advice(chosen, side, order), f"Takes **{duration(seconds)}**{waits}."
 
     def train(self, filled: Mapping[Any, Any], request: gr.Request) -> tuple[Any, ...]:
         """Queue the training and open Progress, or say beside the fields what must be corrected."""

@@ -124,18 +124,19 @@ def test_a_mistake_stands_beside_its_field_until_it_is_corrected(
     *unchanged, tried, said = tab.handlers.train(wrong, ANN)[:5]
     assert unchanged == [gr.skip()] * 3  # no field loses its value
     assert (tried, said) == (True, gr.skip())
-    for answer in (tab.handlers.train(wrong, ANN), tab.handlers.judge(wrong | {tab.f.tried: True})):
+    for answer in (tab.handlers.train(wrong, ANN), tab.handlers.check(wrong | {tab.f.tried: True})):
         problems = dict(zip(("pictures", "words", "options"), answer[-3:], strict=True))
         assert re.search(message, problems.pop(place))
         assert set(problems.values()) == {""}
-    assert tab.handlers.judge(tab.filled | {tab.f.tried: True})[-3:] == ("", "", "")
+    assert tab.handlers.check(tab.filled | {tab.f.tried: True}) == ("", "", "")
     assert not backend.jobs.list()
     assert not [*(backend.jobs.folder / "runs").iterdir()]
 
 
 def test_an_empty_form_hears_nothing_until_teach_is_pressed(tab: Tab, backend: Backend) -> None:
     empty = tab.filled | {tab.p.chosen: (), tab.f.class_name: None, tab.f.name: None}
-    assert tab.handlers.judge(empty) == ("", "", "", "", "")
+    assert tab.handlers.judge(empty) == ("", "")
+    assert tab.handlers.check(empty) == ("", "", "")
     pictures, words, options = tab.handlers.train(empty, ANN)[-3:]
     assert "There are no pictures yet" in pictures
     assert "what kind of thing" in words
@@ -192,12 +193,12 @@ def test_a_crop_is_seen_at_once(tab: Tab) -> None:
 
 
 def test_warnings_and_the_estimate_come_before_training(tab: Tab) -> None:
-    said, time, *_ = tab.handlers.judge(tab.filled)
+    said, time = tab.handlers.judge(tab.filled)
     assert "Nearly the same picture" not in said
     # 20 steps of one picture and 26 pictures in 25 steps with guidance
     assert "Takes **about 2 minutes**." in time
     chosen = tab.filled[tab.p.chosen]
-    said, time, *_ = tab.handlers.judge(tab.filled | {tab.p.chosen: (chosen[0], chosen[0])})
+    said, time = tab.handlers.judge(tab.filled | {tab.p.chosen: (chosen[0], chosen[0])})
     assert "Only 2 pictures" in said
     assert "picture 1 = picture 2" in said
 
