@@ -4,14 +4,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from peft import LoraConfig
 from PIL import Image
 
 from experiments.config import Experiment, read_experiment
 from experiments.kinds import concepts, table_of
 from experiments.kinds.by_trainer import config_of
 from experiments.kinds.concepts import strip
-from experiments.kinds.concepts.judge import BACKGROUNDS, SEEDS_EACH, TUNING, pictures_of
-from experiments.kinds.concepts.table import comparison
+from experiments.kinds.concepts.judge import BACKGROUNDS, ROUTED, SEEDS_EACH, TUNING, pictures_of
+from experiments.kinds.concepts.table import by_method, comparison, read
 from experiments.outcome import Outcome
 from experiments.results import Results
 from loldu.errors import LoLDUError
@@ -39,6 +42,37 @@ def test_the_gap_closed_is_the_share_of_the_way_from_base_to_real(tmp_path: Path
     assert row[:5] == ["| loldu", "7,224", "2", "0.50", "0.50"]
     assert row[5] == "0.400 ± 0.141"
     assert by_concept.splitlines()[-1] == "| striped_cat | 0.50 / 0.50 |"
+
+
+def test_routed_concepts_have_a_row_with_the_other_prompts_of_the_base(tmp_path: Path) -> None:
+    write_scores(tmp_path)
+    run = next(EXPERIMENT.runs(EXPERIMENT.row("loldu"), "pocket", ["striped_cat"]))
+    scores = dict.fromkeys(SCORES, 0.4)
+    called = {f"{ROUTED}{name}": 0.6 for name in ("dino", "clip_i", "concept")}
+    write_result(tmp_path, run, 0.4, scores=scores | called, parameters=7224)
+    *_, both, routed = by_method(*read(EXPERIMENT, "pocket", Results(tmp_path))).splitlines()
+    assert both.split(" | ")[0] == "| loldu"
+    cells = routed.split(" | ")
+    assert cells[:4] == ["| loldu, routed", "7,224", "1", "1.00"]
+    columns = (cell.split(" ± ")[0] for cell in cells[-4:])
+    assert [*columns] == ["0.600", "0.200", "0.200", "0.200"]  # others and leak: the base's
+
+
+def test_a_routed_lora_leaves_the_unconditional_rows_to_the_base(
+    pipeline: StableDiffusionPipeline,
+) -> None:
+    unet = pipeline.unet
+    rows, text = torch.randn(4, 4, 8, 8), torch.randn(4, 77, unet.config.cross_attention_dim)
+    with torch.no_grad():
+        base = unet(rows, 5, text, return_dict=False)[0]
+        unet.add_adapter(LoraConfig(r=2, init_lora_weights=False, target_modules=["to_q", "to_v"]))
+        adapted = unet(rows, 5, text, return_dict=False)[0]
+        with concepts.routed(pipeline, "sks"):
+            each = unet(rows, 5, encoder_hidden_states=text, return_dict=False)[0]
+        after = unet(rows, 5, text, return_dict=False)[0]
+    assert torch.allclose(each, torch.cat([base[:2], adapted[2:]]), atol=1e-6)
+    assert not torch.allclose(adapted, base, atol=1e-3)
+    assert torch.equal(after, adapted)
 
 
 def test_a_concept_without_a_result_of_the_base_is_reported(tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ BACKGROUNDS = ("meadow", "sand", "snow", "sea", "bricks", "night", "pink", "yell
 SEEDS_EACH = 6
 OTHER_PROMPTS = 48
 LEAK_PICTURES = 24
+ROUTED = "routed_"
+"""Prefix of the scores of a concept that acts on prompts with its word alone."""
 ENCODERS = Path(installed_path("pocket/encoders"))
 
 TUNING: dict[str, Scene] = {
@@ -90,24 +92,16 @@ class Judge:
 
     def draw(self, pipeline: DiffusionPipeline, token: str = "sks") -> Drawn:
         """Draw all pictures, with seeds that do not depend on the pipeline."""
-
-        def pictures(prompts: list[str], first_seed: int) -> list[Image.Image]:
-            return sample_images(
-                pipeline,
-                prompts,
-                range(first_seed, first_seed + len(prompts)),
-                num_inference_steps=20,
-                guidance_scale=3.0,
-                batch_size=24,
-                progress=False,
-            )
-
         plain = [f"a photo of a {self.concept['kind']}"] * LEAK_PICTURES
         return Drawn(
-            pictures(self.prompts(token), 1000),
-            pictures([full_caption(scene) for scene in self.others], 2000),
-            pictures(plain, 3000),
+            self.draw_concept(pipeline, token),
+            _drawn(pipeline, [full_caption(scene) for scene in self.others], 2000),
+            _drawn(pipeline, plain, 3000),
         )
+
+    def draw_concept(self, pipeline: DiffusionPipeline, token: str = "sks") -> list[Image.Image]:
+        """Draw the pictures of the concept alone."""
+        return _drawn(pipeline, self.prompts(token), 1000)
 
     def measure(
         self,
@@ -125,25 +119,48 @@ class Judge:
             scenes: Scenes of the unrelated prompts; by default those of `draw`.
 
         Returns:
+            The scores of `measure_concept`. others: share of attributes of unrelated prompts on
+            their pictures. leak: share of the concept's attributes on pictures of its plain class.
+        """
+        others, plain = (
+            self.classifier.read(to_pixels(pictures))
+            for pictures in (drawn.others, drawn.plain_class)
+        )
+        return self.measure_concept(drawn.concept, prompts, backgrounds) | {
+            "others": overall_agreement(others, scenes or self.others),
+            "leak": overall_agreement(plain, [self._parts] * len(plain)),
+        }
+
+    def measure_concept(
+        self,
+        pictures: list[Image.Image],
+        prompts: Sequence[str] | None = None,
+        backgrounds: Sequence[str] | None = None,
+    ) -> dict[str, float]:
+        """Score pictures of the concept for likeness and for obedience to prompts.
+
+        Args:
+            pictures: The pictures.
+            prompts: Their prompts; by default those of `draw`, without token.
+            backgrounds: Backgrounds that they ask for; by default those of `draw`.
+
+        Returns:
             dino and clip_i: similarity to the held-out pictures. clip_t: similarity to the prompt.
-            concept: share of the concept's attributes on its pictures. background: share of
-            pictures with the requested background. others: share of attributes of unrelated prompts
-            on their pictures. leak: share of the concept's attributes on pictures of its plain
-            class.
+            concept: share of the concept's attributes. background: share of pictures with the
+            requested background.
         """
         texts = self.clip.encode_texts(prompts or self.prompts(""))
         asked = backgrounds or [b for b in BACKGROUNDS for _ in range(SEEDS_EACH)]
-        parts = {k: v for k, v in self.concept.items() if k != "kind"}
-        read, others, plain = (
-            self.classifier.read(to_pixels(pictures)) for pictures in vars(drawn).values()
-        )
-        return self.likeness(drawn.concept) | {
-            "clip_t": clip_t(self.clip.encode_images(drawn.concept), texts),
-            "concept": overall_agreement(read, [parts] * len(read)),
+        read = self.classifier.read(to_pixels(pictures))
+        return self.likeness(pictures) | {
+            "clip_t": clip_t(self.clip.encode_images(pictures), texts),
+            "concept": overall_agreement(read, [self._parts] * len(read)),
             "background": overall_agreement(read, [{"background": name} for name in asked]),
-            "others": overall_agreement(others, scenes or self.others),
-            "leak": overall_agreement(plain, [parts] * len(plain)),
         }
+
+    @property
+    def _parts(self) -> Scene:
+        return {name: value for name, value in self.concept.items() if name != "kind"}
 
     def likeness(self, pictures: list[Image.Image]) -> dict[str, float]:
         """Return DINO and CLIP-I against the held-out pictures."""
@@ -159,6 +176,20 @@ class Judge:
 def judge_of(name: str) -> Judge:
     """Return the judge of a concept, loaded once a process."""
     return Judge(name)
+
+
+def _drawn(
+    pipeline: DiffusionPipeline, prompts: Sequence[str], first_seed: int
+) -> list[Image.Image]:
+    return sample_images(
+        pipeline,
+        prompts,
+        range(first_seed, first_seed + len(prompts)),
+        num_inference_steps=20,
+        guidance_scale=3.0,
+        batch_size=24,
+        progress=False,
+    )
 
 
 def _open(folder: Path) -> list[Image.Image]:

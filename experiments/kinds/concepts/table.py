@@ -5,7 +5,7 @@ from statistics import mean
 from PIL import Image
 
 from experiments.config import Experiment
-from experiments.kinds.concepts.judge import pictures_of
+from experiments.kinds.concepts.judge import ROUTED, pictures_of
 from experiments.results import Record, Results
 from experiments.table import as_markdown, mean_and_spread, records_of
 from loldu.errors import LoLDUError
@@ -21,22 +21,28 @@ BASE = "base"
 
 def table(experiment: Experiment, scale: str, results: Results) -> str:
     """Return two tables as Markdown: one row per method, then one row per concept."""
-    base, methods = _read(experiment, scale, results)
+    base, methods = read(experiment, scale, results)
     if not base:
         return "Not run."
     return f"{by_method(base, methods)}\n\n{by_concept(base, methods)}"
 
 
 def by_method(base: dict[str, Record], methods: dict[str, list[Record]]) -> str:
-    """Return Markdown with one row per method: mean ± standard deviation over runs."""
+    """Return Markdown with one row per method: mean ± standard deviation over runs.
+
+    A method that was also drawn routed has a second row. Its other prompts are the base's.
+    """
     header = ["method", "parameters", "runs", "gap closed: DINO", "CLIP-I", *_COLUMNS]
     averages = [f"{mean(b['scores'][c] for b in base.values()):.3f}" for c in _COLUMNS]
     rows = [[BASE, "0", "", "0", "0", *averages]]
     for method, runs in methods.items():
-        row = [method, f"{runs[0]['parameters']:,}", str(len(runs))]
-        row += [f"{mean(_closed(r, base, k) for r in runs):.2f}" for k in _LIKENESS]
-        row += [mean_and_spread([r["scores"][column] for r in runs]) for column in _COLUMNS]
-        rows.append(row)
+        for label, records in ((method, runs), (f"{method}, routed", _routed(runs, base))):
+            if not records:
+                continue
+            row = [label, f"{runs[0]['parameters']:,}", str(len(records))]
+            row += [f"{mean(_closed(r, base, k) for r in records):.2f}" for k in _LIKENESS]
+            row += [mean_and_spread([r["scores"][name] for r in records]) for name in _COLUMNS]
+            rows.append(row)
     return as_markdown(header, rows)
 
 
@@ -74,7 +80,7 @@ def comparison(experiment: Experiment, scale: str, results: Results) -> Image.Im
     return sheet(rows)
 
 
-def _read(
+def read(
     experiment: Experiment, scale: str, results: Results
 ) -> tuple[dict[str, Record], dict[str, list[Record]]]:
     """Return the base's results by concept, and the results of every row that was run."""
@@ -91,6 +97,23 @@ def _read(
             f"`run {experiment.name} --rows {BASE}`."
         )
     return base, methods
+
+
+def _routed(runs: list[Record], base: dict[str, Record]) -> list[Record]:
+    """Return the results of the same runs drawn routed, with the base's other prompts."""
+    return [
+        run
+        | {
+            "scores": base[run["data"]]["scores"]
+            | {
+                name.removeprefix(ROUTED): value
+                for name, value in run["scores"].items()
+                if name.startswith(ROUTED)
+            }
+        }
+        for run in runs
+        if f"{ROUTED}concept" in run["scores"]
+    ]
 
 
 def _closed(run: Record, base: dict[str, Record], metric: str) -> float:
