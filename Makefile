@@ -60,6 +60,7 @@ bench: $(STAMP)  ## all benchmarks beside their peers (40 minutes); writes bench
 	$(BIN)/python -m benchmarks.routes
 	$(BIN)/python -m benchmarks.forward
 	$(BIN)/python -m benchmarks.concepts
+	$(BIN)/python -m benchmarks.routed
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.few_tokens
 	$(BIN)/python -m benchmarks.eval_throughput
