@@ -9,6 +9,7 @@
 import dataclasses
 import hashlib
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -149,6 +150,8 @@ def make_accelerator(config: Config) -> Accelerator:
         LoLDUError: If the device cannot compute in --mixed_precision, or --on_oom adapt is given
             to several processes.
     """
+    if config.performance.deterministic:
+        use_deterministic_algorithms()
     precision = config.optimization.mixed_precision
     if precision == "fp16" and not torch.cuda.is_available():
         raise LoLDUError(
@@ -172,6 +175,16 @@ def make_accelerator(config: Config) -> Accelerator:
         )
     logger.setLevel(logging.INFO if accelerator.is_main_process else logging.WARNING)
     return accelerator
+
+
+def use_deterministic_algorithms() -> None:
+    """Let torch use only algorithms that give the same bits each time, until the process ends.
+
+    cuBLAS reads its variable when it starts, so this must come before the first use of a GPU.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
 
 
 def check_outputs(

@@ -26,7 +26,7 @@ CONFIG, SUMMARY = "config.toml", "summary.json"
 
 _NAME = "pretrained_model_name_or_path"
 _PLACES = {each.name for each in options(BaseModelConfig).values() if each.publish == "name"}
-_READ_AS = ("prediction_type", "clip_skip")
+_READ_AS = ("prediction_type", "clip_skip", "prompt_chunks")
 """Options that say how to read a base, wherever it is."""
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from loldu.base.config import BaseModelConfig
 from loldu.base.family import Conditioning, Family, NoiseSchedule
+from loldu.base.long_prompts import equally_long, prompt_tokens, read_long_prompts
 from loldu.base.single_file import check_checkpoint, is_stable_diffusion, refuse_more_channels
 from loldu.base.source import check_source, quiet, reading
 from loldu.errors import LoLDUError
@@ -87,6 +88,8 @@ class StableDiffusion(Family):
             pipeline.scheduler.register_to_config(prediction_type=base.prediction_type)
         _check_noise_schedule(pipeline, name)
         _leave_out_last_layers(pipeline.text_encoder, base.clip_skip)
+        if base.prompt_chunks > 1:
+            read_long_prompts(pipeline, base.prompt_chunks)
         pipeline.vae.enable_slicing()  # decoding a batch at once would need more than training does
         return pipeline
 
@@ -97,6 +100,10 @@ class StableDiffusion(Family):
     ) -> Conditioning:
         """Encode prompts as the UNet's `encoder_hidden_states`, and keep their tokens."""
         tokenizer, device = pipeline.tokenizer, pipeline.text_encoder.device
+        states = embed(pipeline, prompts)
+        if states.shape[1] > tokenizer.model_max_length:
+            chunks = [prompt_tokens(pipeline, prompt)[None] for prompt in prompts]
+            return {STATES: states, TOKENS: torch.cat(equally_long(chunks)).to(device)}
         tokens = tokenizer(
             list(prompts),
             padding="max_length",
@@ -104,13 +111,18 @@ class StableDiffusion(Family):
             truncation=True,
             return_tensors="pt",
         )
-        return {STATES: embed(pipeline, prompts), TOKENS: tokens.input_ids.to(device)}
+        return {STATES: states, TOKENS: tokens.input_ids.to(device)}
 
     def encode_again(
         self, text_encoders: Mapping[str, nn.Module], conditioning: Conditioning
     ) -> Conditioning:
         """Encode the tokens anew, with a text encoder that is being trained."""
-        states = text_encoders["text_encoder"](conditioning[TOKENS])[0]
+        tokens, text_encoder = conditioning[TOKENS], text_encoders["text_encoder"]
+        if tokens.ndim == 2:
+            return {**conditioning, STATES: text_encoder(tokens)[0]}
+        # Several chunks a prompt, chunk by chunk: rows keep their order, by which concepts go.
+        states = text_encoder(tokens.transpose(0, 1).flatten(0, 1))[0]
+        states = states.unflatten(0, (-1, len(tokens))).transpose(0, 1).flatten(1, 2)
         return {**conditioning, STATES: states}
 
     @torch.no_grad()
@@ -237,18 +249,18 @@ def embed(
     """Return the UNet's `encoder_hidden_states` of each prompt."""
     device = pipeline.text_encoder.device
     with _naming_cut_words(pipeline, prompts):
-        return torch.cat(
-            [
-                pipeline.encode_prompt(prompt, device, 1, do_classifier_free_guidance=False)[0]
-                for prompt in prompts
-            ]
-        )
+        states = [
+            pipeline.encode_prompt(prompt, device, 1, do_classifier_free_guidance=False)[0]
+            for prompt in prompts
+        ]
+        return torch.cat(equally_long(states))
 
 
 @contextmanager
 def _naming_cut_words(pipeline: Any, prompts: Sequence[str]) -> Generator[None]:  # noqa: ANN401
     """Log one plain line for every prompt that is too long, instead of the libraries' lines."""
-    if tell_of_cut(pipeline.tokenizer, prompts, "the base"):
+    is_long = getattr(pipeline, "prompt_chunks", 1) > 1  # then `prompt_tokens` names them
+    if not is_long and tell_of_cut(pipeline.tokenizer, prompts, "the base"):
         with quiet():
             yield
     else:

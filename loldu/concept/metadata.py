@@ -35,6 +35,10 @@ def _is_layers(value: Any) -> bool:  # noqa: ANN401
     return type(value) is int and value >= 0
 
 
+def _is_chunks(value: Any) -> bool:  # noqa: ANN401
+    return type(value) is int and 1 <= value <= 10
+
+
 def _is_prediction(value: Any) -> bool:  # noqa: ANN401
     return value in ("epsilon", "v_prediction")
 
@@ -58,6 +62,7 @@ _BASE: dict[str, _Kind] = {
     "single_file_config": _TEXT,
     "prediction_type": ("epsilon or v_prediction", _is_prediction),
     "clip_skip": ("a number of layers", _is_layers),
+    "prompt_chunks": ("a number from 1 to 10", _is_chunks),
     "sha256": _TEXT,
 }
 

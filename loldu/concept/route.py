@@ -110,9 +110,9 @@ def words_after_load(
         if name in layer.r
     )
     if words is not None:
-        said = _as_read(pipeline.tokenizer, [words])[0]
+        said = _as_read(pipeline, [words])[0]
         for name, text in list(known.items()):
-            if text is not None and _as_read(pipeline.tokenizer, [text])[0] == said:
+            if text is not None and _as_read(pipeline, [text])[0] == said:
                 logger.warning(
                     "'%s' now calls '%s' and no longer '%s': to draw both, load one of them with "
                     "more words, such as words='sks dog'.",
@@ -138,7 +138,7 @@ def _check(pipeline: Any, words: Mapping[str, str | None]) -> None:  # noqa: ANN
     for name, text in words.items():
         if text is None:
             continue
-        said = _as_read(pipeline.tokenizer, [text])[0]
+        said = _as_read(pipeline, [text])[0]
         if not said:
             raise ConceptError(f"concept '{name}' is called by {text!r}, which has no word")
         if said in seen:
@@ -234,7 +234,11 @@ def _text_routed(pipeline: Any, name: str, part: nn.Module) -> Generator[None]: 
     layers, words = adapted_layers(part), _words_as_read(pipeline)
 
     def choose(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        said = _decoded(tokenizer, args[0] if args else kwargs["input_ids"])
+        rows = args[0] if args else kwargs["input_ids"]
+        if (whole := getattr(pipeline, "whole_prompt", None)) is None:
+            said = _decoded(tokenizer, rows)
+        else:  # the rows are its chunks
+            said = _decoded(tokenizer, whole) * len(rows)
         set_rows(layers, Rows.of([_called(words, text) for text in said], _names(part, words)))
 
     handle = part.register_forward_pre_hook(choose, with_kwargs=True)
@@ -262,13 +266,13 @@ def _route_network(pipeline: Any, options: Mapping[str, Any]) -> None:  # noqa: 
         return
     words = _words_as_read(pipeline)
     prompts = _listed(options["prompt"], 1)
-    rows = [_called(words, text) for text in _as_read(pipeline.tokenizer, prompts)]
+    rows = [_called(words, text) for text in _as_read(pipeline, prompts)]
     unconditional: list[dict[str, float]] = []
     if options.get("do_classifier_free_guidance"):
         negative = _listed(options.get("negative_prompt") or "", len(prompts))
         unconditional = [
             {name: factor * routing.guidance for name, factor in row.items()} | _called(words, text)
-            for row, text in zip(rows, _as_read(pipeline.tokenizer, negative), strict=True)
+            for row, text in zip(rows, _as_read(pipeline, negative), strict=True)
         ]
     times = options.get("num_images_per_prompt") or 1
     rows, unconditional = _repeated(rows, times), _repeated(unconditional, times)
@@ -290,7 +294,7 @@ def _called(words: Mapping[str, str | None], said: str) -> dict[str, float]:
 def _words_as_read(pipeline: Any) -> dict[str, str | None]:  # noqa: ANN401
     loaded = {name for layer in adapted_layers(pipeline) for name in layer.r}
     return {
-        name: None if text is None else _as_read(pipeline.tokenizer, [text])[0]
+        name: None if text is None else _as_read(pipeline, [text])[0]
         for name, text in pipeline.routing.words.items()
         if name in loaded
     }
@@ -305,10 +309,11 @@ def _names(part: nn.Module, words: Mapping[str, str | None]) -> tuple[str, ...] 
     return tuple(words) if compiled else None
 
 
-def _as_read(tokenizer: Any, texts: Sequence[str]) -> list[str]:  # noqa: ANN401
+def _as_read(pipeline: Any, texts: Sequence[str]) -> list[str]:  # noqa: ANN401
     """Return texts as the text encoder reads them: lower-cased and cut at its length."""
+    tokenizer = pipeline.tokenizer
     # A tokenizer without a limit says 1e30, which is no length.
-    length = min(tokenizer.model_max_length, 1_000_000)
+    length = min(tokenizer.model_max_length, 1_000_000) * getattr(pipeline, "prompt_chunks", 1)
     return _decoded(tokenizer, tokenizer([*texts], truncation=True, max_length=length).input_ids)
 
 

@@ -239,6 +239,9 @@ class PerformanceConfig:
     # minute. unet: compile the whole network, slower to start and faster afterwards. Needs a C++
     # compiler on CPUs.
     compile: Compile = "no"
+    # Use only algorithms of torch that give the same bits each time, so that a run on a GPU can be
+    # repeated and resumed exactly. Slower on a GPU; it changes nothing on a CPU.
+    deterministic: bool = False
     # Out of memory. stop: say how much was needed and what to try. adapt: repeat the step with
     # gradient checkpointing, then with half the rows of a batch at a time, down to one: the same
     # training, in more time.

@@ -59,6 +59,7 @@ def test_published_base_options_hold_no_local_paths(base_folder: Path) -> None:
         "vae": "stabilityai/sd-vae-ft-mse",
         "single_file_config": base_folder.name,
         "clip_skip": 0,
+        "prompt_chunks": 1,
     }
 
 

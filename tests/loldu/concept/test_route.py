@@ -32,6 +32,7 @@ from loldu import (
     unload_concept,
 )
 from loldu.adapter.components import adapted_layers
+from loldu.base.long_prompts import equally_long, read_long_prompts
 
 TOKENIZER = Path(__file__).parents[3] / "pocket" / "base" / "tokenizer"
 TOKENS = {"sks": "sks", "wug": "wug toy", "style": None}
@@ -113,6 +114,31 @@ def test_prompts_get_the_concepts_that_they_call(
     assert difference(drawn, plain)[[1, 3]].min() > 1e-3
     expected = draw_by_rows(copy.deepcopy(base), files, guidance_scale)
     np.testing.assert_allclose(drawn, expected, atol=1e-5)
+
+
+def test_every_chunk_of_a_long_prompt_has_the_concept_that_any_of_them_calls(
+    base: StableDiffusionPipeline, pipeline: StableDiffusionPipeline, files: Files
+) -> None:
+    for each in (base, pipeline):
+        read_long_prompts(each, 3)
+    filler = "a red car " * 30
+    prompts = [f"sks {filler}", f"{filler} sks", filler]
+    load_concept(pipeline, files("sks"), "dog")
+    drawn = draw(pipeline, prompts)
+    assert np.array_equal(drawn[2], draw(base, prompts)[2])
+    by_hand = copy.deepcopy(base)
+    load_concept(by_hand, files("sks"), "dog", route=False)
+    set_concepts(by_hand.text_encoder, ["dog"])
+    states = by_hand.encode_prompt(prompts[:2], "cpu", 1, False)[0]
+    assert states.shape[1] > base.tokenizer.model_max_length
+    set_concepts(by_hand.text_encoder, [None])
+    nothing = by_hand.encode_prompt(["", ""], "cpu", 1, False)[0]
+    set_concepts(by_hand.unet, [None, None, "dog", "dog"])
+    states, nothing = equally_long([states, nothing])
+    noise = [torch.Generator().manual_seed(seed) for seed in range(2)]
+    embeds = {"prompt_embeds": states, "negative_prompt_embeds": nothing}
+    expected = draw(by_hand, None, generator=noise, **embeds)
+    np.testing.assert_allclose(drawn[:2], expected, atol=1e-5)
 
 
 def draw_by_rows(

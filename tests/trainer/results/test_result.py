@@ -135,7 +135,11 @@ def test_metadata_hold_all_that_decides_a_concept(
         "class_name": "toy",
         "instance_prompt": "a photo of sks toy",
         "class_prompt": ["a photo of a toy"],
-        "base": {"pretrained_model_name_or_path": base_folder.name, "clip_skip": 0},
+        "base": {
+            "pretrained_model_name_or_path": base_folder.name,
+            "clip_skip": 0,
+            "prompt_chunks": 1,
+        },
         "license": "openrail",
         "pictures": 3,
         "class_pictures": 0,
@@ -153,6 +157,7 @@ def test_metadata_hold_all_that_decides_a_concept(
             "prior_loss_weight": 1.0,
             "prior_target": "images",
         },
+        "captions": public_sections(config)["captions"],
         "adapter": public_sections(config)["adapter"],
         "optimization": public_sections(config)["optimization"],
     }

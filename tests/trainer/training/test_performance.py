@@ -112,3 +112,21 @@ def test_compiled_training_is_the_same(
         with Image.open(eager / name) as left, Image.open(compiled / name) as right:
             pairs = zip(left.tobytes(), right.tobytes(), strict=True)
             assert max(abs(a - b) for a, b in pairs) <= 2
+
+
+def test_deterministic_algorithms_change_nothing_on_a_cpu(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    common = [*flags, "--no_sample_at_end", "--lora_file", "no", "--checkpointing_steps", "4"]
+    common += ["--max_train_steps", "4"]
+    plain, strict = tmp_path / "plain", tmp_path / "strict"
+    assert run([*common, "--output_dir", str(plain)]) == 0
+    assert not torch.are_deterministic_algorithms_enabled()
+    try:
+        assert run([*common, "--deterministic", "--output_dir", str(strict)]) == 0
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    files = [folder / "checkpoint-000004" / "trained.safetensors" for folder in (plain, strict)]
+    assert files[0].read_bytes() == files[1].read_bytes()
