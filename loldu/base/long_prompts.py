@@ -4,6 +4,7 @@
 # pyright: reportPrivateImportUsage=false, reportUnknownMemberType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 
+import functools
 import inspect
 import math
 from collections.abc import Sequence
@@ -38,6 +39,7 @@ class StableDiffusionPipeline(diffusers.StableDiffusionPipeline):
     prompt_chunks = 1
     whole_prompt: list[list[int]] | None = None
 
+    @functools.wraps(diffusers.StableDiffusionPipeline.encode_prompt)  # routing reads its signature
     def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """Encode prompts as diffusers does, or all by chunks if one has more than one."""
         encode = super().encode_prompt

@@ -121,7 +121,7 @@ def test_every_chunk_of_a_long_prompt_has_the_concept_that_any_of_them_calls(
 ) -> None:
     for each in (base, pipeline):
         read_long_prompts(each, 3)
-    filler = "a red car " * 30
+    filler = "a red car " * 20
     prompts = [f"sks {filler}", f"{filler} sks", filler]
     load_concept(pipeline, files("sks"), "dog")
     drawn = draw(pipeline, prompts)
