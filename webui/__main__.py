@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import tyro
 
@@ -29,6 +30,9 @@ class StudioOptions:
     base: str = field(default_factory=lambda: installed_path("pocket/base"))
     # Address to listen on; any address but this machine's own (127.0.0.1) needs --auth.
     host: str = "127.0.0.1"
+    # Other names of this server in browsers, such as that of a proxy (studio.example.org). It
+    # answers to localhost, to --host and to its share link; with --host 0.0.0.0 to any IP address.
+    allowed_hosts: tuple[str, ...] = ()
     # Port to listen on.
     port: int = 7860
     # Users as USER:PASSWORD; each sees only their own trainings, concepts and pictures.
@@ -99,10 +103,12 @@ def serve(options: StudioOptions, users: list[tuple[str, str]]) -> None:
     os.environ["GRADIO_TEMP_DIR"] = str(cache)
 
     with extra("webui"):
+        from webui.access import AllowedHosts, protection
         from webui.app import create_demo
         from webui.backend import open_backend
         from webui.style import CSS, LOGO, THEME
 
+    hosts = AllowedHosts(options.host, options.allowed_hosts)
     base = installed_path(options.base)
     check_base_option(base)
     backend = open_backend(
@@ -129,7 +135,10 @@ def serve(options: StudioOptions, users: list[tuple[str, str]]) -> None:
             favicon_path=LOGO,
             quiet=True,
             prevent_thread_lock=True,
+            app_kwargs={"middleware": protection(hosts)},
         )
+        if shared:
+            hosts.add(urlsplit(shared).hostname or "")
         logger.info("Open %s in a browser; Ctrl-C stops the server.", shared or url)
         demo.block_thread()
     finally:
