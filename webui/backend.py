@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from sqlite3 import Error as DatabaseError
 
 import gradio as gr
 import torch
@@ -99,20 +100,26 @@ def open_backend(
     """
     gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     require_base = base_check(base)
-    jobs = Jobs(studio, before_queuing=require_base)
-    uploads = Uploads(jobs.folder / "pictures")
-    return Backend(
-        base,
-        require_base,
-        jobs,
-        Dispatcher(jobs, devices or gpus or ["cpu"]),
-        Library(studio / "library", runs, jobs),
-        Studio(base, before_loading=require_base),
-        uploads,
-        examples,
-        Album(jobs.folder / "album"),
-        Drafts(jobs.folder / "drafts", uploads.sent),
-    )
+    try:
+        jobs = Jobs(studio, before_queuing=require_base)
+        uploads = Uploads(jobs.folder / "pictures")
+        return Backend(
+            base,
+            require_base,
+            jobs,
+            Dispatcher(jobs, devices or gpus or ["cpu"]),
+            Library(studio / "library", runs, jobs),
+            Studio(base, before_loading=require_base),
+            uploads,
+            examples,
+            Album(jobs.folder / "album"),
+            Drafts(jobs.folder / "drafts", uploads.sent),
+        )
+    except (OSError, DatabaseError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise LoLDUError(
+            f"--studio {studio} cannot be used ({reason}): name another folder."
+        ) from error
 
 
 def base_check(base: str) -> Callable[[], None]:

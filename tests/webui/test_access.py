@@ -1,7 +1,6 @@
 """Requests for other hosts, and wrong passwords."""
 
 import asyncio
-from collections.abc import Iterator
 
 import gradio as gr
 import pytest
@@ -78,7 +77,7 @@ def slept() -> list[float]:
 
 
 @pytest.fixture
-def client(slept: list[float]) -> Iterator[TestClient]:
+def client(slept: list[float]) -> TestClient:
     """Return gradio's own app with a user, behind both checks, on a clock that only sleep moves."""
 
     async def sleep(seconds: float) -> None:
@@ -92,7 +91,7 @@ def client(slept: list[float]) -> Iterator[TestClient]:
         check = Middleware(HostCheck, hosts=AllowedHosts("127.0.0.1"))
         return App.create_app(demo, app_kwargs={"middleware": [check, delay]})
 
-    yield TestClient(asyncio.run(build()), "http://localhost", raise_server_exceptions=False)
+    return TestClient(asyncio.run(build()), "http://localhost", raise_server_exceptions=False)
 
 
 def log_in(client: TestClient, password: str) -> int:

@@ -48,6 +48,22 @@ def test_a_base_that_no_job_could_use_is_refused_at_the_start(
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.parametrize("damage", ["a file", "a file above it", "no database"])
+def test_a_folder_that_cannot_be_used_is_one_sentence(
+    damage: str, base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    studio = tmp_path / "file" / "studio" if damage == "a file above it" else tmp_path / "file"
+    if damage == "no database":
+        studio.mkdir()
+        (studio / "studio.sqlite").write_bytes(b"no database " * 1000)
+    else:
+        (tmp_path / "file").touch()
+    assert run(["--port", "0", "--studio", str(studio), "--base", str(base_folder)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"--studio {studio} cannot be used (")
+    assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -61,6 +77,7 @@ def test_a_base_that_no_job_could_use_is_refused_at_the_start(
         (["--auth", "ann:1", "ann:2"], "--auth has a user twice"),
         (["--base", "./nothing"], "--base ./nothing does not exist"),
         (["--base", "webui"], "--base webui is not a diffusers folder"),
+        (["--allowed_hosts", "http://a.org"], "--allowed_hosts 'http://a.org' is not a name"),
         (["--devices", "gpu7"], "There is no device gpu7"),
     ],
 )

@@ -13,7 +13,7 @@ from pathlib import Path
 from webui.engine import process
 from webui.engine.job import ACTIVE, Job, Kind, Status
 from webui.engine.jobs import Jobs
-from webui.engine.options import flags
+from webui.engine.options import GONE, flags
 from webui.engine.progress import CARD, CONCEPTS, CONFIG, CONTROL, REPORT
 
 logger = logging.getLogger("webui")
@@ -135,7 +135,7 @@ class Dispatcher:
             except OSError as error:
                 where = f" ({error.filename})" if error.filename else ""
                 why = f"The job could not be started: {error.strerror or error}{where}."
-                self._jobs.end(job, Status.FAILED, why)
+                self._jobs.end(job, Status.FAILED, why if job.folder.is_dir() else GONE)
 
     def _begin(self, job: Job, device: str) -> bool:
         """Start a job; if the server is killed in between, the job is queued or running."""
@@ -159,6 +159,9 @@ class Dispatcher:
 
     def _end(self, job: Job) -> None:
         """Record how a job ended, from the files that its process left."""
+        if not job.folder.is_dir():
+            self._jobs.end(job, Status.FAILED, GONE)
+            return
         ending = process.ending(job.folder)
         if ending is None:
             if not process.was_started(job.folder):

@@ -14,7 +14,7 @@ from typing import Any
 from loldu.errors import LoLDUError
 from webui.engine import process
 from webui.engine.job import ACTIVE, ENDED, RESUMABLE, Job, Kind, Status, in_turns, shown
-from webui.engine.options import write_options, write_score_options
+from webui.engine.options import require_options, write_options, write_score_options
 from webui.engine.progress import CONTROL, Progress, RunReader
 
 _SCHEMA_VERSION = 2
@@ -231,6 +231,7 @@ class Jobs:
         with self._change(job_id) as (connection, job):
             if job.status not in RESUMABLE or job.removed:
                 raise LoLDUError(f"{job.name} cannot be resumed: it is {_state(job)}.")
+            require_options(job)
             self._refuse_too_many(connection, job.owner)
             last = connection.execute("SELECT MAX(place) FROM jobs").fetchone()[0]
             back = {"wanted": None, "message": "", "ended": None, "place": last + 1}

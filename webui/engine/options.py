@@ -14,9 +14,10 @@ from loldu.options import options as known_options
 from loldu.presets import flat, shipped_presets
 from trainer.options.config import Config, to_toml
 from trainer.options.preset import PRESETS, configure
-from webui.engine.job import Kind
+from webui.engine.job import Job, Kind
 
 OPTIONS = "options.toml"
+GONE = "Its folder is gone or damaged: remove it from the list, and start it anew."
 _REAL = "real"
 _SCORED, _READ_BESIDE = "concept", ("concept.safetensors", "config.toml", "summary.json")
 _JOB_SETS = {
@@ -101,6 +102,18 @@ def stored_options(folder: Path) -> dict[str, Any]:
         LoLDUError: If their file is gone or damaged.
     """
     return flat(read_toml(folder / OPTIONS, "The options"))
+
+
+def require_options(job: Job) -> None:
+    """Refuse to start a job without the file of its options.
+
+    Raises:
+        LoLDUError: If its folder or this file is gone or damaged.
+    """
+    try:
+        stored_options(job.folder)
+    except LoLDUError as error:
+        raise LoLDUError(f"{job.name} cannot be resumed. {GONE}") from error
 
 
 def max_train_steps(folder: Path) -> int:

@@ -34,11 +34,10 @@ from webui.library.entry import (
     take,
     take_validation,
 )
+from webui.library.imported import name_of, unpack
 
 logger = logging.getLogger("webui")
 
-MOST_BYTES = 16 * 2**20
-"""Limit for an imported concept file; those of Stable Diffusion have tens of kilobytes."""
 _ENTRY, _LOCK = "entry.json", ".lock"
 _REMOVED_FOR_S = 30 * 24 * 3600
 
@@ -154,7 +153,7 @@ class Library:
         return self._entry(entry_id, record)
 
     def add(self, file: Path, name: str, owner: str) -> Entry:
-        """Import a concept file after checking it.
+        """Import a concept file, or a zip of Export, after checking it.
 
         Args:
             file: The uploaded file.
@@ -165,18 +164,12 @@ class Library:
             LoLDUError: If the file is too large, or the owner's library is full.
             ConceptError: If the file is not a valid concept.
         """
-        name = shown(Path(name).name.removesuffix(".safetensors") or "concept")
-        size = file.stat().st_size
-        if size > MOST_BYTES:
-            raise LoLDUError(
-                f"{name} has {size / 2**20:.0f} MB, so it is not a concept: concepts have at most "
-                "some hundred kilobytes."
-            )
+        name = shown(name_of(file, name))
         entry_id, record = secrets.token_hex(12), _Record(name, owner, time.time())
         with self._locked():
             self._make_room(owner)
             with self._new(entry_id, record) as folder:
-                shutil.copyfile(file, folder / CONCEPT)  # check the copy, not the upload
+                unpack(file, name, folder)  # check the copy, not the upload
                 with named_errors(folder / CONCEPT, name):
                     concept = read_concept(folder / CONCEPT)
                 config = {"base": base_without_paths(concept)}

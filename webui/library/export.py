@@ -17,14 +17,28 @@ from trainer.results.card import CARD
 from trainer.results.places import METRICS, SAMPLES
 from webui.library.about import about
 from webui.library.entry import CONCEPT, Entry, named_errors
+from webui.library.imported import NAME_MARK
 
+_RESERVED = {
+    "CON",
+    "PRN",
+    "AUX",
+    "NUL",
+    *(f"{port}{n}" for port in ("COM", "LPT") for n in range(10)),
+}
+"""Names that Windows refuses."""
 _IN_ZIP = (CONCEPT, LEARNED_WORD, CARD, METRICS)
 
 
-def slug(name: str) -> str:
-    """Return a name reduced to letters, digits and dashes."""
-    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
-    return re.sub(r"[^A-Za-z0-9]+", "-", plain).strip("-")[:60].rstrip("-").lower() or "concept"
+def file_name(name: str) -> str:
+    """Return a name with dashes for the characters that file names of some system cannot have.
+
+    An import takes the name of the file, so it keeps capitals, spaces and letters of any language.
+    """
+    plain = unicodedata.normalize("NFC", name)
+    plain = "".join(c if c.isalnum() or c in " ._,-" else "-" for c in plain)
+    plain = re.sub(r"-+", "-", plain).strip(" ._,-")[:60].rstrip(" ._,-")
+    return f"concept {plain}".strip() if not plain or plain.upper() in _RESERVED else plain
 
 
 def export_concept(entry: Entry, folder: Path) -> Path:
@@ -33,7 +47,7 @@ def export_concept(entry: Entry, folder: Path) -> Path:
     Raises:
         LoLDUError: If it is gone.
     """
-    path = folder / f"{slug(entry.name)}.safetensors"
+    path = folder / f"{file_name(entry.name)}.safetensors"
     _copy(entry.path, path)
     return path
 
@@ -51,7 +65,7 @@ def export_as_lora(entry: Entry, base: str, trained: Path | None, folder: Path) 
         LoLDUError: If the concept is gone, or the base cannot be loaded.
         ConceptError: If the concept was made for another base, or a LoRA cannot express it.
     """
-    path = folder / f"{slug(entry.name)}-lora.safetensors"
+    path = folder / f"{file_name(entry.name)}-lora.safetensors"
     if trained is not None and trained.is_file():
         _copy(trained, path)
         return path
@@ -72,9 +86,10 @@ def export_zip(entry: Entry, trained: Path | None, folder: Path) -> Path:
         LoLDUError: If the concept is gone.
         ConceptError: If the file is damaged.
     """
-    path = folder / f"{slug(entry.name)}.zip"
+    path = folder / f"{file_name(entry.name)}.zip"
     about(entry.path)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.comment = NAME_MARK + entry.name.encode()
         for name in _IN_ZIP:
             if (entry.folder / name).is_file():
                 archive.write(entry.folder / name, name)

@@ -182,6 +182,7 @@ def _connect(page: Page, tab: gr.Tab, h: "ConceptsHandlers", p: Pictures, f: For
         h.add,
         [p.files, p.chosen, f.resolution],
         [p.files, p.chosen, p.crops],
+        trigger_mode="multiple",  # by default, gradio drops an upload while another one is taken
         api_visibility="private",
     )
     p.examples.select(

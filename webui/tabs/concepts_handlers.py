@@ -153,6 +153,8 @@ class ConceptsHandlers:
         wrong: list[str] = []
         for file in files or ():
             path = Path(file)
+            if not path.exists():  # the browser sent it again, beside an upload of that moment
+                continue
             try:
                 if len(chosen) >= MAX_PICTURES:
                     raise LoLDUError(f"At most {MAX_PICTURES} pictures: leave some out.")

@@ -54,7 +54,10 @@ def create_library(backend: Backend, page: Page, tab: gr.Tab) -> None:
     with gr.Row():
         search = gr.Textbox(label="Search", placeholder="A name, a token, a base", scale=3)
         file = gr.UploadButton(
-            "Import a concept file", file_types=[".safetensors"], size="sm", min_width=200
+            "Import a concept file or zip",
+            file_types=[".safetensors", ".zip"],
+            size="sm",
+            min_width=200,
         )
     parts["undo"] = gr.Button("", size="sm", visible=False)
     parts["cards"] = gr.Gallery(

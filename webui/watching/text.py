@@ -7,7 +7,7 @@ from pathlib import Path
 
 from webui.engine import process
 from webui.engine.job import ENDED, RESUMABLE, Job, Kind, Status
-from webui.engine.options import lacks_scores
+from webui.engine.options import GONE, OPTIONS, lacks_scores
 from webui.engine.progress import CONFIG, CONTROL, Progress
 from webui.page import term_list
 
@@ -65,7 +65,9 @@ def before(job: Job, queue: Sequence[Job], active: Sequence[Job]) -> str:
     kind = "training" if all(each.kind is Kind.TRAIN for each in ahead) else "job"
     counts = [(own, "of yours"), (len(ahead) - own, "of others")]
     parts = [f"{count} {_plural(kind, count)} {whose}" for count, whose in counts if count]
-    return f"{' and '.join(parts)} {'is' if len(ahead) == 1 else 'are'} ahead of it."
+    scored = [each.name for each in ahead if each.kind is Kind.SCORE and each.owner == job.owner]
+    scorings = f" You also score {' and '.join(scored)}; see the Score tab." if scored else ""
+    return f"{' and '.join(parts)} {'is' if len(ahead) == 1 else 'are'} ahead of it.{scorings}"
 
 
 def headline(job: Job, checkpoints: Mapping[int, Path], waits: str) -> str:
@@ -159,6 +161,8 @@ def _advice(job: Job, checkpoints: Mapping[int, Path], waits: str) -> str:
         return "Play with it, or keep it as it was at an earlier step."
     if job.status is Status.CANCELLED:
         return "You can still look at its pictures, keep a checkpoint, or remove it."
+    if job.status in RESUMABLE and not (job.folder / OPTIONS).is_file():
+        return GONE
     if job.status in RESUMABLE:
         where = f"continues after step {max(checkpoints)}" if checkpoints else "starts from step 1"
         cure = "Fix this first if you can; the log has details. " * (job.status is Status.FAILED)

@@ -16,7 +16,7 @@ from loldu.errors import LoLDUError
 from loldu.pictures.open import load_image
 from webui.backend import Backend
 from webui.engine.job import ACTIVE, ENDED, RESUMABLE, Job, Kind, Status
-from webui.engine.options import drawn_prompts
+from webui.engine.options import OPTIONS, drawn_prompts
 from webui.engine.progress import Progress
 from webui.watching import text
 from webui.watching.charts import Chart, charts, table_of_step
@@ -220,7 +220,7 @@ def allowed(job: Job) -> frozenset[str]:
         able |= {"cancel"}
     if text.listens(job):
         able |= {"finish", "save", "sample"}
-    if job.status in RESUMABLE:
+    if job.status in RESUMABLE and (job.folder / OPTIONS).is_file():
         able |= {"resume"}
     if job.status in ENDED:
         able |= {"remove"}

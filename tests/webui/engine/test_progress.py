@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,11 +12,12 @@ from loldu.errors import LoLDUError
 from webui.engine.dispatcher import Dispatcher
 from webui.engine.job import Status
 from webui.engine.jobs import Jobs
-from webui.engine.options import drawn_prompts
+from webui.engine.options import GONE, drawn_prompts
 from webui.engine.progress import RunReader
 from webui.teaching.estimate import estimated_seconds
 from webui.watching.charts import charts, table_of_step
 from webui.watching.text import headline
+from webui.watching.watcher import allowed
 
 MINIMAL = {"pretrained_model_name_or_path": "base", "resolution": 64, "max_train_steps": 1}
 
@@ -196,3 +198,35 @@ def test_a_training_without_the_models_of_its_scores_says_so(asked: bool, jobs: 
         text = written.replace(f"validation_scores = {asked}".lower(), "validation_scores = false")
         (job.folder / "config.toml").write_text(written if measured else text)
         assert ("has no scores" in headline(job, {}, "")) == (asked and not measured)
+
+
+@pytest.mark.parametrize("gone", ["", "options.toml"])
+def test_a_job_without_its_files_can_be_removed_but_not_resumed(
+    gone: str, jobs: Jobs, dispatcher: Dispatcher
+) -> None:
+    options = {"instance_data_dir": "pictures", "instance_prompt": "a sks toy"}
+    job = jobs.submit("toy", "ann", options)
+    assert jobs.begin(job, "cpu")
+    if gone:
+        (job.folder / gone).unlink()
+        jobs.end(job, Status.STOPPED)
+    else:
+        shutil.rmtree(job.folder)  # while it trains
+        dispatcher.tick()
+        assert jobs.get(job.id).message == GONE
+    ended = jobs.get(job.id)
+    with pytest.raises(LoLDUError, match=r"^toy cannot be resumed\. Its folder is gone or damaged"):
+        jobs.resume(job.id)
+    assert GONE in headline(ended, {}, "")
+    assert "remove" in allowed(ended)
+    assert "resume" not in allowed(ended)
+    jobs.remove(job.id)
+    assert jobs.list() == ()
+
+
+def test_a_folder_that_is_gone_before_the_start(jobs: Jobs, dispatcher: Dispatcher) -> None:
+    options = {"instance_data_dir": "pictures", "instance_prompt": "a sks toy"}
+    job = jobs.submit("toy", "ann", options)
+    shutil.rmtree(job.folder)
+    dispatcher.tick()
+    assert (jobs.get(job.id).status, jobs.get(job.id).message) == (Status.FAILED, GONE)

@@ -25,8 +25,9 @@ from webui.engine.job import Job, Status
 from webui.engine.jobs import Jobs
 from webui.library import collection, scoring
 from webui.library.about import about
-from webui.library.collection import MOST_BYTES, Library
+from webui.library.collection import Library
 from webui.library.entry import CONCEPT
+from webui.library.imported import MOST_BYTES
 
 
 def result(folder: Path, pictures: Path | None = None) -> None:

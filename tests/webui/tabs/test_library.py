@@ -166,7 +166,7 @@ def test_an_export_is_deleted_after_its_download(tab: LibraryHandlers, file: Pat
     entry_id = view(tab.add(str(file), "", ANN))["chosen"]
     offers = tab.export("concept")(entry_id, ANN)
     path = Path(next(offers)["value"])
-    assert path.name == "my-b-toy.safetensors"
+    assert path.name == "my -b-toy.safetensors"
     assert path.read_bytes() == file.read_bytes()
     assert next(offers, None) is None
     assert not path.exists()
