@@ -43,6 +43,7 @@ from trainer.results.lock import locked
 from trainer.results.metadata import Training
 from trainer.results.output_dir import open_output_dir, refuse_another_run
 from trainer.results.result import write_result
+from trainer.training.buckets import BucketedObjective, bucket_caches
 from trainer.training.cache import Cache, build_cache, leave_device
 from trainer.training.checkpoint import Inputs, Progress, find_checkpoint, load_checkpoint
 from trainer.training.control import Control
@@ -118,8 +119,14 @@ def train(
     if checkpoint is None:
         start_from_concepts(pipeline, configs)
     leave_device(pipeline)
-    concepts = {name: DreamBooth(pipeline, caches[name], own) for name, own in configs.items()}
-    objective = Objective([*concepts.values()], trained, config)
+    concepts = {
+        name: [DreamBooth(pipeline, cache, own) for cache in caches[name]]
+        for name, own in configs.items()
+    }
+    if config.instance.aspect_buckets:
+        objective = BucketedObjective(concepts, trained, config)
+    else:
+        objective = Objective([whole for (whole,) in concepts.values()], trained, config)
     held_out = HeldOutLoss(concepts, trained) if config.scores.held_out_steps else None
     optimizer = make_optimizer(config.optimization, trained.groups(config.optimization))
     ema = EMA(trained.parameters(), config.optimization.ema_decay)
@@ -239,7 +246,7 @@ def encode_data(
     pipeline: DiffusionPipeline,
     base: str,
     accelerator: Accelerator,
-) -> tuple[dict[str, Cache], Inputs]:
+) -> tuple[dict[str, list[Cache]], Inputs]:
     """Draw missing class pictures; encode the pictures and prompts of every concept.
 
     Args:
@@ -256,7 +263,7 @@ def encode_data(
     inputs: Inputs = {"The base": base, "The number of processes": accelerator.num_processes}
     if (path := config.adapter.adapter_config) is not None:
         inputs["The adapter config"] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    caches: dict[str, Cache] = {}
+    caches: dict[str, list[Cache]] = {}
     for name, own in configs.items():
         classes: list[CaptionedImage] = []
         if own.prior.with_prior_preservation:
@@ -274,7 +281,10 @@ def encode_data(
         whose = "" if name == SINGLE else f" of {name}"
         inputs[f"A picture or caption{whose}"] = digest([*instances[name], *classes])
         pictures, held_out = split(instances[name], own)
-        caches[name] = build_cache(
+        if own.instance.aspect_buckets:
+            caches[name] = bucket_caches(pipeline, pictures, classes, own, held_out)
+            continue
+        cache = build_cache(
             pipeline,
             pictures,
             classes,
@@ -283,6 +293,7 @@ def encode_data(
             held_out=held_out,
             captions=own.captions,
         )
+        caches[name] = [cache]
     return caches, inputs
 
 
@@ -309,7 +320,7 @@ def prepare(
 def describe_trainings(
     configs: Mapping[str, Config],
     instances: Mapping[str, Sequence[CaptionedImage]],
-    caches: Mapping[str, Cache],
+    caches: Mapping[str, Sequence[Cache]],
     trained: Trained,
     progress: Progress,
 ) -> dict[str, Training]:
@@ -320,8 +331,8 @@ def describe_trainings(
             progress,
             parameters=sum(parameter.numel() for parameter in trained.parameters(name)),
             caption=instances[name][0].caption,
-            pictures=len(caches[name].instances),
-            class_pictures=len(caches[name].classes),
+            pictures=sum(len(cache.instances) for cache in caches[name]),
+            class_pictures=sum(len(cache.classes) for cache in caches[name]),
         )
         logger.info(
             "Training %s%s parameters (%s) on %d pictures and %d class pictures",

@@ -174,6 +174,14 @@ class Family(ABC):
     def latent_shape(self, pipeline: DiffusionPipeline, resolution: int) -> tuple[int, ...]:
         """Return the shape of the latents of one square picture of `resolution` pixels."""
 
+    def picture_multiple(self, pipeline: DiffusionPipeline) -> int:
+        """Return what the sides of pictures in other shapes than a square are multiples of.
+
+        Raises:
+            LoLDUError: If the family takes no such pictures.
+        """
+        raise LoLDUError("This base is trained on squares only; leave out --aspect_buckets.")
+
     def lora_architecture(self, pipeline: DiffusionPipeline) -> str | None:
         """Return the architecture that the header of a LoRA file names, if it has a name.
 

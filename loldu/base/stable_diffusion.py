@@ -190,6 +190,10 @@ class StableDiffusion(Family):
         side = resolution // pipeline.vae_scale_factor
         return pipeline.unet.config["in_channels"], side, side
 
+    def picture_multiple(self, pipeline: Any) -> int:  # noqa: ANN401
+        """Return the factor by which VAE and UNet together shrink a picture: 64 for SD."""
+        return pipeline.vae_scale_factor * 2 ** (len(pipeline.unet.config["down_block_types"]) - 1)
+
     def lora_architecture(self, pipeline: Any) -> str | None:  # noqa: ANN401
         """Return the modelspec name for the text encoder's width and the prediction type.
 

@@ -1,4 +1,4 @@
-"""Cut pictures and their masks into square crops for the VAE."""
+"""Cut pictures and their masks into crops for the VAE."""
 
 from collections.abc import Iterator, Sequence
 
@@ -29,10 +29,24 @@ def square_crops(
     rng: np.random.Generator,
 ) -> Iterator[Float[Tensor, "3 resolution resolution"]]:
     """Yield the views of a picture in [-1, 1]: crops, and their mirror images on request."""
-    scale = resolution / min(image.size)
-    size = [max(resolution, round(side * scale)) for side in image.size]
-    resized = image.resize((size[0], size[1]), Image.Resampling.LANCZOS)
-    spare_x, spare_y = size[0] - resolution, size[1] - resolution
+    shape = resolution, resolution
+    return crops(image, shape, center_crop=center_crop, random_flip=random_flip, rng=rng)
+
+
+def crops(
+    image: Image.Image,
+    shape: tuple[int, int],
+    *,
+    center_crop: bool,
+    random_flip: bool,
+    rng: np.random.Generator,
+) -> Iterator[Float[Tensor, "3 height width"]]:
+    """Yield the views of a picture as `square_crops`, but of any width and height."""
+    width, height = shape
+    scale = max(width / image.width, height / image.height)
+    size = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+    resized = image.resize(size, Image.Resampling.LANCZOS)
+    spare_x, spare_y = size[0] - width, size[1] - height
     if center_crop or spare_x == spare_y == 0:
         corners = [(spare_x // 2, spare_y // 2)]
     else:
@@ -41,7 +55,7 @@ def square_crops(
             for _ in range(RANDOM_CROPS)
         ]
     for x, y in corners:
-        crop = np.asarray(resized.crop((x, y, x + resolution, y + resolution)), dtype=np.float32)
+        crop = np.asarray(resized.crop((x, y, x + width, y + height)), dtype=np.float32)
         view = torch.as_tensor(crop / 127.5 - 1).permute(2, 0, 1)
         yield view
         if random_flip:
@@ -55,16 +69,19 @@ def load_views(
     center_crop: bool,
     random_flip: bool,
     seed: int,
-) -> Iterator[
-    tuple[
-        int,
-        Float[Tensor, "3 resolution resolution"],
-        Float[Tensor, "1 resolution resolution"] | None,
-    ]
-]:
+    shape: tuple[int, int] | None = None,
+) -> Iterator[tuple[int, Float[Tensor, "3 height width"], Float[Tensor, "1 height width"] | None]]:
     """Yield every view of every picture: the picture's index, the pixels, the mask in [0, 1].
 
     One file is read at a time. A mask is cropped like its picture; without a mask it is None.
+
+    Args:
+        images: The pictures.
+        resolution: Side of the views.
+        center_crop: Whether to take the middle, or several random crops.
+        random_flip: Whether to add mirror images.
+        seed: Seed of the random crops.
+        shape: Width and height of the views, if they are not square.
 
     Raises:
         LoLDUError: If a file cannot be read, is smaller than a quarter of the resolution, or is a
@@ -77,9 +94,9 @@ def load_views(
             layers.append(load_mask(captioned.mask, image.size).convert("RGB"))
         views, *masks = [
             list(
-                square_crops(
+                crops(
                     layer,
-                    resolution,
+                    shape or (resolution, resolution),
                     center_crop=center_crop,
                     random_flip=random_flip,
                     rng=np.random.default_rng([seed, _CROPS, index]),

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -50,6 +50,7 @@ class TrainingSetup:
         class_prompts: Prompts of the class pictures.
         token: The rare token, if it is given.
         placeholder_token: The new word that is taught, if there is one.
+        aspect_buckets: Whether pictures keep their shape, so that no crop cuts anything off.
     """
 
     resolution: int
@@ -58,6 +59,7 @@ class TrainingSetup:
     class_prompts: tuple[str, ...] = ()
     token: str | None = None
     placeholder_token: str | None = None
+    aspect_buckets: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,11 @@ class Finding:
 def report(pictures: Sequence[CaptionedImage], folder: Path, setup: TrainingSetup) -> None:
     """Write a table of the pictures of a folder to stderr, and the warnings below it."""
     findings = [examine(picture, setup.resolution) for picture in pictures]
+    if setup.aspect_buckets:
+        findings = [
+            replace(each, kept=1.0, marked_kept=None if each.marked is None else 1.0)
+            for each in findings
+        ]
     console = Console(stderr=True, highlight=False)
     heading = f"{_count(len(findings), 'picture')} at {setup.resolution} pixels, from {folder}"
     console.print(Text(heading, "bold"), soft_wrap=True)

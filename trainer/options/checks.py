@@ -129,6 +129,13 @@ def _method_problems(config: Config) -> Iterator[str]:
             "--prior_target base needs the frozen base, but --method dreambooth trains its "
             "weights; use --prior_target images."
         )
+    performance = config.performance
+    recomputes = performance.gradient_checkpointing or performance.on_oom == "adapt"
+    if instance.aspect_buckets and instance.concepts is not None and recomputes:
+        yield (
+            "--aspect_buckets with --concepts does not go with --gradient_checkpointing or with "
+            "--on_oom adapt; leave them out, or train one concept per run."
+        )
     if method == "peft" and config.adapter.adapter_config is None:
         yield (
             "--method peft needs --adapter_config, a JSON file with the options of PEFT's method, "

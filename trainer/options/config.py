@@ -57,6 +57,11 @@ class InstanceConfig:
     )
     # Side in pixels: the base's own (512 for SD v1.x) is safest, smaller is faster and coarser.
     resolution: int = option(512, at_least=8, multiple_of=8)
+    # Train every picture in its own shape instead of a square: its aspect ratio is kept up to
+    # rounding, and so is the area of --resolution. The rows of a pass have one shape, so that
+    # several --concepts, or class pictures of another shape, need a pass of their own each. Squares
+    # by default.
+    aspect_buckets: bool = False
     # Crop the middle of oblong pictures. --no_center_crop takes several random crops: better if
     # the subject is off centre or fills the frame, worse if a crop can miss it.
     center_crop: bool = True

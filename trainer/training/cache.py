@@ -72,6 +72,7 @@ def build_cache(
     seed: int,
     held_out: Sequence[CaptionedImage] = (),
     captions: CaptionsConfig | None = None,
+    shape: tuple[int, int] | None = None,
 ) -> Cache:
     """Encode every view of every picture in fp32, and every distinct prompt, each once.
 
@@ -83,6 +84,7 @@ def build_cache(
         seed: Seed of the crops and of the captions' variants.
         held_out: Pictures of the concept that are measured and not trained on.
         captions: How captions of the concept change; not at all by default.
+        shape: Width and height of the views; a square by default.
 
     Raises:
         LoLDUError: If a picture cannot be used, or the VAE returns inf or NaN.
@@ -95,7 +97,7 @@ def build_cache(
     extra += [""] if captions.caption_dropout else []
     all_prompts = [*dict.fromkeys([*prompts, *extra])]
     row_of = {prompt: row for row, prompt in enumerate(all_prompts)}
-    mean, std, owners, masks = _encode_views(pipeline, pictures, options, seed)
+    mean, std, owners, masks = _encode_views(pipeline, pictures, options, seed, shape)
     ranges = [
         range(owners.index(index), owners.index(index) + owners.count(index))
         for index in range(len(pictures))
@@ -125,6 +127,7 @@ def _encode_views(
     pictures: Sequence[CaptionedImage],
     options: InstanceConfig,
     seed: int,
+    shape: tuple[int, int] | None,
 ) -> tuple[Tensor, Tensor, list[int], list[Tensor | None]]:
     """Return mean and deviation of every view's latents, the picture of each view, and its mask."""
     family = family_of(pipeline)
@@ -138,6 +141,7 @@ def _encode_views(
         center_crop=options.center_crop,
         random_flip=options.random_flip,
         seed=seed,
+        shape=shape,
     ):
         owners.append(index)
         waiting.append(view)
@@ -161,7 +165,7 @@ def caption_variants(
     """
     if not (captions.shuffle_tags or captions.tag_dropout):
         return None
-    count = max(4, min(TAG_VARIANTS, ALL_VARIANTS // len(texts)))
+    count = max(4, min(TAG_VARIANTS, ALL_VARIANTS // max(1, len(texts))))
     return [
         [
             tag_variant(

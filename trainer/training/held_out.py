@@ -1,6 +1,6 @@
 """The loss at fixed noise, on pictures that are not trained on: it shows overfitting."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -19,23 +19,32 @@ class HeldOutLoss:
     not, so that runs with different options compare.
     """
 
-    def __init__(self, concepts: Mapping[str, DreamBooth], trained: Trained) -> None:
-        """Draw the rows of every concept, once."""
-        self._concepts, self._trained = concepts, trained
-        self._batches: dict[str, Batch] = {
-            name: concept.draw_fixed(ROWS) for name, concept in concepts.items()
-        }
+    def __init__(self, concepts: Mapping[str, Sequence[DreamBooth]], trained: Trained) -> None:
+        """Draw the rows of every concept, once; a concept may have several buckets."""
+        self._trained = trained
+        self._batches: dict[str, list[tuple[DreamBooth, Batch]]] = {}
+        for name, buckets in concepts.items():
+            counts = [bucket.held_out for bucket in buckets]
+            if not any(counts):
+                counts = [len({*bucket.pictures(0)}) for bucket in buckets]
+            self._batches[name] = [
+                (bucket, bucket.draw_fixed(max(1, round(ROWS * count / sum(counts)))))
+                for bucket, count in zip(buckets, counts, strict=True)
+                if count
+            ]
 
     @torch.no_grad()
     def measure(self, denoiser: nn.Module) -> dict[str, float]:
         """Return the loss of every concept, in forward passes of the size of training's."""
-        live, errors = self._trained.trains_text, list[torch.Tensor]()
-        for name, concept in self._concepts.items():
+        live, means = self._trained.trains_text, list[torch.Tensor]()
+        for name, batches in self._batches.items():
+            errors = list[torch.Tensor]()
             with self._trained.only(name):
-                for start in range(0, ROWS, concept.concept_rows):
-                    batch = self._batches[name].part(slice(start, start + concept.concept_rows))
-                    rows = concept.rows(batch)
-                    squares = (rows.answered_by(denoiser, live) - rows.target).square()
-                    errors.append(concept.errors(squares, batch))
-        means = torch.cat(errors).unflatten(0, (-1, ROWS)).mean(dim=1).tolist()
-        return dict(zip(self._concepts, means, strict=True))
+                for concept, whole in batches:
+                    for start in range(0, len(whole.views), concept.concept_rows):
+                        batch = whole.part(slice(start, start + concept.concept_rows))
+                        rows = concept.rows(batch)
+                        squares = (rows.answered_by(denoiser, live) - rows.target).square()
+                        errors.append(concept.errors(squares, batch))
+            means.append(torch.cat(errors).mean())
+        return dict(zip(self._batches, torch.stack(means).tolist(), strict=True))

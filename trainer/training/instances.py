@@ -93,6 +93,7 @@ def report(pictures: Sequence[CaptionedImage], options: InstanceConfig, prior: P
         prior.class_prompt,
         options.token,
         options.placeholder_token,
+        options.aspect_buckets,
     )
     inspect.report(pictures, options.instance_data_dir, setup)
 

@@ -162,25 +162,54 @@ class DreamBooth:
 
         Source: Guttenberg, Diffusion with Offset Noise (the noise offset).
         """
-        shape = self._cache.mean.shape[1:]
-        parts: list[tuple[np.ndarray, ...]] = []
-        for kind, (pictures, rows) in enumerate(
-            ((self._cache.instances, self.concept_rows), (self._cache.classes, self.class_rows))
-        ):
-            share = rows * num_processes
-            mine = slice(process_index * rows, (process_index + 1) * rows)
-            start = pass_index * share + process_index * rows
-            views = [view_at(pictures, start + row, self._seed, kind) for row in range(rows)]
-            prompts = [self._prompt_at(view, start + row, kind) for row, view in enumerate(views)]
-            rng = np.random.default_rng([self._seed, _NOISE, kind, pass_index])
-            timesteps = self._noise_schedule.draw_timesteps(rng, share, self._span)
-            noise = rng.standard_normal((2, share, *shape), dtype=np.float32)
-            if self._noise_offset:  # drawn last, so that it changes no other draw
-                offset = rng.standard_normal((share, shape[0], *[1] * len(shape[1:])), np.float32)
-                noise[0] += self._noise_offset * offset
-            chosen = np.array(views, np.int64), timesteps[mine], noise[0, mine], noise[1, mine]
-            parts.append((*chosen, np.array(prompts, np.int64)))
+        parts = [
+            self._drawn(kind, pass_index, pass_index, process_index, num_processes)
+            for kind in range(2)
+        ]
         return Batch(*(self._to_device(np.concatenate(part)) for part in zip(*parts, strict=True)))
+
+    def pictures(self, kind: int) -> list[range]:
+        """Return the views of the concept's pictures (0) or of the class pictures (1)."""
+        return (self._cache.instances, self._cache.classes)[kind]
+
+    def draw_kind(
+        self, kind: int, pass_index: int, turn: int, process_index: int, num_processes: int
+    ) -> Batch:
+        """Return the concept rows (0) or the class rows (1) of a forward pass.
+
+        Args:
+            kind: Kind of the rows.
+            pass_index: Number of the pass, which decides the noise.
+            turn: Number of earlier passes with these pictures, which decides who is next.
+            process_index: Number of this process.
+            num_processes: Number of processes.
+        """
+        drawn = self._drawn(kind, pass_index, turn, process_index, num_processes)
+        return Batch(*map(self._to_device, drawn))
+
+    def _drawn(
+        self, kind: int, pass_index: int, turn: int, process_index: int, num_processes: int
+    ) -> tuple[np.ndarray, ...]:
+        pictures, rows = self.pictures(kind), (self.concept_rows, self.class_rows)[kind]
+        shape = self._cache.mean.shape[1:]
+        share = rows * num_processes
+        mine = slice(process_index * rows, (process_index + 1) * rows)
+        start = turn * share + process_index * rows
+        views = [view_at(pictures, start + row, self._seed, kind) for row in range(rows)]
+        prompts = [self._prompt_at(view, start + row, kind) for row, view in enumerate(views)]
+        rng = np.random.default_rng([self._seed, _NOISE, kind, pass_index])
+        timesteps = self._noise_schedule.draw_timesteps(rng, share, self._span)
+        noise = rng.standard_normal((2, share, *shape), dtype=np.float32)
+        if self._noise_offset:  # drawn last, so that it changes no other draw
+            offset = rng.standard_normal((share, shape[0], *[1] * len(shape[1:])), np.float32)
+            noise[0] += self._noise_offset * offset
+        chosen = np.array(views, np.int64), timesteps[mine], noise[0, mine], noise[1, mine]
+        return *chosen, np.array(prompts, np.int64)
+
+    @property
+    def held_out(self) -> int:
+        """Number of pictures that are measured and not trained on."""
+        return len(self._cache.held_out)
 
     def draw_fixed(self, rows: int) -> Batch:
         """Return rows of held-out pictures whose noise never changes, or else of trained ones.

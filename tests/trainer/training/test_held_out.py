@@ -40,7 +40,7 @@ def test_the_loss_is_the_mean_squared_error_of_the_held_out_picture(
     cache = build_cache(pipeline, trained, [], config.instance, seed=0, held_out=held_out)
     concept = DreamBooth(pipeline, cache, config)
     assert not {*cache.held_out[0]} & {view for views in cache.instances for view in views}
-    measured = HeldOutLoss({"default": concept}, Trained(("default",), {})).measure(
+    measured = HeldOutLoss({"default": [concept]}, Trained(("default",), {})).measure(
         Denoiser(pipeline)
     )
     batch, errors = concept.draw_fixed(ROWS), []
