@@ -119,15 +119,7 @@ def train(
     if checkpoint is None:
         start_from_concepts(pipeline, configs)
     leave_device(pipeline)
-    concepts = {
-        name: [DreamBooth(pipeline, cache, own) for cache in caches[name]]
-        for name, own in configs.items()
-    }
-    if config.instance.aspect_buckets:
-        objective = BucketedObjective(concepts, trained, config)
-    else:
-        objective = Objective([whole for (whole,) in concepts.values()], trained, config)
-    held_out = HeldOutLoss(concepts, trained) if config.scores.held_out_steps else None
+    objective, held_out = make_objective(config, configs, caches, pipeline, trained)
     optimizer = make_optimizer(config.optimization, trained.groups(config.optimization))
     ema = EMA(trained.parameters(), config.optimization.ema_decay)
     denoiser, optimizer = prepare(config, pipeline, trained, optimizer, accelerator)
@@ -295,6 +287,25 @@ def encode_data(
         )
         caches[name] = [cache]
     return caches, inputs
+
+
+def make_objective(
+    config: Config,
+    configs: Mapping[str, Config],
+    caches: Mapping[str, Sequence[Cache]],
+    pipeline: DiffusionPipeline,
+    trained: Trained,
+) -> tuple[Objective, HeldOutLoss | None]:
+    """Return the objective of all concepts, and their held-out loss if it is measured."""
+    concepts = {
+        name: [DreamBooth(pipeline, cache, own) for cache in caches[name]]
+        for name, own in configs.items()
+    }
+    if config.instance.aspect_buckets:
+        objective = BucketedObjective(concepts, trained, config)
+    else:
+        objective = Objective([whole for (whole,) in concepts.values()], trained, config)
+    return objective, HeldOutLoss(concepts, trained) if config.scores.held_out_steps else None
 
 
 def prepare(

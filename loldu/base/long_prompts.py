@@ -40,7 +40,11 @@ class StableDiffusionPipeline(diffusers.StableDiffusionPipeline):
     whole_prompt: list[list[int]] | None = None
 
     @functools.wraps(diffusers.StableDiffusionPipeline.encode_prompt)  # routing reads its signature
-    def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def encode_prompt(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        *args: Any,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
         """Encode prompts as diffusers does, or all by chunks if one has more than one."""
         encode = super().encode_prompt
         given = inspect.signature(encode).bind(*args, **kwargs)

@@ -102,9 +102,7 @@ def build_cache(
         range(owners.index(index), owners.index(index) + owners.count(index))
         for index in range(len(pictures))
     ]
-    rows_of_variants = variants and [
-        [row_of[text] for text in variants[index]] for index in owners if index < len(variants)
-    ]
+    own_texts = [variants[index] for index in owners if index < len(variants)] if variants else []
     weights = loss_weights(masks, ranges, (mean.shape[-2], mean.shape[-1]), options.unmasked_weight)
     return Cache(
         mean=mean,
@@ -117,7 +115,7 @@ def build_cache(
         classes=_repeated(classes, ranges[len(instances) : len(instances) + len(classes)]),
         weights=None if weights is None else weights.to(mean.device),
         held_out=ranges[len(instances) + len(classes) :],
-        variants=rows_of_variants or None,
+        variants=[[row_of[text] for text in texts] for texts in own_texts] or None,
         empty=row_of[""] if captions.caption_dropout else None,
     )
 

@@ -135,7 +135,7 @@ def test_a_mask_has_the_shape_of_its_picture(
     assert weights.shape[-1] > weights.shape[-2] == masked.mean.shape[-2]
     half = weights.shape[-1] // 2
     torch.testing.assert_close(weights[..., :half].mean(), torch.tensor(2.0), rtol=0, atol=0.1)
-    assert weights[..., half + 1 :].abs().max() == 0
+    assert weights[..., half + 1 :].abs().max() < 0.01  # of the scaling
 
 
 def test_squares_train_as_without_buckets(flags: list[str], tmp_path: Path) -> None:
