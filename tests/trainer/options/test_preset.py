@@ -90,7 +90,7 @@ def test_unknown_key_suggests_the_nearest(tmp_path: Path) -> None:
         (["--word_lr", "1"], "--word_lr does nothing without --placeholder_token"),
         (["--method=dreambooth", "--rank=4"], "--rank is for loldu, svfit and lora; leave it out"),
         (["--method", "svfit", "--pivoting", "complete"], "--pivoting is for loldu; leave it out"),
-        (["--method", "dreambooth", "--word-lr", "1"], "--word-lr is for loldu, svfit, lora and t"),
+        (["--method", "dreambooth", "--word-lr", "1"], "--word-lr is for loldu, svfit, lora, t"),
         ([*WORD, "--train_text_encoder"], "leave it out with --method textual_inversion."),
         (["--method", "dreambooth", "--initializer_token", "dog"], "--initializer_token is for l"),
     ],

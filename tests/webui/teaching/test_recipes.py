@@ -35,7 +35,7 @@ def made(order: Order, base: str, tmp_path: Path, *, on_gpu: bool = True) -> dic
 
 @pytest.mark.parametrize("preset", [path.stem for path in PRESETS.glob("*.toml")])
 def test_every_preset_is_taken_by_the_trainer(preset: str, tmp_path: Path) -> None:
-    base = "pocket/base" if preset == "pocket" else SD
+    base = "pocket/base" if preset.startswith("pocket") else SD
     options = made(replace(ORDER, recipe=preset), base, tmp_path)
     write_options(tmp_path, options)
     config = parse(flags(tmp_path, Kind.TRAIN))
@@ -51,14 +51,14 @@ def test_every_preset_is_taken_by_the_trainer(preset: str, tmp_path: Path) -> No
     assert config.scores.scores_optional
     assert config.adapter.rank == 8
     assert config.optimization.max_train_steps == 40
-    if preset != "pocket":
+    if base == SD:
         assert config.prior.class_prompt == ("a photo of a Toy rabbit",)
         assert config.optimization.mixed_precision == "fp16"
 
 
 def test_a_base_has_its_own_presets_first() -> None:
     assert list(presets_for("pocket/base")) == list(presets_for(str(Path("pocket/base").resolve())))
-    assert list(presets_for("pocket/base")) == ["pocket"]
+    assert list(presets_for("pocket/base")) == ["pocket", "pocket_always_on"]
     assert list(presets_for(SD)) == ["fast", "paper", "best", "low_vram"]
     assert list(presets_for("/somewhere/sd15.safetensors")) == list(presets_for(SD))
 
