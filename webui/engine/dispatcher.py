@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from io import FileIO
 from pathlib import Path
 
+from loldu.errors import LoLDUError
 from webui.engine import process
 from webui.engine.job import ACTIVE, Job, Kind, Status
 from webui.engine.jobs import Jobs
@@ -22,10 +23,9 @@ _INTERRUPTED = "Its process was killed, or the computer was turned off."
 
 
 class Dispatcher:
-    """Assigns devices to queued jobs.
+    """Assigns devices to queued jobs; one server does so for a folder.
 
-    Several servers may share a folder: one of them dispatches, and another takes over when it ends
-    for any reason. Running jobs continue without a server.
+    Running jobs continue without a server, and the next server finds them.
     """
 
     def __init__(
@@ -63,7 +63,12 @@ class Dispatcher:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Tick in a thread until `close`."""
+        """Tick in a thread until `close`.
+
+        Raises:
+            LoLDUError: If another server uses the folder.
+        """
+        self._claim()
         self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
         self._thread.start()
 
@@ -82,16 +87,18 @@ class Dispatcher:
         """Tick now instead of at the next interval."""
         self._wake.set()
 
-    def tick(self) -> bool:
-        """Record ended jobs and start queued ones; return False if another server dispatches."""
+    def tick(self) -> None:
+        """Record ended jobs and start queued ones.
+
+        Raises:
+            LoLDUError: If another server uses the folder.
+        """
         with self._ticking:
-            if not self._is_the_one():
-                return False
+            self._claim()
             for job in self._jobs.list():
                 if job.status in ACTIVE:
                     self._look_after(job)
             self._begin_next()
-            return True
 
     def _look_after(self, job: Job) -> None:
         """Record that a job has ended, or ask it again to stop; a failure is of this job alone."""
@@ -112,16 +119,20 @@ class Dispatcher:
             self._wake.wait(self._every_s)
             self._wake.clear()
 
-    def _is_the_one(self) -> bool:
-        if self._lock_file is None:
-            lock_file = FileIO(self._jobs.folder / "dispatcher.lock", "a")
-            try:
-                fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                lock_file.close()
-                return False
-            self._lock_file = lock_file
-        return True
+    def _claim(self) -> None:
+        """Lock the folder against other servers; the system unlocks it when this one ends."""
+        if self._lock_file is not None:
+            return
+        lock_file = FileIO(self._jobs.folder / "dispatcher.lock", "a")
+        try:
+            fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock_file.close()
+            raise LoLDUError(
+                f"Another server uses the folder {self._jobs.folder}: stop it, or give this one "
+                "another --studio."
+            ) from error
+        self._lock_file = lock_file
 
     def _begin_next(self) -> None:
         taken = {job.device for job in self._jobs.list() if job.status in ACTIVE}

@@ -86,11 +86,13 @@ def write_score_options(
 def flags(folder: Path, kind: Kind) -> list[str]:
     """Return the command line of a job, the same to start and to continue.
 
-    A training without a checkpoint starts from the beginning; a scoring draws missing pictures.
+    A training without a checkpoint starts from the beginning, and without the models for its scores
+    it is not scored; a scoring draws missing pictures.
     """
     options = ("--preset", str(folder / OPTIONS), "--output_dir", str(folder))
     if kind is Kind.TRAIN:
-        return [*options, "--resume", "latest"]
+        optional = ["--scores_optional"] if _is_scored(folder) else []
+        return [*options, *optional, "--resume", "latest"]
     file = folder / _SCORED / _READ_BESIDE[0]
     return ["adapter", *options, "--concept", str(file), "--overwrite"]
 
@@ -134,9 +136,14 @@ def lacks_scores(folder: Path) -> bool:
     """
     try:
         own = flat(read_toml(folder / CONFIG, "The options"))
-        return bool(stored_options(folder).get("validation_scores")) and (
-            own.get("validation_scores") is False
-        )
+    except LoLDUError:
+        return False
+    return _is_scored(folder) and own.get("validation_scores") is False
+
+
+def _is_scored(folder: Path) -> bool:
+    try:
+        return stored_options(folder).get("validation_scores") is True
     except LoLDUError:
         return False
 

@@ -123,7 +123,6 @@ def options_for(
         "validation_prompt": asked,
         "validation_steps": every,
         "validation_scores": order.scored,
-        "scores_optional": order.scored,
         "validation_images": 1,
         "drift_prompt": [f"a photo of a {words['class']}"],
         "checkpointing_steps": every,

@@ -237,21 +237,17 @@ def test_a_recycled_pid_is_not_taken_for_the_training(jobs: Jobs, dispatcher: Di
         assert stranger.wait() == -signal.SIGTERM
 
 
-def test_only_one_of_two_servers_dispatches(jobs: Jobs, make_dispatcher: MakeDispatcher) -> None:
+def test_a_second_server_is_refused(jobs: Jobs, make_dispatcher: MakeDispatcher) -> None:
     first, second = make_dispatcher(), make_dispatcher()
-    assert first.tick()
+    first.tick()
     job = submit(jobs)
-    assert not second.tick()
+    for act in (second.tick, second.start):
+        with pytest.raises(LoLDUError, match=r"Another server uses the folder .*: stop it, or"):
+            act()
     assert jobs.get(job.id).status is Status.QUEUED
     first.close()
     ticking(second, has(jobs, job, Status.FINISHED))
-
-
-def test_two_servers_start_every_job_once(jobs: Jobs) -> None:
-    asked = [submit(jobs) for _ in range(6)]
-    with server(jobs), server(jobs):
-        patiently(lambda: all(job.status is Status.FINISHED for job in jobs.list()))
-    assert [len(starts(job)) for job in asked] == [1] * 6
+    assert len(starts(job)) == 1
 
 
 def test_the_dispatching_thread_survives_an_exception(
@@ -259,8 +255,8 @@ def test_the_dispatching_thread_survives_an_exception(
 ) -> None:
     dispatcher = make_dispatcher(every_s=0.01)
     whole = jobs.folder.with_name("elsewhere")
-    jobs.folder.rename(whole)
     dispatcher.start()
+    jobs.folder.rename(whole)
     patiently(lambda: caplog.records)
     whole.rename(jobs.folder)
     job = submit(jobs)

@@ -21,7 +21,11 @@ def patiently(true: Callable[[], object]) -> None:
 
 
 def ticking(dispatcher: Dispatcher, true: Callable[[], object]) -> None:
-    patiently(lambda: dispatcher.tick() and true())
+    def ticked() -> object:
+        dispatcher.tick()
+        return true()
+
+    patiently(ticked)
 
 
 def has(jobs: Jobs, job: Job, *statuses: Status) -> Callable[[], bool]:
