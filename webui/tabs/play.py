@@ -9,9 +9,9 @@ from gradio.events import Dependency
 
 from webui.backend import Backend
 from webui.drawing.settings import GUIDANCE, MAX_CONCEPTS, MAX_STRENGTH, SEEDS, STEPS
-from webui.page import CONCEPTS, QUIET, Page
+from webui.page import ANNOUNCED, CONCEPTS, QUIET, Page
 from webui.tabs.album import AlbumParts, create_album
-from webui.tabs.play_handlers import EACH, TOGETHER, PlayHandlers, insert, next_seed, random_seed
+from webui.tabs.play_handlers import EACH, TOGETHER, PlayHandlers, next_seed, random_seed
 
 _MOST_AT_ONCE = 16
 """Drawings that wait in the studio's queue; further ones wait in gradio's."""
@@ -19,12 +19,14 @@ _MOST_AT_ONCE = 16
 
 @dataclass(frozen=True)
 class Controls:
-    """Components of the left side; `placed` holds the concepts that the sliders belong to."""
+    """Components that people set; `placed` holds the concepts that the sliders belong to."""
 
-    concepts: gr.Dropdown
+    concepts: gr.CheckboxGroup
     way: gr.Radio
     strengths: list[gr.Slider]
     prompt: gr.Textbox
+    note: gr.HTML
+    problem: gr.HTML
     inserts: list[gr.Button]
     negative_prompt: gr.Textbox
     count: gr.Slider
@@ -49,17 +51,25 @@ class Rows:
 
 def create_play(backend: Backend, page: Page, tab: gr.Tab) -> None:
     """Lay out the tab and connect its events."""
+    with gr.Column(visible=False) as hint:
+        gr.HTML(
+            '<div class="empty-state"><h2>No concept yet</h2><p>Teach one from 3 to 5 pictures, '
+            "or draw with the base alone.</p></div>"
+        )
+        teach = gr.Button("Teach a concept", size="sm")
     with gr.Row():
-        with gr.Column(scale=1, min_width=320):
-            with gr.Group(visible=False) as hint:
-                gr.Markdown(
-                    "You have no concept yet: train one first, or draw with the base alone.",
-                    padding=True,
-                )
-                teach = gr.Button("Train a concept")
-            controls = _controls()
-        with gr.Column(scale=2, min_width=320):
+        with gr.Column(scale=2, min_width=300):
+            concepts, way, strengths = _concepts()
+            with gr.Accordion("Settings", open=True):
+                settings = _settings()
+        with gr.Column(scale=5, min_width=320):
             rows = Rows(_row("Base"), _row("With the concept", visible=False), gr.HTML())
+    with gr.Column(elem_classes=["bar", "asking"]):
+        prompt, note, problem, inserts, draw, stop = _bar()
+    controls = Controls(
+        *(concepts, way, strengths, prompt, note, problem, inserts, *settings, draw, stop),
+        gr.State(([], TOGETHER)),
+    )
     handlers = PlayHandlers(backend)
     teach.click(lambda: gr.Tabs(selected=CONCEPTS), None, page.tabs, **QUIET)
     _connect_concepts(handlers, page, tab, controls, rows, hint)
@@ -68,18 +78,18 @@ def create_play(backend: Backend, page: Page, tab: gr.Tab) -> None:
     _connect_reuse(handlers, album, controls, rows)
 
 
-def _controls() -> Controls:
-    concepts = gr.Dropdown(
-        multiselect=True,
-        max_choices=MAX_CONCEPTS,
+def _concepts() -> tuple[gr.CheckboxGroup, gr.Radio, list[gr.Slider]]:
+    concepts = gr.CheckboxGroup(
+        [],
         label="Concepts",
-        info=f"Up to {MAX_CONCEPTS}; with none, the base draws alone",
+        info=f"Up to {MAX_CONCEPTS}. Their words go into the prompt.",
+        elem_classes="chips",
     )
     way = gr.Radio(
         [TOGETHER, EACH],
         value=TOGETHER,
         label="Several concepts",
-        info="With one in each, {token} and {class} become the words of that picture's concept",
+        info="With one in each, every picture is asked for with its own concept's words",
         visible=False,
     )
     strengths = [
@@ -87,19 +97,23 @@ def _controls() -> Controls:
             *(0, MAX_STRENGTH, 1),
             step=0.05,
             label=f"Strength {place}",
-            info="0 is the base, 1 is as trained" if place == 1 else None,
+            info="0 is the base, 1 is as taught" if place == 1 else None,
+            elem_classes="strength",
             visible=False,
         )
         for place in range(1, MAX_CONCEPTS + 1)
     ]
-    prompt = gr.Textbox(label="Prompt", lines=2)
-    with gr.Row(elem_classes="inserts"):
-        inserts = [
-            gr.Button(f"Insert {place}", size="sm", min_width=80, visible=False)
-            for place in range(1, MAX_CONCEPTS + 1)
-        ]
-    negative_prompt = gr.Textbox(label="Negative prompt", info="What to keep out of the picture")
+    return concepts, way, strengths
+
+
+def _settings() -> tuple[Any, ...]:
     count = gr.Slider(1, 8, 4, step=1, precision=0, label="Pictures")
+    with gr.Row():
+        low, high = STEPS
+        steps = gr.Number(20, label="Steps", precision=0, minimum=low, maximum=high, min_width=80)
+        low, high = GUIDANCE
+        guidance = gr.Number(3, label="Guidance", step=0.5, minimum=low, maximum=high, min_width=80)
+    negative_prompt = gr.Textbox(label="Negative prompt", info="What to keep out of the picture")
     with gr.Row(elem_classes="seed"):
         low, high = SEEDS
         seed = gr.Number(
@@ -107,18 +121,31 @@ def _controls() -> Controls:
         )
         any_seed = gr.Button("Random seed", size="sm", min_width=80)
         following = gr.Button("Next seeds", size="sm", min_width=80)
-    with gr.Row():
-        low, high = STEPS
-        steps = gr.Number(20, label="Steps", precision=0, minimum=low, maximum=high, min_width=80)
-        low, high = GUIDANCE
-        guidance = gr.Number(3, label="Guidance", step=0.5, minimum=low, maximum=high, min_width=80)
-    with gr.Row():
-        draw = gr.Button("Draw", variant="primary", scale=3, min_width=120)
-        stop = gr.Button("Stop", scale=1, min_width=80)
-    return Controls(
-        *(concepts, way, strengths, prompt, inserts, negative_prompt, count),
-        *(seed, any_seed, following, steps, guidance, draw, stop, gr.State(([], TOGETHER))),
-    )
+    return negative_prompt, count, seed, any_seed, following, steps, guidance
+
+
+def _bar() -> tuple[Any, ...]:
+    """Lay out the prompt, what there is to say about it, and the buttons."""
+    problem = gr.HTML(js_on_load=ANNOUNCED)
+    with gr.Row(elem_classes="inserts"):
+        note = gr.HTML(js_on_load=ANNOUNCED)
+        inserts = [
+            gr.Button(f"Add {place}", size="sm", min_width=80, scale=0, visible=False)
+            for place in range(1, MAX_CONCEPTS + 1)
+        ]
+    with gr.Row(elem_classes="ask"):
+        prompt = gr.Textbox(
+            label="Prompt",
+            show_label=False,
+            container=False,
+            lines=1,
+            max_lines=4,
+            placeholder="What should be in the picture?",
+            scale=6,
+        )
+        draw = gr.Button("Draw", variant="primary", scale=1, min_width=90)
+        stop = gr.Button("Stop", scale=0, min_width=70)
+    return prompt, note, problem, inserts, draw, stop
 
 
 def _row(label: str, *, visible: bool = True) -> gr.Gallery:
@@ -149,8 +176,19 @@ def _connect_concepts(
     ]
     for trigger in (c.concepts.input, c.way.input, *(look.then for look in looks)):
         trigger(handlers.choose, inputs, outputs, **QUIET)
-    for button in c.inserts:
-        button.click(insert, [c.prompt, button], c.prompt, **QUIET)
+    c.concepts.input(handlers.at_most, c.concepts, c.concepts, **QUIET)
+    asked, noted = [c.prompt, c.concepts, c.way], [c.note, *c.inserts]
+    gr.on(
+        [c.prompt.change, c.concepts.change, c.way.change],
+        handlers.note,
+        asked,
+        noted,
+        trigger_mode="always_last",
+        **QUIET,
+    )
+    c.prompt.input(lambda: "", None, c.problem, **QUIET)
+    for place, button in enumerate(c.inserts):
+        button.click(handlers.insert(place), asked, c.prompt, **QUIET)
     c.random.click(random_seed, None, c.seed, **QUIET)
     c.next.click(next_seed, [c.seed, c.count], c.seed, **QUIET)
 
@@ -178,6 +216,9 @@ def _connect_drawing(handlers: PlayHandlers, c: Controls, rows: Rows) -> list[De
         trigger_mode="always_last",
         **line,
     )
+    for drawing in (draw, redraw):
+        drawing.success(lambda: "", None, c.problem, **QUIET)
+        drawing.failure(handlers.why, None, c.problem, **QUIET)
     c.stop.click(handlers.stop, None, None, queue=False, **QUIET)
     return [draw, redraw]
 
@@ -191,4 +232,4 @@ def _connect_reuse(handlers: PlayHandlers, album: AlbumParts, c: Controls, rows:
 
 def _places(c: Controls, rows: Rows) -> list[Component]:
     """Return the components that depend on the chosen concepts."""
-    return [*c.strengths, *c.inserts, c.way, rows.concepts, rows.facts, c.placed]
+    return [*c.strengths, c.way, rows.concepts, rows.facts, c.placed]

@@ -2,8 +2,8 @@
 
 import random
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -14,7 +14,7 @@ import gradio as gr
 from eval.protocols.drawing import file_digest
 from loldu.errors import LoLDUError
 from webui.backend import Backend, owner
-from webui.drawing.facts import Facts, describe, facts_of, filled, open_words, suggestion
+from webui.drawing.facts import Facts, describe, facts_of, filled, suggestion
 from webui.drawing.model import Use
 from webui.drawing.queue import Cancelled
 from webui.drawing.settings import (
@@ -27,12 +27,12 @@ from webui.drawing.settings import (
     read_png,
 )
 from webui.drawing.studio import Picture, Task, Watch
+from webui.drawing.words import describe_prompt, for_one, lacking, put, reworded
 from webui.page import errors_on_page
 from webui.tabs.album import in_cache
 
 TOGETHER, EACH = "All in every picture", "One in each picture"
-INSERT = "Insert "
-_CHOOSE_OUTPUTS = 2 * MAX_CONCEPTS + 8
+_CHOOSE_OUTPUTS = MAX_CONCEPTS + 8
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class PlayHandlers:
         """Draw with the model and the concepts of `backend`."""
         self._backend = backend
         self._stops: dict[str | None, threading.Event] = {}
+        self._failures: dict[str | None, str] = {}
 
     def look(self, chosen: list[str] | None, request: gr.Request) -> tuple[Any, Any]:
         """List the concepts, or show where they come from; chosen ones stay chosen."""
@@ -92,7 +93,8 @@ class PlayHandlers:
     ) -> list[Any]:
         """Show the controls of the chosen concepts, and set the first one's drawing options.
 
-        Strengths stay with their concepts, and a prompt that the person wrote stays.
+        Strengths stay with their concepts. In a prompt that the person wrote, the words of the
+        concepts come and go, and all else stays.
         """
         chosen = _unique(chosen)
         before, _ = placed
@@ -100,16 +102,56 @@ class PlayHandlers:
             return [gr.skip()] * _CHOOSE_OUTPUTS
         with errors_on_page():
             facts = self._facts(chosen, request)
+            left = self._facts_there([each for each in before if each not in chosen], request)
         strengths = dict(zip(before, (first, second, third, fourth), strict=False))
         own, same = suggestion(facts, each=_is_each(way, chosen)), gr.skip()
         is_new = bool(facts) and before[:1] != chosen[:1]
         return [
             *_places(chosen, facts, [strengths.get(each, 1.0) for each in chosen], way),
-            own if (prompt or "") in ("", suggested) else same,  # None until the tab is opened
+            own if (prompt or "") in ("", suggested) else reworded(prompt or "", facts, left),
             own,
             facts[0].num_inference_steps or same if is_new else same,
             facts[0].guidance_scale or same if is_new else same,
         ]
+
+    def at_most(self, chosen: list[str] | None) -> Any:  # noqa: ANN401
+        """Take back a choice that is one too many."""
+        if len(chosen or ()) <= MAX_CONCEPTS:
+            return gr.skip()
+        gr.Info(f"At most {MAX_CONCEPTS} concepts at once.", duration=4)
+        return _unique(chosen)
+
+    def note(
+        self, prompt: str | None, chosen: list[str] | None, way: str, request: gr.Request
+    ) -> list[Any]:
+        """Say what of the prompt is read, and offer the words that it lacks."""
+        chosen, prompt = _unique(chosen), prompt or ""
+        facts = self._facts_there(chosen, request)
+        missing = lacking(prompt, facts, each=_is_each(way, chosen)) if prompt.strip() else []
+        buttons = [
+            gr.update(visible=True, value=f"Add {one.words}")
+            if one in missing
+            else gr.update(visible=False)
+            for one in facts
+        ]
+        hidden = [gr.update(visible=False)] * (MAX_CONCEPTS - len(buttons))
+        return [describe_prompt(self._backend.base, prompt, missing), *buttons, *hidden]
+
+    def insert(self, place: int) -> Callable[..., str]:
+        """Return a handler that puts the words of the concept at a place into the prompt."""
+
+        def insert(
+            prompt: str | None, chosen: list[str] | None, way: str, request: gr.Request
+        ) -> str:
+            facts = self._facts_there(_unique(chosen), request)
+            return put(prompt or "", facts[place], facts) if place < len(facts) else prompt or ""
+
+        return insert
+
+    def why(self, request: gr.Request) -> str:
+        """Return why the last drawing of this page failed, to stand beside the prompt."""
+        sentence = self._failures.pop(request.session_hash, "The picture could not be drawn.")
+        return f'<p class="problem">{escape(sentence)}</p>'
 
     # Gradio passes one argument for each input component.
     def draw(
@@ -131,6 +173,8 @@ class PlayHandlers:
     ) -> Iterator[tuple[Any, Any, Any]]:
         """Draw with the base, show its pictures, then draw with the concepts."""
         with errors_on_page(), self._stoppable(request) as stop:
+            if not prompt.strip():
+                raise LoLDUError("The prompt is empty: say what should be in the picture.")
             if seed is None or steps is None or guidance is None:
                 raise LoLDUError("Seed, steps and guidance each need a number.")
             chosen = _unique(chosen)
@@ -227,6 +271,14 @@ class PlayHandlers:
         library = self._backend.library
         return [facts_of(library.get(each, owner(request))) for each in chosen]
 
+    def _facts_there(self, chosen: list[str], request: gr.Request) -> list[Facts]:
+        """Return the facts of those concepts that can be read."""
+        facts: list[Facts] = []
+        for each in chosen:
+            with suppress(LoLDUError):
+                facts += self._facts([each], request)
+        return facts
+
     def _uses(
         self, chosen: list[str], strengths: Sequence[float | int], request: gr.Request
     ) -> list[Use]:
@@ -246,6 +298,9 @@ class PlayHandlers:
             yield stop
         except Cancelled:
             gr.Info("Stopped.", duration=3)
+        except LoLDUError as error:
+            self._failures[request.session_hash] = str(error)
+            raise
         finally:
             if self._stops.get(request.session_hash) is stop:
                 del self._stops[request.session_hash]
@@ -269,11 +324,6 @@ class PlayHandlers:
         ]
 
 
-def insert(prompt: str, label: str) -> str:
-    """Append the words of an insert button to the prompt."""
-    return f"{prompt} {label.removeprefix(INSERT)}".strip()
-
-
 def random_seed() -> int:
     """Return a random seed."""
     return random.randint(*SEEDS)
@@ -295,9 +345,7 @@ def _is_each(way: str, chosen: Sequence[str]) -> bool:
 def _places(
     chosen: list[str], facts: list[Facts], strengths: Sequence[float | int], way: str
 ) -> list[Any]:
-    """Return the updates of the sliders, buttons, mode, gallery, facts and `placed`."""
-    each = way == EACH and len(facts) > 1
-    words = [" ".join(open_words(facts))] if each else [one.words for one in facts]
+    """Return the updates of the sliders, mode, gallery, facts and `placed`."""
     missing = [None] * MAX_CONCEPTS
     names = " and ".join(one.name for one in facts)
     return [
@@ -308,12 +356,6 @@ def _places(
             for one, strength in zip(
                 [*facts, *missing][:MAX_CONCEPTS], [*strengths, *missing], strict=False
             )
-        ),
-        *(
-            gr.update(visible=False)
-            if word is None
-            else gr.update(visible=True, value=INSERT + word)
-            for word in [*words, *missing][:MAX_CONCEPTS]
         ),
         gr.update(visible=len(facts) > 1, value=way),
         gr.update(visible=bool(facts), label=f"With {names}"),
@@ -328,7 +370,7 @@ def _pictures(
     """Return the prompt and seed of every picture; concepts share the seeds."""
     if not each:
         return (filled(prompt, facts),) * len(seeds), tuple(seeds)
-    prompts = [filled(prompt, [one]) for one in facts]
+    prompts = [filled(for_one(prompt, one, facts), [one]) for one in facts]
     return tuple(prompts * len(seeds)), tuple(seed for seed in seeds for _ in facts)
 
 

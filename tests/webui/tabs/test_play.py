@@ -15,10 +15,10 @@ from webui.backend import Backend, open_backend
 from webui.drawing.facts import describe, facts_of
 from webui.drawing.settings import MAX_CONCEPTS, read_png
 from webui.tabs.album import AlbumHandlers
-from webui.tabs.play_handlers import EACH, TOGETHER, Drawn, PlayHandlers, insert, next_seed
+from webui.tabs.play_handlers import EACH, TOGETHER, Drawn, PlayHandlers, next_seed
 
 OWN = "a photo of a sks <b>toy</b>"
-SLIDERS, BUTTONS = slice(0, MAX_CONCEPTS), slice(MAX_CONCEPTS, 2 * MAX_CONCEPTS)
+SLIDERS = slice(0, MAX_CONCEPTS)
 
 
 class Bar(gr.Progress):
@@ -174,6 +174,7 @@ def test_mistakes_give_one_sentence(draw: Callable[..., list[Any]]) -> None:
         (["nowhere"], {}, "^'There is no such concept"),
         ([], {"steps": None}, "each need a number"),
         ([], {"prompt": "x" * 2001}, "more than 2000 characters"),
+        ([], {"prompt": " "}, "The prompt is empty"),
         ([], {"prompt": "{token}"}, "stands for the word of one concept"),
     ):
         with pytest.raises(gr.Error, match=error_text):
@@ -189,14 +190,43 @@ def test_choosing_a_concept_fills_in_its_settings(handlers: PlayHandlers, runs: 
     facts = describe([facts_of(entry_of(runs / "rabbit"))])
     assert out[-6:] == [facts, (["rabbit"], TOGETHER), OWN, OWN, 7, 2.5]
     assert [update["visible"] for update in out[SLIDERS]] == [True, False, False, False]
-    assert out[BUTTONS][0]["value"] == "Insert sks <b>toy</b>"
 
     both = ["house", "rabbit"]
     out = choose(both, TOGETHER, (["rabbit"], TOGETHER), "my own", OWN, 0.3, 1.0, 1.0, 1.0)
     assert [update.get("value") for update in out[SLIDERS]] == [1.0, 0.3, None, None]
-    assert out[-4] == gr.skip()
+    assert out[-4] == f"my own and a {OWN[12:].removeprefix('a ')}"
+    left = choose([], TOGETHER, (["rabbit"], TOGETHER), "my sks <b>toy</b>", OWN, *[1.0] * 4)
+    assert left[-4] == "my <b>toy</b>"
     again = choose(both, TOGETHER, (both, TOGETHER), "", "", 0.3, 1.0, 1.0, 1.0)
     assert again == [gr.skip()] * len(out)
+
+
+def test_words_that_the_prompt_lacks_are_offered(handlers: PlayHandlers) -> None:
+    def note(prompt: str, way: str = TOGETHER) -> list[Any]:
+        return handlers.note(prompt, ["rabbit", "house"], way, who())
+
+    said, *buttons = note("a <b>toy</b> at night")
+    assert "“sks &lt;b&gt;toy&lt;/b&gt;” is not in your prompt." in said
+    assert [button["visible"] for button in buttons] == [True, False, False, False]
+    assert buttons[0]["value"] == "Add sks <b>toy</b>"
+    put = handlers.insert(0)("a <b>toy</b> at night", ["rabbit", "house"], TOGETHER, who())
+    assert put == "a sks <b>toy</b> at night"
+    for asked in (put, "", "a {token} at night"):
+        said, *buttons = note(asked, EACH)
+        assert "not in your prompt" not in said
+        assert not any(button["visible"] for button in buttons)
+    assert handlers.insert(3)("as it is", ["rabbit"], TOGETHER, who()) == "as it is"
+
+
+def test_a_failure_is_said_beside_the_prompt_once(
+    draw: Callable[..., list[Any]], handlers: PlayHandlers
+) -> None:
+    with pytest.raises(gr.Error):
+        draw("rabbit", prompt="<i>{class}")
+    assert "&lt;i&gt;" not in handlers.why(who(page="another"))
+    said = handlers.why(who())
+    assert said.startswith('<p class="problem">')
+    assert "{class}" in said
 
 
 def test_offered_concepts(handlers: PlayHandlers, backend: Backend, monkeypatch: Any) -> None:  # noqa: ANN401
