@@ -106,7 +106,7 @@ def serve(options: StudioOptions, users: list[tuple[str, str]]) -> None:
         from webui.access import AllowedHosts, protection
         from webui.app import create_demo
         from webui.backend import open_backend
-        from webui.style import CSS, LOGO, THEME
+        from webui.style import CSS, JS, LOGO, THEME
 
     hosts = AllowedHosts(options.host, options.allowed_hosts)
     base = installed_path(options.base)
@@ -132,6 +132,7 @@ def serve(options: StudioOptions, users: list[tuple[str, str]]) -> None:
             max_file_size="32mb",
             theme=THEME,
             css=CSS,
+            js=JS,
             favicon_path=LOGO,
             quiet=True,
             prevent_thread_lock=True,

@@ -6,8 +6,9 @@ from typing import Any
 
 import gradio as gr
 
+from loldu.errors import LoLDUError
 from webui.backend import Backend, owner
-from webui.engine.job import ENDED
+from webui.engine.job import ACTIVE, ENDED, Kind
 from webui.page import CONCEPTS, LIBRARY, PLAY, PROGRESS, SCORE, Page
 from webui.style import LOGO
 from webui.tabs.concepts import create_concepts
@@ -24,6 +25,12 @@ _TABS = (
     (SCORE, "Score", create_score),
 )
 
+_TITLE_S = 3
+_TITLE = """const title = () => {
+  document.title = element.querySelector('[data-title]')?.dataset.title ?? 'LoLDU';
+};
+watch('value', title);"""
+"""JavaScript that gives the window its title."""
 _SMALL_PX = 256
 """A base whose pictures are smaller cannot draw photographs."""
 _CACHE_S = (3600, 24 * 3600)
@@ -34,6 +41,7 @@ def create_demo(backend: Backend) -> gr.Blocks:
     """Lay out the page."""
     with gr.Blocks(title="LoLDU", analytics_enabled=False, delete_cache=_CACHE_S) as demo:
         gr.HTML(header(backend))
+        job = gr.HTML(js_on_load=_TITLE)
         tabs = gr.Tabs(selected=CONCEPTS)
         page = Page(demo, tabs, job=gr.State(), concept=gr.State())
         with tabs:
@@ -41,14 +49,50 @@ def create_demo(backend: Backend) -> gr.Blocks:
                 with gr.Tab(label, id=tab_id) as tab:
                     create(backend, page, tab)
 
-        def begin(request: gr.Request) -> Any:  # noqa: ANN401
-            """Open Progress if a job is queued or running."""
-            jobs = backend.jobs.list(owner(request))
-            busy = any(job.status not in ENDED for job in jobs)
-            return gr.Tabs(selected=PROGRESS) if busy else gr.skip()
+        def doing(request: gr.Request) -> str:
+            return _doing(backend, request)
 
-        demo.load(begin, None, tabs, api_visibility="private", show_progress="hidden")
+        def begin(address: str, request: gr.Request) -> tuple[Any, Any]:
+            return _begin(backend, address, request)
+
+        for trigger in (demo.load, gr.Timer(_TITLE_S).tick):
+            trigger(doing, None, job, queue=False, api_visibility="private", show_progress="hidden")
+        demo.load(
+            begin,
+            gr.State(""),
+            [tabs, page.job],
+            js="() => location.hash",
+            api_visibility="private",
+            show_progress="hidden",
+        )
     return demo
+
+
+def _begin(backend: Backend, address: str, request: gr.Request) -> tuple[Any, Any]:
+    """Show the job of an address; without an address, open Progress if a job waits or runs."""
+    _, _, job_id = address.partition("/")
+    own = {job.id: job for job in backend.jobs.list(owner(request))}
+    busy = any(job.status not in ENDED for job in own.values())
+    tab = gr.Tabs(selected=PROGRESS) if busy and not address else gr.skip()
+    return tab, job_id if job_id in own else gr.skip()
+
+
+def _doing(backend: Backend, request: gr.Request) -> str:
+    """Return the person's running training as a link, which also gives the window its title."""
+    own = backend.jobs.list(owner(request), Kind.TRAIN)
+    job = next((job for job in own if job.status in ACTIVE), None)
+    if job is None:
+        return ""
+    try:
+        progress = backend.jobs.progress(job.id)
+    except LoLDUError:  # its folder is gone
+        return ""
+    name, steps = escape(job.name), f"{progress.step} of {progress.steps}"
+    done = f"{round(100 * progress.step / max(progress.steps, 1))} %"
+    return (
+        f'<a class="doing" href="#progress/{job.id}" data-title="{done} · {name} · LoLDU">'
+        f"Teaching {name}: {steps}</a>"
+    )
 
 
 def header(backend: Backend) -> str:

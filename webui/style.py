@@ -6,6 +6,7 @@ import gradio as gr
 
 _LOOK = Path(__file__).with_name("look")
 LOGO = _LOOK / "logo.svg"
+JS = (_LOOK / "page.js").read_text(encoding="utf-8")
 CSS = (_LOOK / "style.css").read_text(encoding="utf-8")
 
 _PAPER, _CARD, _INK, _QUIET, _RULE = "#ffffff", "#f9fafb", "#1b1f27", "#5d6679", "#e4e7ec"
@@ -67,7 +68,7 @@ THEME = gr.themes.Base(
     **_both("button_cancel_text_color_hover", _RED, _RED_ON_DARK),
     **_both("error_text_color error_icon_color error_border_color", _RED, _RED_ON_DARK),
     **_both("color_accent_soft", "#e8f0fd", "#22304a"),
-    **_both("block_border_width", "1px", "1px"),
+    **_both("block_border_width input_border_width", "1px", "1px"),
     **_both("block_shadow input_shadow button_primary_shadow", "none", "none"),
     **_both("button_border_width", "1px", "1px"),
     color_accent=_BLUE,

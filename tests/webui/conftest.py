@@ -18,7 +18,7 @@ from tests.webui.browser import (
     installed_browser,
     served,
 )
-from tests.webui.concepts import MakeUse, entry_of, teach
+from tests.webui.concepts import MakeUse, entry_of, teach, write
 from tests.webui.engine.server import STANDIN
 from tests.webui.engine.waiting import MakeDispatcher, patiently
 from webui.drawing.model import Use
@@ -123,6 +123,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("journey")
     if not TAKEN:
         end_trainings(Jobs(folder / "studio"))
+        words = {"token": "dax", "instance_prompt": "a photo of a dax toy"}
+        # No base can draw it.
+        write(folder / "runs" / "dotty" / "concept.safetensors", **words)
     runs = ROOT / "runs" if TAKEN else folder / "runs"  # where `make demo` left a second concept
     with served(folder / "studio", "--runs", str(runs)) as server:
         yield server

@@ -3,6 +3,7 @@
 The tests share a studio with two stopped trainings; none of them trains.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -13,6 +14,38 @@ pytest.importorskip("playwright.sync_api", reason="needs playwright: make instal
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from tests.webui.browser import NEWER, OLDER, Server
+
+TABS = ("Teach", "Progress", "Play", "Library", "Score")
+_FAINT = """() => {
+  const channels = (text) => text.match(/[\\d.]+/g).map(Number);
+  const light = (rgb) => [0.2126, 0.7152, 0.0722].reduce((sum, weight, i) => {
+    const part = rgb[i] / 255;
+    return sum + weight * (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
+  }, 0);
+  const paper = (one) => {
+    for (let each = one; each; each = each.parentElement) {
+      const [r, g, b, opaque = 1] = channels(getComputedStyle(each).backgroundColor);
+      if (opaque > 0.5) return [r, g, b];
+    }
+    return [255, 255, 255];
+  };
+  const found = [];
+  for (const one of document.querySelectorAll('body *')) {
+    const own = [...one.childNodes].filter((node) => node.nodeType === 3);
+    const text = own.map((node) => node.data).join('').trim();
+    const off = one.closest(
+      '[disabled], [aria-hidden=true], .sr-only, .toast-wrap, svg, style, script');
+    const seen = one.checkVisibility({visibilityProperty: true, opacityProperty: true});
+    if (!text || off || !seen) continue;
+    const style = getComputedStyle(one), size = parseFloat(style.fontSize);
+    const [a, b] = [light(channels(style.color)), light(paper(one))].sort((x, y) => y - x);
+    const large = size >= 24 || (size >= 18.66 && style.fontWeight >= 700);
+    const ratio = (a + 0.05) / (b + 0.05);
+    if (ratio < (large ? 3 : 4.5)) found.push(`${ratio.toFixed(2)} ${text.slice(0, 40)}`);
+  }
+  return found;
+}"""
+"""Texts whose contrast is below that of WCAG AA."""
 
 
 def open_tab(page: Page, name: str) -> None:
@@ -94,3 +127,68 @@ def test_what_is_wrong_stands_beside_its_field_and_the_form_outlives_a_reload(
     expect(crops).to_have_count(6)
     expect(token).to_have_value("zwx")
     expect(page.get_by_label("Class").first).to_have_value("rabbit")
+
+
+def test_every_text_has_enough_contrast_in_light_and_dark(browser: Browser, server: Server) -> None:
+    for theme in ("light", "dark"):
+        page = browser.new_page(viewport={"width": 1440, "height": 900})
+        page.goto(f"{server.url}?__theme={theme}")
+        for tab in TABS:
+            open_tab(page, tab)
+            expect(panel(page)).to_be_visible()
+            page.wait_for_timeout(700)
+            assert page.evaluate(_FAINT) == [], f"{tab} in {theme}"
+            if axe := os.environ.get("AXE_CORE"):  # axe.min.js of the npm package axe-core
+                page.evaluate(Path(axe).read_text())
+                rules = "{runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa']}"
+                found = page.evaluate(f"axe.run(document, {rules})")["violations"]
+                assert [(one["id"], one["nodes"][0]["html"]) for one in found] == [], (tab, theme)
+        page.close()
+
+
+def test_play_keeps_the_words_of_its_concepts_in_the_prompt(page: Page, server: Server) -> None:
+    page.goto("about:blank")
+    page.goto(f"{server.url}#play")
+    expect(page.get_by_role("tab", name="Play")).to_have_attribute("aria-selected", "true")
+    prompt = panel(page).get_by_label("Prompt", exact=True)
+    expect(panel(page).get_by_role("checkbox", name="dotty")).to_be_checked()
+    expect(prompt).to_have_value("a photo of a dax toy")
+    expect(panel(page).get_by_text(re.compile(r"\d+ of 30 tokens"))).to_be_visible()
+    prompt.fill("a toy in the snow")
+    expect(panel(page).get_by_text("“dax toy” is not in your prompt.")).to_be_visible()
+    panel(page).get_by_role("button", name="Add dax toy").click()
+    expect(prompt).to_have_value("a dax toy in the snow")
+    expect(panel(page).get_by_text("is not in your prompt")).to_have_count(0)
+    panel(page).get_by_role("checkbox", name="dotty").uncheck()
+    expect(prompt).to_have_value("a toy in the snow")
+    prompt.fill("toy " * 40 + "and what is not read")
+    expect(panel(page).locator(".cut s")).to_have_text(re.compile("and what is not read$"))
+    draw = page.get_by_role("button", name="Draw", exact=True)
+    assert in_view(page, draw)
+    prompt.fill("")
+    draw.click()
+    expect(panel(page).locator(".problem")).to_have_text(re.compile("The prompt is empty"))
+    expect(panel(page).get_by_text("Error", exact=True).locator("visible=true")).to_have_count(0)
+    prompt.press_sequentially("a toy")
+    expect(panel(page).locator(".problem")).to_have_count(0)
+
+
+def test_every_tab_has_an_address_and_the_back_button_goes_back(page: Page) -> None:
+    open_tab(page, "Library")
+    page.wait_for_url("**#library")
+    search = panel(page).get_by_label("Search")
+    cards = panel(page).locator(".cards button img")
+    expect(cards).to_have_count(1)
+    search.press_sequentially("dotty zebra")
+    expect(panel(page).get_by_text("No concept has “dotty zebra”")).to_be_visible()
+    expect(cards).to_have_count(0)
+    search.fill("dot")
+    expect(cards).to_have_count(1)
+    open_tab(page, "Progress")
+    page.wait_for_url("**#progress/*")
+    page.reload()
+    expect(page.get_by_role("tab", name="Progress")).to_have_attribute("aria-selected", "true")
+    expect(panel(page).get_by_role("heading", name=NEWER)).to_be_visible()
+    open_tab(page, "Score")
+    page.go_back()
+    expect(page.get_by_role("tab", name="Progress")).to_have_attribute("aria-selected", "true")

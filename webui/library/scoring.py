@@ -1,13 +1,12 @@
 """Options, progress and results of the jobs that score concepts."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from eval.__main__ import PRESETS
 from eval.report.before_after import PICTURES, REPORT_JSON, BeforeAfter
-from eval.report.tables import before_after_rows
 from loldu.errors import LoLDUError
 from loldu.pictures.folder import is_picture
 from loldu.presets import shipped_presets
@@ -88,12 +87,12 @@ def drawn(job: Job) -> tuple[int, int]:
         return done, max(1, done)
 
 
-def report_rows(job: Job) -> Sequence[Sequence[str]]:
-    """Return the table of a finished job, its heading first.
+def report_of(job: Job) -> BeforeAfter:
+    """Return the report of a finished job.
 
     Raises:
         OSError: If there is no report.
         KeyError: If another version wrote it.
     """
     content = json.loads((job.folder / REPORT_JSON).read_text(encoding="utf-8"))
-    return before_after_rows(BeforeAfter.from_json(content))
+    return BeforeAfter.from_json(content)

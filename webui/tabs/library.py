@@ -47,10 +47,10 @@ def create_library(backend: Backend, page: Page, tab: gr.Tab) -> None:
     parts: dict[str, Any] = {"shown": gr.State(()), "chosen": gr.State(), "removed": gr.State()}
     with gr.Column(visible=False) as parts["empty"]:
         gr.HTML(
-            "<h2>No concept yet</h2><p>Train one from 3 to 5 pictures, or import a concept "
-            "file.</p>"
+            '<div class="empty-state"><h2>No concept yet</h2><p>Teach one from 3 to 5 pictures, '
+            "or import a concept file.</p></div>"
         )
-        begin = gr.Button("Go to Concepts", variant="primary")
+        begin = gr.Button("Teach something", variant="primary")
     with gr.Row():
         search = gr.Textbox(label="Search", placeholder="A name, a token, a base", scale=3)
         file = gr.UploadButton(
@@ -60,6 +60,7 @@ def create_library(backend: Backend, page: Page, tab: gr.Tab) -> None:
             min_width=200,
         )
     parts["undo"] = gr.Button("", size="sm", visible=False)
+    parts["nothing"] = gr.HTML(js_on_load=ANNOUNCED)
     parts["cards"] = gr.Gallery(
         label="Concepts",
         fit_columns=False,
@@ -112,7 +113,8 @@ def _connect(
         event(handler, [*given, search], shown, **QUIET)
 
     does(tab.select, handlers.refresh, chosen, parts["removed"])
-    does(search.input, handlers.refresh, chosen, parts["removed"])
+    found = [chosen, parts["removed"], search]
+    search.change(handlers.refresh, found, shown, trigger_mode="always_last", **QUIET)
     does(parts["cards"].select, handlers.choose, parts["shown"])
     does(parts["name"].submit, handlers.rename, chosen, parts["name"])
     does(parts["delete"].click, handlers.delete, chosen)
@@ -229,6 +231,7 @@ class LibraryHandlers:
             "removed": removed,
             "empty": gr.update(visible=not entries),
             "undo": gr.update(visible=bool(removed)),
+            "nothing": _nothing_found(search) if entries and not found else "",
             "cards": gr.update(
                 value=[(card(entry), self._caption(entry)) for entry in found],
                 label=f"Concepts ({len(found)} of {len(entries)})",
@@ -260,6 +263,13 @@ class LibraryHandlers:
         if not facts.fits(self._backend.base):
             parts.append("for another base")
         return " · ".join(part for part in parts if part)
+
+
+def _nothing_found(search: str) -> str:
+    return (
+        f'<p class="empty-state">No concept has “{escape(search.strip())}” in its name, its words '
+        "or its base.</p>"
+    )
 
 
 def card(entry: Entry) -> Image.Image:

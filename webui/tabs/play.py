@@ -60,7 +60,7 @@ def create_play(backend: Backend, page: Page, tab: gr.Tab) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             concepts, way, strengths = _concepts()
-            with gr.Accordion("Settings", open=True):
+            with gr.Accordion("Settings", open=False):
                 settings = _settings()
         with gr.Column(scale=5, min_width=320):
             rows = Rows(_row("Base"), _row("With the concept", visible=False), gr.HTML())

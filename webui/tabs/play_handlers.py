@@ -173,6 +173,7 @@ class PlayHandlers:
     ) -> Iterator[tuple[Any, Any, Any]]:
         """Draw with the base, show its pictures, then draw with the concepts."""
         with errors_on_page(), self._stoppable(request) as stop:
+            prompt, negative_prompt = prompt or "", negative_prompt or ""  # None until shown
             if not prompt.strip():
                 raise LoLDUError("The prompt is empty: say what should be in the picture.")
             if seed is None or steps is None or guidance is None:

@@ -31,13 +31,14 @@ def create_progress(backend: Backend, page: Page, tab: gr.Tab) -> None:
     """Lay out the tab and connect its events."""
     parts: dict[str, Any] = {"timer": gr.Timer(1, active=False)}
     # Unlike a gr.State, it is sent by the browser: it holds the job that a person really sees.
-    parts["on_screen"] = gr.Textbox(visible="hidden", label="Shown training")
+    parts["on_screen"] = gr.Textbox(visible="hidden", label="Shown training", elem_id="on-screen")
+    parts["restore"] = gr.Button("", size="sm", visible=False)
     with gr.Column() as parts["empty"]:
         gr.HTML(
-            "<h2>No training yet</h2><p>Choose 3 to 5 pictures of something, press Train, and "
-            "watch the training here.</p>"
+            '<div class="empty-state"><h2>No training yet</h2><p>Choose 3 to 5 pictures of '
+            "something, press Teach, and watch here how it is learned.</p></div>"
         )
-        parts["begin"] = gr.Button("Go to Concepts", variant="primary")
+        parts["begin"] = gr.Button("Teach something", variant="primary")
     with gr.Row(visible=False) as parts["full"]:
         with gr.Column(scale=1, min_width=300):
             parts["list"] = gr.Radio(label="Your trainings", elem_classes="trainings")
@@ -45,7 +46,6 @@ def create_progress(backend: Backend, page: Page, tab: gr.Tab) -> None:
             _question(parts, "all", "Yes, cancel them all")
         with gr.Column(scale=3, min_width=320):
             _job(parts)
-    parts["restore"] = gr.Button("", size="sm", visible=False)
     _connect(ProgressHandlers(backend, list(parts)), page, tab, parts)
 
 

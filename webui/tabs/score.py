@@ -9,7 +9,9 @@ from typing import Any
 
 import gradio as gr
 
-from eval.report.before_after import REPORT_HTML, REPORT_PNG
+from eval.report.before_after import REPORT_HTML, REPORT_PNG, BeforeAfter
+from eval.report.tables import before_after_rows
+from eval.report.verdict import verdict
 from loldu.errors import LoLDUError
 from loldu.files import save_png
 from loldu.pictures.open import load_image
@@ -25,7 +27,7 @@ from webui.library.scoring import (
     pictures_of,
     preset_of,
     presets,
-    report_rows,
+    report_of,
     usual_steps,
 )
 from webui.page import ANNOUNCED, QUIET, Page, errors_on_page, score_table
@@ -49,7 +51,9 @@ def create_score(backend: Backend, page: Page, tab: gr.Tab) -> None:
             with gr.Row():
                 parts["cancel"] = gr.Button("Cancel", variant="stop", size="sm", visible=False)
                 parts["resume"] = gr.Button("Go on", size="sm", visible=False)
-            parts["table"] = gr.HTML()
+            parts["verdict"] = gr.HTML()
+            with gr.Accordion("Numbers", open=False, visible=False) as parts["numbers"]:
+                parts["table"] = gr.HTML()
             parts["picture"] = gr.Image(
                 label="Report",
                 show_label=False,
@@ -229,6 +233,8 @@ class ScoreHandlers:
             "cancel": gr.update(visible=job is not None and job.status not in ENDED),
             "resume": gr.update(visible=job is not None and job.status in RESUMABLE),
             "status": self._status(job) if job else _nothing(entry),
+            "verdict": "",
+            "numbers": gr.update(visible=False),
             "table": "",
             "picture": gr.update(value=None, visible=False),
             "all": gr.update(visible=False),
@@ -274,26 +280,41 @@ def estimate(preset: str, seeds: int) -> str:
 
 def _nothing(entry: Entry | None) -> str:
     if entry is None:
-        return "<p>Choose a concept to score it against the base.</p>"
+        return (
+            '<div class="empty-state"><h2>How good is it?</h2><p>Choose a concept to measure it '
+            "against the base on the same prompts.</p></div>"
+        )
     return f"<h2>{escape(entry.name)}</h2><p>It has not been scored yet.</p>"
 
 
 def _report(job: Job) -> dict[str, Any]:
     """Return the report of a scoring; its HTML page sits in a sandboxed frame without scripts."""
     try:
-        heading, *rows = report_rows(job)
+        report = report_of(job)
+        heading, *rows = before_after_rows(report)
         picture = load_image(job.folder / REPORT_PNG)
         page = (job.folder / REPORT_HTML).read_text(encoding="utf-8")
     except Exception:  # its files are gone, damaged or of another version
         logger.exception("The report of %s cannot be read.", job.name)
-        return {"table": "<p>The report cannot be read; score the concept again.</p>"}
+        return {"verdict": "<p>The report cannot be read; score the concept again.</p>"}
     frame = f'<iframe class="report" sandbox title="Report" srcdoc="{escape(page)}"></iframe>'
     return {
+        "verdict": _answers(report),
+        "numbers": gr.update(visible=True),
         "table": f'<div class="wide">{score_table(heading, rows)}</div>',
         "picture": gr.update(value=picture, visible=True),
         "all": gr.update(visible=True),
         "page": frame,
     }
+
+
+def _answers(report: BeforeAfter) -> str:
+    """Return the report in words as HTML."""
+    pairs = "".join(
+        f"<div><dt>{question}</dt><dd>{answer}</dd></div>"
+        for question, answer in verdict(report).items()
+    )
+    return f'<dl class="verdict">{pairs}</dl>'
 
 
 def _save_pictures(sent: Sequence[str], folder: Path) -> None:

@@ -133,12 +133,12 @@ class Watcher:
         return shown | {"timer": self._pace(owner) if look.open else gr.update(active=False)}
 
     def _pace(self, owner: str) -> dict[str, Any]:
-        """Return the timer's update: faster while a training runs."""
-        states = {job.status for job in self._own(owner)}
-        works = bool(states & ACTIVE)
-        return gr.update(
-            value=_TICK_S if works else _QUEUE_TICK_S, active=works or Status.QUEUED in states
-        )
+        """Return the timer's update: faster while a training runs, and never off.
+
+        A job may be started or resumed in another window.
+        """
+        works = any(job.status in ACTIVE for job in self._own(owner))
+        return gr.update(value=_TICK_S if works else _QUEUE_TICK_S, active=True)
 
     def last_removed(self, owner: str) -> Job | None:
         """Return the job that was removed last, or None."""
@@ -204,7 +204,7 @@ class Watcher:
             **_buttons(job, look),
             **_scrubber(progress, shown, look),
             **_rows(job, progress, shown),
-            **_keeping(progress, shown, look),
+            **_keeping(job, progress, shown, look),
         }
 
 
@@ -271,7 +271,7 @@ def _rows(job: Job, progress: Progress, shown: int | None) -> dict[str, Any]:
     return {"base": row("Base", progress.base_pictures), "adapted": row(f"Step {shown}", of_step)}
 
 
-def _keeping(progress: Progress, shown: int | None, look: Look) -> dict[str, Any]:
+def _keeping(job: Job, progress: Progress, shown: int | None, look: Look) -> dict[str, Any]:
     """Return the list of checkpoints; choose the one nearest to the shown step."""
     steps = sorted(progress.checkpoints)
     if not steps:
@@ -279,13 +279,17 @@ def _keeping(progress: Progress, shown: int | None, look: Look) -> dict[str, Any
     if look.checkpoint not in steps or look.nearest_to != shown:
         look.checkpoint = _nearest(steps[-1] if shown is None else shown, steps)
         look.nearest_to = shown
-    apart = shown not in (None, look.checkpoint)
+    note = ""
+    if job.status is Status.FINISHED and shown == progress.step:
+        note = f"Step {shown} is the result; the Library has it already."
+    elif shown not in (None, look.checkpoint):
+        note = f"The pictures are of step {shown}, not of this checkpoint."
     choices = [(f"step {step}", step) for step in steps]
     return {
         "keeping": gr.update(visible=True),
         "checkpoint": gr.update(choices=choices, value=look.checkpoint),
         "keep": f"Keep step {look.checkpoint}",
-        "note": f"The pictures are of step {shown}, not of this checkpoint." if apart else "",
+        "note": note,
     }
 
 

@@ -26,7 +26,8 @@ from webui.tabs.score import ScoreHandlers, estimate
 ANN, BOB = gr.Request(username="ann"), gr.Request(username="bob")
 LIBRARY = ["shown", "chosen", "removed", "empty", "undo", "cards", "details", "about", "name"]
 LIBRARY += ["delete", "samples", "pictures", "file"]
-SCORE = ["timer", "status", "cancel", "resume", "table", "picture", "all", "page", "concept"]
+SCORE = ["timer", "status", "cancel", "resume", "verdict", "table", "picture", "all", "page"]
+SCORE += ["concept"]
 SCORE += ["needs", "token", "class_name", "real", "steps", "score"]
 
 
@@ -247,6 +248,7 @@ def test_a_concept_is_scored(
     assert scoring.drawn(job) == (4, 4)
     seen = view(scores.refresh(rabbit, ANN), SCORE)
     assert '<th scope="row">DINO</th>' in seen["table"]
+    assert seen["verdict"].count("<dt>") == 3
     assert seen["picture"]["value"].size[0] > 400
     assert seen["page"].startswith('<iframe class="report" sandbox title="Report" srcdoc="&lt;!')
     assert not seen["timer"]["active"]
@@ -257,7 +259,7 @@ def test_a_concept_is_scored(
     (job.folder / "report.json").unlink()
     assert (
         "The report cannot be read; score the concept again."
-        in view(scores.refresh(rabbit, ANN), SCORE)["table"]
+        in view(scores.refresh(rabbit, ANN), SCORE)["verdict"]
     )
     shutil.rmtree(backend.library.get(rabbit, "ann").folder)
     with pytest.raises(gr.Error, match="There is no such concept"):

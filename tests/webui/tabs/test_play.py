@@ -194,7 +194,7 @@ def test_choosing_a_concept_fills_in_its_settings(handlers: PlayHandlers, runs: 
     both = ["house", "rabbit"]
     out = choose(both, TOGETHER, (["rabbit"], TOGETHER), "my own", OWN, 0.3, 1.0, 1.0, 1.0)
     assert [update.get("value") for update in out[SLIDERS]] == [1.0, 0.3, None, None]
-    assert out[-4] == f"my own and a {OWN[12:].removeprefix('a ')}"
+    assert out[-4] == "my own and a sks <b>toy</b>"
     left = choose([], TOGETHER, (["rabbit"], TOGETHER), "my sks <b>toy</b>", OWN, *[1.0] * 4)
     assert left[-4] == "my <b>toy</b>"
     again = choose(both, TOGETHER, (both, TOGETHER), "", "", 0.3, 1.0, 1.0, 1.0)

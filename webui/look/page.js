@@ -1,0 +1,53 @@
+/* Runs once when the page opens: keyboard and screen readers, and an address for every tab and job. */
+() => {
+  // A slider draws again when it is released. Keys release it as well, after a moment.
+  let pressed;
+  document.addEventListener('keyup', (event) => {
+    const slider = event.target;
+    if (!slider.matches?.('.strength input[type=range]') || event.key === 'Tab') return;
+    clearTimeout(pressed);
+    pressed = setTimeout(() => slider.dispatchEvent(new PointerEvent('pointerup', {bubbles: true})), 300);
+  });
+
+  // What gradio names for screen readers in other words than it shows.
+  const unname = () => document
+    .querySelectorAll('button.thumbnail-item[aria-label]:has(img, .caption-label), '
+      + 'button.upload-container[aria-label], div.empty[aria-label]')
+    .forEach((named) => named.removeAttribute('aria-label'));
+  let waits = false;
+  new MutationObserver(() => {
+    if (waits) return;
+    waits = true;
+    requestAnimationFrame(() => { waits = false; unname(); });
+  }).observe(document.body, {subtree: true, childList: true});
+  unname();
+
+  const open = () => document.querySelector('[role=tab][aria-selected=true]');
+  const name = (tab) => tab?.textContent.trim().toLowerCase() ?? '';
+  const address = () => {
+    const job = document.querySelector('#on-screen textarea, #on-screen input')?.value;
+    return name(open()) === 'progress' && job ? `progress/${job}` : name(open());
+  };
+  const find = (wanted) =>
+    [...document.querySelectorAll('[role=tab]')].find((tab) => name(tab) === wanted);
+  const first = location.hash.slice(1).split('/')[0];
+  let begun = !first;
+  const begin = (left) => {  // gradio lays the tabs out a little later
+    if (find(first)) find(first).click();
+    else if (left) return setTimeout(begin, 50, left - 1);
+    begun = true;
+  };
+  if (first) begin(100);
+  new MutationObserver(() => {
+    if (!begun) return;
+    const [here, there] = [location.hash.slice(1), address()];
+    if (!there || here === there) return;
+    if (here.split('/')[0] === there.split('/')[0]) history.replaceState(null, '', `#${there}`);
+    else location.hash = there;
+  }).observe(document.body, {subtree: true, attributes: true, attributeFilter: ['aria-selected']});
+  addEventListener('hashchange', () => {
+    const wanted = location.hash.slice(1).split('/')[0];
+    if (!wanted || wanted === name(open())) return;
+    find(wanted)?.click();
+  });
+}
