@@ -13,15 +13,18 @@ its interval lies above 0, and fell if it lies below.
 from collections.abc import Mapping
 
 from eval.metrics.bootstrap import Estimate
-from eval.report.before_after import BeforeAfter
 
 LOOKS, OBEYS, HURTS = "Looks like it", "Obeys the prompt", "Hurts other prompts"
 _NOT_AT_ALL, _A_LITTLE = 0.01, 0.03
 
 
-def verdict(report: BeforeAfter) -> dict[str, str]:
-    """Return the answer to each question that the report has scores for."""
-    gains, others = report.gains, report.others
+def verdict(gains: Mapping[str, Estimate], others: Mapping[str, float]) -> dict[str, str]:
+    """Return the answer to each question that there are scores for.
+
+    Args:
+        gains: Score with the concept less score of the base, by metric.
+        others: CLIP-T of other prompts, as `base` and `adapted`.
+    """
     answers: dict[str, str] = {}
     likeness = [gains[name] for name in ("dino", "clip_i") if name in gains]
     if likeness:

@@ -24,10 +24,8 @@
 
   const open = () => document.querySelector('[role=tab][aria-selected=true]');
   const name = (tab) => tab?.textContent.trim().toLowerCase() ?? '';
-  const address = () => {
-    const job = document.querySelector('#on-screen textarea, #on-screen input')?.value;
-    return name(open()) === 'progress' && job ? `progress/${job}` : name(open());
-  };
+  let job = '';
+  const address = () => name(open()) === 'progress' && job ? `progress/${job}` : name(open());
   const find = (wanted) =>
     [...document.querySelectorAll('[role=tab]')].find((tab) => name(tab) === wanted);
   const first = location.hash.slice(1).split('/')[0];
@@ -38,13 +36,15 @@
     begun = true;
   };
   if (first) begin(100);
-  new MutationObserver(() => {
-    if (!begun) return;
+  const tell = () => {
     const [here, there] = [location.hash.slice(1), address()];
-    if (!there || here === there) return;
+    if (!begun || !there || here === there) return;
     if (here.split('/')[0] === there.split('/')[0]) history.replaceState(null, '', `#${there}`);
     else location.hash = there;
-  }).observe(document.body, {subtree: true, attributes: true, attributeFilter: ['aria-selected']});
+  };
+  new MutationObserver(tell)
+    .observe(document.body, {subtree: true, attributes: true, attributeFilter: ['aria-selected']});
+  addEventListener('loldu-shown', (event) => { job = event.detail; tell(); });
   addEventListener('hashchange', () => {
     const wanted = location.hash.slice(1).split('/')[0];
     if (!wanted || wanted === name(open())) return;

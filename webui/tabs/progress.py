@@ -15,6 +15,8 @@ from webui.watching.watcher import Look, Watcher
 
 _AT_ONCE: dict[str, Any] = QUIET | {"queue": False}
 """Events that do not wait for drawings of other tabs; they cannot show messages."""
+_TELL = "(id) => { dispatchEvent(new CustomEvent('loldu-shown', {detail: id})); }"
+"""JavaScript that puts the shown job into the address of the page."""
 Looks = Callable[[Look, str | None, gr.Request], list[Any]]
 Asks = Callable[[Look, str | None, gr.Request], None]
 _REQUESTS = {
@@ -105,6 +107,7 @@ def _connect(handlers: "ProgressHandlers", page: Page, tab: gr.Tab, parts: dict[
     def looks(event: Callable[..., Any], handler: Callable[..., Any], *given: Any) -> None:  # noqa: ANN401
         event(handler, [*given, *seen], shown, trigger_mode="always_last", **_AT_ONCE)
 
+    on_screen.change(None, on_screen, None, js=_TELL)
     parts["timer"].tick(handlers.tick, [*wanted, on_screen], shown, **_AT_ONCE)
     for opened in (tab.select, page.job.change):
         opened(handlers.enter, wanted, shown, trigger_mode="always_last", **_AT_ONCE)

@@ -312,7 +312,7 @@ def _answers(report: BeforeAfter) -> str:
     """Return the report in words as HTML."""
     pairs = "".join(
         f"<div><dt>{question}</dt><dd>{answer}</dd></div>"
-        for question, answer in verdict(report).items()
+        for question, answer in verdict(report.gains, report.others).items()
     )
     return f'<dl class="verdict">{pairs}</dl>'
 

@@ -1,24 +1,16 @@
 """Reports in words, by the rules of the module."""
 
-from types import SimpleNamespace
-from typing import Any, cast
-
 import pytest
 
 from eval.metrics.bootstrap import Estimate
-from eval.report.before_after import BeforeAfter
 from eval.report.verdict import HURTS, LOOKS, OBEYS, verdict
 
 UP, DOWN, SAME = ((0.1, 0.02, 0.2), (-0.1, -0.2, -0.02), (0.0, -0.1, 0.1))
 """Mean, low and high of a difference."""
 
 
-def report(others: tuple[float, float] | None = None, **gains: tuple[float, ...]) -> BeforeAfter:
-    made: Any = SimpleNamespace(
-        gains={name: Estimate(*values) for name, values in gains.items()},
-        others=dict(zip(("base", "adapted"), others, strict=True)) if others else {},
-    )
-    return cast(BeforeAfter, made)
+def estimates(**gains: tuple[float, float, float]) -> dict[str, Estimate]:
+    return {name: Estimate(*values) for name, values in gains.items()}
 
 
 @pytest.mark.parametrize(
@@ -34,14 +26,14 @@ def report(others: tuple[float, float] | None = None, **gains: tuple[float, ...]
     ],
 )
 def test_likeness(dino: tuple, clip_i: tuple, answer: str) -> None:
-    assert verdict(report(dino=dino, clip_i=clip_i)) == {LOOKS: answer}
+    assert verdict(estimates(dino=dino, clip_i=clip_i), {}) == {LOOKS: answer}
 
 
 @pytest.mark.parametrize(
     ("gain", "answer"), [(UP, "better"), (SAME, "as before"), (DOWN, "less than before")]
 )
 def test_obedience(gain: tuple, answer: str) -> None:
-    assert verdict(report(clip_t=gain)) == {OBEYS: answer}
+    assert verdict(estimates(clip_t=gain), {}) == {OBEYS: answer}
 
 
 @pytest.mark.parametrize(
@@ -49,4 +41,4 @@ def test_obedience(gain: tuple, answer: str) -> None:
     [(0.7, 0.75, "no"), (0.7, 0.695, "no"), (0.7, 0.68, "a little"), (0.7, 0.6, "yes")],
 )
 def test_harm(before: float, after: float, answer: str) -> None:
-    assert verdict(report((before, after))) == {HURTS: answer}
+    assert verdict({}, {"base": before, "adapted": after}) == {HURTS: answer}
