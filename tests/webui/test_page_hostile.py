@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("playwright.sync_api", reason="needs playwright: make install")
 from playwright.sync_api import Browser, Page, expect
@@ -58,3 +59,18 @@ def test_names_from_a_file_are_text_on_every_tab(page: Page, tmp_path: Path) -> 
     panel.get_by_role("button", name="Delete").click()
     expect(panel.get_by_role("button", name=re.compile("is deleted. Undo"))).to_be_visible()
     assert page.evaluate("window.hacked") is None
+
+
+def test_an_upload_beside_another_one_is_taken_too(page: Page, tmp_path: Path) -> None:
+    for number in range(4):  # large enough for a second of work
+        image = Image.effect_noise((2600, 2600), 90).convert("RGB")
+        image.save(tmp_path / f"hasty-{number}.jpg", quality=50)
+    *first, other = sorted(tmp_path.glob("hasty-*.jpg"))
+    files = page.locator("#files")
+    expect(page.get_by_role("button", name="Teach", exact=True)).to_be_visible()
+    files.locator("input[type=file]").set_input_files(first)
+    expect(files).to_contain_text("hasty-0")
+    expect(files).not_to_contain_text("Uploading")
+    files.locator("input[type=file]").set_input_files(other)
+    for path in (*first, other):
+        expect(page.get_by_text(re.compile(rf"^\d+ · {path.name}$"))).to_have_count(1)
