@@ -31,7 +31,8 @@ def test_a_concept_is_drawn_as_it_was_trained(
 ) -> None:
     base = ["--pretrained_model_name_or_path", str(two_layers)]
     read_as = ["--clip_skip", "1", "--prediction_type", "epsilon", "--train_text_encoder"]
-    read_as += ["--max_train_steps", "2"]
+    long = "a photo of sks toy, red, on the grass"
+    read_as += ["--max_train_steps", "2", "--prompt_chunks", "3", "--instance_prompt", long]
     assert run([*flags, *base, *read_as]) == 0
     path = tmp_path / "run" / "concept.safetensors"
     concept = read_concept(path)
@@ -43,6 +44,7 @@ def test_a_concept_is_drawn_as_it_was_trained(
     for place in (path, alone):
         options = base_options(concept, place, str(two_layers))
         assert (options.clip_skip, options.prediction_type) == (1, "epsilon")
+        assert options.prompt_chunks == 3
         pipeline = load_pipeline(options)
         assert pipeline.scheduler.config["prediction_type"] == "epsilon"
         before = embed(pipeline, ["sks"])

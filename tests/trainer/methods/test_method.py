@@ -8,8 +8,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from loldu import load_concept, read_concept
 from loldu.adapter.layer import LoLDULayer
+from loldu.base.families import family_of
 from loldu.base.open import load_pipeline
-from loldu.base.stable_diffusion import embed
+from loldu.base.stable_diffusion import STATES, embed
 from loldu.errors import LoLDUError
 from trainer.methods.method import add_trainables, method_named, save_result
 from trainer.methods.textual_inversion import learn_words
@@ -232,3 +233,24 @@ def test_a_diverged_adapter_is_not_saved(
     with pytest.raises(LoLDUError, match="not finite"):
         save_result(pipeline, trained, "default", config, {}, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_long_prompts_of_several_concepts_are_read_by_the_right_text_encoder(
+    base_folder: Path, make_config: MakeConfig
+) -> None:
+    config = make_config("--prompt_chunks", "2", "--train_text_encoder")
+    pipeline = load_pipeline(config.base)
+    long = "a b c d e f g h i j k l m n o p q r s"  # 19 tokens, of which 14 fit into a chunk
+    family, encoders = family_of(pipeline), {"text_encoder": pipeline.text_encoder}
+    conditioning = family.encode_text(pipeline, [long, long, "a b", "c d"])
+    trained = add_trainables(pipeline, {"one": config, "two": config}, {})
+    stir(trained)
+    with torch.no_grad():
+        together = family.encode_again(encoders, conditioning)[STATES]
+        assert together.shape[1] == 2 * 16
+        for index, name in enumerate(("one", "two")):
+            own = {key: tensor[index::2] for key, tensor in conditioning.items()}
+            with trained.only(name):
+                alone = family.encode_again(encoders, own)[STATES]
+            torch.testing.assert_close(together[index::2], alone)
+    assert not torch.allclose(together[0], together[1])
