@@ -163,7 +163,7 @@ def _row(label: str, *, visible: bool = True) -> gr.Gallery:
 
 
 def _connect_concepts(
-    handlers: PlayHandlers, page: Page, tab: gr.Tab, c: Controls, rows: Rows, hint: gr.Group
+    handlers: PlayHandlers, page: Page, tab: gr.Tab, c: Controls, rows: Rows, hint: gr.Column
 ) -> None:
     suggested = gr.State("")
     inputs = [c.concepts, c.way, c.placed, c.prompt, suggested, *c.strengths]
