@@ -75,12 +75,15 @@ def reworded(prompt: str, facts: Sequence[Facts], left: Sequence[Facts]) -> str:
     return prompt
 
 
-def describe_prompt(base: str, prompt: str, missing: Sequence[Facts]) -> str:
+def describe_prompt(
+    base: str, prompt: str, concepts: Sequence[Facts], missing: Sequence[Facts]
+) -> str:
     """Return as HTML how much of a prompt is read, and which concepts it does not call."""
+    chunks = max((one.about.prompt_chunks for one in concepts), default=1)
     said = ""
     for one in missing:
         said += f"<p>“{escape(one.words or '')}” is not in your prompt.</p>"
-    if prompt.strip() and (read := read_of(base, prompt)):
+    if prompt.strip() and (read := read_of(base, prompt, chunks)):
         count, most, cut = read
         said += f'<p class="count">{min(count, most)} of {most} tokens</p>'
         if cut:
@@ -88,8 +91,10 @@ def describe_prompt(base: str, prompt: str, missing: Sequence[Facts]) -> str:
     return said
 
 
-def read_of(base: str, prompt: str) -> tuple[int, int, str] | None:
+def read_of(base: str, prompt: str, chunks: int = 1) -> tuple[int, int, str] | None:
     """Return a prompt's tokens, how many of them the base reads, and the text that it leaves out.
+
+    Chunks may end before a comma, so a prompt of several can be cut a little sooner.
 
     Returns:
         None if the tokenizer of the base is not on this machine.
@@ -97,7 +102,7 @@ def read_of(base: str, prompt: str) -> tuple[int, int, str] | None:
     tokenizer = _tokenizer(base)
     if tokenizer is None:
         return None
-    most = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
+    most = chunks * (tokenizer.model_max_length - tokenizer.num_special_tokens_to_add())
     read = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     places = read["offset_mapping"]
     return len(places), most, prompt[places[most][0] :] if len(places) > most else ""

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from eval.metrics import headline_metrics
 from loldu import Concept, read_concept
+from loldu.base.record import read_as
 from loldu.errors import LoLDUError
 from loldu.prompts import token_and_class
 
@@ -24,6 +25,7 @@ class About:
         token: Rare token.
         class_name: Class, such as dog.
         prompt: Prompt of the training pictures.
+        prompt_chunks: Chunks of the text encoder's length that it reads of a prompt.
         method: Training method.
         steps: Training steps.
         scores: Scores at the last step, by title.
@@ -36,6 +38,7 @@ class About:
     token: str | None
     class_name: str | None
     prompt: str | None
+    prompt_chunks: int
     method: str | None
     steps: int | None
     scores: Mapping[str, float]
@@ -87,6 +90,7 @@ def describe(concept: Concept, size: int) -> About:
         token=token,
         class_name=class_name,
         prompt=prompt,
+        prompt_chunks=read_as(concept).get("prompt_chunks", 1),
         method=_text(metadata.get("method")),
         steps=steps if type(steps) is int else None,
         scores=_scores(cast(dict[str, Any], scores)) if isinstance(scores, dict) else {},

@@ -135,7 +135,7 @@ class PlayHandlers:
             for one in facts
         ]
         hidden = [gr.update(visible=False)] * (MAX_CONCEPTS - len(buttons))
-        return [describe_prompt(self._backend.base, prompt, missing), *buttons, *hidden]
+        return [describe_prompt(self._backend.base, prompt, facts, missing), *buttons, *hidden]
 
     def insert(self, place: int) -> Callable[..., str]:
         """Return a handler that puts the words of the concept at a place into the prompt."""

@@ -50,16 +50,18 @@ def test_each_picture_has_the_words_of_its_own_concept(toys: list[Facts]) -> Non
     assert lacking(prompt, toys, each=False) == [zwx, dax]
 
 
-def test_what_the_base_does_not_read_is_shown_struck_through() -> None:
+def test_what_the_base_does_not_read_is_shown_struck_through(toys: list[Facts]) -> None:
     short, long = "a photo of a toy", " ".join(["toy"] * 28 + ["<b>snow", "and", "the", "End"])
     assert read_of("pocket/base", short) == (5, 30, "")
     count, most, cut = read_of("pocket/base", long) or (0, 0, "")
     assert count > most == 30
     assert long.endswith(cut)
-    said = describe_prompt("pocket/base", long, [])
+    said = describe_prompt("pocket/base", long, [], [])
     assert "30 of 30 tokens" in said
     assert "<b>" not in said
     assert "End</s>" in said
-    assert "<s>" not in describe_prompt("pocket/base", short, [])
+    two = [replace(toys[0], about=replace(toys[0].about, prompt_chunks=2))]
+    assert f"{count} of 60 tokens" in describe_prompt("pocket/base", long, two, [])
+    assert "<s>" not in describe_prompt("pocket/base", short, [], [])
     assert read_of("nowhere/at-all", short) is None
-    assert describe_prompt("nowhere/at-all", short, []) == ""
+    assert describe_prompt("nowhere/at-all", short, [], []) == ""
