@@ -59,17 +59,14 @@ def create_play(backend: Backend, page: Page, tab: gr.Tab) -> None:
         teach = gr.Button("Teach a concept", size="sm")
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            concepts, way, strengths = _concepts()
+            concepts = _concepts()
             with gr.Accordion("Settings", open=False):
                 settings = _settings()
         with gr.Column(scale=5, min_width=320):
             rows = Rows(_row("Base"), _row("With the concept", visible=False), gr.HTML())
     with gr.Column(elem_classes=["bar", "asking"]):
-        prompt, note, problem, inserts, draw, stop = _bar()
-    controls = Controls(
-        *(concepts, way, strengths, prompt, note, problem, inserts, *settings, draw, stop),
-        gr.State(([], TOGETHER)),
-    )
+        bar = _bar()
+    controls = Controls(**concepts, **settings, **bar, placed=gr.State(([], TOGETHER)))
     handlers = PlayHandlers(backend)
     teach.click(lambda: gr.Tabs(selected=CONCEPTS), None, page.tabs, **QUIET)
     _connect_concepts(handlers, page, tab, controls, rows, hint)
@@ -78,7 +75,7 @@ def create_play(backend: Backend, page: Page, tab: gr.Tab) -> None:
     _connect_reuse(handlers, album, controls, rows)
 
 
-def _concepts() -> tuple[gr.CheckboxGroup, gr.Radio, list[gr.Slider]]:
+def _concepts() -> dict[str, Any]:
     concepts = gr.CheckboxGroup(
         [],
         label="Concepts",
@@ -103,10 +100,10 @@ def _concepts() -> tuple[gr.CheckboxGroup, gr.Radio, list[gr.Slider]]:
         )
         for place in range(1, MAX_CONCEPTS + 1)
     ]
-    return concepts, way, strengths
+    return {"concepts": concepts, "way": way, "strengths": strengths}
 
 
-def _settings() -> tuple[Any, ...]:
+def _settings() -> dict[str, Any]:
     count = gr.Slider(1, 8, 4, step=1, precision=0, label="Pictures")
     with gr.Row():
         low, high = STEPS
@@ -121,10 +118,18 @@ def _settings() -> tuple[Any, ...]:
         )
         any_seed = gr.Button("Random seed", size="sm", min_width=80)
         following = gr.Button("Next seeds", size="sm", min_width=80)
-    return negative_prompt, count, seed, any_seed, following, steps, guidance
+    return {
+        "negative_prompt": negative_prompt,
+        "count": count,
+        "seed": seed,
+        "random": any_seed,
+        "next": following,
+        "steps": steps,
+        "guidance": guidance,
+    }
 
 
-def _bar() -> tuple[Any, ...]:
+def _bar() -> dict[str, Any]:
     """Lay out the prompt, what there is to say about it, and the buttons."""
     problem = gr.HTML(js_on_load=ANNOUNCED)
     with gr.Row(elem_classes="inserts"):
@@ -145,7 +150,14 @@ def _bar() -> tuple[Any, ...]:
         )
         draw = gr.Button("Draw", variant="primary", scale=1, min_width=90)
         stop = gr.Button("Stop", scale=0, min_width=70)
-    return prompt, note, problem, inserts, draw, stop
+    return {
+        "prompt": prompt,
+        "note": note,
+        "problem": problem,
+        "inserts": inserts,
+        "draw": draw,
+        "stop": stop,
+    }
 
 
 def _row(label: str, *, visible: bool = True) -> gr.Gallery:
