@@ -18,6 +18,7 @@ from eval.protocols.live import LiveScorer, Pictures
 from eval.report.before_after import BeforeAfter
 from eval.report.figures import draw_curves
 from eval.report.picture_content import score_bars
+from eval.report.tables import before_after_rows
 from eval.result import Result
 from loldu import Concept
 from tests.eval.noise import save_noise
@@ -25,7 +26,7 @@ from trainer.training import scores as training
 from webui.engine.job import Job
 from webui.engine.progress import Progress
 from webui.library.about import describe
-from webui.library.scoring import report_rows
+from webui.library.scoring import report_of
 from webui.watching.charts import charts, table_of_step
 
 
@@ -128,7 +129,7 @@ def test_the_report_and_the_studio_have_a_new_metric(results: list[Path], tmp_pa
     (tmp_path / "report.json").write_text(json.dumps(report.as_json()))
     job = Mock(spec=Job)
     job.folder = tmp_path
-    (line,) = (line for line in report_rows(job) if line[0] == "Toy distance")
+    (line,) = (line for line in before_after_rows(report_of(job)) if line[0] == "Toy distance")
     assert line[2] == f"{after.estimates['toy'].mean:.3f}"
 
 

@@ -24,14 +24,14 @@ def server(base_folder: Path, studio: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def ann(server: Server) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url) as client:
+    with httpx.Client(base_url=server.url, timeout=60) as client:  # wrong passwords make it wait
         answer = client.post("login", data={"username": "ann", "password": "1:a"})
         assert answer.status_code == 200
         yield client
 
 
 def test_nothing_is_served_without_a_login(server: Server) -> None:
-    with httpx.Client(base_url=server.url) as client:
+    with httpx.Client(base_url=server.url, timeout=60) as client:  # wrong passwords make it wait
         assert client.get("config").status_code == 401
         assert client.get("gradio_api/info").status_code == 401
         files = {"files": ("x.png", b"x")}

@@ -147,6 +147,7 @@ def test_metadata_hold_all_that_decides_a_concept(
         "scores": {"dino": 0.5},
         "instance": {
             "resolution": 16,
+            "aspect_buckets": False,
             "center_crop": True,
             "random_flip": False,
             "unmasked_weight": 0.1,

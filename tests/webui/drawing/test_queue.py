@@ -27,10 +27,10 @@ def test_the_queue_is_in_order_and_stopped_requests_leave() -> None:
         patiently(lambda expected=(name, place): expected in places)
     stops["b"].set()
     patiently(lambda: order == ["a", "b left"])
+    patiently(lambda: ("d", 2) in places)
     for name in "ad":
         held[name].set()
     patiently(lambda: order[-1] == "c")
-    assert ("d", 2) in places
     held["c"].set()
     for thread in threads.values():
         thread.join()

@@ -222,7 +222,7 @@ def test_a_failure_is_said_beside_the_prompt_once(
     draw: Callable[..., list[Any]], handlers: PlayHandlers
 ) -> None:
     with pytest.raises(gr.Error):
-        draw("rabbit", prompt="<i>{class}")
+        draw(prompt="<i>{class}")
     assert "&lt;i&gt;" not in handlers.why(who(page="another"))
     said = handlers.why(who())
     assert said.startswith('<p class="problem">')
@@ -291,9 +291,7 @@ def test_the_album_of_a_page(draw: Callable[..., list[Any]], backend: Backend) -
     assert (len(gallery["value"]), chosen in ids) == (2, False)
 
 
-def test_seeds_and_words() -> None:
-    assert insert("a photo of a", "Insert sks toy") == "a photo of a sks toy"
-    assert insert("", "Insert sks toy") == "sks toy"
+def test_next_seeds_follow_the_drawn_ones() -> None:
     assert next_seed(4, 4) == 8
     assert next_seed(2**32 - 1, 2) == 1
     assert next_seed(None, 4) == 4
