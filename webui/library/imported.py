@@ -1,4 +1,4 @@
-"""What people import: a concept file, or a zip that Export made; both may be hostile."""
+"""Reads imported files: a concept file, or a zip that Export made; both may be hostile."""
 
 import re
 import shutil

@@ -16,7 +16,7 @@ from webui.teaching.uploads import Upload
 
 @dataclass(frozen=True)
 class Draft:
-    """What a person has filled in so far."""
+    """A form that a person has filled in so far."""
 
     pictures: tuple[tuple[Upload, Crop], ...] = ()
     name: str = ""
