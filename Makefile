@@ -45,7 +45,7 @@ lint: $(STAMP)  ## ruff, pyright and import-linter
 	$(BIN)/lint-imports
 
 test: lint  ## lint, then the tests that need no GPU, no network and no patience
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile
 
 webui: $(STAMP)  ## open the studio: teach and draw in a browser
 	$(BIN)/python -m webui

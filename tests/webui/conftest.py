@@ -117,10 +117,10 @@ def browser() -> Iterator["Browser"]:
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Return a studio that all browser tests share: servers are slow to start."""
-    folder = tmp_path_factory.mktemp("journey")
+    """Return a studio that the tests of a module share: servers are slow to start."""
+    folder = tmp_path_factory.mktemp("served")
     if not TAKEN:
         end_trainings(Jobs(folder / "studio"))
         words = {"token": "dax", "instance_prompt": "a photo of a dax toy"}

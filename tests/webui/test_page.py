@@ -89,7 +89,7 @@ def test_an_example_fills_in_everything_and_teach_stays_in_sight(
         page.get_by_role("button", name="dotted rabbit").click()
         expect(page.locator(".pictures button.thumbnail-item")).to_have_count(5)
         expect(page.get_by_label("Name").first).to_have_value("dotted rabbit")
-        expect(page.get_by_label("Class").first).to_have_value("rabbit")
+        expect(page.get_by_label("Class").first).to_have_value("toy")  # as its captions say
         expect(page.get_by_text("These pictures look fine.")).to_be_visible()
         expect(page.get_by_text(re.compile("Takes about"))).to_be_visible()
         expect(page.locator(".problem")).to_have_count(0)
@@ -105,7 +105,7 @@ def test_what_is_wrong_stands_beside_its_field_and_the_form_outlives_a_reload(
 ) -> None:
     page.reload()
     token = page.get_by_label("Rare word")
-    expect(page.get_by_label("Class").first).to_have_value("rabbit")  # of the draft
+    expect(page.get_by_label("Class").first).to_have_value("toy")  # of the draft
     page.get_by_label("Class").first.fill("")
     token.fill("two words")
     page.get_by_role("button", name="Teach", exact=True).click()

@@ -1,5 +1,6 @@
 """Event handlers of the Teach tab."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
@@ -10,6 +11,7 @@ import gradio as gr
 from PIL import Image
 
 from loldu.errors import LoLDUError
+from loldu.pictures.captions import read_text
 from loldu.pictures.folder import CaptionedImage, is_picture, min_side_px
 from loldu.pictures.inspect import TrainingSetup, examine, look_alikes, warnings
 from loldu.presets import Preset
@@ -177,9 +179,10 @@ class ConceptsHandlers:
         with errors_on_page():
             files = sorted(path for path in folder.iterdir() if is_picture(path))
             chosen = tuple((add(path, path.name), Crop()) for path in files[:MAX_PICTURES])
+            said = _class_in_captions(folder)
         title = name.replace("_", " ")
         hidden = gr.update(visible=False)
-        return chosen, _gallery(chosen, resolution), hidden, title, title.split()[-1]
+        return chosen, _gallery(chosen, resolution), hidden, title, said or title.split()[-1]
 
     def select(self, chosen: tuple[Picture, ...], event: gr.SelectData) -> tuple[Any, ...]:
         """Show a whole picture with its crop."""
@@ -312,6 +315,14 @@ def examples(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
     return sorted(each.name for each in folder.iterdir() if each.is_dir())
+
+
+def _class_in_captions(folder: Path) -> str | None:
+    """Return the class in an example's captions, which call its concept sks; None without one."""
+    for caption in sorted(folder.glob("*.txt")):
+        if found := re.search(r"\bsks (\w+)", read_text(caption)):
+            return found[1]
+    return None
 
 
 def problem(sentence: str) -> str:

@@ -12,6 +12,7 @@ from loldu import read_concept
 from tests.webui.engine.server import server
 from tests.webui.engine.waiting import MakeDispatcher, has, patiently, ticking
 from trainer.__main__ import run
+from trainer.results.lock import locked
 from webui.engine import process
 from webui.engine.dispatcher import Dispatcher
 from webui.engine.job import Status
@@ -55,7 +56,7 @@ def test_a_killed_and_resumed_training_is_bit_identical(
     options: dict[str, Any],
     tmp_path: Path,
 ) -> None:
-    options |= {"max_train_steps": 400, "checkpointing_steps": 20, "lr_scheduler": "cosine"}
+    options |= {"max_train_steps": 120, "checkpointing_steps": 20, "lr_scheduler": "cosine"}
     job = jobs.submit("toy", "ann", options)
     ticking(dispatcher, lambda: jobs.progress(job.id).step > 0)
     jobs.sample_now(job.id)
@@ -64,8 +65,8 @@ def test_a_killed_and_resumed_training_is_bit_identical(
     process.send(job.folder, signal.SIGKILL)
     ticking(dispatcher, has(jobs, job, Status.INTERRUPTED))
     before = jobs.progress(job.id)
-    assert before.steps == 400
-    assert 20 <= before.step < 400
+    assert before.steps == 120
+    assert 20 <= before.step < 120
     assert before.seconds_left
     assert before.memory_mib
     assert before.base_pictures
@@ -75,7 +76,7 @@ def test_a_killed_and_resumed_training_is_bit_identical(
     log = (job.folder / "log.txt").read_text()
     assert jobs.get(job.id).status is Status.FINISHED, log
     after = jobs.progress(job.id)
-    assert [step for step, _ in after.losses] == [*range(1, 401)]
+    assert [step for step, _ in after.losses] == [*range(1, 121)]
     assert after.seconds_left == 0
     assert f"Resuming after step {max(before.checkpoints)} from" in log
 
@@ -83,6 +84,24 @@ def test_a_killed_and_resumed_training_is_bit_identical(
     alone = ["--preset", str(job.folder / "options.toml"), "--output_dir", str(whole)]
     assert run([*alone, "--checkpointing_steps", "0"]) == 0
     assert torch.equal(deltas(whole), deltas(job.folder))
+
+
+def test_a_job_refuses_a_folder_into_which_another_training_writes(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "job"
+    names = ("pretrained_model_name_or_path", "instance_data_dir", "instance_prompt")
+    flags = [f"--{name}={options[name]}" for name in (*names, "resolution", "max_train_steps")]
+    with locked(folder):
+        before = sorted(folder.rglob("*"))
+        lock = os.open(folder / "process.lock", os.O_RDWR | os.O_CREAT)
+        assert process.main([str(folder), str(lock), "0", "train", *flags, f"--output_dir={folder}"])
+        os.close(lock)
+        left = {path.name for path in set(folder.rglob("*")).difference(before)}
+    assert left == {"process.lock", "ending.json"}
+    ending = process.ending(folder)
+    assert ending
+    assert f"Another training (process {os.getpid()}) is writing into" in ending.sentence
 
 
 @pytest.mark.slow
