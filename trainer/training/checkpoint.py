@@ -1,5 +1,6 @@
 """Write, find and load checkpoints; a checkpoint is whole or absent."""
 
+import hashlib
 import json
 import logging
 import math
@@ -37,6 +38,8 @@ logger = logging.getLogger(__name__)
 PREFIX = "checkpoint-"
 _TRAINED, _OPTIMIZER, _STATE = "trained.safetensors", "optimizer.pt", "state.json"
 FILES = (_TRAINED, _OPTIMIZER, _STATE)
+_SUMS = "sha256"
+"""Key in the state for the SHA-256 of the other files and of the rest of the state."""
 _MOST_STEPS = 2**53
 _MARGIN_BYTES = 2**20
 """For headers, options and concept files."""
@@ -98,8 +101,9 @@ def save_checkpoint(
         for name, own in _concepts(config).items():
             (folder / f"concept.{name}.toml").write_text(to_toml(own), encoding="utf-8")
         save_concepts(folder)
-        state_json = json.dumps({**asdict(progress), "inputs": inputs}, indent=2)
-        (folder / _STATE).write_text(state_json, encoding="utf-8")
+        whole = {**asdict(progress), "inputs": inputs}
+        whole[_SUMS] = _sums(folder, whole)
+        (folder / _STATE).write_text(json.dumps(whole, indent=2), encoding="utf-8")
     logger.info("Checkpoint: %s", final)
     limit = config.run.checkpoints_total_limit
     for old in checkpoints(config.run.output_dir)[: -limit if limit else 0]:
@@ -227,9 +231,10 @@ def load_checkpoint(
             number of processes have changed.
     """
     try:
+        progress = read_state(folder) or {}
+        _check_sums(folder, progress)
         weights = load_file(folder / _TRAINED)
         state = torch.load(folder / _OPTIMIZER, map_location="cpu", weights_only=True)
-        progress = read_state(folder) or {}
         was = progress.pop("inputs")
         for what in sorted({*was, *inputs}):
             if was.get(what) != inputs.get(what):
@@ -256,6 +261,31 @@ def load_checkpoint(
         ) from error
     logger.info("Resuming after step %d from %s", progress.step, folder)
     return progress
+
+
+def _sums(folder: Path, state: dict[str, Any]) -> dict[str, str]:
+    """Return the SHA-256 of the large files of a checkpoint, and of its state."""
+    sums = {_STATE: hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()}
+    for name in (_TRAINED, _OPTIMIZER):
+        with (folder / name).open("rb") as file:
+            sums[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return sums
+
+
+def _check_sums(folder: Path, state: dict[str, Any]) -> None:
+    """Check that a checkpoint is as it was saved, and take its checksums out of the state.
+
+    Checkpoints of earlier versions have no checksums.
+
+    Raises:
+        ValueError: If a byte has changed.
+    """
+    was = state.pop(_SUMS, None)
+    if was is None:
+        return
+    now = _sums(folder, state)
+    if changed := [name for name in now if was.get(name) != now[name]]:
+        raise ValueError(f"{min(changed)} has changed since it was saved")
 
 
 def _concepts(config: Config) -> dict[str, Config]:
