@@ -95,7 +95,8 @@ def test_a_job_refuses_a_folder_into_which_another_training_writes(
     with locked(folder):
         before = sorted(folder.rglob("*"))
         lock = os.open(folder / "process.lock", os.O_RDWR | os.O_CREAT)
-        assert process.main([str(folder), str(lock), "0", "train", *flags, f"--output_dir={folder}"])
+        flags.append(f"--output_dir={folder}")
+        assert process.main([str(folder), str(lock), "0", "train", *flags])
         os.close(lock)
         left = {path.name for path in set(folder.rglob("*")).difference(before)}
     assert left == {"process.lock", "ending.json"}
