@@ -1,9 +1,10 @@
-"""Inspect a concept file, verify it against a base, truncate, export or merge it."""
+"""Inspect a concept file, verify it against a base, truncate, export, compare or merge it."""
 
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import tyro
@@ -11,7 +12,7 @@ import tyro
 from loldu.command import program, run_command
 from loldu.concept import ExportDtype, Layout
 from loldu.concept.reader import read_file
-from loldu.concept.report import report_concept, report_truncation
+from loldu.concept.report import report_clients, report_concept, report_truncation
 
 # torch takes seconds to import: each command imports it with the functions that need it.
 
@@ -204,12 +205,56 @@ class Merge:
         return f"Wrote {self.out} ({self.dtype}, strength {self.strength:g}).\n"
 
 
+@dataclass(frozen=True)
+class CompareClients:
+    """Compare a concept with what ComfyUI and A1111 make of its LoRA.
+
+    The LoRA is read by their rules: names of layers, alpha over rank, and the dtype in which they
+    multiply. The error is the norm of the difference of all changed weights, over that of the
+    concept's changes.
+
+    Attributes:
+        file: The concept, a .safetensors file.
+        base: The base it was trained on: a diffusers folder or a hub id.
+        lora: The LoRA of the layout kohya, such as a run's pytorch_lora_weights.safetensors;
+            by default it is exported to a temporary file.
+        dtype: Dtype of the default LoRA.
+    """
+
+    file: tyro.conf.Positional[Path]
+    base: tyro.conf.Positional[str]
+    lora: Path | None = None
+    dtype: ExportDtype = "float32"
+
+    def run(self) -> str:
+        """Load the concept onto its base and return a table.
+
+        Raises:
+            ConceptError: If the concept does not fit, or the LoRA lacks a layer or has others.
+        """
+        read_file(self.file)
+        from loldu.base.parts import load_changed_parts
+        from loldu.concept.clients import compare_clients
+        from loldu.concept.export import EXPORT_DTYPES, export_lora
+        from loldu.concept.format import read_concept
+        from loldu.concept.load import load_concept
+
+        base = load_changed_parts(self.base, read_concept(self.file))
+        load_concept(base, self.file)
+        with TemporaryDirectory() as folder:
+            lora = self.lora or Path(folder) / "lora.safetensors"
+            if self.lora is None:
+                export_lora(base, lora, dtype=EXPORT_DTYPES[self.dtype])
+            return report_clients([vars(each) for each in compare_clients(base, lora)])
+
+
 Command = (
     Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Truncate, tyro.conf.subcommand("truncate")]
     | Annotated[Merge, tyro.conf.subcommand("merge")]
+    | Annotated[CompareClients, tyro.conf.subcommand("compare-clients")]
 )
 
 
@@ -217,7 +262,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 2 after a mistake, which is one sentence."""
 
     def write_report() -> None:
-        command: Inspect | Verify | Export | Truncate | Merge = tyro.cli(
+        command: Inspect | Verify | Export | Truncate | Merge | CompareClients = tyro.cli(
             Command,  # pyright: ignore[reportArgumentType]  a union of annotated types is a form
             args=argv,
             prog=program("loldu"),

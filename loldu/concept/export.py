@@ -90,8 +90,8 @@ def export_lora(
     if dtype not in EXPORT_DTYPES.values():
         raise ConceptError(f"dtype must be one of {', '.join(EXPORT_DTYPES)}, got {dtype}")
     models = {name: bare(part) for name, part in components(model_or_pipeline).items()}
-    adapter_name = adapter_name or _only_adapter(adapted_layers(model_or_pipeline))
-    adapted = _adapted_layers_of(models, adapter_name)
+    adapter_name = adapter_name or only_adapter(adapted_layers(model_or_pipeline))
+    adapted = adapted_layers_of(models, adapter_name)
     if layout == "peft":
         base = base_id(model_or_pipeline)
         _write_peft(path, models, adapted, adapter_name, base, dtype, overwrite=overwrite)
@@ -320,7 +320,7 @@ def _saved_modules(model: nn.Module, adapter_name: str) -> dict[str, nn.Module]:
     }
 
 
-def _only_adapter(layers: Sequence[LoLDULayer]) -> str:
+def only_adapter(layers: Sequence[LoLDULayer]) -> str:
     """Return the only adapter, or else the only active one.
 
     Raises:
@@ -337,7 +337,7 @@ def _only_adapter(layers: Sequence[LoLDULayer]) -> str:
     return candidates.pop()
 
 
-def _adapted_layers_of(
+def adapted_layers_of(
     models: Mapping[str, nn.Module], adapter_name: str
 ) -> dict[str, dict[str, LoLDULayer]]:
     """Return the layers that have the adapter, by component and name.

@@ -85,6 +85,19 @@ def report_truncation(
     return "\n".join([*_aligned(rows), f"  of {parameters_before:,} parameters before"]) + "\n"
 
 
+def report_clients(comparisons: Sequence[Mapping[str, Any]]) -> str:
+    """Return what programs make of a LoRA file as text.
+
+    Args:
+        comparisons: The fields of `loldu.concept.clients.Comparison`, for each program.
+    """
+    rows = [("program", "weights", "relative error", "greatest difference", "in layer")]
+    for each in comparisons:
+        numbers = (str(each["weights"]), f"{each['error']:.1e}", f"{each['greatest']:.1e}")
+        rows.append((each["client"], *numbers, _plain(each["layer"])))
+    return "\n".join(_aligned(rows)) + "\n"
+
+
 def _aligned(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:

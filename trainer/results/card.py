@@ -55,6 +55,7 @@ class Result:
         samples: Pictures to show.
         repository: Name of the repository on the hub; none if the result is not pushed.
         pipeline_class: Name of the base's pipeline class.
+        checked: Relative errors of the LoRA by the arithmetic of other programs, or "".
     """
 
     config: Config
@@ -64,6 +65,7 @@ class Result:
     samples: Sequence[Sample]
     repository: str | None
     pipeline_class: str
+    checked: str = ""
 
 
 def card_data(

@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 from loldu import ConceptError, export_lora
 from loldu.base.draw import sample_images
 from loldu.base.record import CONFIG
+from loldu.concept.clients import compare_clients
 from loldu.files import png_bytes
 from trainer.methods.lora_file import DTYPES, LORA, lora_header
 from trainer.methods.method import method_named, save_result
@@ -64,8 +65,9 @@ def write_result(
     main = folder / method.file_name
     with saving(main, size_of(trained.state_dict())), manifest.collected() as draft:
         save_result(pipeline, trained, concept, config, metadata, draft)
+        checked = ""
         if method.makes_concept and config.result.lora_file != "no":
-            _write_lora(draft / LORA, config, concept, pipeline, metadata)
+            checked = _write_lora(draft / LORA, config, concept, pipeline, metadata)
     write_summary(folder, main, training.parameters, training.progress)
     for path in dict.fromkeys((main, folder / LORA)):
         if path.exists():
@@ -74,7 +76,7 @@ def write_result(
     names = dict.fromkeys((main.name, LORA, LEARNED_WORD, CONFIG, METRICS))
     files = {name: size_bytes(folder / name) for name in names if (folder / name).exists()}
     kind = type(pipeline).__name__
-    result = Result(config, metadata, training, files, samples, repository, kind)
+    result = Result(config, metadata, training, files, samples, repository, kind, checked)
     manifest.write(folder / CARD, str(model_card(result)))
     pictures = [name for sample in samples for name in (sample.base, sample.adapted) if name]
     return [CARD, *pictures, *(name for name in files if name != CONFIG)]
@@ -133,16 +135,20 @@ def _write_lora(
     concept: str,
     pipeline: DiffusionPipeline,
     metadata: dict[str, Any],
-) -> None:
-    """Export the concept as a LoRA; if that is impossible, warn and keep the concept."""
+) -> str:
+    """Export the concept as a LoRA and return how other programs read it.
+
+    If the export is impossible, warn and keep the concept.
+    """
+    dtype, header = DTYPES[config.result.lora_file], lora_header(pipeline, metadata)
     try:
-        export_lora(
-            pipeline,
-            path,
-            "kohya",
-            concept,
-            dtype=DTYPES[config.result.lora_file],
-            metadata=lora_header(pipeline, metadata),
-        )
+        export_lora(pipeline, path, "kohya", concept, dtype=dtype, metadata=header)
     except ConceptError as error:
         logger.warning("There is no LoRA of the concept: %s.", error)
+        return ""
+    try:
+        compared = compare_clients(pipeline, path, concept)
+    except ConceptError as error:
+        logger.warning("The LoRA is not the concept for every program: %s.", error)
+        return ""
+    return ", ".join(f"{each.error:.0e} in {each.client}" for each in compared)
