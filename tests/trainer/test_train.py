@@ -78,6 +78,7 @@ def test_a_run_writes_all_documented_files(flags: list[str], output_dir: Path) -
     sheets = sorted(path.name for path in (output_dir / "validation").glob("*.png"))
     assert sheets == ["000000.png", "000002.png", "000004.png", "progress.png"]
     assert not list(output_dir.rglob("*.tmp"))
+    assert " in A1111 --no-half." in (output_dir / "README.md").read_text()
     assert not (output_dir / "control").exists()
     assert not (output_dir / "tracking").exists()
 
