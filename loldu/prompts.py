@@ -77,6 +77,12 @@ def lacks_word(caption: str, name: str, *, every: bool) -> bool:
     return bool(words) and not (all(there) if every else any(there))
 
 
+def says_more(caption: str, *names: str) -> bool:
+    """Tell whether a caption has words beside these names and words that say little."""
+    known = {word for name in names for word in _words(name)}
+    return any(word not in known for word in _telling(caption))
+
+
 def tell_of_cut(tokenizer: Any, prompts: Sequence[str], reader: str) -> bool:  # noqa: ANN401
     """Log a line, once, for every prompt whose end a tokenizer of transformers cuts off.
 

@@ -16,7 +16,7 @@ from rich.text import Text
 from loldu.pictures.folder import CaptionedImage
 from loldu.pictures.mask import load_mask
 from loldu.pictures.open import load_image
-from loldu.prompts import common_words, lacks_word, likely_token_and_class
+from loldu.prompts import common_words, lacks_word, likely_token_and_class, says_more
 
 FEW_PICTURES = 3
 CROPPED_AWAY = 0.6
@@ -34,6 +34,9 @@ NEARLY_THE_SAME = 0.96
 Such copies have 0.97 and more, different photographs up to 0.93, pictures of one subject in
 different places up to 0.88.
 """
+PLAIN, SAME_COLOR = 0.06, 0.08
+"""Spread of the colors along the edges of a plain background, and greatest difference between the
+mean colors of two backgrounds that look the same; colors are between 0 and 1."""
 _TILES = 8
 _THUMBNAIL_PX, _WINDOW_PX = 64, range(56, 65, 2)
 _SIGNATURE_PX = 16
@@ -75,6 +78,7 @@ class Finding:
         marked: Share of the picture that its mask marks; None without a mask.
         marked_kept: Share of the marked area inside the middle crop; None without a mask.
         signature: Fingerprint that finds near copies.
+        background: Mean color along the edges if they are of one color, else None.
     """
 
     picture: CaptionedImage
@@ -85,6 +89,7 @@ class Finding:
     marked: float | None
     marked_kept: float | None
     signature: Float[np.ndarray, "crops values"]
+    background: Float[np.ndarray, "3"] | None
 
     @property
     def name(self) -> str:
@@ -138,6 +143,7 @@ def examine(picture: CaptionedImage, resolution: int, image: Image.Image | None 
         marked=marked,
         marked_kept=marked_kept,
         signature=signature(image),
+        background=plain_background(image),
     )
 
 
@@ -170,7 +176,7 @@ def warnings(
             "--resolution if the base can."
         )
     yield from _mask_warnings(findings, setup)
-    yield from _caption_warnings([finding.picture for finding in findings], setup)
+    yield from _caption_warnings(findings, setup)
 
 
 def look_alikes(findings: Sequence[Finding]) -> list[list[Finding]]:
@@ -256,6 +262,16 @@ def signature(image: Image.Image) -> Float[np.ndarray, "crops values"]:
     return values / np.linalg.norm(values, axis=1, keepdims=True).clip(min=1e-6)
 
 
+def plain_background(image: Image.Image) -> Float[np.ndarray, "3"] | None:
+    """Return the mean color along the edges of a picture, or None if they are not of one color."""
+    small = image.convert("RGB").resize((_THUMBNAIL_PX, _THUMBNAIL_PX), Image.Resampling.BOX)
+    colors = np.asarray(small, dtype=np.float32) / 255
+    edge, rest = _THUMBNAIL_PX // 16, slice(_THUMBNAIL_PX // 16, -(_THUMBNAIL_PX // 16))
+    parts = colors[:edge], colors[-edge:], colors[rest, :edge], colors[rest, -edge:]
+    ring = np.concatenate([part.reshape(-1, 3) for part in parts])
+    return ring.mean(0) if ring.std(0).max() < PLAIN else None
+
+
 def likeness(
     first: Float[np.ndarray, "crops values"], second: Float[np.ndarray, "crops values"]
 ) -> float:
@@ -290,7 +306,8 @@ def _mask_warnings(findings: Sequence[Finding], setup: TrainingSetup) -> Iterato
         )
 
 
-def _caption_warnings(pictures: Sequence[CaptionedImage], setup: TrainingSetup) -> Iterator[str]:
+def _caption_warnings(findings: Sequence[Finding], setup: TrainingSetup) -> Iterator[str]:
+    pictures = [finding.picture for finding in findings]
     if word := setup.placeholder_token:
         lacking = [p.path.name for p in pictures if word not in p.caption.split()]
         if lacking:
@@ -317,3 +334,27 @@ def _caption_warnings(pictures: Sequence[CaptionedImage], setup: TrainingSetup) 
         lacking = [p.path.name for p in pictures if lacks_word(p.caption, name or "", every=every)]
         if lacking:
             yield f'The {kind} "{name}" is missing in the caption of {", ".join(lacking)}: {why}.'
+    yield from _background_warnings(findings, token, class_name or "")
+
+
+def _background_warnings(findings: Sequence[Finding], token: str, class_name: str) -> Iterator[str]:
+    """Yield a line if captions leave out what the concept would then learn with its subject."""
+    bare = [
+        finding
+        for finding in findings
+        if not lacks_word(finding.picture.caption, token, every=True)
+        and not says_more(finding.picture.caption, token, class_name)
+    ]
+    if 0 < len(bare) < len(findings) / 2:
+        names = ", ".join(finding.name for finding in bare)
+        yield (
+            f"No background in the caption of {names}, unlike the others: say where it is, as in "
+            f'"{token} {class_name or "dog"} on grass", or the concept learns it too.'
+        )
+    grounds = [finding.background for finding in bare if finding.background is not None]
+    if len(grounds) == len(findings) > 1 and np.ptp(grounds, axis=0).max() < SAME_COLOR:
+        yield (
+            "All pictures have the same plain background, and their captions do not name it: say "
+            f'it, as in "{token} {class_name or "dog"} on a white background", or add pictures '
+            "before others, or the concept learns it too."
+        )

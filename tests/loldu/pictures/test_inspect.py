@@ -167,6 +167,39 @@ def test_captions(
         assert beginning in line
 
 
+def test_a_caption_without_a_background_among_others_is_reported(folder: Path) -> None:
+    for name, place in (("a", "on grass"), ("b", ""), ("c", "in a photo of the sea")):
+        (folder / f"{name}.txt").write_text(f"a photo of a sks dog {place}")
+    (line,) = warned(folder, None)
+    assert line.startswith("No background in the caption of b.png, unlike the others")
+    assert '"sks dog on grass"' in line
+    (folder / "c.txt").write_text("a picture of the sks dog")  # most say nothing: so it is meant
+    assert warned(folder, None) == []
+
+
+@pytest.mark.parametrize(
+    ("colors", "caption", "expected"),
+    [
+        ((250, 245, 252), "", ["All pictures have the same plain background"]),
+        ((250, 245, 252), "on a white background", []),
+        ((250, 245, 20), "", []),
+    ],
+)
+def test_the_same_plain_background_must_be_named(
+    colors: tuple[int, ...], caption: str, expected: list[str], folder: Path
+) -> None:
+    for seed, color in enumerate(colors):
+        path = folder / f"{'abc'[seed]}.png"
+        image = Image.new("RGB", (96, 80), (color, color, color))
+        with Image.open(path) as subject:
+            image.paste(subject.resize((60, 60)), (10 + 5 * seed, 10))
+        image.save(path)
+    lines = [
+        line for line in warned(folder, f"a photo of sks dog {caption}") if "background" in line
+    ]
+    assert [line[: len(expected[0])] for line in lines] == expected if expected else not lines
+
+
 def test_a_caption_without_the_token_is_reported(folder: Path) -> None:
     (folder / "b.txt").write_text("a red dog")
     (line,) = warned(folder, "a red sks dog", token="sks")
