@@ -44,8 +44,17 @@ lint: $(STAMP)  ## ruff, pyright and import-linter
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 \
+	--dist loadfile --no-loadscope-reorder
+# Checks the shapes in the signatures at run time; tests take half as long again.
+SHAPES = --jaxtyping-packages=loldu,trainer,eval,webui,beartype.beartype
+
 test: lint  ## lint, then the tests that need no GPU, no network and no patience
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile
+	$(PYTEST) $(SHAPES) tests/loldu
+	$(PYTEST) --ignore tests/loldu tests
+
+test-shapes: $(STAMP)  ## the same tests with the shapes of all packages checked at run time
+	$(PYTEST) $(SHAPES)
 
 webui: $(STAMP)  ## open the studio: teach and draw in a browser
 	$(BIN)/python -m webui

@@ -6,7 +6,7 @@ options that its rows share, and every row. Later sources win over earlier ones:
 row at this scale.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -329,3 +329,14 @@ def _known(name: str, choices: Mapping[str, T], whose: str, what: str = "row") -
     if name in choices:
         return choices[name]
     raise LoLDUError(f"{whose} has no {what} {name}; {hint(name, choices)}.")
+
+
+def check_method(name: str, known: Collection[str]) -> None:
+    """Check that a method is known.
+
+    Raises:
+        LoLDUError: If it is unknown.
+    """
+    if name not in known:
+        perhaps = hint(name, known)
+        raise LoLDUError(f"There is no method {name}; {perhaps}.")

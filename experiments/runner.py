@@ -16,12 +16,10 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from multiprocessing import get_context
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
-from experiments.config import Experiment, Run
+from experiments.config import Experiment, Run, check_method
 from experiments.kinds import methods_of, perform
-from experiments.methods import check_method
 from experiments.results import Results
 from loldu.errors import LoLDUError
 
@@ -186,6 +184,8 @@ def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
 
 def _begin(threads: int) -> None:
     """Prepare a worker: its share of the cores, no log lines, exit together with its parent."""
+    import torch  # the commands that make no result do not need it
+
     torch.set_num_threads(threads)
     logging.disable(logging.WARNING)
     parent = os.getppid()

@@ -5,7 +5,7 @@ of PEFT, including LoLDU; `melora` adds the one that PEFT lacks.
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,10 +21,11 @@ from peft import (
 from torch import nn
 from transformers import PreTrainedModel
 
+from experiments.config import check_method
 from experiments.methods.melora import cut_into_blocks, melora_config
 from loldu import LoLDUConfig
 from loldu.adapter.targets import SPELLINGS, linear_names, what_was_meant
-from loldu.errors import LoLDUError, hint
+from loldu.errors import LoLDUError
 
 QUERY_AND_VALUE = ("q_proj", "v_proj")
 
@@ -75,17 +76,6 @@ METHODS: dict[str, Adapter | Selection] = {
 }
 
 
-def check_method(name: str, known: Collection[str] = METHODS) -> None:
-    """Check that a method is known.
-
-    Raises:
-        LoLDUError: If it is unknown.
-    """
-    if name not in known:
-        perhaps = hint(name, known)
-        raise LoLDUError(f"There is no method {name}; {perhaps}.")
-
-
 def adapt(
     model: PreTrainedModel,
     method: str,
@@ -111,7 +101,7 @@ def adapt(
     Raises:
         LoLDUError: If the method or an option is unknown, or no layer has a target's name.
     """
-    check_method(method)
+    check_method(method, METHODS)
     chosen = METHODS[method]
     torch.manual_seed(seed)
     if not isinstance(chosen, Adapter):

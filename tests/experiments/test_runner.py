@@ -18,10 +18,10 @@ from experiments import runner
 from experiments.__main__ import main
 from experiments.config import FOLDER, Experiment
 from experiments.outcome import Outcome
-from experiments.results import Results, write_records
+from experiments.results import Results
 from experiments.runner import jobs_of, run_missing
 from loldu.errors import LoLDUError
-from tests.experiments.results import write_result
+from tests.experiments.results import write_many, write_result
 
 
 class Inline:
@@ -127,13 +127,13 @@ from experiments.results import Results
 from experiments.runner import jobs_of, run_missing
 
 def perform(kind, run, work):
-    if (run.row, run.data, run.seed) == ("lp", "pocket-cars", 0) and not Path("spared").exists():
+    if (run.data, run.seed) == ("striped_cat", 1) and not Path("spared").exists():
         os.kill(os.getpid(), 9)
     return Outcome(score=1.0, scores={}, parameters=1)
 
 runner.perform = perform
 if __name__ == "__main__":
-    jobs = jobs_of([read_experiment("vision")], "pocket", ["lp"], [])
+    jobs = jobs_of([read_experiment("personalization")], "pocket", ["loldu-r32"], [])
     failed = run_missing(jobs, Results(Path("results")), processes=1, again=False)
     print(failed, len(jobs))
 """
@@ -154,12 +154,15 @@ def test_the_queue_continues_after_a_killed_process(tmp_path: Path) -> None:
         )
 
     def kept() -> int:
-        return len((tmp_path / "results" / "vision.jsonl").read_text().splitlines())
+        return len((tmp_path / "results" / "personalization.jsonl").read_text().splitlines())
 
     first = run()
     failed, jobs = map(int, first.stdout.split())
     assert failed == 1
-    assert "vision: lp on pocket-cars, seed 0 failed: a process was killed" in first.stderr
+    assert (
+        "personalization: loldu-r32 on striped_cat, seed 1 failed: a process was killed"
+        in first.stderr
+    )
     assert kept() == jobs - 1
     (tmp_path / "spared").touch()
     assert run().stdout.split()[0] == "0"
@@ -225,15 +228,9 @@ def test_help_imports_no_library_of_models() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def _write_many(folder: str, name: str) -> None:
-    for seed in range(20):
-        record = {"scale": "pocket", "row": name, "data": "d", "seed": seed, "score": seed}
-        write_records(Path(folder) / "sample.jsonl", [record])
-
-
 def test_several_processes_write_into_one_file(tmp_path: Path) -> None:
     with ProcessPoolExecutor(3, get_context("spawn")) as pool:
-        list(pool.map(_write_many, [str(tmp_path)] * 3, ["a", "b", "c"]))
+        list(pool.map(write_many, [str(tmp_path)] * 3, ["a", "b", "c"]))
     records = [json.loads(line) for line in (tmp_path / "sample.jsonl").read_text().splitlines()]
     keys = [(record["row"], record["seed"]) for record in records]
     assert keys == [(row, seed) for row in "abc" for seed in range(20)]

@@ -40,7 +40,7 @@ REGISTERED = (
         "import peft, loldu",
         # transformers and diffusers look PEFT up in this way before they import it.
         "import loldu; from importlib.util import find_spec; find_spec('peft'); import peft",
-        "from loldu import LoLDUConfig",
+        pytest.param("from loldu import LoLDUConfig", marks=pytest.mark.slow),
     ],
 )
 def test_peft_registers_loldu_in_any_order_of_imports(imports: str) -> None:

@@ -54,17 +54,18 @@ def test_true_renders_are_counted_right_and_others_are_not() -> None:
     scenes = [random_scene(random.Random(seed)) for seed in range(150)]
     scenes = [scene for scene in scenes if scene.get("pattern", "plain") != "plain"]
     true = [render(scene, random.Random(900 + i)) for i, scene in enumerate(scenes)]
-    blurred = [picture.filter(ImageFilter.GaussianBlur(0.5)) for picture in true]
+    third = scenes[::3]  # counting takes most of the time
+    blurred = [picture.filter(ImageFilter.GaussianBlur(0.5)) for picture in true[::3]]
     plain = [
-        render(scene | {"pattern": "plain"}, random.Random(i)) for i, scene in enumerate(scenes)
+        render(scene | {"pattern": "plain"}, random.Random(i)) for i, scene in enumerate(third)
     ]
     other = {"dotted": "striped", "striped": "dotted"}
     swapped = [
         render(scene | {"pattern": other[scene["pattern"]]}, random.Random(i))
-        for i, scene in enumerate(scenes)
+        for i, scene in enumerate(third)
     ]
     for pattern in other:
         assert counted_right(true, scenes)[pattern] > 0.9
-        assert counted_right(blurred, scenes)[pattern] > 0.85
-        assert counted_right(plain, scenes)[pattern] < 0.3
-        assert counted_right(swapped, scenes)[pattern] < 0.5
+        assert counted_right(blurred, third)[pattern] > 0.85
+        assert counted_right(plain, third)[pattern] < 0.3
+        assert counted_right(swapped, third)[pattern] < 0.5

@@ -18,7 +18,7 @@ from tests.webui.browser import PATIENCE_MS, ROOT, TAKEN, Server
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: make install")
 from playwright.sync_api import Browser, Locator, Page, expect  # noqa: E402
 
-STEPS = int(os.environ.get("STUDIO_STEPS", "20"))
+STEPS = int(os.environ.get("STUDIO_STEPS", "4"))
 NAME = "Milo" if TAKEN else "<i>Milo</i>"
 HOSTILE = "on grass" if TAKEN else "<img src=x onerror='window.hacked = 1'>"
 _TOO_WIDE = """() => [...document.querySelectorAll(

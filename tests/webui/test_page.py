@@ -101,9 +101,10 @@ def test_an_example_fills_in_everything_and_teach_stays_in_sight(
 
 
 def test_what_is_wrong_stands_beside_its_field_and_the_form_outlives_a_reload(
-    page: Page, tmp_path: Path
+    page: Page, server: Server, tmp_path: Path
 ) -> None:
-    page.reload()
+    page.goto("about:blank")
+    page.goto(server.url)
     token = page.get_by_label("Rare word")
     expect(page.get_by_label("Class").first).to_have_value("toy")  # of the draft
     page.get_by_label("Class").first.fill("")

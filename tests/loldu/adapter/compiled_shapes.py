@@ -110,7 +110,7 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "dynamic", "trains", "backend"),
     [
-        (TRANSFORMER, None, True, "eager"),
+        pytest.param(TRANSFORMER, None, True, "eager", marks=SLOW),
         (TRANSFORMER, True, False, "eager"),
         pytest.param(TRANSFORMER, True, True, "aot_eager", marks=SLOW),
         pytest.param(TRANSFORMER, True, True, "inductor", marks=SLOW),
@@ -180,8 +180,8 @@ def test_an_exported_program_takes_every_size(
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("grad", [False, True])
-@pytest.mark.parametrize("config", [LORA, LOLDU], ids=["lora", "loldu"])
+@pytest.mark.parametrize("grad", [False, pytest.param(True, marks=SLOW)])
+@pytest.mark.parametrize("config", [pytest.param(LORA, marks=SLOW), LOLDU], ids=["lora", "loldu"])
 def test_a_traced_unet_passes_its_check(config: PeftConfig, grad: bool) -> None:
     model = adapted(unet, config)
     with torch.set_grad_enabled(grad):
