@@ -31,7 +31,7 @@ RESOLUTION = 16
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the tests in a browser: they take longest, and nobody shall wait for them alone."""
+    """Begin with the tests in a browser: they take longest, so they must not be the last ones."""
     items.sort(key=lambda item: "browser" not in getattr(item, "fixturenames", ()))
 
 
