@@ -55,6 +55,7 @@ from trainer.training.objective import Denoiser, DreamBooth, Objective
 from trainer.training.optimizers import make_optimizer, optimizer_class
 from trainer.training.prior import class_images
 from trainer.training.scores import LiveScores, Scorer, live_scores, optional_scorer, scores_at
+from trainer.training.stages import BASE_PICTURES, ENCODING, LOADING, announce
 from trainer.training.tracking import check_trackers, start_trackers
 
 logger = logging.getLogger("trainer")
@@ -105,12 +106,15 @@ def train(
 
     # ----------------------------------------------------------- load the base, and teach it words
     dtype = compute_dtype(config)
+    announce(LOADING)
     pipeline = load_pipeline(config.base, torch_dtype=dtype, device=accelerator.device)
     base = weights_digest(pipeline)
     words = learn_words(pipeline, configs)
 
     # ---------------------------------------------------------------- encode pictures and prompts
     caches, inputs = encode_data(config, configs, instances, pipeline, base, accelerator)
+    if scores:
+        announce(BASE_PICTURES)
     for of_concept in scores.values():
         of_concept.see_base(pipeline)
 
@@ -270,6 +274,7 @@ def encode_data(
                     num_inference_steps=own.run.num_inference_steps,
                     guidance_scale=own.run.guidance_scale,
                 )
+        announce(ENCODING)
         whose = "" if name == SINGLE else f" of {name}"
         inputs[f"A picture or caption{whose}"] = digest([*instances[name], *classes])
         pictures, held_out = split(instances[name], own)

@@ -6,8 +6,14 @@ import gradio as gr
 
 _LOOK = Path(__file__).with_name("look")
 LOGO = _LOOK / "logo.svg"
-JS = (_LOOK / "page.js").read_text(encoding="utf-8")
-CSS = (_LOOK / "style.css").read_text(encoding="utf-8")
+
+
+def content_of(name: str) -> str:
+    """Return the text of a file of `look/`, such as a component's JavaScript."""
+    return (_LOOK / name).read_text(encoding="utf-8")
+
+
+JS, CSS = content_of("page.js"), content_of("style.css")
 
 _PAPER, _CARD, _INK, _QUIET, _RULE = "#ffffff", "#f9fafb", "#1b1f27", "#5d6679", "#e4e7ec"
 _EDGE = "#868f9e"

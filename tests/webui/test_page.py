@@ -60,15 +60,36 @@ def test_a_picked_training_is_shown_at_once_and_buttons_act_on_it(page: Page) ->
     open_tab(page, "Progress")
     trainings = panel(page).get_by_role("radio")
     expect(panel(page).get_by_role("heading", name=NEWER)).to_be_visible()
-    expect(panel(page).locator(".pictures:visible")).to_have_count(2)
+    frames = panel(page).locator(".film [data-step]")
+    expect(frames).to_have_count(2)
     panel(page).get_by_role("radio", name=re.compile("older")).check()
     expect(panel(page).get_by_role("heading", name=OLDER)).to_be_visible()
-    expect(panel(page).locator(".pictures:visible")).to_have_count(0)
-    panel(page).get_by_role("button", name="Remove", exact=True).click()
+    expect(frames).to_have_count(0)
+    remove = panel(page).get_by_role("button", name="Remove", exact=True)
+    expect(remove).to_be_hidden()
+    panel(page).get_by_role("button", name="More").click()
+    remove.click()
     expect(panel(page).get_by_role("heading", name=NEWER)).to_be_visible()
     expect(trainings).to_have_count(1)
     panel(page).get_by_role("button", name=re.compile("Bring back")).click()
     expect(trainings).to_have_count(2)
+
+
+def test_a_frame_is_shown_beside_the_base_and_arrows_move_along_the_film(page: Page) -> None:
+    open_tab(page, "Progress")
+    main = panel(page).locator(".head > button:visible")
+    expect(main).to_have_text(["Resume"])
+    first = panel(page).get_by_role("button", name="Step 10", exact=True)
+    large = panel(page).locator(".pair figcaption")
+    expect(large).to_have_text(["Before the base", "After step 20"])
+    first.click()
+    expect(large).to_have_text(["Before the base", "After step 10"])
+    expect(first).to_have_attribute("aria-pressed", "true")
+    loaded = "one => one.complete && one.naturalWidth > 0"
+    assert all(image.evaluate(loaded) for image in panel(page).locator(".pair img").all())
+    first.press("ArrowRight")
+    expect(large).to_have_text(["Before the base", "After step 20"])
+    expect(panel(page).get_by_role("button", name="Step 20", exact=True)).to_be_focused()
 
 
 def in_view(page: Page, button: Locator) -> bool:

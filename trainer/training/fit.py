@@ -32,6 +32,7 @@ from trainer.training.memory import MemoryLadder
 from trainer.training.objective import Objective, lr_factor
 from trainer.training.scores import LiveScores, scores_at
 from trainer.training.scoring_plan import PromptSeed
+from trainer.training.stages import BASE_PICTURES, announce
 from trainer.training.tracking import track, track_sheet
 from trainer.training.validation import Validation
 
@@ -128,6 +129,7 @@ def fit(
     for scores in run.scores.values():
         scores.resume(progress.step)
     if progress.step == 0:
+        announce(BASE_PICTURES)
         validate(run, 0, asked, clock)
         log.start(measure_held_out(run, denoiser, 0, clock) or {})
     with closing(log):

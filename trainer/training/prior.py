@@ -19,6 +19,7 @@ from loldu.pictures.folder import CaptionedImage
 from trainer.options.config import PriorConfig
 from trainer.results.manifest import OWN
 from trainer.training.instances import own_class_images
+from trainer.training.stages import CLASS_PICTURES, announce
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +110,12 @@ def _draw_missing(
         return
     folder = images[0].path.parent
     logger.info("Drawing class pictures into %s", folder)
-    for batch in tqdm(lacking, desc="class pictures", unit="batch", disable=None):
+    done = len(images) - sum(map(len, lacking))
+    bar = tqdm(lacking, desc="class pictures", unit="batch", disable=None)
+    for batch in bar:
+        if bar.disable:  # there is no terminal
+            announce(CLASS_PICTURES, done, len(images))
+        done += len(batch)
         drawn = draw([images[index].caption for index in batch], [seed + index for index in batch])
         for index, image in zip(batch, drawn, strict=True):
             if not images[index].path.exists():

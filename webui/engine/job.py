@@ -25,7 +25,7 @@ class Status(StrEnum):
     QUEUED = "queued"
     RUNNING = "running"
     STOPPING = "stopping"
-    """Asked to stop or cancel; its process still runs."""
+    """Asked to stop; its process still runs."""
     FINISHED = "finished"
     STOPPED = "stopped"
     """Stopped on request; it can be resumed."""
@@ -34,11 +34,12 @@ class Status(StrEnum):
     FAILED = "failed"
     """Failed, with the reason in `message`; it can be resumed."""
     CANCELLED = "cancelled"
+    """As `wanted`: to be removed when it has ended. Earlier versions ended jobs with it."""
 
 
 ACTIVE = frozenset({Status.RUNNING, Status.STOPPING})
-RESUMABLE = frozenset({Status.STOPPED, Status.INTERRUPTED, Status.FAILED})
-ENDED = RESUMABLE | {Status.FINISHED, Status.CANCELLED}
+RESUMABLE = frozenset({Status.STOPPED, Status.INTERRUPTED, Status.FAILED, Status.CANCELLED})
+ENDED = RESUMABLE | {Status.FINISHED}
 
 
 @dataclass(frozen=True)

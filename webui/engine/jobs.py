@@ -185,41 +185,30 @@ class Jobs:
         Raises:
             LoLDUError: If it is neither queued nor running.
         """
-        self._end_early(job_id, Status.STOPPED)
+        with self._change(job_id) as (connection, job):
+            if job.status is Status.QUEUED:
+                _update(connection, job_id, status=Status.STOPPED, ended=time.time())
+            elif job.status not in ACTIVE:
+                raise LoLDUError(f"{job.name} cannot be stopped: it is {_state(job)}.")
+            elif job.wanted is not Status.CANCELLED:
+                _update(connection, job_id, status=Status.STOPPING, wanted=Status.STOPPED)
 
-    def cancel(self, job_id: str) -> None:
-        """Cancel a job; a second call kills a process that has not stopped.
-
-        Raises:
-            LoLDUError: If it is neither queued nor running.
-        """
-        before = self._end_early(job_id, Status.CANCELLED)
-        if before.wanted is Status.CANCELLED:
-            process.send(before.folder, signal.SIGKILL)
-
-    def save_now(self, job_id: str) -> None:
-        """Ask a training for a checkpoint.
+    def add_frame(self, job_id: str) -> None:
+        """Ask a training for validation pictures and a checkpoint of the step that it takes.
 
         Raises:
             LoLDUError: If it is not training.
         """
-        self._ask(job_id, "save")
-
-    def sample_now(self, job_id: str) -> None:
-        """Ask a training for validation pictures.
-
-        Raises:
-            LoLDUError: If it is not training.
-        """
-        self._ask(job_id, "sample")
-
-    def finish_now(self, job_id: str) -> None:
-        """Ask a training to write its result now and end.
-
-        Raises:
-            LoLDUError: If it is not training.
-        """
-        self._ask(job_id, "finish")
+        job = self.get(job_id)
+        if job.status not in ACTIVE:
+            raise LoLDUError(f"{job.name} is not training: it is {_state(job)}.")
+        try:
+            for request in ("save", "sample"):
+                (job.folder / CONTROL / request).touch()
+        except OSError as error:  # the folder exists while the trainer takes requests
+            raise LoLDUError(
+                f"{job.name} takes no steps at this moment; try again when it does."
+            ) from error
 
     def resume(self, job_id: str) -> None:
         """Queue a job again; it continues from its last checkpoint.
@@ -238,15 +227,25 @@ class Jobs:
             _update(connection, job_id, status=Status.QUEUED, **back)
 
     def remove(self, job_id: str) -> None:
-        """Move an ended job to the trash.
+        """Move a job to the trash; a running one stops first, and goes there when it has ended.
+
+        A second call kills a process that has not stopped. A restored job can be resumed.
 
         Raises:
-            LoLDUError: If it has not ended, or is in the trash.
+            LoLDUError: If it is in the trash.
         """
         with self._change(job_id) as (connection, job):
-            if job.status not in ENDED or job.removed:
+            now = time.time()
+            if job.removed:
                 raise LoLDUError(f"{job.name} cannot be removed: it is {_state(job)}.")
-            _update(connection, job_id, removed=time.time())
+            if job.status in ENDED:
+                _update(connection, job_id, removed=now)
+            elif job.status is Status.QUEUED:
+                _update(connection, job_id, status=Status.STOPPED, ended=now, removed=now)
+            else:
+                _update(connection, job_id, status=Status.STOPPING, wanted=Status.CANCELLED)
+        if job.wanted is Status.CANCELLED:
+            process.send(job.folder, signal.SIGKILL)
         self._put_in_place(self.get(job_id))
 
     def restore(self, job_id: str) -> None:
@@ -276,18 +275,22 @@ class Jobs:
     def end(self, job: Job, status: Status, message: str = "") -> None:
         """Record how a job ended, or that it returns to its place in the queue.
 
-        A job that was asked to stop has stopped, unless it finished or failed first.
+        A job that was asked to stop has stopped, unless it finished or failed first. One that was
+        to be removed goes to the trash.
         """
         with self._change(job.id) as (connection, now):
             if now.status in ENDED:
                 return
+            removed = now.wanted is Status.CANCELLED
             unasked = {Status.STOPPED, Status.INTERRUPTED, Status.QUEUED}
-            if now.wanted is Status.CANCELLED:
+            if removed:
                 unasked.add(Status.FAILED)
             if now.wanted is not None and status in unasked:
-                status, message = now.wanted, ""
+                status, message = Status.STOPPED, ""
             ended = None if status is Status.QUEUED else time.time()
-            _update(connection, job.id, status=status, message=message, ended=ended, wanted=None)
+            values = {"status": status, "message": message, "ended": ended, "wanted": None}
+            _update(connection, job.id, **values, removed=ended if removed else None)
+        self._put_in_place(self.get(job.id))
 
     # ------------------------------------------------------------------------------ private
 
@@ -320,34 +323,12 @@ class Jobs:
             raise
         return self.get(str(row["id"]))
 
-    def _end_early(self, job_id: str, wanted: Status) -> Job:
-        """Record the wanted state; a queued job takes it at once. Return the job before that."""
-        with self._change(job_id) as (connection, job):
-            if job.status is Status.QUEUED:
-                _update(connection, job_id, status=wanted, ended=time.time())
-            elif job.status not in ACTIVE:
-                raise LoLDUError(f"{job.name} cannot be stopped: it is {_state(job)}.")
-            elif job.wanted is not Status.CANCELLED:
-                _update(connection, job_id, status=Status.STOPPING, wanted=wanted)
-        return job
-
-    def _ask(self, job_id: str, request: str) -> None:
-        job = self.get(job_id)
-        if job.status not in ACTIVE:
-            raise LoLDUError(f"{job.name} is not training: it is {_state(job)}.")
-        try:
-            (job.folder / CONTROL / request).touch()
-        except OSError as error:  # the folder exists while the trainer takes requests
-            raise LoLDUError(
-                f"{job.name} takes no steps at this moment; try again when it does."
-            ) from error
-
     def _refuse_too_many(self, connection: sqlite3.Connection, owner: str) -> None:
         queued = "SELECT COUNT(*) FROM jobs WHERE owner = ? AND status = 'queued'"
         if connection.execute(queued, (owner,)).fetchone()[0] >= self._max_queued:
             raise LoLDUError(
                 f"You have {self._max_queued} jobs in the queue, which is the limit: wait until "
-                "one has started, or cancel one."
+                "one has started, or remove one."
             )
 
     def _put_in_place(self, job: Job) -> None:

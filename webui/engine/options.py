@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -148,13 +149,33 @@ def _is_scored(folder: Path) -> bool:
         return False
 
 
-def drawn_prompts(folder: Path) -> tuple[str, ...]:
-    """Return the prompts of a training's validation pictures, in order; () if it has no options."""
+@dataclass(frozen=True)
+class Asked:
+    """Options of a training that its page shows.
+
+    Attributes:
+        pictures: Folder of the person's pictures, or None if it is unknown.
+        prompts: Prompts of the validation pictures, in order.
+        every: Steps between two validation pictures, or 0.
+    """
+
+    pictures: Path | None
+    prompts: tuple[str, ...]
+    every: int
+
+
+def asked(folder: Path) -> Asked:
+    """Return the options that the page of a training shows; empty ones if they cannot be read."""
     try:
         options = stored_options(folder)
     except LoLDUError:
-        return ()
-    return tuple(options.get("validation_prompt") or [options.get("instance_prompt", "")])
+        return Asked(None, (), 0)
+    pictures, every = options.get("instance_data_dir"), options.get("validation_steps")
+    return Asked(
+        Path(pictures) if isinstance(pictures, str) else None,
+        tuple(options.get("validation_prompt") or [options.get("instance_prompt", "")]),
+        every if type(every) is int else 0,
+    )
 
 
 def _refuse_own(values: dict[str, Any], kind: Kind) -> dict[str, Any]:

@@ -99,6 +99,8 @@ def start(
         OSError: If it cannot be started.
     """
     with (folder / LOG).open("ab") as log:
+        log.write(b"Starting.\n")
+        log.flush()
         process = subprocess.Popen(
             [*command, str(folder), str(lock), str(niceness), kind, *flags],
             stdin=subprocess.DEVNULL,

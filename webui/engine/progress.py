@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.training.stages import Stage, last_stage
 from webui.engine.options import max_train_steps
 from webui.engine.process import LOG
 
@@ -37,6 +38,7 @@ class Progress:
         base_pictures: The base's pictures, one per validation prompt.
         pictures: The concept's validation pictures, by step.
         checkpoints: Folders of the checkpoints, by step.
+        stage: Stage of the run before its first step, or None.
         last_line: Last line of the log.
     """
 
@@ -50,6 +52,7 @@ class Progress:
     base_pictures: tuple[Path, ...]
     pictures: Mapping[int, tuple[Path, ...]]
     checkpoints: Mapping[int, Path]
+    stage: Stage | None
     last_line: str
 
 
@@ -73,6 +76,7 @@ class RunReader:
             step = int(lines[-1]["step"]) if lines else 0
             rate = self._rate()
             base, pictures = self._pictures()
+            tail = self._tail()
             return Progress(
                 step=step,
                 steps=self._steps,
@@ -84,7 +88,8 @@ class RunReader:
                 base_pictures=base,
                 pictures=pictures,
                 checkpoints=self._checkpoints(),
-                last_line=self._last_line(),
+                stage=last_stage(tail),
+                last_line=tail[-1] if tail else "",
             )
 
     def _read_metrics(self) -> None:
@@ -134,16 +139,16 @@ class RunReader:
                 found[int(match[1])] = state.parent
         return found
 
-    def _last_line(self) -> str:
+    def _tail(self) -> list[str]:
+        """Return the last lines of the log."""
         try:
             with (self._folder / LOG).open("rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
                 tail = file.read().decode(errors="replace")
         except OSError:
-            return ""
+            return []
         # Progress bars overwrite their lines.
-        lines = [line.strip() for line in re.split(r"[\r\n]", tail) if line.strip()]
-        return lines[-1] if lines else ""
+        return [line.strip() for line in re.split(r"[\r\n]", tail) if line.strip()]
 
 
 def _json_lines(text: bytes) -> list[dict[str, int | float]]:

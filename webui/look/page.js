@@ -22,6 +22,19 @@
   }).observe(document.body, {subtree: true, childList: true});
   unname();
 
+  // A menu closes as menus do: on Escape, and on a click beside it or on one of its buttons.
+  const close = (event) => {
+    const within = event.target.closest?.('.menu');
+    const leaves = event.key === 'Escape' || (event.type === 'click'
+      && (!within || (event.target.closest('button') && !event.target.closest('.label-wrap'))));
+    if (!leaves) return;
+    for (const button of document.querySelectorAll('.menu > .label-wrap.open')) {
+      setTimeout(() => { button.click(); if (event.key) button.focus(); });
+    }
+  };
+  addEventListener('keydown', close);
+  addEventListener('click', close);
+
   const open = () => document.querySelector('[role=tab][aria-selected=true]');
   const name = (tab) => tab?.textContent.trim().toLowerCase() ?? '';
   let job = '';

@@ -4,19 +4,16 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.events import Dependency
-from gradio.processing_utils import hash_bytes
-from gradio.utils import get_upload_folder
 
-from loldu.files import write_atomically
 from webui.backend import owner
 from webui.drawing.album import Album
 from webui.drawing.settings import parameters, read_png
 from webui.page import QUIET, Page, errors_on_page
+from webui.served import in_cache
 
 _PAGE = 24
 _HINT = "<p>Choose a picture to see its settings; its PNG file contains them too.</p>"
@@ -115,12 +112,3 @@ class AlbumHandlers:
         with errors_on_page():
             self._album.delete(picture_id, owner(request))
         return self.show(count, None, request)
-
-
-def in_cache(content: bytes, name: str) -> str:
-    """Write a file to gradio's cache for display and download; return its unguessable path."""
-    path = Path(get_upload_folder()) / hash_bytes(content) / name
-    if not path.exists():  # a browser may be loading it
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content)
-    return str(path)

@@ -29,7 +29,7 @@ from webui.drawing.settings import (
 from webui.drawing.studio import Picture, Task, Watch
 from webui.drawing.words import describe_prompt, for_one, lacking, put, reworded
 from webui.page import errors_on_page
-from webui.tabs.album import in_cache
+from webui.served import in_cache
 
 TOGETHER, EACH = "All in every picture", "One in each picture"
 _CHOOSE_OUTPUTS = MAX_CONCEPTS + 8

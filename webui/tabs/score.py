@@ -49,8 +49,8 @@ def create_score(backend: Backend, page: Page, tab: gr.Tab) -> None:
         with gr.Column(scale=2, min_width=320):
             parts["status"] = gr.HTML(js_on_load=ANNOUNCED)
             with gr.Row():
-                parts["cancel"] = gr.Button("Cancel", variant="stop", size="sm", visible=False)
-                parts["resume"] = gr.Button("Go on", size="sm", visible=False)
+                parts["stop"] = gr.Button("Stop", size="sm", visible=False)
+                parts["resume"] = gr.Button("Resume", size="sm", visible=False)
             parts["verdict"] = gr.HTML()
             with gr.Accordion("Numbers", open=False, visible=False) as parts["numbers"]:
                 parts["table"] = gr.HTML()
@@ -109,7 +109,7 @@ def _connect(handlers: "ScoreHandlers", page: Page, tab: gr.Tab, parts: dict[str
     )
     needed = [parts[name] for name in ("token", "class_name", "real")]
     parts["score"].click(handlers.score, [*asked, *needed], shown, **QUIET)
-    parts["cancel"].click(handlers.cancel, page.concept, shown, **QUIET)
+    parts["stop"].click(handlers.stop, page.concept, shown, **QUIET)
     parts["resume"].click(handlers.resume, page.concept, shown, **QUIET)
     parts["timer"].tick(handlers.refresh, page.concept, shown, queue=False, **QUIET)
 
@@ -172,10 +172,10 @@ class ScoreHandlers:
             backend.dispatcher.wake()
             return self._updates(self._view(entry, who))
 
-    def cancel(self, concept: str | None, request: gr.Request) -> list[Any]:
-        """Cancel the concept's last scoring."""
+    def stop(self, concept: str | None, request: gr.Request) -> list[Any]:
+        """Stop the concept's last scoring."""
         with errors_on_page():
-            self._backend.jobs.cancel(self._last(concept, request).id)
+            self._backend.jobs.stop(self._last(concept, request).id)
         self._backend.dispatcher.wake()
         return self.refresh(concept, request)
 
@@ -230,7 +230,7 @@ class ScoreHandlers:
         job = self._job(entry, who) if entry else None
         view: dict[str, Any] = {
             "timer": gr.update(active=job is not None and job.status not in ENDED),
-            "cancel": gr.update(visible=job is not None and job.status not in ENDED),
+            "stop": gr.update(visible=job is not None and job.status not in ENDED),
             "resume": gr.update(visible=job is not None and job.status in RESUMABLE),
             "status": self._status(job) if job else _nothing(entry),
             "verdict": "",

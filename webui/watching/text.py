@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+from trainer.training.stages import STARTING, Stage
 from webui.engine import process
 from webui.engine.job import ENDED, RESUMABLE, Job, Kind, Status
 from webui.engine.options import GONE, OPTIONS, lacks_scores
@@ -12,6 +13,7 @@ from webui.engine.progress import CONFIG, CONTROL, Progress
 from webui.page import term_list
 
 PREPARING, TRAINING, FINISHING = "Preparing", "Training", "Writing the result"
+SCORING = "Scoring"
 _NO_SCORES = (
     "<p>It has no scores: the models that measure them are not on this machine and cannot be "
     "downloaded. The training is the same without them.</p>"
@@ -28,6 +30,8 @@ def state(job: Job) -> str:
     """Return the state of a job in a few words."""
     if job.status is not Status.RUNNING or listens(job):
         return TRAINING if job.status is Status.RUNNING else job.status.capitalize()
+    if job.kind is Kind.SCORE:
+        return SCORING
     loaded = process.written_since_start(job.folder, job.folder / CONFIG)
     return FINISHING if loaded else PREPARING
 
@@ -37,7 +41,8 @@ def listed(job: Job, reached: tuple[int, int] | None, place: int | None, now: fl
 
     Args:
         job: The job.
-        reached: Current step and number of steps.
+        reached: How many steps of a training, or pictures of a scoring, are done, and how many
+            there are.
         place: Place in the queue of all jobs, from 1.
         now: Seconds since 1970.
     """
@@ -45,15 +50,20 @@ def listed(job: Job, reached: tuple[int, int] | None, place: int | None, now: fl
     if place is not None:
         parts[0] += f", {_ordinal(place)} to start"
     if reached is not None:
-        step, steps = reached
-        parts.append(f"{step} of {steps} steps" if step else f"{steps} steps")
+        (done, total), unit = reached, _unit(job)
+        parts.append(f"{done} of {total} {unit}" if done else f"{total} {unit}")
     if job.status in ENDED:
         parts.append(ago(now - (job.ended or now)))
     elif job.status is Status.QUEUED:
         parts.append(f"asked for {ago(now - job.created)}")
     else:
         parts.append(f"started {ago(now - (job.started or now))}")
-    return f"{job.name} · {' · '.join(parts)}"
+    return f"{titled(job)} · {' · '.join(parts)}"
+
+
+def titled(job: Job) -> str:
+    """Return the name of a job; a scoring has the name of its concept."""
+    return f"Scores of {job.name}" if job.kind is Kind.SCORE else job.name
 
 
 def before(job: Job, queue: Sequence[Job], active: Sequence[Job]) -> str:
@@ -65,9 +75,7 @@ def before(job: Job, queue: Sequence[Job], active: Sequence[Job]) -> str:
     kind = "training" if all(each.kind is Kind.TRAIN for each in ahead) else "job"
     counts = [(own, "of yours"), (len(ahead) - own, "of others")]
     parts = [f"{count} {_plural(kind, count)} {whose}" for count, whose in counts if count]
-    scored = [each.name for each in ahead if each.kind is Kind.SCORE and each.owner == job.owner]
-    scorings = f" You also score {' and '.join(scored)}; see the Score tab." if scored else ""
-    return f"{' and '.join(parts)} {'is' if len(ahead) == 1 else 'are'} ahead of it.{scorings}"
+    return f"{' and '.join(parts)} {'is' if len(ahead) == 1 else 'are'} ahead of it."
 
 
 def headline(job: Job, checkpoints: Mapping[int, Path], waits: str) -> str:
@@ -79,32 +87,59 @@ def headline(job: Job, checkpoints: Mapping[int, Path], waits: str) -> str:
         waits: What a queued job waits for.
     """
     return (
-        f"<h2>{escape(job.name)}</h2><p><strong>{state(job)}.</strong> "
+        f"<h2>{escape(titled(job))}</h2><p><strong>{state(job)}.</strong> "
         f"{escape(_advice(job, checkpoints, waits))}</p>{_NO_SCORES * lacks_scores(job.folder)}"
     )
 
 
-def facts(job: Job, progress: Progress) -> str:
-    """Return the progress bar and the numbers of a run as HTML."""
-    terms = {"Step": f"{progress.step:,} of {progress.steps:,}"}
-    if job.status is Status.RUNNING:
+def facts(job: Job, progress: Progress, reached: tuple[int, int], now: float) -> str:
+    """Return the bar and the numbers of a job as HTML.
+
+    Args:
+        job: The job.
+        progress: Progress of its run.
+        reached: How many steps or pictures are done, and how many there are.
+        now: Seconds since 1970.
+    """
+    done, total = reached
+    if not total:  # the options cannot be read
+        return f'<p class="last-line">{escape(progress.last_line)}</p>'
+    runs, so_far = job.status is Status.RUNNING, duration(now - (job.started or now))
+    if runs and job.kind is Kind.TRAIN and not (listens(job) and done) and state(job) != FINISHING:
+        return _preparation(progress.stage or Stage(STARTING), so_far)
+    terms = {_unit(job).capitalize(): f"{done:,} of {total:,}"}
+    if runs:
         if progress.steps_per_s:
             terms["Speed"] = rate(progress.steps_per_s)
         if progress.seconds_left is not None and listens(job):
             terms["Time left"] = f"about {duration(progress.seconds_left)}"
+        if job.kind is Kind.SCORE:
+            terms["So far"] = so_far
     elif job.started and job.ended:
         terms["Took"] = duration(job.ended - job.started)
-    if progress.memory_mib is not None:
-        terms["Memory"] = memory(progress.memory_mib)
-    if job.device:
-        terms["Device"] = job.device
-    if not progress.steps:  # the options cannot be read
-        return f'<p class="last-line">{escape(progress.last_line)}</p>'
-    bar = f'<progress aria-label="Steps" max="{progress.steps}" value="{progress.step}"></progress>'
-    last = ""
-    if job.status is Status.RUNNING and not listens(job):
-        last = f'<p class="last-line">{escape(progress.last_line)}</p>'
-    return f"{bar}{term_list(terms)}{last}"
+    return f"{_bar(_unit(job).capitalize(), done, total)}{term_list(terms)}"
+
+
+def machine(job: Job, progress: Progress) -> str:
+    """Return memory and device of a job as HTML."""
+    memory_ = memory(progress.memory_mib) if progress.memory_mib is not None else ""
+    return term_list({"Memory": memory_, "Device": job.device or ""})
+
+
+def _preparation(stage: Stage, so_far: str) -> str:
+    """Return the bar before the first step; without a count it only shows that something runs."""
+    count = f"{stage.done} of {stage.total}" if stage.total else ""
+    terms = {stage.name: count or "…", "So far": so_far}
+    return f"{_bar('Preparation', stage.done, stage.total)}{term_list(terms)}"
+
+
+def _bar(label: str, done: int, total: int) -> str:
+    values = f' max="{total}" value="{done}"' if total else ""
+    return f'<progress aria-label="{label}"{values}></progress>'
+
+
+def _unit(job: Job) -> str:
+    return "pictures" if job.kind is Kind.SCORE else "steps"
 
 
 def log_tail(folder: Path) -> str:
@@ -155,16 +190,18 @@ def _advice(job: Job, checkpoints: Mapping[int, Path], waits: str) -> str:
         return waits
     if job.status is Status.STOPPING:
         if job.wanted is Status.CANCELLED:
-            return "It ends after this step; cancel again to end it now."
-        return "It stops after this step, with a checkpoint to resume from."
+            return "It is removed when it has stopped; Remove again ends it at once."
+        return "It stops after this step, and can be resumed."
     if job.status is Status.FINISHED:
-        return "Play with it, or keep it as it was at an earlier step."
-    if job.status is Status.CANCELLED:
-        return "You can still look at its pictures, keep a checkpoint, or remove it."
+        if job.kind is Kind.SCORE:
+            return "Its report is on the Score tab."
+        return "Play with it, or keep an earlier step."
     if job.status in RESUMABLE and not (job.folder / OPTIONS).is_file():
         return GONE
     if job.status in RESUMABLE:
         where = f"continues after step {max(checkpoints)}" if checkpoints else "starts from step 1"
+        if job.kind is Kind.SCORE:
+            where = "draws only what is missing"
         cure = "Fix this first if you can; the log has details. " * (job.status is Status.FAILED)
         return f"{job.message} {cure}Resume {where}.".strip()
     return ""

@@ -3,26 +3,24 @@
 import dataclasses
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
 from loldu.errors import LoLDUError
-from loldu.pictures.open import load_image
 from webui.backend import Backend
-from webui.engine.job import ACTIVE, ENDED, RESUMABLE, Job, Kind, Status
-from webui.engine.options import OPTIONS, drawn_prompts
+from webui.engine.job import ACTIVE, RESUMABLE, Job, Kind, Status
+from webui.engine.options import OPTIONS, asked
 from webui.engine.progress import Progress
+from webui.library.scoring import drawn
 from webui.watching import text
 from webui.watching.charts import Chart, charts, table_of_step
+from webui.watching.story import Shown, film, pair, prompts
 
 _TICK_S, _QUEUE_TICK_S = 1, 5
-_NOTHING = Progress(0, 0, (), {}, None, None, None, (), {}, {}, "")
+_NOTHING = Progress(0, 0, (), {}, None, None, None, (), {}, {}, None, "")
 
 
 @dataclass
@@ -30,21 +28,17 @@ class Look:
     """State of the tab in one browser; it is lost when the server restarts.
 
     Attributes:
-        step: Step whose pictures are shown; None follows the newest.
-        checkpoint: Step of the checkpoint that Keep would save.
-        nearest_to: Shown step for which `checkpoint` was chosen.
+        step: Step of the frame that is shown large; None follows the newest.
+        prompt: Index of the prompt of all frames.
         log: Whether the log is unfolded.
-        asked: Open question: whether to cancel `one` or `all`.
         open: Whether the tab is open; a new server assumes so.
         shown: Id of the job that was sent last.
         sent: Values that the browser has, by part of the tab.
     """
 
     step: int | None = None
-    checkpoint: int | None = None
-    nearest_to: int | None = None
+    prompt: int = 0
     log: bool = False
-    asked: str | None = None
     open: bool = True
     shown: str | None = None
     sent: dict[str, Any] = field(default_factory=dict)
@@ -54,7 +48,7 @@ class Look:
         if job_id == self.shown:
             return
         if self.shown is not None:
-            self.step = self.checkpoint = self.nearest_to = self.asked = None
+            self.step, self.prompt = None, 0
         self.shown = job_id
         self.sent.clear()
 
@@ -66,26 +60,8 @@ class Look:
                 updates.append(gr.skip())
                 continue
             update = self.sent[part] = view[part]
-            updates.append(
-                update.update() if isinstance(update, PictureRow | Choices | Chart) else update
-            )
+            updates.append(update.update() if isinstance(update, Choices | Chart) else update)
         return updates
-
-
-@dataclass(frozen=True)
-class PictureRow:
-    """A row of pictures: path, time of writing (a resumed run redraws them) and prompt."""
-
-    label: str
-    pictures: tuple[tuple[Path, int, str], ...]
-
-    def update(self) -> dict[str, Any]:
-        """Return the gallery update; pictures are decoded here, as their folder is not served."""
-        value: list[tuple[Image.Image, str]] = []
-        for path, _, prompt in self.pictures:
-            with suppress(LoLDUError):  # it is gone or damaged
-                value.append((load_image(path), prompt))
-        return gr.update(value=value, label=self.label, visible=bool(value))
 
 
 @dataclass(frozen=True)
@@ -145,13 +121,11 @@ class Watcher:
         return max(self._own(owner, removed=True), key=lambda job: job.removed or 0, default=None)
 
     def queued(self, owner: str) -> tuple[Job, ...]:
-        """Return the owner's queued trainings, the next one first."""
-        own = (job for job in self._jobs.queue() if job.owner == owner)
-        return tuple(job for job in own if job.kind is Kind.TRAIN)
+        """Return the owner's queued jobs, the next one first."""
+        return tuple(job for job in self._jobs.queue() if job.owner == owner)
 
     def _own(self, owner: str, *, removed: bool = False) -> tuple[Job, ...]:
-        """Return the owner's trainings; scorings belong to the Score tab."""
-        return self._jobs.list(owner, Kind.TRAIN, removed=removed)
+        return self._jobs.list(owner, removed=removed)
 
     # -------------------------------------------------------------------------------- the list
 
@@ -165,9 +139,7 @@ class Watcher:
         queued = len(self.queued(owner))
         return {
             "list": Choices(choices, None if "list" in look.sent else job.id),
-            "cancel_all": gr.update(value=f"Cancel all queued ({queued})", visible=queued > 1),
-            "ask_all": gr.update(visible=look.asked == "all" and queued > 0),
-            "question_all": f"Cancel your {queued} queued trainings for good?",
+            "clear": gr.update(value=f"Remove the {queued} that wait", visible=queued > 1),
         }
 
     def _reached(self, job: Job) -> tuple[int, int] | None:
@@ -175,10 +147,9 @@ class Watcher:
 
     def _reach(self, job: Job) -> tuple[int, int] | None:
         try:
-            progress = self._jobs.progress(job.id)
+            return _done(job, self._jobs.progress(job.id))
         except LoLDUError:  # its folder is gone; still show the others
             return None
-        return progress.step, progress.steps
 
     # --------------------------------------------------------------------------------- the job
 
@@ -193,112 +164,68 @@ class Watcher:
         except LoLDUError as error:
             progress = dataclasses.replace(_NOTHING, last_line=str(error))
         newest = max(progress.pictures, default=None)
-        shown = _nearest(look.step, progress.pictures) if look.step is not None else newest
+        step = _nearest(look.step, progress.pictures) if look.step is not None else newest
+        of_training = asked(job.folder)
+        if look.prompt >= len(of_training.prompts):
+            look.prompt = 0
+        seen = of_training, progress, Shown(step, look.prompt)
+        trains = job.kind is Kind.TRAIN
         return {
             "headline": text.headline(job, progress.checkpoints, waits),
-            "facts": text.facts(job, progress),
+            "facts": text.facts(job, progress, _done(job, progress), time.time()),
             "name": job.name,
-            "scores": table_of_step(progress.scores, shown),
+            "film": film(*seen, ends=job.status is Status.FINISHED) if trains else "",
+            "prompts": prompts(*seen),
+            "pair": pair(*seen),
+            "scores": table_of_step(progress.scores, step),
+            "machine": text.machine(job, progress),
             "log": text.log_tail(job.folder) if look.log else "",
+            "curves": gr.update(visible=bool(progress.losses)),
             **charts(progress),
-            **_buttons(job, look),
-            **_scrubber(progress, shown, look),
-            **_rows(job, progress, shown),
-            **_keeping(job, progress, shown, look),
+            **_buttons(job),
+            **_keeping(job, progress, step),
         }
 
 
-REQUESTS = ("stop", "finish", "save", "sample", "resume", "cancel", "remove", "play")
+REQUESTS = ("stop", "resume", "play", "report", "frame", "remove")
 
 
 def allowed(job: Job) -> frozenset[str]:
     """Return the requests that the job can take in its state."""
-    able: set[str] = set()
+    able = {"remove"}
     if job.status in (Status.QUEUED, Status.RUNNING):
-        able |= {"stop", "cancel"}
-    if job.status is Status.STOPPING:
-        able |= {"cancel"}
+        able |= {"stop"}
     if text.listens(job):
-        able |= {"finish", "save", "sample"}
+        able |= {"frame"}
     if job.status in RESUMABLE and (job.folder / OPTIONS).is_file():
         able |= {"resume"}
-    if job.status in ENDED:
-        able |= {"remove"}
     if job.status is Status.FINISHED:
-        able |= {"play"}
+        able |= {"play" if job.kind is Kind.TRAIN else "report"}
     return frozenset(able)
 
 
-def _buttons(job: Job, look: Look) -> dict[str, Any]:
+def _buttons(job: Job) -> dict[str, Any]:
     able = allowed(job)
-    if job.status is Status.QUEUED:
-        question = "Remove it from the queue? It cannot be resumed."
-    elif job.wanted is Status.CANCELLED:
-        question = "It ends after this step. End it now?"
-    else:
-        question = "End it without a result? Its checkpoints stay."
-    return {
-        **{name: gr.update(interactive=name in able) for name in REQUESTS},
-        "ask_one": gr.update(visible=look.asked == "one" and "cancel" in able),
-        "question_one": question,
-    }
+    return {name: gr.update(visible=name in able) for name in REQUESTS}
 
 
-def _scrubber(progress: Progress, shown: int | None, look: Look) -> dict[str, Any]:
-    steps = sorted(progress.pictures)
-    if shown is None or len(steps) < 2:
-        return {"steps": gr.update(visible=False)}
-    place = steps.index(shown) + 1
-    label = f"Pictures of step {shown}, {place} of {len(steps)}"
-    update: dict[str, Any] = {"maximum": len(steps), "label": label}
-    if look.step is None:  # otherwise leave the slider where the person put it
-        update["value"] = place
-    return {
-        "steps": gr.update(visible=True),
-        "scrubber": gr.update(**update),
-        "follow": look.step is None,
-    }
+def _keeping(job: Job, progress: Progress, step: int | None) -> dict[str, Any]:
+    """Return the button that keeps the shown step, or else the saved one nearest to it."""
+    steps, note = sorted(progress.checkpoints), ""
+    saved = _nearest(steps[-1] if step is None and steps else step or 0, steps)
+    is_result = job.status is Status.FINISHED and step == progress.step
+    if is_result:
+        note = f"Step {step} is the result. Your Library has it."
+    elif saved is not None and step not in (None, saved):
+        note = f"Step {saved} is the nearest that is saved."
+    keeps = saved is not None and not is_result
+    return {"keep": gr.update(value=f"Keep step {saved}", visible=keeps), "note": note}
 
 
-def _rows(job: Job, progress: Progress, shown: int | None) -> dict[str, Any]:
-    prompts = drawn_prompts(job.folder) if progress.pictures or progress.base_pictures else ()
-
-    def row(label: str, paths: tuple[Path, ...]) -> PictureRow:
-        pictures = zip(paths, prompts, strict=False)
-        return PictureRow(label, tuple((path, _written(path), prompt) for path, prompt in pictures))
-
-    of_step = progress.pictures.get(shown, ()) if shown is not None else ()
-    return {"base": row("Base", progress.base_pictures), "adapted": row(f"Step {shown}", of_step)}
-
-
-def _keeping(job: Job, progress: Progress, shown: int | None, look: Look) -> dict[str, Any]:
-    """Return the list of checkpoints; choose the one nearest to the shown step."""
-    steps = sorted(progress.checkpoints)
-    if not steps:
-        return {"keeping": gr.update(visible=False)}
-    if look.checkpoint not in steps or look.nearest_to != shown:
-        look.checkpoint = _nearest(steps[-1] if shown is None else shown, steps)
-        look.nearest_to = shown
-    note = ""
-    if job.status is Status.FINISHED and shown == progress.step:
-        note = f"Step {shown} is the result; the Library has it already."
-    elif shown not in (None, look.checkpoint):
-        note = f"The pictures are of step {shown}, not of this checkpoint."
-    choices = [(f"step {step}", step) for step in steps]
-    return {
-        "keeping": gr.update(visible=True),
-        "checkpoint": gr.update(choices=choices, value=look.checkpoint),
-        "keep": f"Keep step {look.checkpoint}",
-        "note": note,
-    }
+def _done(job: Job, progress: Progress) -> tuple[int, int]:
+    """Return how many steps or pictures are done, and how many there are."""
+    return drawn(job) if job.kind is Kind.SCORE else (progress.step, progress.steps)
 
 
 def _nearest(step: int, steps: Iterable[int]) -> int | None:
     return min(sorted(steps), key=lambda each: abs(each - step), default=None)
-
-
-def _written(path: Path) -> int:
-    try:
-        return path.stat().st_mtime_ns
-    except OSError:
-        return 0

@@ -33,7 +33,7 @@ ENDLESS = 10**6
 
 def test_ten_at_once_run_in_order_and_none_is_lost(jobs: Jobs, dispatcher: Dispatcher) -> None:
     asked = [submit(jobs) for _ in range(10)]
-    jobs.cancel(asked[6].id)
+    jobs.remove(asked[6].id)
     most = 0
 
     def over() -> bool:
@@ -43,13 +43,13 @@ def test_ten_at_once_run_in_order_and_none_is_lost(jobs: Jobs, dispatcher: Dispa
         return not any(job.status in ACTIVE | {Status.QUEUED} for job in now)
 
     ticking(dispatcher, over)
-    ended = jobs.list()
+    ended = jobs.list(removed=None)
     assert [job.id for job in ended] == [job.id for job in asked]
     assert most == 1
-    cancelled = ended[6]
-    assert cancelled.status is Status.CANCELLED
-    assert not starts(cancelled)
-    others = [job for job in ended if job is not cancelled]
+    removed = ended[6]
+    assert removed.removed
+    assert not starts(removed)
+    others = [job for job in ended if job is not removed]
     assert {job.status for job in others} == {Status.FINISHED}
     assert [job.turn for job in others] == [*range(1, 10)]
     assert all(len(starts(job)) == 1 for job in others)
@@ -90,7 +90,7 @@ def test_a_killed_server_leaves_the_job_and_the_next_one_finds_it(
     reached = steps(job)[-1]
     patiently(lambda: steps(job)[-1] > reached)
     ticking(dispatcher, has(jobs, job, Status.RUNNING))
-    jobs.finish_now(job.id)
+    (job.folder / "control" / "finish").touch()
     ticking(dispatcher, has(jobs, job, Status.FINISHED))
     assert len(starts(job)) == 1
 
@@ -139,7 +139,7 @@ def test_a_server_killed_at_any_moment_starts_nothing_twice(
 def test_a_killed_training_can_be_resumed(jobs: Jobs, dispatcher: Dispatcher) -> None:
     job = submit(jobs, steps=ENDLESS)
     ticking(dispatcher, lambda: (job.folder / "control").exists())
-    jobs.save_now(job.id)
+    jobs.add_frame(job.id)
     patiently(lambda: jobs.progress(job.id).checkpoints)
     (saved,) = jobs.progress(job.id).checkpoints
     os.kill(starts(job)[0], signal.SIGKILL)
@@ -149,24 +149,25 @@ def test_a_killed_training_can_be_resumed(jobs: Jobs, dispatcher: Dispatcher) ->
     jobs.resume(job.id)
     ticking(dispatcher, lambda: len(steps(job)) > seen)
     assert steps(job)[seen] == saved + 1
-    jobs.finish_now(job.id)
+    (job.folder / "control" / "finish").touch()
     ticking(dispatcher, has(jobs, job, Status.FINISHED))
     assert jobs.get(job.id).message == ""
     with pytest.raises(LoLDUError, match="cannot be resumed: it is finished"):
         jobs.resume(job.id)
 
 
-def test_stop_sample_and_resume(jobs: Jobs, dispatcher: Dispatcher) -> None:
+def test_a_frame_is_added_and_stop_and_resume(jobs: Jobs, dispatcher: Dispatcher) -> None:
     job = submit(jobs, steps=ENDLESS)
     with pytest.raises(LoLDUError, match="is not training: it is queued"):
-        jobs.sample_now(job.id)
+        jobs.add_frame(job.id)
     ticking(dispatcher, lambda: (job.folder / "control").exists())
-    jobs.sample_now(job.id)
+    jobs.add_frame(job.id)
     patiently(lambda: jobs.progress(job.id).pictures)
     jobs.stop(job.id)
     assert jobs.get(job.id).status is Status.STOPPING
     ticking(dispatcher, has(jobs, job, Status.STOPPED))
-    assert [*jobs.progress(job.id).checkpoints] == [steps(job)[-1]]
+    framed, last = jobs.progress(job.id).checkpoints
+    assert framed < last == steps(job)[-1]
     jobs.resume(job.id)
     jobs.stop(job.id)  # out of the queue
     assert jobs.get(job.id).status is Status.STOPPED
@@ -174,15 +175,15 @@ def test_stop_sample_and_resume(jobs: Jobs, dispatcher: Dispatcher) -> None:
     assert len(starts(job)) == 1
 
 
-@pytest.mark.parametrize("end", ["stop", "cancel"])
+@pytest.mark.parametrize("end", ["stop", "remove"])
 def test_a_loading_training_stops_at_once(end: str, jobs: Jobs, dispatcher: Dispatcher) -> None:
     job = submit(jobs, "loads")
     ticking(dispatcher, lambda: starts(job))
     with pytest.raises(LoLDUError, match="takes no steps at this moment"):
-        jobs.save_now(job.id)
+        jobs.add_frame(job.id)
     getattr(jobs, end)(job.id)
-    ticking(dispatcher, has(jobs, job, Status.STOPPED, Status.CANCELLED))
-    assert (jobs.get(job.id).status is Status.STOPPED) == (end == "stop")
+    ticking(dispatcher, has(jobs, job, Status.STOPPED))
+    assert bool(jobs.get(job.id).removed) == (end == "remove")
     if end == "stop":
         (job.folder / "config.toml").touch()  # as if this had been later in its life
         (job.folder / "control").mkdir()
@@ -204,20 +205,24 @@ def test_a_stop_that_comes_too_late_lets_the_result_be_written(
     ticking(dispatcher, has(jobs, job, Status.FINISHED))
 
 
-def test_cancelling_twice_kills_an_unresponsive_training(
-    jobs: Jobs, dispatcher: Dispatcher
-) -> None:
+def test_removing_twice_kills_an_unresponsive_training(jobs: Jobs, dispatcher: Dispatcher) -> None:
     job = submit(jobs, "deaf", ENDLESS)
     ticking(dispatcher, lambda: (job.folder / "control").exists())
     jobs.stop(job.id)
-    jobs.cancel(job.id)
+    jobs.remove(job.id)
     for _ in range(5):
         dispatcher.tick()
     assert jobs.get(job.id).status is Status.STOPPING
     assert process.is_running(job.folder)
-    jobs.stop(job.id)  # does not take the cancelling back
-    jobs.cancel(job.id)
-    ticking(dispatcher, has(jobs, job, Status.CANCELLED))
+    jobs.stop(job.id)  # does not take it back
+    jobs.remove(job.id)
+    ticking(dispatcher, has(jobs, job, Status.STOPPED))
+    (removed,) = jobs.list(removed=True)
+    assert removed.folder.is_dir()
+    assert not job.folder.exists()
+    jobs.restore(job.id)
+    jobs.resume(job.id)
+    assert jobs.get(job.id).status is Status.QUEUED
 
 
 def test_a_recycled_pid_is_not_taken_for_the_training(jobs: Jobs, dispatcher: Dispatcher) -> None:
@@ -227,12 +232,12 @@ def test_a_recycled_pid_is_not_taken_for_the_training(jobs: Jobs, dispatcher: Di
     patiently(lambda: not process.is_running(job.folder))
     with subprocess.Popen(["sleep", "1000"]) as stranger:
         (job.folder / "process.lock").write_text(str(stranger.pid))
-        jobs.cancel(job.id)
-        jobs.cancel(job.id)  # would kill
+        jobs.remove(job.id)
+        jobs.remove(job.id)  # would kill
         process.send(job.folder, signal.SIGKILL)
         assert stranger.poll() is None
         dispatcher.tick()
-        assert jobs.get(job.id).status is Status.CANCELLED
+        assert jobs.get(job.id).removed
         stranger.send_signal(signal.SIGTERM)
         assert stranger.wait() == -signal.SIGTERM
 

@@ -75,7 +75,7 @@ def test_a_name_is_text_and_nothing_else(
 @pytest.mark.parametrize("stranger", ["", "../studio.sqlite", "x' OR '1'='1"])
 def test_an_id_is_looked_up_and_never_a_path(stranger: str, jobs: Jobs) -> None:
     submit(jobs)
-    for ask in (jobs.get, jobs.stop, jobs.cancel, jobs.remove, jobs.restore, jobs.progress):
+    for ask in (jobs.get, jobs.stop, jobs.add_frame, jobs.remove, jobs.restore, jobs.progress):
         with pytest.raises(LoLDUError, match="There is no such training"):
             ask(stranger)
 
@@ -162,18 +162,17 @@ def test_a_resumed_job_goes_to_the_end_of_the_queue(jobs: Jobs) -> None:
     jobs.resume(job.id)
     assert [each.id for each in jobs.queue()] == [other.id, job.id]
     assert jobs.get(job.id).ended is None
-    for final in (Status.FINISHED, Status.CANCELLED):
-        with pytest.raises(LoLDUError, match=f"cannot be resumed: it is {final}"):
-            jobs.resume(ended(jobs, final).id)
+    with pytest.raises(LoLDUError, match="cannot be resumed: it is finished"):
+        jobs.resume(ended(jobs, Status.FINISHED).id)
 
 
 def test_a_starting_job_cannot_be_dequeued(jobs: Jobs) -> None:
     """Whether dispatcher or page writes first, the first one counts."""
-    cancelled, started = submit(jobs), submit(jobs)
-    jobs.cancel(cancelled.id)
-    assert not jobs.begin(cancelled, "cpu")
+    removed, started = submit(jobs), submit(jobs)
+    jobs.remove(removed.id)
+    assert not jobs.begin(removed, "cpu")
     assert jobs.begin(started, "cpu")
-    jobs.cancel(started.id)
+    jobs.remove(started.id)
     assert jobs.get(started.id).status is Status.STOPPING
     with pytest.raises(sqlite3.IntegrityError):
         jobs.begin(submit(jobs), "cpu")  # a device has one job
@@ -187,9 +186,9 @@ def test_a_starting_job_cannot_be_dequeued(jobs: Jobs) -> None:
         ("stop", Status.QUEUED, Status.STOPPED),
         ("stop", Status.FAILED, Status.FAILED),
         ("stop", Status.FINISHED, Status.FINISHED),
-        ("cancel", Status.STOPPED, Status.CANCELLED),
-        ("cancel", Status.FAILED, Status.CANCELLED),
-        ("cancel", Status.FINISHED, Status.FINISHED),
+        ("remove", Status.STOPPED, Status.STOPPED),
+        ("remove", Status.FAILED, Status.STOPPED),
+        ("remove", Status.FINISHED, Status.FINISHED),
     ],
 )
 def test_states_of_a_job_that_was_asked_to_stop(
@@ -201,8 +200,10 @@ def test_states_of_a_job_that_was_asked_to_stop(
     jobs.end(job, comes, "why")
     now = jobs.get(job.id)
     assert now.status is becomes
+    assert bool(now.removed) == (wanted == "remove")
     assert now.message == ("why" if comes is becomes and comes is not Status.STOPPED else "")
-    with pytest.raises(LoLDUError, match=f"cannot be stopped: it is {becomes}"):
+    state = "in the trash" if now.removed else becomes
+    with pytest.raises(LoLDUError, match=f"cannot be stopped: it is {state}"):
         jobs.stop(job.id)
 
 
@@ -222,8 +223,9 @@ def test_a_removed_job_can_be_restored(jobs: Jobs) -> None:
     assert (job.folder / "concept.safetensors").exists()
     with pytest.raises(LoLDUError, match="is not in the trash"):
         jobs.restore(job.id)
-    with pytest.raises(LoLDUError, match="cannot be removed: it is queued"):
-        jobs.remove(running.id)
+    jobs.remove(running.id)
+    jobs.restore(running.id)
+    assert jobs.get(running.id).status is Status.STOPPED  # it can be resumed
 
 
 @pytest.mark.parametrize("ask", ["remove", "restore"])

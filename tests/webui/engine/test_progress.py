@@ -12,7 +12,7 @@ from loldu.errors import LoLDUError
 from webui.engine.dispatcher import Dispatcher
 from webui.engine.job import Status
 from webui.engine.jobs import Jobs
-from webui.engine.options import GONE, drawn_prompts
+from webui.engine.options import GONE, asked
 from webui.engine.progress import RunReader
 from webui.teaching.estimate import estimated_seconds
 from webui.watching.charts import charts, table_of_step
@@ -174,7 +174,7 @@ def test_damaged_files_of_a_job_are_of_this_job_alone(
         (bad.folder / "options.toml").write_text(content)
     with suppress(LoLDUError):  # one sentence, and nothing else
         assert jobs.progress(bad.id).steps == 0
-    assert drawn_prompts(bad.folder) in ((), ("",))
+    assert asked(bad.folder).prompts in ((), ("",))
     finished = dataclasses.replace(bad, status=Status.FINISHED)
     assert estimated_seconds(MINIMAL, [finished], lambda *_: 1.0) > 0
     dispatcher.tick()
@@ -182,22 +182,22 @@ def test_damaged_files_of_a_job_are_of_this_job_alone(
     assert jobs.get(good.id).status is Status.RUNNING
 
 
-@pytest.mark.parametrize("asked", [True, False])
-def test_a_training_without_the_models_of_its_scores_says_so(asked: bool, jobs: Jobs) -> None:
+@pytest.mark.parametrize("scored", [True, False])
+def test_a_training_without_the_models_of_its_scores_says_so(scored: bool, jobs: Jobs) -> None:
     options = {
         "instance_data_dir": "pictures",
         "instance_prompt": "a sks toy",
         "validation_prompt": ["a sks toy"],
         "validation_steps": 10,
-        "validation_scores": asked,
+        "validation_scores": scored,
     }
     job = jobs.submit("toy", "ann", options)
     assert "has no scores" not in headline(job, {}, "")
     written = (job.folder / "options.toml").read_text()
     for measured in (True, False):
-        text = written.replace(f"validation_scores = {asked}".lower(), "validation_scores = false")
+        text = written.replace(f"validation_scores = {scored}".lower(), "validation_scores = false")
         (job.folder / "config.toml").write_text(written if measured else text)
-        assert ("has no scores" in headline(job, {}, "")) == (asked and not measured)
+        assert ("has no scores" in headline(job, {}, "")) == (scored and not measured)
 
 
 @pytest.mark.parametrize("gone", ["", "options.toml"])

@@ -70,8 +70,8 @@ def test_states_of_a_finished_scoring_job(jobs: Jobs, dispatcher: Dispatcher, fi
     ticking(dispatcher, has(jobs, job, Status.STOPPED))
     jobs.resume(job.id)
     ticking(dispatcher, lambda: len(starts(job)) == 2)
-    jobs.cancel(job.id)
-    ticking(dispatcher, has(jobs, job, Status.CANCELLED))
+    jobs.remove(job.id)
+    ticking(dispatcher, lambda: jobs.get(job.id).removed)
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def test_a_killed_and_resumed_training_is_bit_identical(
     options |= {"max_train_steps": 120, "checkpointing_steps": 20, "lr_scheduler": "cosine"}
     job = jobs.submit("toy", "ann", options)
     ticking(dispatcher, lambda: jobs.progress(job.id).step > 0)
-    jobs.sample_now(job.id)
+    jobs.add_frame(job.id)
     ticking(dispatcher, lambda: jobs.progress(job.id).checkpoints)
     ticking(dispatcher, lambda: jobs.progress(job.id).pictures)
     process.send(job.folder, signal.SIGKILL)
@@ -122,23 +122,23 @@ def test_an_error_of_the_trainer_is_shown(
 
 @pytest.mark.slow
 def test_ten_trainings(jobs: Jobs, dispatcher: Dispatcher, options: dict[str, Any]) -> None:
-    """Cancel one in the queue and one in training, and stop and resume one."""
+    """Remove one in the queue and one in training, and stop and resume one."""
     asked = [jobs.submit(f"toy {number}", "ann", options) for number in range(7)]
     options["max_train_steps"] = 10**6
-    cancelled, stopped, queued = (jobs.submit("long", "bob", options) for _ in range(3))
-    jobs.cancel(queued.id)
-    for job, end in ((cancelled, jobs.cancel), (stopped, jobs.stop)):
+    removed, stopped, queued = (jobs.submit("long", "bob", options) for _ in range(3))
+    jobs.remove(queued.id)
+    for job, end in ((removed, jobs.remove), (stopped, jobs.stop)):
         ticking(dispatcher, lambda job=job: jobs.progress(job.id).step > 2)
         end(job.id)
-        ticking(dispatcher, has(jobs, job, Status.CANCELLED, Status.STOPPED))
+        ticking(dispatcher, has(jobs, job, Status.STOPPED))
     (checkpoint,) = jobs.progress(stopped.id).checkpoints
     jobs.resume(stopped.id)
     ticking(dispatcher, lambda: jobs.progress(stopped.id).step > checkpoint)
-    jobs.finish_now(stopped.id)
+    (stopped.folder / "control" / "finish").touch()
     ticking(dispatcher, lambda: not jobs.queue() and has(jobs, stopped, Status.FINISHED)())
     ticking(dispatcher, has(jobs, asked[-1], Status.FINISHED))
     assert {jobs.get(job.id).status for job in (*asked, stopped)} == {Status.FINISHED}
-    assert {jobs.get(job.id).status for job in (cancelled, queued)} == {Status.CANCELLED}
+    assert {job.id for job in jobs.list(removed=True)} == {removed.id, queued.id}
     turns = [jobs.get(job.id).turn for job in asked]
     assert turns == sorted(turns, key=lambda turn: turn or 0)
     whole = deltas(asked[0].folder)

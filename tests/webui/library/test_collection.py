@@ -101,7 +101,7 @@ def test_other_jobs_are_no_concepts(library: Library, jobs: Jobs, tmp_path: Path
     scored = {"prompts": ["a"], "other_prompts": ["b"]}
     scores = jobs.submit_score("scores", "ann", "an id", files, scored)
     write(scores.folder / CONCEPT)
-    jobs.cancel(trains.id)
+    jobs.stop(trains.id)
     jobs.begin(scores, "cpu")
     jobs.end(scores, Status.FINISHED)
     assert library.list("ann") == ()

@@ -26,7 +26,7 @@ from webui.tabs.score import ScoreHandlers, estimate
 ANN, BOB = gr.Request(username="ann"), gr.Request(username="bob")
 LIBRARY = ["shown", "chosen", "removed", "empty", "undo", "cards", "details", "about", "name"]
 LIBRARY += ["delete", "samples", "pictures", "file"]
-SCORE = ["timer", "status", "cancel", "resume", "verdict", "table", "picture", "all", "page"]
+SCORE = ["timer", "status", "stop", "resume", "verdict", "table", "picture", "all", "page"]
 SCORE += ["concept"]
 SCORE += ["needs", "token", "class_name", "real", "steps", "score"]
 
@@ -253,9 +253,9 @@ def test_a_concept_is_scored(
     assert seen["page"].startswith('<iframe class="report" sandbox title="Report" srcdoc="&lt;!')
     assert not seen["timer"]["active"]
     with pytest.raises(gr.Error, match="There is no such concept"):
-        scores.cancel(rabbit, BOB)
+        scores.stop(rabbit, BOB)
     with pytest.raises(gr.Error, match="cannot be stopped: it is finished"):
-        scores.cancel(rabbit, ANN)
+        scores.stop(rabbit, ANN)
     (job.folder / "report.json").unlink()
     assert (
         "The report cannot be read; score the concept again."

@@ -14,21 +14,22 @@ import pytest
 from PIL import Image
 
 from loldu.errors import LoLDUError
+from tests.webui.concepts import write
 from tests.webui.engine.waiting import MakeDispatcher, has, ticking
 from webui.backend import Backend, open_backend
 from webui.engine.job import Job, Status
 from webui.engine.jobs import Jobs
 from webui.library.collection import Entry, Library
-from webui.page import PLAY, Page
+from webui.page import PLAY, SCORE, Page
 from webui.tabs.progress import ProgressHandlers, create_progress
 from webui.watching import text
 from webui.watching.watcher import REQUESTS, Look, Watcher, allowed
 
 ANN, BOB = gr.Request(username="ann"), gr.Request(username="bob")
-PARTS = ["on_screen", "list", "headline", "facts", *REQUESTS, "base", "adapted", "scrubber"]
-PARTS += ["follow", "checkpoint", "keep", "note", "scores", "log", "restore", "name", "timer"]
+PARTS = ["on_screen", "list", "headline", "facts", *REQUESTS, "film", "prompts", "pair", "keep"]
+PARTS += ["note", "curves", "scores", "machine", "log", "restore", "name", "timer"]
 PARTS += ["Loss chart", "DINO chart", "CLIP-I chart", "CLIP-T chart", "Drift chart"]
-PARTS += ["empty", "full", "steps", "keeping", "cancel_all", "ask_one", "ask_all"]
+PARTS += ["empty", "full", "clear"]
 
 
 class Remembering(Library):
@@ -73,12 +74,13 @@ def notices(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def submit(jobs: Jobs, name: str = "toy", owner: str = "ann", prompt: str = "a sks toy") -> Job:
     options = {"instance_data_dir": "pictures", "instance_prompt": prompt, "max_train_steps": 60}
+    options |= {"validation_steps": 10, "validation_prompt": [prompt]}
     return jobs.submit(name, owner, options)
 
 
-def running(jobs: Jobs, name: str = "toy", device: str = "cpu") -> Job:
-    job = submit(jobs, name)
-    assert jobs.begin(job, device)
+def running(jobs: Jobs, name: str = "toy", prompt: str = "a sks toy") -> Job:
+    job = submit(jobs, name, prompt=prompt)
+    assert jobs.begin(job, "cpu")
     (job.folder / "control").mkdir()
     return jobs.get(job.id)
 
@@ -97,11 +99,11 @@ def train(job: Job, *steps: int) -> None:
             file.write(json.dumps(line) + "\n")
 
 
-def draw(job: Job, *names: str) -> None:
+def draw(job: Job, *names: str, colour: str = "teal") -> None:
     folder = job.folder / "validation" / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
-        Image.new("RGB", (4, 4)).save(folder / f"{name}-00.png")
+        Image.new("RGB", (4, 4), colour).save(folder / f"{name}-00.png")
 
 
 def save(job: Job, *steps: int) -> None:
@@ -143,17 +145,17 @@ def test_nothing_is_sent_when_nothing_changed(jobs: Jobs, handlers: ProgressHand
     train(job, 10, 20)
     draw(job, "base", "000010", "000020")
     save(job, 10)
-    assert sent(handlers.refresh(look, job.id, ANN)).keys() >= {"list", "base", "adapted", "facts"}
+    assert sent(handlers.refresh(look, job.id, ANN)).keys() >= {"list", "film", "pair", "facts"}
     assert sent(handlers.refresh(look, job.id, ANN)) == {}
     train(job, 30)
     assert sent(handlers.refresh(look, job.id, ANN)).keys() == {"list", "facts", "Loss chart"}
-    draw(job, "000020")  # as a resumed run does
-    assert sent(handlers.refresh(look, job.id, ANN)).keys() == {"adapted"}
-    draw(job, "000030")
+    draw(job, "000020", colour="red")  # as a resumed run does
+    assert sent(handlers.refresh(look, job.id, ANN)).keys() == {"film", "pair"}
+    draw(job, "000030", colour="blue")
     new = sent(handlers.refresh(look, job.id, ANN))
-    assert new.keys() == {"adapted", "scrubber", "note"}
-    assert new["adapted"]["label"] == "Step 30"
-    assert sent(handlers.enter(look, job.id, ANN)).keys() >= {"list", "base", "facts"}
+    assert new.keys() == {"film", "pair"}
+    assert "<b>After</b> step 30" in new["pair"]
+    assert sent(handlers.enter(look, job.id, ANN)).keys() >= {"list", "film", "facts"}
 
 
 def test_the_open_tab_updates_while_something_changes(
@@ -179,13 +181,14 @@ def test_the_open_tab_updates_while_something_changes(
 
 
 def test_names_and_metadata_are_escaped(jobs: Jobs, handlers: ProgressHandlers) -> None:
-    job = running(jobs, "<img src=x onerror=alert(1)>")
+    job = running(jobs, "<img src=x onerror=alert(1)>", prompt="a <b>sks</b> toy")
     (job.folder / "control").rmdir()
     (job.folder / "log.txt").write_text("loading <script>alert(2)</script>\n")
     look = Look()
     look.log = True
+    draw(job, "base", "000010")
     shown = sent(handlers.refresh(look, job.id, ANN))
-    assert "loading &lt;script&gt;" in shown["facts"]
+    assert "&lt;b&gt;sks" in shown["pair"]
     assert "loading &lt;script&gt;" in shown["log"]
     assert "&lt;img src=x" in shown["headline"]
     jobs.end(job, Status.FAILED, "<b>no</b> pictures")
@@ -193,6 +196,7 @@ def test_names_and_metadata_are_escaped(jobs: Jobs, handlers: ProgressHandlers) 
     assert "&lt;b&gt;no&lt;/b&gt; pictures" in shown["headline"]
     for html in ("headline", "facts", "log", "note", "scores"):
         assert not re.search("<(img|script|b)[ >]", shown.get(html, "")), html
+    assert "<b>sks" not in shown["pair"]
 
 
 def test_jobs_of_others_are_only_counted(jobs: Jobs, handlers: ProgressHandlers) -> None:
@@ -203,7 +207,7 @@ def test_jobs_of_others_are_only_counted(jobs: Jobs, handlers: ProgressHandlers)
     view = sent(handlers.refresh(Look(), first.id, ANN))
     assert "2 trainings of others are ahead of it." in view["headline"]  # bob's second comes later
     assert "3rd to start" in dict(map(reversed, view["list"]["choices"]))[first.id]
-    assert view["cancel_all"]["value"] == "Cancel all queued (2)"
+    assert view["clear"]["value"] == "Remove the 2 that wait"
     later = sent(handlers.refresh(Look(), second.id, ANN))
     assert "1 training of yours and 3 trainings of others are ahead of it." in later["headline"]
     assert "secret" not in str(view) + str(later)
@@ -216,43 +220,105 @@ def test_a_missing_folder_is_reported_and_can_be_removed(
     shutil.rmtree(job.folder)
     view = sent(handlers.refresh(Look(), job.id, ANN))
     assert "The folder of toy is gone" in view["facts"]
-    assert view["remove"]["interactive"]
+    assert view["remove"]["visible"]
 
 
-# ------------------------------------------------------------------------------- the scrubber
+# -------------------------------------------------------------------------------- the filmstrip
 
 
-def test_the_scrubber_follows_until_it_is_touched_and_then_stays(
+def picked(**given: str | None) -> gr.EventData:
+    return gr.EventData(None, {"step": None, "prompt": None, **given})
+
+
+def large(updates: dict[str, Any]) -> str:
+    """Return the step that is shown beside the base."""
+    return re.findall("<b>After</b> step (.+?)<", updates["pair"])[0]
+
+
+def test_the_newest_frame_is_shown_until_another_is_picked(
     jobs: Jobs, handlers: ProgressHandlers
 ) -> None:
     job, look = running(jobs), Look()
-    draw(job, "base", "000010", "000020")
-    scrubber = sent(handlers.refresh(look, job.id, ANN))["scrubber"]
-    assert (scrubber["maximum"], scrubber["value"]) == (2, 2)
+    draw(job, "base")
+    first = sent(handlers.refresh(look, job.id, ANN))
+    assert first["film"].count('class="frame to-come"') == 6  # 10, 20, ... of 60 steps
+    assert "After" not in first["pair"]
+    draw(job, "000010", "000020")
+    shown = sent(handlers.refresh(look, job.id, ANN))
+    assert large(shown) == "20"
+    assert re.findall('data-step="([^"]+)" aria-pressed="true"', shown["film"]) == ["20"]
+    assert shown["film"].count('class="frame to-come"') == 4
+
+    assert large(sent(handlers.pick(look, job.id, ANN, picked(step="10")))) == "10"
     draw(job, "000030")
-    assert sent(handlers.refresh(look, job.id, ANN))["scrubber"]["value"] == 3
-
-    moved = sent(handlers.scrub(1, look, job.id, ANN))
-    assert moved["adapted"]["label"] == "Step 10"
-    assert moved["follow"] is False
-    assert moved["scrubber"]["label"] == "Pictures of step 10, 1 of 3"
-    assert "value" not in moved["scrubber"]  # it is under the person's finger
-    draw(job, "000040")
     later = sent(handlers.refresh(look, job.id, ANN))
-    assert later["scrubber"]["maximum"] == 4
-    assert "value" not in later["scrubber"]
-    assert "adapted" not in later
-
-    again = sent(handlers.follow(True, look, job.id, ANN))
-    assert again["adapted"]["label"] == "Step 40"
-    assert again["scrubber"]["value"] == 4
-    sent(handlers.follow(False, look, job.id, ANN))
-    draw(job, "000050")
-    assert "adapted" not in sent(handlers.refresh(look, job.id, ANN))
+    assert "film" in later
+    assert "pair" not in later  # it stays where the person put it
+    assert large(sent(handlers.pick(look, job.id, ANN, picked(step="30")))) == "30"
+    draw(job, "000040")
+    assert large(sent(handlers.refresh(look, job.id, ANN))) == "40"  # the newest is followed again
+    handlers.pick(look, job.id, ANN, picked(step="<x>", prompt="-1"))  # of no page of ours
+    assert (look.step, look.prompt) == (None, 0)
     other = submit(jobs)
+    handlers.pick(look, job.id, ANN, picked(step="10"))
     handlers.choose(other.id, look, job.id, ANN)
+    handlers.pick(look, job.id, ANN, picked(step="10"))  # it was on its way
     handlers.choose(job.id, look, other.id, ANN)
     assert look.step is None
+
+
+def test_a_prompt_is_chosen_for_all_frames(jobs: Jobs, handlers: ProgressHandlers) -> None:
+    options = {"instance_data_dir": "pictures", "instance_prompt": "a sks toy"}
+    job = jobs.submit("toy", "ann", {**options, "validation_prompt": ["a sks toy", "a sks car"]})
+    draw(job, "base", "000010")
+    folder = job.folder / "validation" / "pictures"
+    for name in ("base", "000010"):
+        Image.new("RGB", (4, 4), "red").save(folder / f"{name}-01.png")
+    look = Look()
+    first = sent(handlers.refresh(look, job.id, ANN))
+    second = sent(handlers.pick(look, job.id, ANN, picked(prompt="1")))
+    assert 'alt="a sks toy, step 10"' in first["pair"]
+    assert 'alt="a sks car, step 10"' in second["pair"]
+    sources = [set(re.findall('src="(.+?)"', each["film"])) for each in (first, second)]
+    assert len(sources[0]) == len(sources[1]) == 1  # base and step have the same colour here
+    assert sources[0] != sources[1]
+
+
+def test_the_pictures_of_the_person_stand_above_the_film(
+    jobs: Jobs, handlers: ProgressHandlers, tmp_path: Path
+) -> None:
+    (tmp_path / "own").mkdir()
+    for number in range(3):
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / "own" / f"{number}.png")
+    options = {"instance_data_dir": str(tmp_path / "own"), "instance_prompt": "a sks toy"}
+    job = jobs.submit("toy", "ann", options)
+    film = sent(handlers.refresh(Look(), job.id, ANN))["film"]
+    assert film.index("Your pictures") < film.index("<img")
+    assert film.count("<img") == 3
+    assert str(tmp_path / "own") not in film  # only copies are served
+    shutil.rmtree(tmp_path / "own")
+    assert "Your pictures" not in sent(handlers.refresh(Look(), job.id, ANN))["film"]
+
+
+def test_preparation_has_a_count_and_a_bar_from_the_first_second(
+    jobs: Jobs, handlers: ProgressHandlers
+) -> None:
+    job = running(jobs)
+    (job.folder / "control").rmdir()
+    log = job.folder / "log.txt"
+
+    def facts() -> str:
+        return sent(handlers.refresh(Look(), job.id, ANN))["facts"]
+
+    assert '<progress aria-label="Preparation"></progress>' in facts()
+    assert "<dt>Starting</dt>" in facts()
+    log.write_text("Loading the base.\nDrawing class pictures: 12 of 96.\nsome warning\n")
+    assert 'max="96" value="12"' in facts()
+    assert "<dt>Drawing class pictures</dt><dd>12 of 96</dd>" in facts()
+    assert "warning" not in facts()
+    (job.folder / "control").mkdir()
+    train(job, 10)
+    assert "<dt>Steps</dt><dd>10 of 60</dd>" in facts()
 
 
 def test_a_choice_sends_the_whole_view_and_its_id_at_once(
@@ -261,7 +327,7 @@ def test_a_choice_sends_the_whole_view_and_its_id_at_once(
     first, second, look = submit(jobs, "one"), submit(jobs, "two"), Look()
     handlers.refresh(look, first.id, ANN)
     view = sent(handlers.choose(second.id, look, first.id, ANN))
-    assert view.keys() >= {"on_screen", "headline", "facts", "adapted", "Loss chart", "remove"}
+    assert view.keys() >= {"on_screen", "headline", "facts", "film", "Loss chart", "remove"}
     assert "<h2>two" in view["headline"]
     assert view["on_screen"] == view["job"] == second.id
 
@@ -277,33 +343,28 @@ def test_a_tick_heals_a_page_on_which_an_older_answer_arrived_last(
     assert "<h2>two" in view["headline"]
 
 
-def test_the_checkpoint_is_the_nearest_to_the_shown_step_or_the_chosen_one(
+def test_keep_saves_the_step_on_its_button(
     jobs: Jobs, handlers: ProgressHandlers, library: Remembering
 ) -> None:
     job, look = running(jobs), Look()
     draw(job, "000010", "000020", "000030")
-    assert sent(handlers.refresh(look, job.id, ANN))["keeping"]["visible"] is False
+    assert not sent(handlers.refresh(look, job.id, ANN))["keep"]["visible"]
+    with pytest.raises(gr.Error, match="No step is saved yet"):
+        handlers.keep("", job.id, ANN)
     save(job, 10, 19)
     shown = sent(handlers.refresh(look, job.id, ANN))
-    assert shown["checkpoint"]["choices"] == [("step 10", 10), ("step 19", 19)]
-    assert shown["keep"] == "Keep step 19"
-    assert "pictures are of step 30" in shown["note"]
-    moved = sent(handlers.scrub(1, look, job.id, ANN))
-    assert (moved["checkpoint"]["value"], moved["note"]) == (10, "")
-    assert sent(handlers.choose_checkpoint(19, look, job.id, ANN))["keep"] == "Keep step 19"
-    save(job, 30)
-    handlers.refresh(look, job.id, ANN)
-    assert look.checkpoint == 19
+    assert shown["keep"] == gr.update(value="Keep step 19", visible=True)
+    assert shown["note"] == "Step 19 is the nearest that is saved."
+    moved = sent(handlers.pick(look, job.id, ANN, picked(step="10")))
+    assert (moved["keep"]["value"], moved["note"]) == ("Keep step 10", "")
     train(job, 60)
     draw(job, "000060")
-    handlers.follow(True, look, job.id, ANN)
     jobs.end(job, Status.FINISHED)
-    note = sent(handlers.enter(look, job.id, ANN))["note"]
-    assert note == "Step 60 is the result; the Library has it already."
-    assert handlers.keep(19, job.id, ANN) == "kept"
+    result = sent(handlers.pick(look, job.id, ANN, picked(step="60")))
+    assert result["note"] == "Step 60 is the result. Your Library has it."
+    assert not result["keep"]["visible"]
+    assert handlers.keep("Keep step 19", job.id, ANN) == "kept"
     assert library.kept == [(job.id, 19, "toy, step 19")]
-    with pytest.raises(gr.Error, match="No checkpoint is chosen"):
-        handlers.keep(None, job.id, ANN)
 
 
 # -------------------------------------------------------------------------------- the buttons
@@ -312,60 +373,83 @@ def test_the_checkpoint_is_the_nearest_to_the_shown_step_or_the_chosen_one(
 @pytest.mark.parametrize(
     ("make", "able"),
     [
-        (submit, "stop cancel"),
-        (running, "stop cancel finish save sample"),
+        (submit, "stop remove"),
+        (running, "stop frame remove"),
         (lambda jobs: ended(jobs, Status.FINISHED), "play remove"),
         (lambda jobs: ended(jobs, Status.STOPPED), "resume remove"),
         (lambda jobs: ended(jobs, Status.INTERRUPTED), "resume remove"),
         (lambda jobs: ended(jobs, Status.FAILED), "resume remove"),
-        (lambda jobs: ended(jobs, Status.CANCELLED), "remove"),
     ],
 )
 def test_buttons_in_each_state(
     make: Callable[[Jobs], Job], able: str, jobs: Jobs, handlers: ProgressHandlers
 ) -> None:
     view = sent(handlers.refresh(Look(), make(jobs).id, ANN))
-    assert {name for name in REQUESTS if view[name]["interactive"]} == set(able.split())
+    assert {name for name in REQUESTS if view[name]["visible"]} == set(able.split())
+    main = {"stop", "play", "resume", "report"}
+    assert len(main & set(able.split())) == 1  # each state has one main button
 
 
-def test_loading_jobs_take_no_requests_and_stopping_ones_only_a_cancel(jobs: Jobs) -> None:
+def test_loading_jobs_add_no_frame_and_stopping_ones_are_only_removed(jobs: Jobs) -> None:
     job = running(jobs)
     (job.folder / "control").rmdir()
     assert text.state(jobs.get(job.id)) == "Preparing"
-    assert allowed(job) == {"stop", "cancel"}
+    assert allowed(job) == {"stop", "remove"}
     (job.folder / "process.lock").touch()
     (job.folder / "config.toml").touch()
     assert text.state(job) == "Writing the result"
     (job.folder / "control").mkdir()
     assert text.state(job) == "Training"
     jobs.stop(job.id)
-    assert allowed(jobs.get(job.id)) == {"cancel"}
+    assert allowed(jobs.get(job.id)) == {"remove"}
 
 
-def test_cancel_asks_first(jobs: Jobs, handlers: ProgressHandlers, notices: list[str]) -> None:
-    first, second, look = running(jobs), submit(jobs, "two"), Look()
-    asked = sent(handlers.question("one")(look, first.id, ANN))
-    assert asked["ask_one"]["visible"]
-    assert not sent(handlers.question(None)(look, first.id, ANN))["ask_one"]["visible"]
-    handlers.question("one")(look, first.id, ANN)
-    assert not sent(handlers.choose(second.id, look, first.id, ANN))["ask_one"]["visible"]
-    handlers.ask("cancel")(look, first.id, ANN)
-    assert jobs.get(first.id).wanted is Status.CANCELLED
-    assert notices == ["Ending after this step…"]
+def test_a_running_job_is_removed_when_it_has_stopped_and_can_be_resumed(
+    jobs: Jobs, handlers: ProgressHandlers, notices: list[str]
+) -> None:
+    job, look = running(jobs), Look()
+    handlers.ask("remove")(look, job.id, ANN)
+    assert (
+        "It is removed when it has stopped" in sent(handlers.refresh(look, job.id, ANN))["headline"]
+    )
+    jobs.end(jobs.get(job.id), Status.STOPPED)
+    view = sent(handlers.refresh(look, job.id, ANN))
+    assert view["empty"]["visible"]
+    assert view["restore"]["value"] == "Bring back “toy”"
+    handlers.restore(look, None, ANN)
+    assert sent(handlers.refresh(look, job.id, ANN))["resume"]["visible"]
+    assert notices == ["Stopping, then removed; Bring back undoes it."]
 
 
-def test_cancelling_all_leaves_jobs_of_others(
+def test_removing_all_that_wait_leaves_jobs_of_others(
     jobs: Jobs, handlers: ProgressHandlers, notices: list[str]
 ) -> None:
     runs, *queued = running(jobs), submit(jobs), submit(jobs)
     foreign, look = submit(jobs, owner="bob"), Look()
-    assert sent(handlers.question("all")(look, None, ANN))["ask_all"]["visible"]
-    handlers.cancel_all(look, None, ANN)
-    assert {jobs.get(job.id).status for job in queued} == {Status.CANCELLED}
+    handlers.clear(look, None, ANN)
+    assert {job.id for job in jobs.list(removed=True)} == {job.id for job in queued}
     assert jobs.get(foreign.id).status is Status.QUEUED
     assert jobs.get(runs.id).status is Status.RUNNING
-    assert not sent(handlers.refresh(look, None, ANN))["ask_all"]["visible"]
-    assert notices == ["Cancelled: 2."]
+    assert not sent(handlers.refresh(look, None, ANN))["clear"]["visible"]
+    assert notices == ["Removed: 2. Bring back undoes it."]
+
+
+def test_a_scoring_is_a_row_too(jobs: Jobs, handlers: ProgressHandlers, tmp_path: Path) -> None:
+    files = write(tmp_path / "files" / "concept.safetensors").parent
+    scored = {"prompts": ["a"], "other_prompts": ["b"], "seeds": [0, 1]}
+    job = jobs.submit_score("toy", "ann", "an id", files, scored)
+    jobs.begin(job, "cpu")
+    pictures = job.folder / "pictures" / "base" / "concept"
+    pictures.mkdir(parents=True)
+    (pictures / "000-0.png").touch()
+    view = sent(handlers.refresh(Look(), None, ANN))
+    assert "<h2>Scores of toy</h2><p><strong>Scoring.</strong>" in view["headline"]
+    assert "<dd>1 of 8</dd>" in view["facts"]
+    assert view["list"]["choices"][0][0].startswith("Scores of toy · Scoring · 1 of 8 pictures")
+    jobs.end(job, Status.FINISHED)
+    assert sent(handlers.refresh(Look(), None, ANN))["report"]["visible"]
+    concept, tabs, _ = handlers.report(Look(), job.id, ANN)
+    assert (concept, tabs.selected) == ("an id", SCORE)
 
 
 def test_a_removed_job_is_brought_back(jobs: Jobs, handlers: ProgressHandlers) -> None:
@@ -412,9 +496,9 @@ def test_jobs_of_others_are_refused(
         *(lambda name=name: handlers.ask(name)(look, job.id, BOB) for name in REQUESTS[:-1]),
         lambda: handlers.choose(job.id, look, None, BOB),
         lambda: handlers.rename("his", look, job.id, BOB),
-        lambda: handlers.scrub(1, look, job.id, BOB),
-        lambda: handlers.follow(False, look, job.id, BOB),
-        lambda: handlers.keep(10, job.id, BOB),
+        lambda: handlers.pick(look, job.id, BOB, picked(step="10")),
+        lambda: handlers.keep("Keep step 10", job.id, BOB),
+        lambda: handlers.report(look, job.id, BOB),
         lambda: handlers.play(look, job.id, BOB),
     ]
     for ask in asks:
@@ -435,17 +519,19 @@ def test_a_training_is_stopped_and_resumed_from_the_tab(
         {"instance_data_dir": "x", "instance_prompt": "trains", "max_train_steps": 10**6},
     )
     ticking(dispatcher, lambda: jobs.progress(job.id).step > 1)
-    handlers.ask("sample")(look, job.id, ANN)
+    handlers.ask("frame")(look, job.id, ANN)
     ticking(dispatcher, lambda: jobs.progress(job.id).pictures)
+    (framed,) = jobs.progress(job.id).checkpoints
     handlers.ask("stop")(look, job.id, ANN)
     ticking(dispatcher, has(jobs, job, Status.STOPPED))
-    (saved,) = jobs.progress(job.id).checkpoints
+    saved = max(jobs.progress(job.id).checkpoints)
+    assert saved > framed
     headline = Watcher(handlers._backend).view(jobs.get(job.id), "ann", Look())["headline"]
     assert f"Resume continues after step {saved}." in headline
     handlers.ask("resume")(look, job.id, ANN)
     ticking(dispatcher, has(jobs, job, Status.RUNNING))
     assert notices == [
-        "Drawing pictures after this step…",
+        "Drawing and saving after this step…",
         "Stopping after this step…",
         "Back in the queue.",
     ]
@@ -462,7 +548,7 @@ def test_the_tab_is_laid_out_with_labels(backend: Backend) -> None:
 
     demo = asyncio.run(build())  # outside of a loop gradio makes several and closes none
     functions = list(demo.fns.values())
-    assert len(functions) > 20
+    assert len(functions) > 15
     assert all(function.api_visibility == "private" for function in functions)
     ticks = [function for function in functions if function.targets[0][1] == "tick"]
     assert len(ticks) == 1
