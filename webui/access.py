@@ -1,19 +1,23 @@
-"""Who reaches the page: the names it answers to, and a delay after wrong passwords."""
+"""Who reaches the page: names it answers to, a delay after wrong passwords, a cookie of drafts."""
 
 import asyncio
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
+from starlette.requests import cookie_parser
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from loldu.errors import LoLDUError
 
 LONGEST_DELAY_S, _MOST_WAITING = 60, 5
+VISITOR = "loldu_visitor"
+_COOKIE = f"Max-Age={365 * 24 * 3600}; Path=/; HttpOnly; SameSite=Lax"
 _FORGOTTEN_AFTER_S, _MOST_ADDRESSES = 15 * 60, 10_000
 
 
@@ -153,9 +157,32 @@ class LoginDelay:
         return attempts
 
 
+class VisitorCookie:
+    """Gives every browser that opens the page a cookie, which tells drafts of visitors apart."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        """Give cookies to the browsers of `app`."""
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request; a browser without the cookie gets it with the page."""
+        opens = scope["type"] == "http" and scope.get("path", "").rstrip("/") == ""
+        if not opens or VISITOR in cookie_parser(Headers(scope=scope).get("cookie", "")):
+            await self._app(scope, receive, send)
+            return
+        cookie = f"{VISITOR}={secrets.token_hex(16)}; {_COOKIE}"
+
+        async def with_cookie(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).append("set-cookie", cookie)
+            await send(message)
+
+        await self._app(scope, receive, with_cookie)
+
+
 def protection(hosts: AllowedHosts) -> list[Middleware]:
     """Return the middleware of the server, the outermost first."""
-    return [Middleware(HostCheck, hosts=hosts), Middleware(LoginDelay)]
+    return [Middleware(HostCheck, hosts=hosts), Middleware(LoginDelay), Middleware(VisitorCookie)]
 
 
 def _plain(name: str) -> str:

@@ -12,6 +12,7 @@ import torch
 from loldu.base.config import BaseModelConfig
 from loldu.base.open import check_base
 from loldu.errors import LoLDUError
+from webui.access import VISITOR
 from webui.drawing.album import Album
 from webui.drawing.studio import Studio
 from webui.engine.dispatcher import Dispatcher
@@ -146,3 +147,9 @@ def base_check(base: str) -> Callable[[], None]:
 def owner(request: gr.Request) -> str:
     """Return the username, or "" without authentication."""
     return request.username or ""
+
+
+def visitor(request: gr.Request) -> str:
+    """Return the username, or else what tells this browser from others, for its drafts."""
+    cookies = {} if request.username else getattr(request, "cookies", None) or {}
+    return request.username or f"visitor {cookies.get(VISITOR, '')}"

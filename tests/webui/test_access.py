@@ -6,11 +6,20 @@ import gradio as gr
 import pytest
 from gradio.routes import App
 from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
 from loldu.errors import LoLDUError
-from webui.access import LONGEST_DELAY_S, AllowedHosts, HostCheck, LoginDelay
+from webui.access import (
+    LONGEST_DELAY_S,
+    VISITOR,
+    AllowedHosts,
+    HostCheck,
+    LoginDelay,
+    VisitorCookie,
+)
+from webui.backend import visitor
 
 
 @pytest.mark.parametrize(
@@ -156,3 +165,20 @@ def test_many_logins_at_once_wait_for_each_other(slept: list[float]) -> None:
     asyncio.run(log_in_at_once())
     assert slept == [1, 2, 4, 8]
     assert sorted(statuses) == [400] * 5 + [429] * 15
+
+
+def test_every_browser_gets_one_cookie_and_a_draft_of_its_own() -> None:
+    async def page(scope: Scope, receive: Receive, send: Send) -> None:
+        await PlainTextResponse("page")(scope, receive, send)
+
+    first, second = (TestClient(VisitorCookie(page)) for _ in range(2))
+    assert VISITOR not in first.get("/config").cookies  # only with the page
+    assert "HttpOnly" in first.get("/").headers["set-cookie"]
+    second.get("/")
+    assert len(first.cookies[VISITOR]) == 32
+    assert first.cookies[VISITOR] != second.cookies[VISITOR]
+    assert "set-cookie" not in first.get("/").headers  # it has one
+    browsers = [{"cookies": dict(client.cookies)} for client in (first, second)]
+    of_ann, of_bob = (visitor(gr.Request(**browser)) for browser in browsers)
+    assert of_ann != of_bob
+    assert visitor(gr.Request(username="ann", **browsers[0])) == "ann"

@@ -132,9 +132,16 @@ def base_and_concept_are_drawn_and_the_strength_changes_the_concept_alone(page: 
     assert len(base) == len(concept) == 2
     assert not set(base) & set(concept)
 
+    canvas = panel(page).locator(".wipe img")
+    expect(canvas).to_have_count(2)
+    divider = panel(page).get_by_label(re.compile("Divider between"))
+    divider.press("ArrowLeft")
+    clip = "one => getComputedStyle(one).clipPath"
+    assert "49%" in canvas.nth(1).evaluate(clip)
+
     shown = rows.nth(1).locator("button img").first
     before = shown.get_attribute("src") or ""
-    strength = panel(page).locator("input[type=range]").first
+    strength = panel(page).locator(".strength input[type=range]").first
     strength.focus()
     strength.press("Home")  # the keyboard draws again, as the mouse does
     expect(shown).not_to_have_attribute("src", before)

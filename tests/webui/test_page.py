@@ -127,7 +127,12 @@ def test_what_is_wrong_stands_beside_its_field_and_the_form_outlives_a_reload(
     page.goto("about:blank")
     page.goto(server.url)
     token = page.get_by_label("Rare word")
-    expect(page.get_by_label("Class").first).to_have_value("toy")  # of the draft
+    expect(token).to_have_value("sks")
+    expect(page.get_by_label("Class").first).to_have_value(
+        ""
+    )  # drafts of other browsers stay theirs
+    page.get_by_role("button", name="dotted rabbit").click()
+    expect(page.get_by_label("Class").first).to_have_value("toy")
     page.get_by_label("Class").first.fill("")
     token.fill("two words")
     page.get_by_role("button", name="Teach", exact=True).click()
@@ -191,8 +196,13 @@ def test_play_keeps_the_words_of_its_concepts_in_the_prompt(page: Page, server: 
     draw.click()
     expect(panel(page).locator(".problem")).to_have_text(re.compile("The prompt is empty"))
     expect(panel(page).get_by_text("Error", exact=True).locator("visible=true")).to_have_count(0)
-    prompt.press_sequentially("a toy")
+    prompt.press_sequentially("a toy at night")
     expect(panel(page).locator(".problem")).to_have_count(0)
+    page.wait_for_timeout(500)
+    page.reload()
+    expect(prompt).to_have_value(
+        "a dax toy at night"
+    )  # typed before, with the chosen concept's word
 
 
 def test_every_tab_has_an_address_and_the_back_button_goes_back(page: Page) -> None:

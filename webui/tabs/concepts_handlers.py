@@ -16,7 +16,7 @@ from loldu.pictures.folder import CaptionedImage, is_picture, min_side_px
 from loldu.pictures.inspect import TrainingSetup, examine, look_alikes, warnings
 from loldu.presets import Preset
 from trainer.options.preset import configure
-from webui.backend import Backend, owner
+from webui.backend import Backend, owner, visitor
 from webui.engine.job import ENDED
 from webui.page import PROGRESS, errors_on_page
 from webui.teaching.crops import Crop, cropped, outlined
@@ -106,7 +106,7 @@ class ConceptsHandlers:
 
     def begin(self, request: gr.Request) -> tuple[Any, ...]:
         """Show the form as the person left it, and suggest a rare word."""
-        draft = self._backend.drafts.load(owner(request))
+        draft = self._backend.drafts.load(visitor(request))
         first = next(iter(self._recipes.values()))
         side = first.values.get("resolution", _SHOWN_PX)
         free = self._suggested(request)
@@ -126,7 +126,7 @@ class ConceptsHandlers:
     ) -> None:
         """Keep the form for a reload."""
         draft = Draft(chosen, name or "", class_name or "", token or "")
-        self._backend.drafts.save(owner(request), draft)
+        self._backend.drafts.save(visitor(request), draft)
 
     def choose(self, recipe: str) -> tuple[Any, ...]:
         """Fill in the values of a preset."""

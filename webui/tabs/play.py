@@ -7,9 +7,11 @@ import gradio as gr
 from gradio.components import Component
 from gradio.events import Dependency
 
-from webui.backend import Backend
+from webui.backend import Backend, visitor
+from webui.drawing.canvas import canvas, chosen
 from webui.drawing.settings import GUIDANCE, MAX_CONCEPTS, MAX_STRENGTH, SEEDS, STEPS
 from webui.page import ANNOUNCED, CONCEPTS, QUIET, Page
+from webui.style import content_of
 from webui.tabs.album import AlbumParts, create_album
 from webui.tabs.play_handlers import EACH, TOGETHER, PlayHandlers, next_seed, random_seed
 
@@ -22,6 +24,7 @@ class Controls:
     """Components that people set; `placed` holds the concepts that the sliders belong to."""
 
     concepts: gr.CheckboxGroup
+    faces: gr.HTML
     way: gr.Radio
     strengths: list[gr.Slider]
     prompt: gr.Textbox
@@ -44,6 +47,7 @@ class Controls:
 class Rows:
     """Components of the right side."""
 
+    canvas: gr.HTML
     base: gr.Gallery
     concepts: gr.Gallery
     facts: gr.HTML
@@ -57,20 +61,27 @@ def create_play(backend: Backend, page: Page, tab: gr.Tab) -> None:
             "or draw with the base alone.</p></div>"
         )
         teach = gr.Button("Teach a concept", size="sm")
-    with gr.Row():
-        with gr.Column(scale=2, min_width=300):
+    with gr.Row(elem_classes="play"):
+        with gr.Column(scale=4, min_width=300):
             concepts = _concepts()
             with gr.Accordion("Settings", open=False):
                 settings = _settings()
-        with gr.Column(scale=5, min_width=320):
-            rows = Rows(_row("Base"), _row("With the concept", visible=False), gr.HTML())
+            with gr.Accordion("About the concept", open=False):
+                facts = gr.HTML()
+        with gr.Column(scale=5, min_width=300):
+            shown = gr.HTML(canvas(None, None, 0), js_on_load=content_of("canvas.js"))
+        with gr.Column(scale=3, min_width=240):
+            base, adapted = _row("Base"), _row("With the concept", visible=False)
+        rows = Rows(shown, base, adapted, facts)
     with gr.Column(elem_classes=["bar", "asking"]):
         bar = _bar()
     controls = Controls(**concepts, **settings, **bar, placed=gr.State(([], TOGETHER)))
     handlers = PlayHandlers(backend)
     teach.click(lambda: gr.Tabs(selected=CONCEPTS), None, page.tabs, **QUIET)
-    _connect_concepts(handlers, page, tab, controls, rows, hint)
+    recalled = _connect_draft(backend, page, controls.prompt)
+    _connect_concepts(handlers, page, tab, controls, rows, hint, recalled)
     drawings = _connect_drawing(handlers, controls, rows)
+    _connect_canvas(rows)
     album = create_album(backend.album, page, tab, drawings)
     _connect_reuse(handlers, album, controls, rows)
 
@@ -82,6 +93,7 @@ def _concepts() -> dict[str, Any]:
         info=f"Up to {MAX_CONCEPTS}. Their words go into the prompt.",
         elem_classes="chips",
     )
+    faces = gr.HTML()
     way = gr.Radio(
         [TOGETHER, EACH],
         value=TOGETHER,
@@ -100,7 +112,7 @@ def _concepts() -> dict[str, Any]:
         )
         for place in range(1, MAX_CONCEPTS + 1)
     ]
-    return {"concepts": concepts, "way": way, "strengths": strengths}
+    return {"concepts": concepts, "faces": faces, "way": way, "strengths": strengths}
 
 
 def _settings() -> dict[str, Any]:
@@ -164,9 +176,11 @@ def _row(label: str, *, visible: bool = True) -> gr.Gallery:
     return gr.Gallery(
         label=label,
         format="png",
-        columns=4,
+        type="filepath",
+        columns=2,
         rows=1,
         height="auto",
+        allow_preview=False,
         elem_classes="pictures",
         buttons=["download", "fullscreen"],
         interactive=False,
@@ -174,20 +188,41 @@ def _row(label: str, *, visible: bool = True) -> gr.Gallery:
     )
 
 
+def _connect_draft(backend: Backend, page: Page, prompt: gr.Textbox) -> Dependency:
+    """Keep the prompt that a person types for a reload; return the event that shows it again."""
+
+    def recall(request: gr.Request) -> Any:  # noqa: ANN401
+        return backend.drafts.prompt(visitor(request)) or gr.skip()
+
+    def remember(text: str | None, request: gr.Request) -> None:
+        backend.drafts.keep_prompt(visitor(request), text or "")
+
+    prompt.input(remember, prompt, None, trigger_mode="always_last", **QUIET)
+    return page.demo.load(recall, None, prompt, **QUIET)
+
+
 def _connect_concepts(
-    handlers: PlayHandlers, page: Page, tab: gr.Tab, c: Controls, rows: Rows, hint: gr.Column
+    handlers: PlayHandlers,
+    page: Page,
+    tab: gr.Tab,
+    c: Controls,
+    rows: Rows,
+    hint: gr.Column,
+    recalled: Dependency,
 ) -> None:
     suggested = gr.State("")
     inputs = [c.concepts, c.way, c.placed, c.prompt, suggested, *c.strengths]
     outputs = [*_places(c, rows), c.prompt, suggested, c.steps, c.guidance]
     offered = [c.concepts, hint]
     looks = [
-        page.demo.load(handlers.arrive, None, offered, api_name="concepts"),
+        recalled.then(handlers.arrive, None, offered, api_name="concepts"),
         tab.select(handlers.look, c.concepts, offered, **QUIET),
         page.concept.change(handlers.take, page.concept, offered, **QUIET),
     ]
     for trigger in (c.concepts.input, c.way.input, *(look.then for look in looks)):
         trigger(handlers.choose, inputs, outputs, **QUIET)
+    for look in looks:
+        look.then(handlers.faces, None, c.faces, **QUIET)
     c.concepts.input(handlers.at_most, c.concepts, c.concepts, **QUIET)
     asked, noted = [c.prompt, c.concepts, c.way], [c.note, *c.inserts]
     gr.on(
@@ -233,6 +268,16 @@ def _connect_drawing(handlers: PlayHandlers, c: Controls, rows: Rows) -> list[De
         drawing.failure(handlers.why, None, c.problem, **QUIET)
     c.stop.click(handlers.stop, None, None, queue=False, **QUIET)
     return [draw, redraw]
+
+
+def _connect_canvas(rows: Rows) -> None:
+    """Show the chosen picture of both rows on the canvas, and the new one after a drawing."""
+    index = gr.State(0)
+    shown: list[Component] = [rows.base, rows.concepts, index]
+    for row in (rows.base, rows.concepts):
+        row.select(chosen, None, index, **QUIET).then(canvas, shown, rows.canvas, **QUIET)
+    drawn = [rows.base.change, rows.concepts.change]
+    gr.on(drawn, canvas, shown, rows.canvas, trigger_mode="always_last", **QUIET)
 
 
 def _connect_reuse(handlers: PlayHandlers, album: AlbumParts, c: Controls, rows: Rows) -> None:

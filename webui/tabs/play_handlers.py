@@ -14,6 +14,7 @@ import gradio as gr
 from eval.protocols.drawing import file_digest
 from loldu.errors import LoLDUError
 from webui.backend import Backend, owner
+from webui.drawing.canvas import faces
 from webui.drawing.facts import Facts, describe, facts_of, filled, suggestion
 from webui.drawing.model import Use
 from webui.drawing.queue import Cancelled
@@ -76,6 +77,10 @@ class PlayHandlers:
         """Choose the concept that another tab has opened."""
         choices, hint = self.look([], request)
         return ({**choices, "value": [concept]} if concept else choices), hint
+
+    def faces(self, request: gr.Request) -> str:
+        """Return the pictures of the chips as a style sheet."""
+        return faces(self._backend.library.list(owner(request)))
 
     # Gradio passes one argument for each input component.
     def choose(

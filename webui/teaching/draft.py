@@ -1,4 +1,4 @@
-"""The form of Teach as a person left it, kept on the server over a reload and a restart."""
+"""Form of Teach and prompt of Play as a person left them, kept over a reload and a restart."""
 
 import hashlib
 import json
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from loldu.files import write_atomically
+from webui.drawing.settings import MAX_PROMPT
 from webui.teaching.crops import Crop
 from webui.teaching.uploads import Upload
 
@@ -25,7 +26,7 @@ class Draft:
 
 
 class Drafts:
-    """A file per owner; its pictures are those of `Uploads`, which keeps them for a day."""
+    """Files of each owner; `Uploads` keeps the pictures of a draft for a day."""
 
     def __init__(self, folder: Path, sent: Path) -> None:
         """Make the folder.
@@ -65,6 +66,17 @@ class Drafts:
             return Draft()
         return Draft(pictures, *texts)
 
+    def keep_prompt(self, owner: str, prompt: str) -> None:
+        """Keep the prompt that the owner typed in Play."""
+        write_atomically(self._path(owner, "txt"), prompt.encode())
+
+    def prompt(self, owner: str) -> str:
+        """Return the prompt that the owner typed last in Play, or ""."""
+        try:
+            return self._path(owner, "txt").read_text(encoding="utf-8")[:MAX_PROMPT]
+        except (OSError, ValueError):
+            return ""
+
     def _pictures(self, kept: Sequence[Mapping[str, Any]]) -> list[tuple[Upload, Crop]]:
         found: list[tuple[Upload, Crop]] = []
         for one in kept:
@@ -74,5 +86,5 @@ class Drafts:
                 found.append((Upload(path, one["name"], (width, height)), Crop(*one["crop"])))
         return found
 
-    def _path(self, owner: str) -> Path:
-        return self._folder / f"{hashlib.sha256(owner.encode()).hexdigest()[:32]}.json"
+    def _path(self, owner: str, suffix: str = "json") -> Path:
+        return self._folder / f"{hashlib.sha256(owner.encode()).hexdigest()[:32]}.{suffix}"

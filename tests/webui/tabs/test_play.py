@@ -1,5 +1,7 @@
 """Event handlers of the Play tab, without a browser."""
 
+import re
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,7 @@ from PIL import Image
 from tests.webui.concepts import entry_of
 from tests.webui.engine.waiting import patiently
 from webui.backend import Backend, open_backend
+from webui.drawing.canvas import canvas
 from webui.drawing.facts import describe, facts_of
 from webui.drawing.settings import MAX_CONCEPTS, read_png
 from webui.tabs.album import AlbumHandlers
@@ -295,3 +298,26 @@ def test_next_seeds_follow_the_drawn_ones() -> None:
     assert next_seed(4, 4) == 8
     assert next_seed(2**32 - 1, 2) == 1
     assert next_seed(None, 4) == 4
+
+
+def test_the_canvas_has_a_divider_between_the_pictures_of_one_seed() -> None:
+    base, concept = [("/c/a.png", "seed 5"), ("/c/b <.png", "seed 6")], [("/c/d.png", "seed 5")]
+    assert "<img" not in canvas(None, None, 0)
+    both = canvas(base, concept, 0)
+    assert re.findall('src="(.+?)"', both) == [f"gradio_api/file=/c/{name}.png" for name in "ad"]
+    assert 'type="range"' in both
+    alone = canvas(base, concept, 7)  # fewer pictures than before
+    assert re.findall('src="(.+?)"', alone) == ["gradio_api/file=/c/b%20%3C.png"]
+    assert 'type="range"' not in alone
+
+
+def test_chips_have_the_pictures_of_their_concepts(
+    backend: Backend, handlers: PlayHandlers, runs: Path
+) -> None:
+    assert "url(" not in handlers.faces(who())  # without pictures
+    names = [entry.name for entry in backend.library.list("")]
+    (runs / "house" / "samples").mkdir()
+    Image.new("RGB", (4, 4), "red").save(runs / "house" / "samples" / "0-concept.png")
+    (number,) = re.findall(r"nth-of-type\((\d)\)", handlers.faces(who()))
+    shutil.rmtree(runs / "house" / "samples")
+    assert names[int(number) - 1] == "house"
