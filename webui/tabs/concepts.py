@@ -1,26 +1,22 @@
 """The Teach tab: pictures, the words for them, and the options of a training."""
 
-import base64
-import io
 from collections.abc import Mapping
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from loldu.pictures.folder import is_picture
-from loldu.pictures.open import load_image
 from loldu.presets import Preset
 from webui.backend import Backend
 from webui.page import QUIET, Page
-from webui.tabs.concepts_handlers import ConceptsHandlers, Form, Pictures, examples
-from webui.teaching.crops import MAX_ZOOM
+from webui.style import content_of
+from webui.tabs.concepts_handlers import ConceptsHandlers, Form, Pictures
+from webui.teaching.examples import cards
 from webui.teaching.recipes import presets_for
 from webui.teaching.uploads import FILE_TYPES
 
 _PREVIEWS = "a {token} {class} in the snow"
-_CARD_PX = 160
+_CAPTION = "Of this picture alone, with its rare word. Empty: the same as the others."
 _PICK = """element.addEventListener('click', (event) => {
   const card = event.target.closest('[data-name]');
   if (card) trigger('select', {name: card.dataset.name});
@@ -46,25 +42,6 @@ def step(number: int, title: str, about: str = "") -> gr.HTML:
     return gr.HTML(f'<div class="step"><b>{number}</b><h2>{title}</h2><span>{about}</span></div>')
 
 
-def cards(folder: Path) -> str:
-    """Return the example concepts as HTML: a card with the first picture of each."""
-    shown = ""
-    for name in examples(folder):
-        picture = next((p for p in sorted((folder / name).iterdir()) if is_picture(p)), None)
-        if picture is None:
-            continue
-        image, content = load_image(picture), io.BytesIO()
-        image.thumbnail((_CARD_PX, _CARD_PX))
-        image.save(content, "WEBP", quality=90)
-        data = base64.b64encode(content.getvalue()).decode()
-        shown += (
-            f'<button type="button" data-name="{escape(name)}">'
-            f'<img alt="" src="data:image/webp;base64,{data}">'
-            f"{escape(name.replace('_', ' '))}</button>"
-        )
-    return f'<div class="cards-of-examples">{shown}</div>' if shown else ""
-
-
 def _pictures(folder: Path) -> Pictures:
     chosen, index = gr.State(()), gr.State(None)
     step(1, "Pictures", "3 to 5 of one thing")
@@ -80,11 +57,10 @@ def _pictures(folder: Path) -> Pictures:
         visible=False,
     )
     with gr.Column(visible=False) as cropping:
-        whole = gr.Image(label="Crop", interactive=False, format="png", height=320, buttons=[])
-        with gr.Row():
-            zoom = gr.Slider(1, MAX_ZOOM, 1, step=0.05, label="Zoom", min_width=100)
-            x = gr.Slider(0, 1, 0.5, step=0.01, label="Left to right", min_width=100)
-            y = gr.Slider(0, 1, 0.5, step=0.01, label="Top to bottom", min_width=100)
+        whole = gr.HTML(js_on_load=content_of("cropper.js"))
+        caption = gr.Textbox(
+            label="Caption", placeholder="a photo of a sks dog on grass", max_lines=2, info=_CAPTION
+        )
         remove = gr.Button("Remove this picture", size="sm")
     doctor = gr.HTML()
     problem = gr.HTML()
@@ -100,7 +76,7 @@ def _pictures(folder: Path) -> Pictures:
         gr.HTML('<p class="or">Or try an example. A click fills in everything.</p>')
         picked = gr.HTML(shown, js_on_load=_PICK)
     return Pictures(
-        *(chosen, index, files, picked, crops, cropping, whole, zoom, x, y, remove),
+        *(chosen, index, files, picked, crops, cropping, whole, caption, remove),
         doctor=doctor,
         problem=problem,
     )
@@ -172,7 +148,6 @@ def _advanced() -> tuple[Any, ...]:
 
 
 def _connect(page: Page, tab: gr.Tab, h: "ConceptsHandlers", p: Pictures, f: Form) -> None:
-    crop = [p.zoom, p.x, p.y]
     typed = [f.name, f.class_name, f.token]
     filled = {p.chosen, *typed, f.recipe, *f.of_recipe(), f.scored, f.previews, f.seed, f.tried}
     problems = [p.problem, f.words, f.options]
@@ -188,15 +163,16 @@ def _connect(page: Page, tab: gr.Tab, h: "ConceptsHandlers", p: Pictures, f: For
     p.examples.select(
         h.take, f.resolution, [p.chosen, p.crops, p.cropping, f.name, f.class_name], **QUIET
     )
-    p.crops.select(h.select, p.chosen, [p.index, p.cropping, p.whole, *crop], **QUIET)
-    gr.on(
-        [slider.input for slider in (p.zoom, p.x, p.y)],
+    p.crops.select(h.select, p.chosen, [p.index, p.cropping, p.whole, p.caption], **QUIET)
+    p.whole.select(
         h.crop,
-        [p.chosen, f.resolution, p.index, *crop],
-        [p.chosen, p.whole, p.crops],
+        [p.chosen, f.resolution, p.index],
+        [p.chosen, p.crops],
         trigger_mode="always_last",
         **QUIET,
     )
+    for done in (p.caption.blur, p.caption.submit):
+        done(h.caption, [p.chosen, p.index, p.caption], p.chosen, **QUIET)
     p.remove.click(
         h.remove,
         [p.chosen, f.resolution, p.index],

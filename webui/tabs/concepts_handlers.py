@@ -1,6 +1,6 @@
 """Event handlers of the Teach tab."""
 
-import re
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
@@ -11,17 +11,17 @@ import gradio as gr
 from PIL import Image
 
 from loldu.errors import LoLDUError
-from loldu.pictures.captions import read_text
 from loldu.pictures.folder import CaptionedImage, is_picture, min_side_px
 from loldu.pictures.inspect import TrainingSetup, examine, look_alikes, warnings
 from loldu.presets import Preset
 from trainer.options.preset import configure
 from webui.backend import Backend, owner, visitor
-from webui.engine.job import ENDED
+from webui.engine.job import ENDED, Status
 from webui.page import PROGRESS, errors_on_page
-from webui.teaching.crops import Crop, cropped, outlined
+from webui.teaching.crops import Crop, cropped, cropper
 from webui.teaching.draft import Draft
-from webui.teaching.estimate import duration, estimated_seconds
+from webui.teaching.estimate import drawn_pictures, duration, estimated_seconds
+from webui.teaching.examples import class_in_captions, examples
 from webui.teaching.recipes import (
     Order,
     checked_class,
@@ -29,9 +29,10 @@ from webui.teaching.recipes import (
     options_for,
     suggested_token,
 )
+from webui.teaching.scorers import lacking
 from webui.teaching.uploads import MAX_PICTURES, Upload, opened
 
-_SHOWN_PX = 512
+_SHOWN_PX, _CAPTION_LENGTH = 512, 300
 
 Picture = tuple[Upload, Crop]
 
@@ -46,10 +47,8 @@ class Pictures:
     examples: gr.HTML
     crops: gr.Gallery
     cropping: gr.Column
-    whole: gr.Image
-    zoom: gr.Slider
-    x: gr.Slider
-    y: gr.Slider
+    whole: gr.HTML
+    caption: gr.Textbox
     remove: gr.Button
     doctor: gr.HTML
     problem: gr.HTML
@@ -179,35 +178,43 @@ class ConceptsHandlers:
         with errors_on_page():
             files = sorted(path for path in folder.iterdir() if is_picture(path))
             chosen = tuple((add(path, path.name), Crop()) for path in files[:MAX_PICTURES])
-            said = _class_in_captions(folder)
+            said = class_in_captions(folder)
         title = name.replace("_", " ")
         hidden = gr.update(visible=False)
         return chosen, _gallery(chosen, resolution), hidden, title, said or title.split()[-1]
 
     def select(self, chosen: tuple[Picture, ...], event: gr.SelectData) -> tuple[Any, ...]:
-        """Show a whole picture with its crop."""
+        """Show a whole picture with its crop and its caption."""
         with errors_on_page():
             upload, crop = chosen[event.index]
-            whole = outlined(opened(upload), crop, _SHOWN_PX)
-        return event.index, gr.update(visible=True), whole, crop.zoom, crop.x, crop.y
+            whole = cropper(opened(upload), crop, event.index)
+        return event.index, gr.update(visible=True), whole, upload.caption
 
     def crop(
         self,
         chosen: tuple[Picture, ...],
         resolution: float | int | None,
         index: int | None,
-        zoom: float | int,
-        x: float | int,
-        y: float | int,
+        event: gr.EventData,
     ) -> tuple[Any, ...]:
-        """Set the crop of the shown picture."""
+        """Set the crop of the shown picture to where a person moved it."""
+        place = (event.zoom, event.x, event.y)
+        if index is None or index >= len(chosen) or index != event.index:
+            return gr.skip(), gr.skip()
+        if not all(type(each) in (int, float) and math.isfinite(each) for each in place):
+            return gr.skip(), gr.skip()
+        chosen = (*chosen[:index], (chosen[index][0], Crop(*place)), *chosen[index + 1 :])
+        return chosen, _gallery(chosen, resolution)
+
+    def caption(
+        self, chosen: tuple[Picture, ...], index: int | None, text: str | None
+    ) -> tuple[Picture, ...]:
+        """Set the caption of the shown picture."""
         if index is None or index >= len(chosen):
-            return gr.skip(), gr.skip(), gr.skip()
-        upload, _ = chosen[index]
-        crop = Crop(zoom, x, y)
-        chosen = (*chosen[:index], (upload, crop), *chosen[index + 1 :])
-        with errors_on_page():
-            return chosen, outlined(opened(upload), crop, _SHOWN_PX), _gallery(chosen, resolution)
+            return chosen
+        upload, crop = chosen[index]
+        said = replace(upload, caption=" ".join((text or "").split())[:_CAPTION_LENGTH])
+        return (*chosen[:index], (said, crop), *chosen[index + 1 :])
 
     def remove(
         self, chosen: tuple[Picture, ...], resolution: float | int | None, index: int | None
@@ -236,11 +243,21 @@ class ConceptsHandlers:
             options = self._options(order, Path())
             jobs = self._backend.jobs.list()
             seconds = estimated_seconds(options, jobs, self._measure)
+            finished = [job for job in jobs if job.status is Status.FINISHED]
         except LoLDUError:
             return advice(chosen, side, order), ""
         before = len([job for job in jobs if job.status not in ENDED])
         waits = f", after {before} other{'s' * (before > 1)}" if before else ""
-        return advice(chosen, side, order), f"Takes **{duration(seconds)}**{waits}."
+        counted = (
+            f"{order.max_train_steps:,} steps and {drawn_pictures(options, finished)} pictures"
+        )
+        sentence = f"Takes **{duration(seconds)}**{waits}, for {counted}."
+        if away := lacking(options):
+            sentence += (
+                f" It will have **no scores**: {' and '.join(away)} cannot be found on this "
+                "machine or downloaded. The training is the same without them."
+            )
+        return advice(chosen, side, order), sentence
 
     def train(self, filled: Mapping[Any, Any], request: gr.Request) -> tuple[Any, ...]:
         """Queue the training and open Progress, or say beside the fields what must be corrected."""
@@ -310,21 +327,6 @@ class ConceptsHandlers:
         return {entry.token for entry in entries if entry.token}
 
 
-def examples(folder: Path) -> list[str]:
-    """Return the names of the example concepts in a folder, which may be missing."""
-    if not folder.is_dir():
-        return []
-    return sorted(each.name for each in folder.iterdir() if each.is_dir())
-
-
-def _class_in_captions(folder: Path) -> str | None:
-    """Return the class in an example's captions, which call its concept sks; None without one."""
-    for caption in sorted(folder.glob("*.txt")):
-        if found := re.search(r"\bsks (\w+)", read_text(caption)):
-            return found[1]
-    return None
-
-
 def problem(sentence: str) -> str:
     """Return what must be corrected as HTML, or ""."""
     return f'<p class="problem" role="alert">{escape(sentence)}</p>' if sentence else ""
@@ -338,7 +340,7 @@ def advice(chosen: Sequence[Picture], side: float | int | None, order: Order | N
     caption = f"a photo of {token} {thing}"
     findings = [
         examine(
-            CaptionedImage(Path(f"picture {number}"), caption),
+            CaptionedImage(Path(f"picture {number}"), upload.caption or caption),
             resolution,
             cropped(opened(upload), crop),
         )

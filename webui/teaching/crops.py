@@ -1,11 +1,15 @@
 """The square crop of a training picture."""
 
+import io
 from dataclasses import dataclass
+from html import escape
 
-from PIL import Image, ImageDraw
+from PIL import Image
+
+from webui.served import address, in_cache
 
 MAX_ZOOM = 4.0
-_SHADE = (0, 0, 0, 140)
+_SHOWN_PX = 1024
 
 
 @dataclass(frozen=True)
@@ -37,13 +41,33 @@ def cropped(image: Image.Image, crop: Crop) -> Image.Image:
     return image.crop(crop.box(image.size))
 
 
-def outlined(image: Image.Image, crop: Crop, side_px: int) -> Image.Image:
-    """Return the whole picture, scaled to a longer side of `side_px`, dark outside the square."""
-    scale = side_px / max(image.size)
-    small = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
-    shade = Image.new("RGBA", small.size, _SHADE)
-    left, top, right, bottom = crop.box(small.size)
-    ImageDraw.Draw(shade).rectangle(
-        (left, top, right - 1, bottom - 1), fill=(0, 0, 0, 0), outline="white", width=2
+def cropper(image: Image.Image, crop: Crop, index: int) -> str:
+    """Return a picture with its crop as HTML, to be moved by hand, wheel, fingers or keys.
+
+    Args:
+        image: The whole picture.
+        crop: Its crop.
+        index: Its place among the pictures, which every change names.
+    """
+    width, height = image.size
+    image = image.copy()
+    image.thumbnail((_SHOWN_PX, _SHOWN_PX))
+    content = io.BytesIO()
+    image.save(content, "WEBP", quality=88)
+    ranges = "".join(
+        f'<label>{label}<input type="range" data-of="{name}" min="{low}" max="{high}" '
+        f'step="{step}" value="{value}"></label>'
+        for name, label, low, high, step, value in (
+            ("zoom", "Zoom", 1, MAX_ZOOM, 0.05, crop.zoom),
+            ("x", "Left to right", 0, 1, 0.01, crop.x),
+            ("y", "Top to bottom", 0, 1, 0.01, crop.y),
+        )
     )
-    return Image.alpha_composite(small.convert("RGBA"), shade).convert("RGB")
+    source = address(in_cache(content.getvalue(), "whole.webp"))
+    return (
+        f'<div class="cropper" data-index="{index}" data-width="{width}" data-height="{height}">'
+        f'<div class="whole" style="--ratio: {width / height:.4f}">'
+        f'<img alt="" draggable="false" src="{escape(source)}"><i></i></div>'
+        f'<p class="hint">Drag the square; wheel or pinch to zoom.</p>'
+        f'<div class="ranges">{ranges}</div></div>'
+    )

@@ -50,6 +50,7 @@ class Drafts:
                     "name": upload.name,
                     "size": upload.size,
                     "crop": (crop.zoom, crop.x, crop.y),
+                    "caption": upload.caption,
                 }
             )
         text = {"name": draft.name, "class_name": draft.class_name, "token": draft.token}
@@ -83,7 +84,8 @@ class Drafts:
             path = self._sent / Path(one["file"]).name
             width, height = cast(list[int], one["size"])
             if path.is_file():
-                found.append((Upload(path, one["name"], (width, height)), Crop(*one["crop"])))
+                upload = Upload(path, one["name"], (width, height), str(one.get("caption", "")))
+                found.append((upload, Crop(*one["crop"])))
         return found
 
     def _path(self, owner: str, suffix: str = "json") -> Path:

@@ -34,11 +34,13 @@ class Upload:
         path: Copy of the picture, upright, in RGB and without the camera's metadata.
         name: File name in the browser, for display only.
         size: Width and height in pixels.
+        caption: Its caption, or "" for that of all pictures.
     """
 
     path: Path
     name: str
     size: tuple[int, int]
+    caption: str = ""
 
 
 class Uploads:
@@ -69,7 +71,7 @@ class Uploads:
         return Upload(kept, name, image.size)
 
     def store(self, pictures: Iterable[tuple[Upload, Crop]]) -> Path:
-        """Write the crops of pictures into a new folder, as `picture-1.png` and so on.
+        """Write crops and captions into a new folder, as `picture-1.png`, `picture-1.txt`, ...
 
         Raises:
             LoLDUError: If an upload was deleted because it is too old.
@@ -79,6 +81,8 @@ class Uploads:
             draft.mkdir(mode=0o700)
             for number, (upload, crop) in enumerate(pictures, 1):
                 save_png(cropped(opened(upload), crop), draft / f"picture-{number}.png")
+                if upload.caption:
+                    (draft / f"picture-{number}.txt").write_text(upload.caption, encoding="utf-8")
         return folder
 
 

@@ -14,10 +14,12 @@ from PIL import Image
 
 from loldu.pictures.open import load_image
 from webui.backend import Backend, open_backend
+from webui.engine.options import asked
 from webui.page import PROGRESS
 from webui.tabs import concepts
 from webui.tabs.concepts_handlers import ConceptsHandlers, Form, Pictures
 from webui.teaching.crops import Crop
+from webui.teaching.examples import cards
 from webui.teaching.recipes import presets_for
 
 ANN = gr.Request(username="ann")
@@ -178,25 +180,44 @@ def test_valid_pictures_of_an_upload_are_kept(
 
 def test_a_crop_is_seen_at_once(tab: Tab) -> None:
     chosen = tab.filled[tab.p.chosen]
-    _, _, whole, *crop = tab.handlers.select(
+    index, _, whole, caption = tab.handlers.select(
         chosen, gr.SelectData(None, {"index": 1, "value": None})
     )
-    assert crop == [1, 0.5, 0.5]
-    changed, closer, gallery = tab.handlers.crop(chosen, 64, 1, 3, 0, 1)
+    assert (index, caption) == (1, "")
+    assert 'data-index="1"' in whole
+
+    def moved(index: int, **place: object) -> gr.EventData:
+        return gr.EventData(None, {"index": index, "zoom": 3, "x": 0, "y": 1, **place})
+
+    changed, gallery = tab.handlers.crop(chosen, 64, 1, moved(1))
     assert [crop for _, crop in changed] == [Crop(), Crop(3, 0, 1), Crop()]
-    assert closer.tobytes() != whole.tobytes()
     assert len(gallery["value"]) == 3
+    for late in (moved(0), moved(1, zoom="3"), moved(1, x=float("nan"))):  # or of no page of ours
+        assert tab.handlers.crop(chosen, 64, 1, late) == (gr.skip(), gr.skip())
     left, index, _, gallery = tab.handlers.remove(changed, 64, 1)
     assert [crop for _, crop in left] == [Crop(), Crop()]
     assert index is None
     assert len(gallery["value"]) == 2
 
 
+def test_a_caption_is_of_its_picture_alone(tab: Tab, backend: Backend) -> None:
+    chosen = tab.filled[tab.p.chosen]
+    said = tab.handlers.caption(chosen, 1, "  a sks cat \n on grass ")
+    assert [upload.caption for upload, _ in said] == ["", "a sks cat on grass", ""]
+    tab.handlers.keep(said, "Milo", "cat", "sks", ANN)
+    assert tab.handlers.begin(ANN)[0] == said
+    tab.handlers.train(tab.filled | {tab.p.chosen: said}, ANN)
+    (job,) = backend.jobs.list("ann")
+    folder = Path(asked(job.folder).pictures or "")
+    assert [path.name for path in sorted(folder.glob("*.txt"))] == ["picture-2.txt"]
+    assert (folder / "picture-2.txt").read_text() == "a sks cat on grass"
+
+
 def test_warnings_and_the_estimate_come_before_training(tab: Tab) -> None:
     said, time = tab.handlers.judge(tab.filled)
     assert "Nearly the same picture" not in said
     # 20 steps of one picture and 26 pictures in 25 steps with guidance
-    assert "Takes **about 2 minutes**." in time
+    assert "Takes **about 2 minutes**, for 20 steps and 26 pictures." in time
     chosen = tab.filled[tab.p.chosen]
     said, time = tab.handlers.judge(tab.filled | {tab.p.chosen: (chosen[0], chosen[0])})
     assert "Only 2 pictures" in said
@@ -214,7 +235,7 @@ def test_an_example_is_a_name_in_the_folder_and_no_path(tab: Tab, backend: Backe
     assert tab.handlers.take(64, gr.EventData(None, path)) == (gr.skip(),) * 5
     chosen, _, _, title, class_name = tab.handlers.take(64, gr.EventData(None, name))
     assert (len(chosen), title, class_name) == (3, "blue dog", "dog")
-    assert concepts.cards(backend.examples).count("<img") == 2
+    assert cards(backend.examples).count("<img") == 2
 
 
 def test_a_form_is_kept_over_a_reload_for_its_owner_alone(tab: Tab, backend: Backend) -> None:

@@ -35,7 +35,8 @@ def test_rows_and_drawn_pictures_are_counted() -> None:
     # 96 of the class, two prompts at 11 steps, of the base, and of each side for the card
     assert drawn_pictures(OPTIONS) == 96 + 2 * (11 + 2)
     scores = {"validation_scores": True, "validation_images": 1, "drift_prompt": ["c"]}
-    assert drawn_pictures(OPTIONS | scores) == 96 + 2 * 13 + 3 * 11
+    # the prompt of other things at 11 steps and with the base; at step 0 also the concept's prompts
+    assert drawn_pictures(OPTIONS | scores) == 96 + 2 * 13 + 11 + 1 + 2
 
 
 def test_without_a_training_a_pass_is_measured() -> None:
@@ -47,7 +48,16 @@ def test_without_a_training_a_pass_is_measured() -> None:
 
     seconds = estimated_seconds(OPTIONS, (), measure)
     assert asked == [(15, 64)]
-    assert seconds == pytest.approx(300 * 3 * 0.3 + 122 * 40 * 0.3 / 15)
+    assert seconds == pytest.approx(10 + 300 * 2 * 0.3 + 122 * 40 * 0.3 / 15)
+
+
+def test_class_pictures_of_an_earlier_training_are_not_drawn_again(jobs: Jobs) -> None:
+    options = OPTIONS | {"instance_data_dir": "x", "instance_prompt": "a sks toy"}
+    options |= {"class_prompt": ("a toy",), "class_data_dir": "shared"}
+    job = jobs.submit("rabbit", "ann", options)
+    assert drawn_pictures(options, [job]) == 2 * 13
+    assert drawn_pictures(options | {"class_prompt": ["a car"]}, [job]) == 96 + 2 * 13
+    assert drawn_pictures(options | {"seed": 7}, [job]) == 96 + 2 * 13
 
 
 def test_a_finished_training_gives_a_better_estimate(jobs: Jobs) -> None:
@@ -67,9 +77,9 @@ def test_a_finished_training_gives_a_better_estimate(jobs: Jobs) -> None:
     base = {"pretrained_model_name_or_path": "pocket/base"}
     # 0.2 s a row, four times that at twice the side
     seconds = estimated_seconds(base | plain, [job], lambda *_: 1.0)
-    assert seconds == pytest.approx(100 * 3 * 0.8)
+    assert seconds == pytest.approx(10 + 100 * 3 * 0.8)
     other = {"pretrained_model_name_or_path": "another"}
-    assert estimated_seconds(other | plain, [job], lambda *_: 1.0) == pytest.approx(300.0)
+    assert estimated_seconds(other | plain, [job], lambda *_: 1.0) == pytest.approx(10 + 100 * 2)
     assert job.folder != Path()
 
 
