@@ -13,6 +13,8 @@ from diffusers import DiffusionPipeline
 
 from loldu.base.families import family_of, network_of
 from loldu.errors import LoLDUError
+from loldu.options import options as known_options
+from trainer.options.config import Config
 from trainer.results.places import METRICS
 from webui.engine.job import Job, Status
 from webui.engine.options import stored_options
@@ -88,11 +90,13 @@ def _drew_class_pictures(folder: Path, options: Mapping[str, Any]) -> bool:
         before = stored_options(folder)
     except LoLDUError:
         return False
-    same = all(_plain(before.get(name)) == _plain(options.get(name)) for name in _OF_CLASS)
+    same = all(_value(before, name) == _value(options, name) for name in _OF_CLASS)
     return same and before.get("with_prior_preservation") is True
 
 
-def _plain(value: object) -> object:
+def _value(options: Mapping[str, Any], name: str) -> object:
+    """Return the value of an option, or its default, as a file of options holds it."""
+    value = options.get(name, known_options(Config)[name].default)
     return list(value) if isinstance(value, tuple) else value
 
 

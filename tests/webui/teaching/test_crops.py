@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from loldu.pictures.open import load_image
 from webui.teaching.crops import Crop, cropped, cropper
 
 places = st.floats(-1, 2)
@@ -43,5 +44,5 @@ def test_the_cropper_has_the_whole_picture_and_sliders_of_its_crop(
     values = dict(re.findall('data-of="(.+?)".+? value="(.+?)"', html))
     assert values == {"zoom": "2", "x": "0", "y": "0.25"}
     (file,) = tmp_path.rglob("*.webp")
-    assert Image.open(file).size == (400, 200)
+    assert load_image(file).size == (400, 200)
     assert cropped(image, Crop()).size == (200, 200)
