@@ -128,9 +128,7 @@ def test_what_is_wrong_stands_beside_its_field_and_the_form_outlives_a_reload(
     page.goto(server.url)
     token = page.get_by_label("Rare word")
     expect(token).to_have_value("sks")
-    expect(page.get_by_label("Class").first).to_have_value(
-        ""
-    )  # drafts of other browsers stay theirs
+    expect(page.get_by_label("Class").first).to_have_value("")  # other browsers have other drafts
     page.get_by_role("button", name="dotted rabbit").click()
     expect(page.get_by_label("Class").first).to_have_value("toy")
     page.get_by_label("Class").first.fill("")
