@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,7 +77,10 @@ def test_mistakes_give_one_sentence_and_the_page_still_works(client: Client) -> 
     assert (len(base), adapted) == (2, [])
 
 
-def test_the_layout_builds_without_any_run(tmp_path: Path) -> None:
+@pytest.fixture
+def demo(tmp_path: Path) -> gr.Blocks:
+    """Return the page of a studio without runs and examples."""
+
     async def build() -> gr.Blocks:
         nothing = tmp_path / "nothing"
         backend = open_backend(
@@ -84,6 +88,21 @@ def test_the_layout_builds_without_any_run(tmp_path: Path) -> None:
         )
         return create_demo(backend)
 
-    demo = asyncio.run(build())  # outside of a loop gradio makes several and closes none
+    return asyncio.run(build())  # outside of a loop gradio makes several and closes none
+
+
+def test_the_layout_builds_without_any_run(demo: gr.Blocks) -> None:
     labels = {block.label for block in demo.blocks.values() if getattr(block, "label", None)}
     assert {"Concepts", "Prompt", "Negative prompt", "Base", "With the concept"} <= labels
+
+
+def test_no_two_handlers_of_an_event_wait_for_its_last_occurrence(demo: gr.Blocks) -> None:
+    """gradio repeats the whole event when one has waited, so two would call each other for good."""
+    waiting = Counter(
+        (target, type(demo.blocks[target]).__name__, event)
+        for fn in demo.fns.values()
+        if fn.trigger_mode == "always_last"
+        for target, event in fn.targets
+        if target in demo.blocks
+    )
+    assert not [event for event, count in waiting.items() if count > 1]

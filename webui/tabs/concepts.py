@@ -184,14 +184,16 @@ def _connect(page: Page, tab: gr.Tab, h: "ConceptsHandlers", p: Pictures, f: For
     changes += [component.change for component in f.of_recipe()]
     judged = [p.doctor, f.estimate]
     gr.on(changes, h.judge, filled, judged, trigger_mode="always_last", **QUIET)
-    gr.on(changes, h.check, filled, problems, trigger_mode="always_last", **QUIET)
+    # Not always_last: gradio repeats the whole event then, and two such handlers call each other
+    # for good.
+    gr.on(changes, h.check, filled, problems, trigger_mode="multiple", **QUIET)
     kept = [p.chosen, *typed]
     gr.on(
         [p.chosen.change, *(each.change for each in typed)],
         h.keep,
         kept,
         None,
-        trigger_mode="always_last",
+        trigger_mode="multiple",
         **QUIET,
     )
     answered = [page.job, page.tabs, f.token, f.tried, f.estimate, *problems]
