@@ -19,7 +19,7 @@ from webui.watching import text
 from webui.watching.charts import Chart, charts, table_of_step
 from webui.watching.story import Shown, film, pair, prompts
 
-_TICK_S, _QUEUE_TICK_S = 1, 5
+_TICK_S, _QUEUE_TICK_S = 2, 5
 _NOTHING = Progress(0, 0, (), {}, None, None, None, (), {}, {}, None, "")
 
 
