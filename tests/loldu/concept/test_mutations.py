@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from peft import get_peft_model_state_dict
 from safetensors.numpy import load_file, save_file
 
 from loldu import LoLDUConfig, export_lora, load_concept, save_concept
+from loldu.__main__ import run
 from loldu.base.record import base_options
 from loldu.base.single_file import check_checkpoint
 from loldu.concept.format import read_concept
@@ -261,3 +263,40 @@ def test_a_mutated_folder_of_peft_is_refused_or_right(
             unet.delete_adapters("default")
         assert state(tmp_path) == before
     assert 0 < loaded < count
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("count", [8, pytest.param(400, marks=pytest.mark.slow)])
+def test_commands_refuse_a_mutated_concept_or_write_a_sound_file(
+    base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], count: int
+) -> None:
+    pipeline, base = StableDiffusionPipeline.from_pretrained(base_folder), str(base_folder)
+    pipeline.unet.add_adapter(LoLDUConfig(r=4, init_weights=False, target_modules=["to_q"]))
+    content = save_concept(pipeline, tmp_path / "good").read_bytes()
+    rng, path, out = random.Random(8), tmp_path / "toy.safetensors", tmp_path / "out"
+    statuses = set()
+    for _ in range(count):
+        sign_again(rng, content, path)
+        before = state(tmp_path)
+        for name, *more in (
+            ("inspect",),
+            ("verify", base),
+            ("export", base, str(out / "lora.safetensors")),
+            ("truncate", base, str(out / "less.safetensors"), "--r", "2"),
+            ("merge", base, str(out / "merged")),
+            ("compare-clients", base),
+        ):
+            out.mkdir()
+            capsys.readouterr()
+            status = run([name, str(path), *more])
+            error = capsys.readouterr().err
+            statuses.add(status)
+            written = [*out.iterdir()]
+            if status == 2:
+                check(error.strip())
+                assert not written
+            elif name == "truncate":
+                assert read_concept(written[0]).layers
+            shutil.rmtree(out)
+            assert state(tmp_path) == before
+    assert statuses == {0, 2}
