@@ -40,6 +40,7 @@ def test_steps_are_those_of_the_trainer(method: str) -> None:
     assert variant.state_bytes() - held == 2 * 4 * variant.trained + 4 * len(parameters)
 
 
+@pytest.mark.slow
 def test_the_record_has_time_and_memory_of_every_variant(tmp_path: Path) -> None:
     output = tmp_path / "train_step.json"
     main([*FLAGS, "--output", str(output)])

@@ -52,8 +52,8 @@ def toml(tmp_path: Path, pictures: Path) -> Path:
 @pytest.mark.parametrize(
     "more",
     [
-        ("--max_delta_norm", "0.02"),
-        (*PRIOR, "--prior_batch_size", "1"),
+        pytest.param(("--max_delta_norm", "0.02"), marks=pytest.mark.slow),
+        pytest.param((*PRIOR, "--prior_batch_size", "1"), marks=pytest.mark.slow),
         (*PRIOR, "--prior_target", "base", "--train_text_encoder", "--snr_gamma", "5"),
     ],
 )

@@ -1,12 +1,15 @@
 """Training of pictures in their own shapes."""
 
+import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from accelerate import debug_launcher
+from accelerate.state import AcceleratorState
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
@@ -14,6 +17,7 @@ from safetensors.torch import load_file
 from loldu import read_concept
 from loldu.errors import LoLDUError
 from loldu.pictures.folder import CaptionedImage
+from tests.trainer.kills import check_twenty_kills
 from trainer.__main__ import run
 from trainer.methods.trained import Trained
 from trainer.options.config import Config
@@ -206,3 +210,27 @@ def test_what_does_not_go_with_buckets_is_refused(
     pipeline.unet.register_to_config(down_block_types=["DownBlock2D"] * 4)
     with pytest.raises(LoLDUError, match="needs a --resolution of at least 16 with this base"):
         buckets_of(pipeline, config)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="it forks")
+def test_twenty_kills_over_a_run_of_several_shapes(flags: list[str], tmp_path: Path) -> None:
+    life = ["--checkpointing_steps", "1", "--checkpoints_total_limit", "1"]
+    check_twenty_kills([*flags, *QUICK, *life], tmp_path)
+
+
+def _run(argv: Sequence[str]) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)  # this is a fork of one process
+    assert run(argv) == 0
+
+
+@pytest.mark.slow
+def test_two_processes_of_several_shapes_equal_one_with_twice_the_batch(
+    flags: list[str], tmp_path: Path
+) -> None:
+    two, one = tmp_path / "two", tmp_path / "one"
+    assert run([*flags, *QUICK, "--train_batch_size", "4", "--output_dir", str(one)]) == 0
+    debug_launcher(_run, ([*flags, *QUICK, "--output_dir", str(two)],), num_processes=2)
+    found = [read_concept(folder / "concept.safetensors").layers for folder in (two, one)]
+    for layer, expected in zip(*found, strict=True):
+        torch.testing.assert_close(layer.delta, expected.delta, rtol=1e-3, atol=1e-5)

@@ -63,7 +63,7 @@ def deltas(folder: Path) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("most_rows", "more", "expected"),
     [
-        (4, [], [4, 3] * 2),
+        pytest.param(4, [], [4, 3] * 2, marks=pytest.mark.slow),
         # Against the base, rows of the concept and of the class never pass together.
         (2, ["--prior_target", "base"], [2, 2, 2, 1] * 2),
         (1, [], [1] * 7 * 2),
