@@ -80,7 +80,7 @@ def by_row(model: PeftModel) -> None:
     set_concepts(model, ["default", None, "1"])
 
 
-@pytest.mark.parametrize("use", [None, all_active, by_row])
+@pytest.mark.parametrize("use", [None, pytest.param(all_active, marks=pytest.mark.slow), by_row])
 def test_a_model_is_one_graph_forward_and_backward(
     make_two_layers: Make, use: Callable[[PeftModel], None] | None
 ) -> None:
@@ -130,6 +130,7 @@ class Blocks(nn.Module):
         return x
 
 
+@pytest.mark.slow
 def test_blocks_compiled_one_by_one_share_their_graphs_as_those_of_the_base_do() -> None:
     torch.manual_seed(0)
     x, states = torch.randn(2, 5, 16), torch.randn(2, 3, 8)

@@ -22,9 +22,9 @@ def test_dropout_acts_in_training_only_and_keeps_the_mean() -> None:
     kept = model(x)
     assert torch.equal(kept, adapted(0.0).eval()(x))
     model.train()
-    drawn = torch.stack([model(x) for _ in range(4000)])
+    drawn = torch.stack([model(x) for _ in range(1000)])
     assert drawn.std(0).max() > 0.01
-    spread = drawn.std(0) / 4000**0.5
+    spread = drawn.std(0) / 1000**0.5
     assert ((drawn.mean(0) - kept).abs() <= 5 * spread + 1e-6).all()
 
 

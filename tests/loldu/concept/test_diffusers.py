@@ -252,7 +252,7 @@ CALLS: dict[str, Callable[[StableDiffusionPipeline], object]] = {
     "unload_concept": unload_concept,
 }
 
-SLOW = [call for call in CALLS if call not in ("delete_adapters", "disable_lora", "fuse_lora")]
+SLOW = [call for call in CALLS if call not in ("delete_adapters", "fuse_lora")]
 
 
 @torch.no_grad()
@@ -270,7 +270,7 @@ def concepts(pipeline: StableDiffusionPipeline, tmp_path: Path) -> dict[str, Pat
 @pytest.mark.parametrize(
     "first",
     [
-        *("delete_adapters", "disable_lora", "fuse_lora"),
+        *("delete_adapters", "fuse_lora"),
         *(pytest.param(call, marks=pytest.mark.slow) for call in SLOW),
     ],
 )
