@@ -17,9 +17,11 @@ element.addEventListener('keydown', (event) => {
   next.click();
 });
 let seen = '';
-watch('value', () => {  // the chosen frame is in sight, on a phone too
+const follow = () => {  // the chosen frame is in sight, on a phone too
   const film = element.querySelector('.film'), chosen = film?.querySelector('[aria-pressed=true]');
   if (!chosen || chosen.dataset.step === seen) return;
   seen = chosen.dataset.step;
   film.scrollTo({left: chosen.offsetLeft - film.clientWidth / 2, behavior: 'smooth'});
-});
+};
+watch('value', follow);
+follow();

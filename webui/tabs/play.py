@@ -70,7 +70,7 @@ def create_play(backend: Backend, page: Page, tab: gr.Tab) -> None:
                 facts = gr.HTML()
         with gr.Column(scale=5, min_width=300):
             shown = gr.HTML(canvas(None, None, 0), js_on_load=content_of("canvas.js"))
-        with gr.Column(scale=3, min_width=240):
+        with gr.Column(scale=2, min_width=200):
             base, adapted = _row("Base"), _row("With the concept", visible=False)
         rows = Rows(shown, base, adapted, facts)
     with gr.Column(elem_classes=["bar", "asking"]):

@@ -85,7 +85,8 @@ def _to_come(asked: Asked, progress: Progress) -> tuple[int, ...]:
     if not asked.every:
         return ()
     last = max(progress.pictures, default=0)
-    steps = [step for step in range(asked.every, progress.steps + 1, asked.every) if step > last]
+    drawn = {*range(asked.every, progress.steps, asked.every), progress.steps}
+    steps = sorted(step for step in drawn if step > last)
     return tuple(steps) if len(steps) <= _MOST_TO_COME else ()
 
 

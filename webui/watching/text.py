@@ -128,8 +128,8 @@ def machine(job: Job, progress: Progress) -> str:
 
 def _preparation(stage: Stage, so_far: str) -> str:
     """Return the bar before the first step; without a count it only shows that something runs."""
-    count = f"{stage.done} of {stage.total}" if stage.total else ""
-    terms = {stage.name: count or "…", "So far": so_far}
+    terms = {stage.name: f"{stage.done} of {stage.total}"} if stage.total else {"Now": stage.name}
+    terms["So far"] = so_far
     return f"{_bar('Preparation', stage.done, stage.total)}{term_list(terms)}"
 
 

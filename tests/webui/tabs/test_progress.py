@@ -311,7 +311,7 @@ def test_preparation_has_a_count_and_a_bar_from_the_first_second(
         return sent(handlers.refresh(Look(), job.id, ANN))["facts"]
 
     assert '<progress aria-label="Preparation"></progress>' in facts()
-    assert "<dt>Starting</dt>" in facts()
+    assert "<dt>Now</dt><dd>Starting</dd>" in facts()
     log.write_text("Loading the base.\nDrawing class pictures: 12 of 96.\nsome warning\n")
     assert 'max="96" value="12"' in facts()
     assert "<dt>Drawing class pictures</dt><dd>12 of 96</dd>" in facts()
