@@ -175,6 +175,8 @@ def two_concepts_are_mixed_and_drawn_in_one_batch(page: Page) -> None:
     assert not set(each) & set(mixed)
     assert each[0] != each[1]
     take(page, "play")
+    newest = rows.last.locator("button.thumbnail-item").first
+    expect(newest).to_have_attribute("aria-label", re.compile("."))  # it shows no text
     rows.last.locator("button img").first.click()
     expect(page.get_by_text(HOSTILE).first).to_be_visible()
     assert page.evaluate("window.hacked") is None

@@ -9,9 +9,10 @@
     pressed = setTimeout(() => slider.dispatchEvent(new PointerEvent('pointerup', {bubbles: true})), 300);
   });
 
-  // What gradio names for screen readers in other words than it shows.
+  // What gradio names for screen readers in other words than it shows. A picture without a caption
+  // keeps its name.
   const unname = () => document
-    .querySelectorAll('button.thumbnail-item[aria-label]:has(img, .caption-label), '
+    .querySelectorAll('button.thumbnail-item[aria-label]:has(.caption-label), '
       + 'button.upload-container[aria-label], div.empty[aria-label]')
     .forEach((named) => named.removeAttribute('aria-label'));
   let waits = false;
