@@ -15,7 +15,7 @@ _SHOWN_CUT = 300
 
 
 def lacking(prompt: str, concepts: Sequence[Facts], *, each: bool) -> list[Facts]:
-    """Return the concepts whose rare word is not in the prompt: they would change nothing."""
+    """Return the concepts whose rare word is not in the prompt."""
     prompts = [for_one(prompt, one, concepts) if each else prompt for one in concepts]
     return [
         one
