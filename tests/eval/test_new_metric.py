@@ -136,7 +136,7 @@ def test_the_report_and_the_studio_have_a_new_metric(results: list[Path], tmp_pa
 def test_the_library_and_the_charts_of_the_studio_have_a_new_metric(toy: str) -> None:
     concept = Mock(spec=Concept, metadata={"scores": {"toy": 0.25}}, base="b", layers=[])
     assert describe(concept, size=1).scores == {"Toy distance": 0.25}
-    measured = Progress(0, 60, (), {10: {"toy": 0.25}}, None, None, None, (), {}, {}, "")
+    measured = Progress(0, 60, (), {10: {"toy": 0.25}}, None, None, None, (), {}, {}, None, "")
     (chart,) = (chart for chart in charts(measured).values() if chart.title == "Toy distance")
     assert chart.curves == (("Toy distance", ((10, 0.25),)),)
     assert "Toy distance" in table_of_step(measured.scores, 10)

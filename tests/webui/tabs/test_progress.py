@@ -170,7 +170,7 @@ def test_the_open_tab_updates_while_something_changes(
     assert timer(Look()) == (True, 5)
     jobs.begin(job, "cpu")
     look = Look()
-    assert timer(look) == (True, 1)
+    assert timer(look) == (True, 2)
     elsewhere = gr.SelectData(None, {"index": 2, "value": "Play"})
     assert handlers.leave(look, elsewhere)["active"] is False
     assert not timer(look)[0]  # of a tick that was on its way

@@ -19,7 +19,7 @@ from webui.watching.charts import (
     table_of_step,
 )
 
-EMPTY = Progress(0, 60, (), {}, None, None, None, (), {}, {}, "")
+EMPTY = Progress(0, 60, (), {}, None, None, None, (), {}, {}, None, "")
 NAMES = ["dino", "clip_i", "clip_t", "drift"]
 TITLES = [LOSS, "DINO", "CLIP-I", "CLIP-T", "Drift"]
 
