@@ -1,6 +1,7 @@
 """Tiny random models as the folders that people pass, and a short run on them."""
 
 import json
+import os
 import string
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ from trainer.options.config import Config
 from trainer.options.preset import parse
 
 RESOLUTION = 16
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # also of processes that tests start
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
