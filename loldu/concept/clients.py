@@ -42,7 +42,7 @@ _TEXT_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a program makes of a LoRA file, beside the concept.
+    """The changes by one program, compared with those of the concept.
 
     Attributes:
         client: Name of the program.

@@ -18,7 +18,7 @@ _SENTENCE = re.compile(rf"({_NAMES})(?:: (\d{{1,9}}) of (\d{{1,9}}))?\.")
 
 @dataclass(frozen=True)
 class Stage:
-    """What a run does before its first step.
+    """A stage of a run before its first step.
 
     Attributes:
         name: One of the names above.

@@ -1,4 +1,4 @@
-"""What other programs make of an exported LoRA, against PEFT's own reading of the same file."""
+"""Other programs read an exported LoRA; PEFT reads the same file for comparison."""
 
 from pathlib import Path
 
