@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from PIL import Image
 from transformers import (
     CLIPConfig,
@@ -19,6 +26,7 @@ from transformers import (
     CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPTokenizer,
     ViTConfig,
     ViTModel,
@@ -111,6 +119,62 @@ def base_folder(tokenizer: CLIPTokenizer, tmp_path_factory: pytest.TempPathFacto
     pipeline = StableDiffusionPipeline(**parts, requires_safety_checker=False)
     folder = tmp_path_factory.mktemp("base")
     pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def xl_folder(tokenizer: CLIPTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SDXL in miniature: every class and every switch of its configs, in a few thousand weights."""
+    torch.manual_seed(2)
+    folder = tmp_path_factory.mktemp("xl")
+    tokenizer.save_pretrained(folder / "second")
+    second = CLIPTokenizer.from_pretrained(folder / "second", pad_token="9")  # as SDXL's pads by !
+    text: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 16,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    vae: dict[str, Any] = {
+        "block_out_channels": (8, 8),
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "latent_channels": 4,
+        "norm_num_groups": 4,
+        "scaling_factor": 0.13025,
+    }
+    unet: dict[str, Any] = {
+        "sample_size": RESOLUTION // 2,
+        "block_out_channels": (8, 16),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "layers_per_block": 1,
+        "transformer_layers_per_block": (1, 2),
+        "use_linear_projection": True,
+        "cross_attention_dim": 16 + 24,
+        "attention_head_dim": (2, 4),
+        "norm_num_groups": 4,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 12 + 6 * 8,
+    }
+    parts: dict[str, Any] = {
+        "text_encoder": CLIPTextModel(CLIPTextConfig(hidden_size=16, **text)),
+        "text_encoder_2": CLIPTextModelWithProjection(
+            CLIPTextConfig(hidden_size=24, projection_dim=12, hidden_act="gelu", **text)
+        ),
+        "vae": AutoencoderKL(**vae),
+        "unet": UNet2DConditionModel(**unet),
+        "tokenizer": tokenizer,
+        "tokenizer_2": second,
+        "scheduler": EulerDiscreteScheduler(
+            beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1
+        ),
+    }
+    StableDiffusionXLPipeline(**parts, add_watermarker=False).save_pretrained(folder)
     return folder
 
 

@@ -9,9 +9,10 @@ from diffusers import DiffusionPipeline
 
 from loldu.base.family import Family
 from loldu.base.stable_diffusion import StableDiffusion
+from loldu.base.stable_diffusion_xl import StableDiffusionXL
 from loldu.errors import LoLDUError
 
-FAMILIES: list[Family] = [StableDiffusion()]
+FAMILIES: list[Family] = [StableDiffusion(), StableDiffusionXL()]
 """Every family; a new one is added here."""
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from loldu.base.config import BaseModelConfig
 from loldu.errors import LoLDUError
+from loldu.pictures.crop import Framing
 
 Conditioning = dict[str, Tensor]
 """Encoded prompts: tensors by name, each with one row per prompt."""
@@ -30,13 +31,18 @@ class NoiseSchedule(ABC):
 
     @abstractmethod
     def draw_timesteps(
-        self, rng: np.random.Generator, count: int, span: tuple[float, float] = (0.0, 1.0)
+        self,
+        rng: np.random.Generator,
+        count: int,
+        latent_shape: tuple[int, ...],
+        span: tuple[float, float] = (0.0, 1.0),
     ) -> Num[np.ndarray, " rows"]:
         """Draw the timesteps of `count` rows.
 
         Args:
             rng: Random numbers.
             count: Number of rows.
+            latent_shape: Shape of a row's latents; some schedules give large pictures more noise.
             span: Part of the schedule, where 0 has no noise and 1 nothing else.
         """
 
@@ -71,6 +77,8 @@ class Family(ABC):
         vae: Component that encodes pictures.
         target_modules: Layers of the network that adapters change by default.
         text_target_modules: Layers of the text encoders that adapters change.
+        word_keys: By text encoder, the key of its vector in the file of a learned word; a family
+            with one text encoder uses the word itself.
         lora_prefixes: By component, the prefix of its keys in a LoRA file with kohya's names.
     """
 
@@ -81,18 +89,27 @@ class Family(ABC):
     vae: ClassVar[str] = "vae"
     target_modules: ClassVar[tuple[str, ...]] = ("to_k", "to_q", "to_v", "to_out.0")
     text_target_modules: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "out_proj")
+    word_keys: ClassVar[Mapping[str, str]] = {}
     lora_prefixes: ClassVar[Mapping[str, str]]
 
     @abstractmethod
     def matches(self, index: Mapping[str, Any]) -> bool:
-        """Tell whether a folder with this `model_index.json` is of the family."""
+        """Tell whether a folder with this `model_index.json` is of the family.
+
+        Raises:
+            LoLDUError: If it is a model of the family that cannot be trained.
+        """
 
     def matches_file(self, keys: Collection[str]) -> bool:
         """Tell whether a single-file checkpoint with tensors of these names is of the family."""
         return False
 
     def check_files(self, base: BaseModelConfig) -> None:
-        """Raise LoLDUError if a local base lacks a part, by its folders or its file's header."""
+        """Check a base before its weights are loaded: the options, and the parts of a local one.
+
+        Raises:
+            LoLDUError: If an option is not for this family, or a part is missing.
+        """
         return
 
     @abstractmethod
@@ -127,6 +144,14 @@ class Family(ABC):
     ) -> Conditioning:
         """Encode the tokens in `conditioning` anew, with text encoders that are being trained."""
 
+    def text_targets(self, pipeline: DiffusionPipeline) -> dict[str, tuple[str, ...]]:
+        """Return the layers of each text encoder that adapters change.
+
+        Raises:
+            LoLDUError: If the text encoders of the family are never trained.
+        """
+        return dict.fromkeys(self.text_encoders, self.text_target_modules)
+
     @abstractmethod
     def encode_pictures(
         self, pipeline: DiffusionPipeline, pixels: Float[Tensor, "rows 3 height width"]
@@ -137,6 +162,13 @@ class Family(ABC):
             pipeline: The base.
             pixels: Pictures in [-1, 1].
         """
+
+    def describe_views(self, framings: Sequence[Framing]) -> Conditioning:
+        """Return tensors with one row per view, if the network reads how pictures were cropped.
+
+        They join the encoded prompts as `conditioning` of `predict`.
+        """
+        return {}
 
     @abstractmethod
     def noise_schedule(self, pipeline: DiffusionPipeline) -> NoiseSchedule:
@@ -154,7 +186,14 @@ class Family(ABC):
         timesteps: Num[Tensor, " rows"],
         conditioning: Conditioning,
     ) -> Float[Tensor, "rows ..."]:
-        """Call the network; the prediction is float32."""
+        """Call the network; the prediction is float32.
+
+        Args:
+            network: The network.
+            noisy: Noisy latents.
+            timesteps: How noisy they are.
+            conditioning: The encoded prompts and the description of the views, row by row.
+        """
 
     @abstractmethod
     def draw(

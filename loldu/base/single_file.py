@@ -10,7 +10,7 @@ from typing import Any
 
 from loldu.errors import LoLDUError
 
-UNET, TEXT_ENCODER = "model.diffusion_model.", "cond_stage_model."
+UNET = "model.diffusion_model."
 VAES = ("first_stage_model.", "vae.")
 FIRST_LAYER = f"{UNET}input_blocks.0.0.weight"
 LATENT_CHANNELS = 4
@@ -41,18 +41,19 @@ def is_stable_diffusion(keys: Collection[str]) -> bool:
     return FIRST_LAYER in keys and not any(key.startswith("conditioner.") for key in keys)
 
 
-def check_checkpoint(path: Path, *, has_vae: bool) -> None:
-    """Refuse a file that is not a whole Stable Diffusion 1.x or 2.x checkpoint.
+def check_checkpoint(path: Path, text_encoders: Collection[str], *, has_vae: bool) -> None:
+    """Refuse a file that is not a whole checkpoint of Stable Diffusion.
 
     Args:
         path: A .safetensors file.
+        text_encoders: Beginnings of the names of each text encoder's tensors.
         has_vae: Whether the VAE comes from elsewhere.
 
     Raises:
         LoLDUError: If the file is something else, or lacks a part.
     """
     shapes = tensor_shapes(path)
-    wanted = "give a Stable Diffusion 1.x or 2.x checkpoint with --pretrained_model_name_or_path"
+    wanted = "give a checkpoint of Stable Diffusion with --pretrained_model_name_or_path"
 
     def has(*prefixes: str) -> bool:
         return any(key.startswith(prefixes) for key in shapes)
@@ -63,13 +64,12 @@ def check_checkpoint(path: Path, *, has_vae: bool) -> None:
         raise LoLDUError(f"{path} is a LoRA, not a base; {wanted}.")
     if not has(UNET) and has("encoder.", "decoder.", *VAES):
         raise LoLDUError(f"{path} is a VAE: give it with --vae; {wanted}.")
-    if has("conditioner."):
-        raise LoLDUError(f"{path} is an SDXL checkpoint; {wanted}.")
     if FIRST_LAYER not in shapes:
         raise LoLDUError(f"{path} contains no Stable Diffusion UNet; {wanted}.")
     refuse_more_channels(path, shapes[FIRST_LAYER][1], LATENT_CHANNELS)
-    if not has(TEXT_ENCODER):
-        raise LoLDUError(f"{path} contains no text encoder; give a complete checkpoint.")
+    if not all(map(has, text_encoders)):
+        kinds = "no text encoder" if len(text_encoders) == 1 else "not both text encoders"
+        raise LoLDUError(f"{path} contains {kinds}; give a complete checkpoint.")
     if not has_vae and not has(*VAES):
         raise LoLDUError(f"{path} contains no VAE; give one with --vae.")
 

@@ -12,18 +12,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from diffusers import AutoencoderKL, ConfigMixin, DDPMScheduler, StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
 
+from loldu.base.alpha_schedule import AlphaSchedule, check_alphas
 from loldu.base.config import BaseModelConfig
 from loldu.base.family import Conditioning, Family, NoiseSchedule
 from loldu.base.long_prompts import equally_long, prompt_tokens, read_long_prompts
 from loldu.base.single_file import check_checkpoint, is_stable_diffusion, refuse_more_channels
 from loldu.base.source import check_source, quiet, reading
+from loldu.concept.lora_names import PREFIXES
 from loldu.errors import LoLDUError
 from loldu.prompts import tell_of_cut
 
@@ -37,7 +38,10 @@ class StableDiffusion(Family):
     name = "Stable Diffusion 1.x and 2.x"
     pipeline_class = StableDiffusionPipeline
     network = "unet"
-    lora_prefixes: ClassVar[Mapping[str, str]] = {"unet": "lora_unet", "text_encoder": "lora_te"}
+    lora_prefixes = PREFIXES
+    file_text_encoders: ClassVar[tuple[str, ...]] = ("cond_stage_model.",)
+    """Beginnings of the text encoders' keys in a single-file checkpoint."""
+    has_safety_checker: ClassVar[bool] = True
 
     def matches(self, index: Mapping[str, Any]) -> bool:
         """Tell whether a folder has the UNet and the one text encoder of Stable Diffusion."""
@@ -57,16 +61,15 @@ class StableDiffusion(Family):
         """
         path = Path(base.pretrained_model_name_or_path)
         if path.is_file():
-            check_checkpoint(path, has_vae=base.vae is not None)
+            has_vae = base.vae is not None
+            check_checkpoint(path, self.file_text_encoders, has_vae=has_vae)
         vae = (self.vae,) if base.vae is None else ()
         for part in (self.network, *self.text_encoders, *vae) if path.is_dir() else ():
             if not (path / part).is_dir():
                 raise LoLDUError(f"The base {path} lacks its folder {part}; download it again.")
 
-    def open(
-        self, base: BaseModelConfig, *, torch_dtype: torch.dtype, safety_checker: bool
-    ) -> StableDiffusionPipeline:
-        """Load UNet and text encoder in `torch_dtype`, the VAE in float32: some overflow in fp16.
+    def open(self, base: BaseModelConfig, *, torch_dtype: torch.dtype, safety_checker: bool) -> Any:  # noqa: ANN401
+        """Load UNet and text encoders in `torch_dtype`, the VAE in float32: some overflow in fp16.
 
         Raises:
             LoLDUError: If the base cannot be read or trained.
@@ -77,21 +80,65 @@ class StableDiffusion(Family):
             layout = (base.single_file_config, None) if path.is_file() else (name, base.revision)
             parts["vae"] = _load_vae(base.vae, *layout)
         if path.is_file():
-            pipeline: Any = _load_single_file(base, torch_dtype, parts)
+            pipeline = self._load_single_file(base, torch_dtype, parts)
         else:
-            pipeline = _load_folder(base, torch_dtype, parts, safety_checker=safety_checker)
+            pipeline = self._load_folder(base, torch_dtype, parts, safety_checker=safety_checker)
         in_channels = pipeline.unet.config["in_channels"]
         refuse_more_channels(name, in_channels, pipeline.vae.config["latent_channels"])
-        if path.is_file() or not safety_checker:
-            pipeline.safety_checker = None
         if base.prediction_type is not None:
             pipeline.scheduler.register_to_config(prediction_type=base.prediction_type)
-        _check_noise_schedule(pipeline, name)
+        check_alphas(pipeline.scheduler, name)
+        self._adjust(pipeline, base)
+        pipeline.vae.enable_slicing()  # decoding a batch at once would need more than training does
+        return pipeline
+
+    def _load_folder(
+        self,
+        base: BaseModelConfig,
+        torch_dtype: torch.dtype,
+        parts: dict[str, Any],
+        *,
+        safety_checker: bool,
+    ) -> Any:  # noqa: ANN401
+        if self.has_safety_checker and not safety_checker:
+            parts = {**parts, "safety_checker": None, "requires_safety_checker": False}
+        name = base.pretrained_model_name_or_path
+        with reading("base", name):
+            return self.pipeline_class.from_pretrained(
+                name,
+                dtype={"vae": torch.float32, "default": torch_dtype},
+                revision=base.revision,
+                variant=base.variant,
+                **parts,
+            )
+
+    def _load_single_file(
+        self, base: BaseModelConfig, torch_dtype: torch.dtype, parts: dict[str, Any]
+    ) -> Any:  # noqa: ANN401
+        name, layout = base.pretrained_model_name_or_path, base.single_file_config
+        kind: Any = self.pipeline_class
+        with reading("base", name, layout):
+            pipeline = kind.from_single_file(
+                name, config=layout, torch_dtype=torch.float32, **parts
+            )
+            if torch_dtype != torch.float32:
+                for part in (self.network, *self.text_encoders):
+                    getattr(pipeline, part).to(torch_dtype)
+        # Concepts know their base by this name, so it must not depend on the file's folder.
+        pipeline.register_to_config(_name_or_path=Path(name).name)
+        if self.has_safety_checker:
+            pipeline.safety_checker = None
+        return pipeline
+
+    def _adjust(self, pipeline: Any, base: BaseModelConfig) -> None:  # noqa: ANN401
+        """Apply the options that say how prompts are read.
+
+        Raises:
+            LoLDUError: If the text encoder has too few layers.
+        """
         _leave_out_last_layers(pipeline.text_encoder, base.clip_skip)
         if base.prompt_chunks > 1:
             read_long_prompts(pipeline, base.prompt_chunks)
-        pipeline.vae.enable_slicing()  # decoding a batch at once would need more than training does
-        return pipeline
 
     def encode_text(
         self,
@@ -134,8 +181,8 @@ class StableDiffusion(Family):
         """Return mean and standard deviation of the VAE's posterior, scaled for the UNet."""
         vae = pipeline.vae
         posterior = vae.encode(pixels.to(vae.device, vae.dtype), return_dict=False)[0]
-        scale = vae.config["scaling_factor"]
-        return posterior.mean * scale, posterior.std * scale
+        shift, scale = latent_scaling(vae)
+        return (posterior.mean - shift) * scale, posterior.std * scale
 
     def noise_schedule(self, pipeline: Any) -> NoiseSchedule:  # noqa: ANN401
         """Return the base's own schedule of alphas.
@@ -169,7 +216,7 @@ class StableDiffusion(Family):
         resolution: int | None,
     ) -> list[Image.Image]:
         """Draw one picture per prompt; latents are decoded in the VAE's own precision."""
-        with _naming_cut_words(pipeline, [*prompts, *(negative_prompts or ())]):
+        with naming_cut_words(pipeline, [*prompts, *(negative_prompts or ())]):
             output = pipeline(
                 prompt=prompts,
                 negative_prompt=negative_prompts,
@@ -181,7 +228,8 @@ class StableDiffusion(Family):
                 output_type="latent",
             )
         vae = pipeline.vae
-        latents = output.images.to(vae.dtype) / vae.config["scaling_factor"]
+        shift, scale = latent_scaling(vae)
+        latents = output.images.to(vae.dtype) / scale + shift
         decoded = vae.decode(latents, return_dict=False)[0]
         return pipeline.image_processor.postprocess(decoded, output_type="pil")
 
@@ -207,44 +255,6 @@ class StableDiffusion(Family):
         }.get((width, pipeline.scheduler.config["prediction_type"]))
 
 
-class AlphaSchedule(NoiseSchedule):
-    """Noisy latents are sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) noise, with integer timesteps."""
-
-    def __init__(self, noise_scheduler: ConfigMixin) -> None:
-        """Take the noise scheduler of the base.
-
-        Raises:
-            LoLDUError: If the base predicts neither noise nor velocity.
-        """
-        self._noise_scheduler: Any = training_noise_scheduler(noise_scheduler)
-
-    def draw_timesteps(
-        self, rng: np.random.Generator, count: int, span: tuple[float, float] = (0.0, 1.0)
-    ) -> Int[np.ndarray, " rows"]:
-        """Draw timesteps uniformly, from the start of the span up to its end, without it."""
-        steps = self._noise_scheduler.config["num_train_timesteps"]
-        first, end = (round(share * steps) for share in span)
-        return rng.integers(first, max(end, first + 1), size=count)
-
-    def noise_and_target(
-        self,
-        latents: Float[Tensor, "rows c h w"],
-        noise: Float[Tensor, "rows c h w"],
-        timesteps: Int[Tensor, " rows"],
-    ) -> tuple[Float[Tensor, "rows c h w"], Float[Tensor, "rows c h w"]]:
-        """Return the noisy latents, and the noise or the velocity that the base predicts."""
-        target = noise
-        if self._noise_scheduler.config["prediction_type"] == "v_prediction":
-            target = self._noise_scheduler.get_velocity(latents, noise, timesteps)
-        return self._noise_scheduler.add_noise(latents, noise, timesteps), target
-
-    def min_snr_weights(
-        self, timesteps: Int[Tensor, " rows"], gamma: float
-    ) -> Float[Tensor, " rows"]:
-        """Return Min-SNR weights for what the base predicts."""
-        return min_snr_weights(self._noise_scheduler, timesteps, gamma)
-
-
 @torch.no_grad()
 def embed(
     pipeline: Any,  # noqa: ANN401
@@ -252,7 +262,7 @@ def embed(
 ) -> Float[Tensor, "prompts tokens dim"]:
     """Return the UNet's `encoder_hidden_states` of each prompt."""
     device = pipeline.text_encoder.device
-    with _naming_cut_words(pipeline, prompts):
+    with naming_cut_words(pipeline, prompts):
         states = [
             pipeline.encode_prompt(prompt, device, 1, do_classifier_free_guidance=False)[0]
             for prompt in prompts
@@ -260,8 +270,20 @@ def embed(
         return torch.cat(equally_long(states))
 
 
+def latent_scaling(vae: Any) -> tuple[Tensor | float, Tensor | float]:  # noqa: ANN401
+    """Return what to subtract from a VAE's latents, and then the factor, for the network.
+
+    Some VAEs know the mean and deviation of every channel; the others scale all channels alike.
+    """
+    factor, mean, std = map(vae.config.get, ("scaling_factor", "latents_mean", "latents_std"))
+    if mean is None or std is None:
+        return 0.0, factor
+    shift, deviation = (torch.tensor(x, device=vae.device)[:, None, None] for x in (mean, std))
+    return shift, factor / deviation
+
+
 @contextmanager
-def _naming_cut_words(pipeline: Any, prompts: Sequence[str]) -> Generator[None]:  # noqa: ANN401
+def naming_cut_words(pipeline: Any, prompts: Sequence[str]) -> Generator[None]:  # noqa: ANN401
     """Log one plain line for every prompt that is too long, instead of the libraries' lines."""
     is_long = getattr(pipeline, "prompt_chunks", 1) > 1  # then `prompt_tokens` names them
     if not is_long and tell_of_cut(pipeline.tokenizer, prompts, "the base"):
@@ -269,74 +291,6 @@ def _naming_cut_words(pipeline: Any, prompts: Sequence[str]) -> Generator[None]:
             yield
     else:
         yield
-
-
-def training_noise_scheduler(noise_scheduler: ConfigMixin) -> DDPMScheduler:
-    """Return the base's noise schedule and prediction type, apart from its sampler's state.
-
-    Raises:
-        LoLDUError: If the prediction type is neither epsilon nor v_prediction.
-    """
-    scheduler = DDPMScheduler.from_config(noise_scheduler.config)
-    assert isinstance(scheduler, DDPMScheduler)
-    prediction_type = scheduler.config["prediction_type"]
-    if prediction_type not in ("epsilon", "v_prediction"):
-        raise LoLDUError(
-            f"The base predicts {prediction_type}; only epsilon and v_prediction can be trained."
-        )
-    return scheduler
-
-
-def min_snr_weights(
-    noise_scheduler: DDPMScheduler, timesteps: Int[Tensor, " rows"], gamma: float
-) -> Float[Tensor, " rows"]:
-    """Return Min-SNR weights: min(SNR, gamma) on the x0 error, whatever the network predicts.
-
-    The x0 error is the noise error divided by SNR, and the v error divided by SNR + 1.
-
-    Source: Hang et al., Efficient Diffusion Training via Min-SNR Weighting Strategy, Sec. 3.4.
-    """
-    alpha_bar = noise_scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
-    snr = alpha_bar / (1 - alpha_bar)
-    if noise_scheduler.config["prediction_type"] == "v_prediction":
-        return snr.clamp(max=gamma) / (snr + 1)
-    return (gamma / snr).clamp(max=1)
-
-
-def _load_folder(
-    base: BaseModelConfig,
-    torch_dtype: torch.dtype,
-    parts: dict[str, Any],
-    *,
-    safety_checker: bool,
-) -> StableDiffusionPipeline:
-    if not safety_checker:
-        parts = {**parts, "safety_checker": None, "requires_safety_checker": False}
-    name = base.pretrained_model_name_or_path
-    with reading("base", name):
-        return StableDiffusionPipeline.from_pretrained(
-            name,
-            dtype={"vae": torch.float32, "default": torch_dtype},
-            revision=base.revision,
-            variant=base.variant,
-            **parts,
-        )
-
-
-def _load_single_file(
-    base: BaseModelConfig, torch_dtype: torch.dtype, parts: dict[str, Any]
-) -> StableDiffusionPipeline:
-    name, layout = base.pretrained_model_name_or_path, base.single_file_config
-    with reading("base", name, layout):
-        pipeline = StableDiffusionPipeline.from_single_file(
-            name, config=layout, torch_dtype=torch.float32, **parts
-        )
-        if torch_dtype != torch.float32:
-            pipeline.unet.to(torch_dtype)
-            pipeline.text_encoder.to(torch_dtype)
-    # Concepts know their base by this name, so it must not depend on the file's folder.
-    pipeline.register_to_config(_name_or_path=Path(name).name)
-    return pipeline
 
 
 def _load_vae(vae: str, layout: str | None, revision: str | None) -> AutoencoderKL:
@@ -358,12 +312,3 @@ def _leave_out_last_layers(text_encoder: Any, count: int) -> None:  # noqa: ANN4
         )
     text_encoder.encoder.layers = layers[: len(layers) - count]
     text_encoder.config.num_hidden_layers = len(layers) - count
-
-
-def _check_noise_schedule(pipeline: StableDiffusionPipeline, name: str) -> None:
-    config = pipeline.scheduler.config
-    if config["prediction_type"] == "epsilon" and config.get("rescale_betas_zero_snr"):
-        raise LoLDUError(
-            f"The noise schedule of {name} ends in pure noise (rescale_betas_zero_snr), from which "
-            "epsilon draws nothing; if it predicts velocity, give --prediction_type v_prediction."
-        )

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from loldu.adapter.components import adapted_layers, bare, components
 from loldu.adapter.layer import LoLDULayer
 from loldu.concept.export import adapted_layers_of, only_adapter
+from loldu.concept.lora_names import kohya_key, prefixes_of
 from loldu.errors import ConceptError
 
 CLIENTS = {
@@ -113,18 +114,12 @@ def _keys_by_layer(
     Raises:
         ConceptError: If no layer has the name of a key, or a key is incomplete.
     """
-    is_xl = "text_encoder_2" in parts
-    prefixes = {
-        "unet": "lora_unet",
-        "text_encoder": "lora_te1_text_model" if is_xl else "lora_te_text_model",
-        "text_encoder_2": "lora_te2_text_model",
-    }
-    names = {
-        f"{prefixes[part]}_{name.removeprefix('text_model.')}".replace(".", "_"): f"{part}.{name}"
-        for part in prefixes.keys() & parts.keys()
-        for name, _ in parts[part].named_modules()
-        if part == "unet" or name.endswith(_TEXT_LAYERS)
-    }
+    prefixes = prefixes_of(parts)
+    names: dict[str, str] = {}
+    for part in prefixes.keys() & parts.keys():
+        for name, _ in parts[part].named_modules():
+            if part == "unet" or name.endswith(_TEXT_LAYERS):
+                names[kohya_key(prefixes[part], part, name, parts[part])] = f"{part}.{name}"
     found: dict[str, str] = {}
     for key in dict.fromkeys(name.split(".", 1)[0] for name in tensors):
         if key not in names:

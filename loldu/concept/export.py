@@ -29,6 +29,7 @@ from loldu.adapter.config import LoLDUConfig
 from loldu.adapter.layer import LoLDULayer
 from loldu.concept import ExportDtype, Layout
 from loldu.concept.format import serialize
+from loldu.concept.lora_names import XL_PREFIXES, kohya_key, layer_in_full, prefixes_of
 from loldu.concept.save import base_id
 from loldu.errors import ConceptError
 from loldu.files import write_atomically
@@ -97,8 +98,8 @@ def export_lora(
         _write_peft(path, models, adapted, adapter_name, base, dtype, overwrite=overwrite)
         return path
     check_file(path, overwrite)
-    is_xl = "text_encoder_2" in getattr(model_or_pipeline, "components", {})
-    tensors = _file_tensors(models, adapted, adapter_name, layout, dtype, is_xl=is_xl)
+    prefixes = prefixes_of(getattr(model_or_pipeline, "components", {}))
+    tensors = _file_tensors(models, adapted, adapter_name, layout, dtype, prefixes)
     write_atomically(path, serialize(tensors, {**(metadata or {}), "format": "pt"}))
     return path
 
@@ -169,27 +170,37 @@ def _file_tensors(
     adapter_name: str,
     layout: Layout,
     dtype: torch.dtype,
-    *,
-    is_xl: bool,
+    prefixes: Mapping[str, str],
 ) -> dict[str, Tensor]:
-    """Return the tensors of a single LoRA file, in the layout of diffusers or kohya."""
+    """Return the tensors of a single LoRA file, in the layout of diffusers or kohya.
+
+    Raises:
+        ConceptError: If the layout cannot hold a layer.
+    """
     tensors: dict[str, Tensor] = {}
+    known = {**XL_PREFIXES, **prefixes}
     largest = max(layer.r[adapter_name] for layers in adapted.values() for layer in layers.values())
     for component, layers in adapted.items():
-        _require_no_saved_modules(models[component], adapter_name, layout)
-        component = _component_of(models[component]) if component == BARE else component
-        for name, layer in layers.items():
-            tensors |= (
-                _diffusers_tensors(component, name, *_lora_factors(layer, adapter_name, dtype))
-                if layout == "diffusers"
-                else _kohya_tensors(component, name, layer, adapter_name, dtype, largest, is_xl)
+        model = models[component]
+        _require_no_saved_modules(model, adapter_name, layout)
+        component = _component_of(model) if component == BARE else component
+        if layout == "kohya" and component not in known:
+            raise ConceptError(
+                f"the kohya layout has no names for a {component}: use layout='diffusers'"
             )
+        for name, layer in layers.items():
+            if layout == "diffusers":
+                factors = _lora_factors(layer, adapter_name, dtype)
+                tensors |= _diffusers_tensors(component, name, *factors)
+            else:
+                key = kohya_key(known[component], component, name, model)
+                tensors |= _kohya_tensors(key, layer, adapter_name, dtype, largest)
     return tensors
 
 
 def _diffusers_tensors(component: str, name: str, up: Tensor, down: Tensor) -> dict[str, Tensor]:
     """Return the tensors with diffusers' keys; without an alpha, the scale of a layer is 1."""
-    key = f"{component}.{_in_full(component, name)}"
+    key = f"{component}.{layer_in_full(component, name)}"
     if component.startswith("text_encoder"):
         # diffusers does not recognise `lora_A` in a text encoder if only its MLP is adapted.
         return {
@@ -200,25 +211,9 @@ def _diffusers_tensors(component: str, name: str, up: Tensor, down: Tensor) -> d
 
 
 def _kohya_tensors(
-    component: str,
-    name: str,
-    layer: LoLDULayer,
-    adapter_name: str,
-    dtype: torch.dtype,
-    alpha: int,
-    is_xl: bool,
+    key: str, layer: LoLDULayer, adapter_name: str, dtype: torch.dtype, alpha: int
 ) -> dict[str, Tensor]:
     """Return the tensors with kohya's keys; `up` undoes the factor alpha / r of the readers."""
-    prefixes = {
-        "unet": "lora_unet",
-        "text_encoder": "lora_te1" if is_xl else "lora_te",
-        "text_encoder_2": "lora_te2",
-    }
-    if component not in prefixes:
-        raise ConceptError(
-            f"the kohya layout has no names for a {component}: use layout='diffusers'"
-        )
-    key = f"{prefixes[component]}_{_in_full(component, name)}".replace(".", "_")
     factor = layer.r[adapter_name] / alpha
     up, down = _lora_factors(layer, adapter_name, dtype, factor)
     return {
@@ -226,12 +221,6 @@ def _kohya_tensors(
         f"{key}.lora_down.weight": down,
         f"{key}.lora_up.weight": up,
     }
-
-
-def _in_full(component: str, name: str) -> str:
-    """Return a layer's name with `text_model.`, which transformers 5 omits in CLIP."""
-    is_short = component.startswith("text_encoder") and name.startswith("encoder.layers.")
-    return f"text_model.{name}" if is_short else name
 
 
 def _write_peft(

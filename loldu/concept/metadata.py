@@ -55,6 +55,7 @@ _KNOWN: dict[str, _Kind] = {
     "base": ("a table", lambda value: isinstance(value, str | dict)),
 }
 _BASE: dict[str, _Kind] = {
+    "family": _TEXT,
     "pretrained_model_name_or_path": _TEXT,
     "vae": _TEXT,
     "revision": _TEXT,

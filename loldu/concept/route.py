@@ -266,13 +266,20 @@ def _route_network(pipeline: Any, options: Mapping[str, Any]) -> None:  # noqa: 
         return
     words = _words_as_read(pipeline)
     prompts = _listed(options["prompt"], 1)
-    rows = [_called(words, text) for text in _as_read(pipeline, prompts)]
+
+    def called(texts: list[str], name: str) -> list[dict[str, float]]:
+        """Return the concepts of every picture's text, and of its text for a second encoder."""
+        second = _listed(options.get(name) or texts, len(prompts))
+        both = zip(_as_read(pipeline, texts), _as_read(pipeline, second), strict=True)
+        return [_called(words, one) | _called(words, other) for one, other in both]
+
+    rows = called(prompts, "prompt_2")
     unconditional: list[dict[str, float]] = []
     if options.get("do_classifier_free_guidance"):
         negative = _listed(options.get("negative_prompt") or "", len(prompts))
         unconditional = [
-            {name: factor * routing.guidance for name, factor in row.items()} | _called(words, text)
-            for row, text in zip(rows, _as_read(pipeline, negative), strict=True)
+            {name: factor * routing.guidance for name, factor in row.items()} | of_negative
+            for row, of_negative in zip(rows, called(negative, "negative_prompt_2"), strict=True)
         ]
     times = options.get("num_images_per_prompt") or 1
     rows, unconditional = _repeated(rows, times), _repeated(unconditional, times)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from loldu.adapter.base_weight import dtype_name
 from loldu.adapter.components import BARE, bare, components, fingerprint_of, part_with, weight_of
 from loldu.concept.format import BASE_DTYPES, Concept, ConceptLayer, read_concept
+from loldu.concept.metadata import base_of, shown
 from loldu.concept.peft_folder import read_peft_folder
 from loldu.errors import ConceptError
 
@@ -49,7 +50,7 @@ def read_verified(
     concept = read_peft_folder(Path(path), parts) if Path(path).is_dir() else read_concept(path)
     targets = _targets(concept, parts, path)
     for component, part in targets.items():
-        _verify_layers([y for y in concept.layers if y.component == component], bare(part), path)
+        _verify_layers(concept, component, bare(part), path)
     return concept, targets
 
 
@@ -67,15 +68,26 @@ def _targets(
         elif parts and len(names) == 1 and BARE in (component, *parts):
             # A model was saved or is loaded on its own: the names of its layers decide.
             _, targets[component] = part_with(parts, layers)
-        else:
+        elif BARE in parts:
             raise ConceptError(
                 f"{path} also changes the {component}, which was not given: pass the whole pipeline"
+            )
+        else:
+            raise ConceptError(
+                f"{_for_another_base(concept, path)}: it changes the {component}, which this base "
+                "does not have; load the base it was trained on"
             )
     return targets
 
 
+def _for_another_base(concept: Concept, path: str | os.PathLike[str]) -> str:
+    """Return the beginning of a message, with the family of the concept's base if it is known."""
+    family = base_of(concept.metadata).get("family")
+    return f"{path} was made for another base model{f' ({shown(family)})' if family else ''}"
+
+
 def _verify_layers(
-    layers: list[ConceptLayer], model: nn.Module, path: str | os.PathLike[str]
+    concept: Concept, component: str, model: nn.Module, path: str | os.PathLike[str]
 ) -> None:
     """Compare every layer of a concept with a base model.
 
@@ -83,7 +95,9 @@ def _verify_layers(
         ConceptError: If a layer differs; the message says which and how. Also if a weight is on the
             meta device.
     """
-    for layer in layers:
+    for layer in concept.layers:
+        if layer.component != component:
+            continue
         try:
             module = model.get_submodule(layer.name)
         except AttributeError:
@@ -109,8 +123,8 @@ def _verify_layers(
         else:
             continue
         raise ConceptError(
-            f"{path} was made for another base model: it changes layer '{layer.name}', "
-            f"{problem}; load the base it was trained on"
+            f"{_for_another_base(concept, path)}: it changes layer '{layer.name}', {problem}; load "
+            "the base it was trained on"
         )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from loldu.base.families import family_of
 from loldu.concept.format import serialize
+from loldu.concept.lora_names import kohya_key
 
 LORA = "pytorch_lora_weights.safetensors"
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
@@ -72,9 +73,7 @@ def lora_bytes(
         state = get_peft_model_state_dict(model, adapter_name=adapter_name)
         for name, value in state.items():
             layer, side = name.removesuffix(".weight").rsplit(".lora_", 1)
-            is_short = component == "text_encoder" and layer.startswith("encoder.")
-            full = f"{prefixes[component]}.{'text_model.' if is_short else ''}{layer}"
-            key = full.replace(".", "_")
+            key = kohya_key(prefixes[component], component, layer, model)
             factor = alpha / alphas[0] if side == "B" else 1
             tensors[f"{key}.alpha"] = torch.tensor(float(alphas[0]))
             tensors[f"{key}.lora_{_SIDES[side]}.weight"] = (factor * value).cpu().contiguous()

@@ -101,7 +101,7 @@ def target_modules(
     family = family_of(pipeline)
     targets = {family.network: adapter.target_modules or family.target_modules}
     if adapter.train_text_encoder:
-        targets |= dict.fromkeys(family.text_encoders, family.text_target_modules)
+        targets |= family.text_targets(pipeline)
     return targets
 
 

@@ -5,6 +5,7 @@ Source: Gal et al., An Image is Worth One Word.
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -13,80 +14,118 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from loldu.base.families import family_of
 from loldu.errors import LoLDUError
 from loldu.files import write_atomically
 from trainer.methods.method import Method
-from trainer.methods.trained import WORDS, State, Trainable
+from trainer.methods.trained import TEXT_ENCODER, WORDS, State, Trainable
 from trainer.options.config import Config
 
 LEARNED_WORD = "learned_embeds.safetensors"
 
 
 def learn_words(pipeline: DiffusionPipeline, configs: Mapping[str, Config]) -> dict[str, Trainable]:
-    """Add the concepts' new words to tokenizer and text encoder, before any prompt is encoded.
+    """Add the concepts' new words to tokenizers and text encoders, before any prompt is encoded.
 
     Raises:
         LoLDUError: If a word is not new, or its initializer is not one token.
     """
-    initializers: dict[str, int] = {}
+    family = family_of(pipeline)
+    starts: dict[str, dict[str, int]] = {encoder: {} for encoder in family.text_encoders}
     for concept, config in configs.items():
         word, start = config.instance.placeholder_token, config.instance.initializer_token
         if word is None or start is None:
             continue
-        tokenizer = pipeline.tokenizer
-        ids = tokenizer.encode(start, add_special_tokens=False)
-        if len(ids) != 1:
-            raise LoLDUError(
-                f"--initializer_token {start} is {len(ids)} tokens to this base; give a common "
-                "word that is one, such as dog."
-            )
-        if len(tokenizer.encode(word, add_special_tokens=False)) == 1:
-            raise LoLDUError(
-                f"--placeholder_token {word} is a word that this base knows, or another "
-                f"concept's; make one up, such as <{concept}>."
-            )
-        tokenizer.add_tokens(word)
-        initializers[concept] = ids[0]
-    return {WORDS: NewWords(pipeline.text_encoder, initializers)} if initializers else {}
+        for encoder, of_concepts in starts.items():
+            tokenizer = getattr(pipeline, encoder.replace(TEXT_ENCODER, "tokenizer"))
+            of_concepts[concept] = _add_word(tokenizer, concept, word, start)
+    encoders = {encoder: getattr(pipeline, encoder) for encoder in starts}
+    return {WORDS: NewWords(encoders, starts, family.word_keys)} if any(starts.values()) else {}
+
+
+def _add_word(tokenizer: Any, concept: str, word: str, start: str) -> int:  # noqa: ANN401
+    """Add a word to a tokenizer, and return the token that it starts from."""
+    ids = tokenizer.encode(start, add_special_tokens=False)
+    if len(ids) != 1:
+        raise LoLDUError(
+            f"--initializer_token {start} is {len(ids)} tokens to this base; give a common "
+            "word that is one, such as dog."
+        )
+    if len(tokenizer.encode(word, add_special_tokens=False)) == 1:
+        raise LoLDUError(
+            f"--placeholder_token {word} is a word that this base knows, or another "
+            f"concept's; make one up, such as <{concept}>."
+        )
+    tokenizer.add_tokens(word)
+    return ids[0]
 
 
 class NewWords(Trainable):
-    """The embeddings of new words, one for each concept that has a word."""
+    """The embeddings of new words: one for each concept that has a word, in each text encoder."""
 
     gives_base_back = False
 
-    def __init__(self, text_encoder: PreTrainedModel, initializers: Mapping[str, int]) -> None:
-        """Give a text encoder the words that its tokenizer already has."""
-        table = text_encoder.get_input_embeddings()
-        assert isinstance(table, nn.Embedding)
-        self.table = ExtendedEmbedding(table, initializers)
-        text_encoder.set_input_embeddings(self.table)
-        self._concepts = [*initializers]
+    def __init__(
+        self,
+        text_encoders: Mapping[str, PreTrainedModel],
+        initializers: Mapping[str, Mapping[str, int]],
+        word_keys: Mapping[str, str],
+    ) -> None:
+        """Give text encoders the words that their tokenizers already have.
+
+        Args:
+            text_encoders: Text encoders by name.
+            initializers: By text encoder and concept, the token whose embedding its word starts
+                from.
+            word_keys: Keys of the vectors in the file of a word; without them it is the word.
+        """
+        self.tables: dict[str, ExtendedEmbedding] = {}
+        for name, text_encoder in text_encoders.items():
+            table = text_encoder.get_input_embeddings()
+            assert isinstance(table, nn.Embedding)
+            self.tables[name] = ExtendedEmbedding(table, initializers[name])
+            text_encoder.set_input_embeddings(self.tables[name])
+        self._concepts = [*next(iter(initializers.values()))]
+        self._word_keys = word_keys
 
     def parameters(self, concept: str) -> list[nn.Parameter]:
-        """Return the one vector of a concept's word."""
-        return [self.table.embedding(concept)]
+        """Return the vectors of a concept's word, one for each text encoder."""
+        return [table.embedding(concept) for table in self.tables.values()]
 
     def state_dict(self) -> State:
         """Return the vectors."""
-        return {concept: self.table.embedding(concept).detach() for concept in self._concepts}
+        return {key: vector.detach() for key, vector in self._vectors().items()}
 
     def load_state_dict(self, state: State) -> None:
         """Load the vectors."""
-        for concept in self._concepts:
-            self.table.embedding(concept).data.copy_(state[concept])
+        for key, vector in self._vectors().items():
+            vector.data.copy_(state[key])
+
+    def _vectors(self) -> dict[str, nn.Parameter]:
+        """Return every vector by concept; those of the text encoders after the first by both."""
+        first, *more = self.tables
+        named = {concept: self.tables[first].embedding(concept) for concept in self._concepts}
+        return named | {
+            f"{concept}.{name}": self.tables[name].embedding(concept)
+            for name in more
+            for concept in self._concepts
+        }
 
     def save_beside(self, folder: Path, concept: str, config: Config) -> None:
-        """Write the embedding of the concept's word, as diffusers and A1111 read it."""
+        """Write the embeddings of the concept's word, as diffusers and A1111 read them."""
         if (word := config.instance.placeholder_token) is not None:
-            vector = self.table.embedding(concept).detach().cpu()
-            write_atomically(folder / LEARNED_WORD, save({word: vector}))
+            vectors: dict[str, Tensor] = {}
+            for name, table in self.tables.items():
+                vector, key = table.embedding(concept).detach().cpu(), self._word_keys.get(name)
+                vectors[key or word] = vector if key is None else vector[None]
+            write_atomically(folder / LEARNED_WORD, save(vectors))
 
     @torch.no_grad()
     def delta_norm(self, concept: str) -> Float[Tensor, ""]:
-        """Return the distance of the word's embedding from its start."""
+        """Return the distance of the word's embeddings from their start."""
         row = self._concepts.index(concept)
-        return (self.table.embedding(concept) - self.table.start[row]).norm()
+        moved = [table.embedding(concept) - table.start[row] for table in self.tables.values()]
+        return torch.cat(moved).norm()
 
 
 class ExtendedEmbedding(nn.Module):

@@ -9,7 +9,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from loldu import __version__
-from loldu.base.families import network_of
+from loldu.base.families import family_of, network_of
 from loldu.base.record import digest_of_file, public_base
 from loldu.options import options
 from loldu.prompts import class_after, token_and_class
@@ -27,6 +27,7 @@ LICENSES = {
     "stabilityai/stable-diffusion-2-base": "openrail++",
     "stabilityai/stable-diffusion-2-1": "openrail++",
     "stabilityai/stable-diffusion-2-1-base": "openrail++",
+    "stabilityai/stable-diffusion-xl-base-1.0": "openrail++",
 }
 """Licences of well-known bases, whose terms also bind what is derived from them."""
 
@@ -69,6 +70,7 @@ def describe(config: Config, training: Training, pipeline: DiffusionPipeline) ->
         "class_prompt": tables["prior"].pop("class_prompt"),
         "base": {
             **tables.pop("base"),
+            "family": family_of(pipeline).name,
             "revision": _revision(config, pipeline),
             "sha256": digest_of_file(config.base),
         },

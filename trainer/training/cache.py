@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from loldu.base.families import family_of
 from loldu.base.family import Conditioning
 from loldu.errors import LoLDUError
 from loldu.pictures.captions import tag_variant
-from loldu.pictures.crop import load_views
+from loldu.pictures.crop import View, load_views
 from loldu.pictures.folder import CaptionedImage
 from loldu.pictures.mask import loss_weights
 from trainer.options.captions import CaptionsConfig
@@ -28,6 +28,7 @@ They are drawn once, because encoded prompts are cached: one takes 240 KB with S
 """
 _TAGS = 11
 """Stream of the seed for the variants."""
+_NO_PIXELS = torch.empty(3, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Cache:
         variants: For every view, rows of `conditioning` with its caption's variants, if captions
             change.
         empty: Row of the empty prompt, if captions are dropped.
+        descriptions: How every view was cropped, if the network reads that.
     """
 
     mean: Float[Tensor, "views c h w"]
@@ -60,6 +62,14 @@ class Cache:
     held_out: list[range] = field(default_factory=list[range])
     variants: list[list[int]] | None = None
     empty: int | None = None
+    descriptions: Conditioning = field(default_factory=dict[str, Tensor])
+
+    def conditioning_of(
+        self, prompts: Int[Tensor, " rows"], views: Int[Tensor, " rows"]
+    ) -> Conditioning:
+        """Return the network's conditioning for rows with these prompts and views."""
+        of_prompts = {name: tensor[prompts] for name, tensor in self.conditioning.items()}
+        return of_prompts | {name: tensor[views] for name, tensor in self.descriptions.items()}
 
 
 @torch.no_grad()
@@ -97,13 +107,16 @@ def build_cache(
     extra += [""] if captions.caption_dropout else []
     all_prompts = [*dict.fromkeys([*prompts, *extra])]
     row_of = {prompt: row for row, prompt in enumerate(all_prompts)}
-    mean, std, owners, masks = _encode_views(pipeline, pictures, options, seed, shape)
+    mean, std, views = _encode_views(pipeline, pictures, options, seed, shape)
+    owners = [view.index for view in views]
     ranges = [
         range(owners.index(index), owners.index(index) + owners.count(index))
         for index in range(len(pictures))
     ]
     own_texts = [variants[index] for index in owners if index < len(variants)] if variants else []
-    weights = loss_weights(masks, ranges, (mean.shape[-2], mean.shape[-1]), options.unmasked_weight)
+    masks, latent_size = [view.mask for view in views], (mean.shape[-2], mean.shape[-1])
+    weights = loss_weights(masks, ranges, latent_size, options.unmasked_weight)
+    descriptions = family.describe_views([view.framing for view in views])
     return Cache(
         mean=mean,
         std=std,
@@ -117,6 +130,7 @@ def build_cache(
         held_out=ranges[len(instances) + len(classes) :],
         variants=[[row_of[text] for text in texts] for texts in own_texts] or None,
         empty=row_of[""] if captions.caption_dropout else None,
+        descriptions={name: rows.to(mean.device) for name, rows in descriptions.items()},
     )
 
 
@@ -126,14 +140,13 @@ def _encode_views(
     options: InstanceConfig,
     seed: int,
     shape: tuple[int, int] | None,
-) -> tuple[Tensor, Tensor, list[int], list[Tensor | None]]:
-    """Return mean and deviation of every view's latents, the picture of each view, and its mask."""
+) -> tuple[Tensor, Tensor, list[View]]:
+    """Return mean and deviation of every view's latents, and the views without their pixels."""
     family = family_of(pipeline)
-    owners: list[int] = []
+    views: list[View] = []
     moments: list[tuple[Tensor, Tensor]] = []
     waiting: list[Tensor] = []
-    masks: list[Tensor | None] = []
-    for index, view, mask in load_views(
+    for view in load_views(
         pictures,
         options.resolution,
         center_crop=options.center_crop,
@@ -141,17 +154,16 @@ def _encode_views(
         seed=seed,
         shape=shape,
     ):
-        owners.append(index)
-        waiting.append(view)
-        masks.append(mask)
+        views.append(replace(view, pixels=_NO_PIXELS))
+        waiting.append(view.pixels)
         if len(waiting) == ENCODED_AT_ONCE:
             moments.append(family.encode_pictures(pipeline, torch.stack(waiting)))
             waiting.clear()
     if waiting:
         moments.append(family.encode_pictures(pipeline, torch.stack(waiting)))
     mean, std = (torch.cat(part) for part in zip(*moments, strict=True))
-    _refuse_non_finite(mean + std, [pictures[owner] for owner in owners])
-    return mean, std, owners, masks
+    _refuse_non_finite(mean + std, [pictures[view.index] for view in views])
+    return mean, std, views
 
 
 def caption_variants(

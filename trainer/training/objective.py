@@ -198,7 +198,7 @@ class DreamBooth:
         views = [view_at(pictures, start + row, self._seed, kind) for row in range(rows)]
         prompts = [self._prompt_at(view, start + row, kind) for row, view in enumerate(views)]
         rng = np.random.default_rng([self._seed, _NOISE, kind, pass_index])
-        timesteps = self._noise_schedule.draw_timesteps(rng, share, self._span)
+        timesteps = self._noise_schedule.draw_timesteps(rng, share, shape, self._span)
         noise = rng.standard_normal((2, share, *shape), dtype=np.float32)
         if self._noise_offset:  # drawn last, so that it changes no other draw
             offset = rng.standard_normal((share, shape[0], *[1] * len(shape[1:])), np.float32)
@@ -220,8 +220,9 @@ class DreamBooth:
         pictures = self._cache.held_out or [*dict.fromkeys(self._cache.instances)]
         rng = np.random.default_rng([self._seed, _FIXED])
         views = [pictures[row % len(pictures)].start for row in range(rows)]
-        timesteps = self._noise_schedule.draw_timesteps(rng, rows, self._span)
-        noise = rng.standard_normal((2, rows, *self._cache.mean.shape[1:]), dtype=np.float32)
+        shape = self._cache.mean.shape[1:]
+        timesteps = self._noise_schedule.draw_timesteps(rng, rows, shape, self._span)
+        noise = rng.standard_normal((2, rows, *shape), dtype=np.float32)
         prompts = np.array([self._prompts[view] for view in views], np.int64)
         parts = (np.array(views, np.int64), timesteps, noise[0], noise[1], prompts)
         return Batch(*map(self._to_device, parts))
@@ -252,9 +253,7 @@ class DreamBooth:
             timesteps=timesteps,
             target=target,
             weights=weights,
-            conditioning={
-                name: tensor[batch.prompts] for name, tensor in cache.conditioning.items()
-            },
+            conditioning=cache.conditioning_of(batch.prompts, batch.views),
         )
 
     def errors(self, squares: Float[Tensor, "rows ..."], batch: Batch) -> Float[Tensor, " rows"]:

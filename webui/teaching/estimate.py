@@ -14,6 +14,7 @@ from diffusers import DiffusionPipeline
 from loldu.base.families import family_of, network_of
 from loldu.errors import LoLDUError
 from loldu.options import options as known_options
+from loldu.pictures.crop import Framing
 from trainer.options.config import Config
 from trainer.results.places import METRICS
 from webui.engine.job import Job, Status
@@ -119,13 +120,18 @@ def measured_pass(pipeline: DiffusionPipeline, rows: int, side: int) -> float:
     """Return the seconds of a forward pass of `rows` pictures, after a warm-up pass."""
     family, network = family_of(pipeline), network_of(pipeline)
     device, rng = network.device, np.random.default_rng(0)
-    timesteps = torch.from_numpy(family.noise_schedule(pipeline).draw_timesteps(rng, rows))
-    noisy = torch.zeros(rows, *family.latent_shape(pipeline, side), device=device)
-    text = family.encode_text(pipeline, [""] * rows)
+    shape = family.latent_shape(pipeline, side)
+    timesteps = torch.from_numpy(family.noise_schedule(pipeline).draw_timesteps(rng, rows, shape))
+    noisy = torch.zeros(rows, *shape, device=device)
+    views = family.describe_views([Framing.whole(side)] * rows)
+    conditioning = {
+        **family.encode_text(pipeline, [""] * rows),
+        **{name: tensor.to(device) for name, tensor in views.items()},
+    }
 
     def taken() -> float:
         started = time.perf_counter()
-        family.predict(network, noisy, timesteps.to(device), text)
+        family.predict(network, noisy, timesteps.to(device), conditioning)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return time.perf_counter() - started

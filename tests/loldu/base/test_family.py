@@ -77,7 +77,11 @@ class FlowMatching(NoiseSchedule):
     """x_t = (1 - t) x + t noise, and the network predicts noise - x."""
 
     def draw_timesteps(
-        self, rng: np.random.Generator, count: int, span: tuple[float, float] = (0.0, 1.0)
+        self,
+        rng: np.random.Generator,
+        count: int,
+        latent_shape: tuple[int, ...],
+        span: tuple[float, float] = (0.0, 1.0),
     ) -> np.ndarray:
         return np.float32(span[0]) + np.float32(span[1] - span[0]) * rng.random(count, np.float32)
 

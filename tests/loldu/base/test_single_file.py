@@ -150,7 +150,7 @@ def test_a_vae_completes_a_file_without_one(
         ({"unet.down_blocks.0.to_q.lora_A.weight": NUMBER}, "is a LoRA, not a base"),
         ({"decoder.conv_in.weight": NUMBER}, "is a VAE: give it with --vae"),
         ({"first_stage_model.decoder.conv_in.weight": NUMBER}, "is a VAE: give it with --vae"),
-        ({"conditioner.embedders.0.weight": NUMBER}, "is an SDXL checkpoint"),
+        ({"conditioner.embedders.0.weight": NUMBER}, "is SDXL's refiner"),
         (
             {"double_blocks.0.img_attn.norm.key_norm.scale": NUMBER},
             "contains no Stable Diffusion UNet",

@@ -41,7 +41,7 @@ def test_views_depend_on_the_seed_alone(pictures: Path) -> None:
 
     def views(seed: int) -> torch.Tensor:
         found = load_views(images, 16, center_crop=False, random_flip=False, seed=seed)
-        return torch.stack([view for _, view, _ in found])
+        return torch.stack([view.pixels for view in found])
 
     torch.testing.assert_close(views(1), views(1), rtol=0, atol=0)
     assert not torch.equal(views(1), views(2))
@@ -59,8 +59,8 @@ def test_a_mask_is_cropped_like_its_picture(
     Image.fromarray(red).save(mask)
     pictures = [CaptionedImage(tmp_path / "a.png", "x"), CaptionedImage(picture, "sks", 1, mask)]
     found = list(load_views(pictures, 24, center_crop=center_crop, random_flip=True, seed=3))
-    assert {index for index, _, mask in found if mask is None} == {0}
-    shown = [(view, mask) for index, view, mask in found if index == 1]
+    assert {view.index for view in found if view.mask is None} == {0}
+    shown = [(view.pixels, view.mask) for view in found if view.index == 1]
     assert len(shown) == 2 * (1 if center_crop or size == (32, 32) else RANDOM_CROPS)
     for view, mask in shown:
         assert mask is not None

@@ -24,9 +24,9 @@ def test_cached_moments_are_those_of_the_vae_and_views_belong_to_their_picture(
     assert cache.instances == [range(0, 2), range(2, 4), range(4, 6)]
     assert cache.classes == [range(6, 8)]
     views = load_views([*images, *classes], 16, center_crop=True, random_flip=True, seed=0)
-    for row, (_, view, _) in enumerate(views):
+    for row, view in enumerate(views):
         with torch.no_grad():
-            posterior = pipeline.vae.encode(view[None]).latent_dist
+            posterior = pipeline.vae.encode(view.pixels[None]).latent_dist
         scale = pipeline.vae.config.scaling_factor
         torch.testing.assert_close(cache.mean[row], posterior.mean[0] * scale)
         torch.testing.assert_close(cache.std[row], posterior.std[0] * scale)

@@ -8,7 +8,8 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import compute_snr
 
-from loldu.base.stable_diffusion import STATES, min_snr_weights, training_noise_scheduler
+from loldu.base.alpha_schedule import min_snr_weights, training_noise_scheduler
+from loldu.base.stable_diffusion import STATES
 from loldu.errors import LoLDUError
 from loldu.pictures.folder import CaptionedImage
 from trainer.methods.method import add_trainables
