@@ -11,9 +11,10 @@ import tyro
 from eval import config as options
 from eval.commands.checks import check
 from eval.metrics import METRICS
+from eval.protocols.named import with_protocol
 from loldu.command import attempt, program, report
 from loldu.options import options as known_options
-from loldu.presets import preset_values, with_list, with_preset
+from loldu.presets import preset_values, typed_options, with_list, with_preset
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -28,7 +29,9 @@ Command = (
 
 
 def parse(argv: Sequence[str]) -> Any:  # noqa: ANN401
-    """Return the config of a command line: flags override the preset, which overrides defaults.
+    """Return the config of a command line.
+
+    Flags override the preset, which overrides the protocol, which overrides defaults.
 
     Raises:
         LoLDUError: If the preset or one of its keys is unknown, or a value is invalid.
@@ -49,6 +52,7 @@ def parse(argv: Sequence[str]) -> Any:  # noqa: ANN401
         config=(tyro.conf.OmitArgPrefixes,),
     )
     config = with_preset(config, values, argv) if values else config
+    config = with_protocol(config, {*typed_options(argv), *values})
     check(config)
     return config
 

@@ -12,6 +12,7 @@ from loldu.options import option
 
 CLIP = "open_clip:ViT-B-32-quickgelu/openai"
 DINO = "timm:vit_small_patch16_224.dino"
+ProtocolName = Literal["peft", "dreambooth", "customconcept", "dreambench++"]
 
 
 def default_cache() -> Path:
@@ -42,8 +43,12 @@ class ModelsConfig:
 class ProtocolConfig:
     """How scores are computed; the defaults are DreamBooth's protocol (docs/eval.md)."""
 
-    # all: compare every generated picture with every real one. matched: one with one, by order of
-    # their names.
+    # Published protocol, which sets models, pairs, means and drawing as its code does. Other flags
+    # win over its models and its drawing.
+    protocol: ProtocolName | None = None
+    # all: compare every generated picture with every real one. matched: compare each with its own
+    # real one: by order of their names, by the number of the prompt in the name (012-3.png has the
+    # real picture 12, counted from 0), or with the only one.
     pairs: Pairs = "all"
     # macro: every subject has the same weight. micro: every picture has.
     aggregate: Aggregate = "macro"
@@ -111,6 +116,12 @@ class ImagesConfig:
     prompt: str | None = None
     # Rare token, removed from the prompts.
     token: str | None = None
+    # Folder of training pictures, or of a folder for each subject, to find copies of them. Default:
+    # the real ones.
+    training: Path | None = None
+    # Folder of real pictures of other things that look like the subjects, such as other dogs. The
+    # right subject must be found among all subjects and these.
+    look_alikes: Path | None = None
 
     models: ModelsConfig = field(default_factory=ModelsConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
@@ -147,6 +158,9 @@ class AdapterConfig:
     # Folder of real pictures. Default: the training pictures. If it has a folder held_out, scores
     # use the pictures in held_out, and the others are only shown.
     real: Path | None = None
+    # Folder of real pictures of other things of its class, such as other dogs; the concept must be
+    # found among them.
+    look_alikes: Path | None = None
     # Replace results of an earlier call, and pictures that were generated with other settings.
     overwrite: bool = False
 
@@ -182,6 +196,9 @@ class SuiteConfig:
     trust_concept: bool = False
     # Rare token of every subject.
     token: str = "sks"
+    # Folder of real pictures of other things that look like the subjects, such as other dogs. The
+    # right subject must be found among all subjects and these.
+    look_alikes: Path | None = None
     # Replace pictures that were generated with other settings.
     redraw: bool = False
 

@@ -65,6 +65,7 @@ def evaluate_adapter(config: AdapterConfig) -> None:
     origin = read_concept_run(config)
     base, adapted = plan_both(config, origin)
     real = find_real_pictures(origin.instance_data_dir)
+    look_alikes = list_images(config.look_alikes) if config.look_alikes else []
     reader = FeatureReader(config.models)
 
     started = time.perf_counter()
@@ -74,7 +75,15 @@ def evaluate_adapter(config: AdapterConfig) -> None:
     before, after = (
         score_subjects(
             reader,
-            [Subject(name, [Picture(p.path, p.prompt) for p in own.concept], real.scored_against)],
+            [
+                Subject(
+                    name,
+                    [Picture(p.path, p.prompt) for p in own.concept],
+                    real.scored_against,
+                    real.training,
+                    look_alikes,
+                )
+            ],
             config.protocol,
             origin.token,
         )
@@ -198,13 +207,14 @@ def score_real(reader: FeatureReader, real: RealPictures) -> dict[str, float]:
     if alone and len(real.training) < 2:
         return {}
     features = reader.read(real.training + (real.held_out or []))
-    sample = Sample(
-        generated=features.by_encoder(real.training),
-        real=features.by_encoder(real.scored_against),
-        exclude_self=alone,
-    )
+    training = features.by_encoder(real.training)
+    against = features.by_encoder(real.scored_against)
+    samples = {
+        "real": Sample(generated=training, real=against, exclude_self=alone),
+        "training": Sample(generated=training, training=training, exclude_self=True),
+    }
     return {
-        name: round(metric.score(sample), 6)
+        name: round(metric.score(samples[metric.against]), 6)
         for name, metric in METRICS.items()
-        if metric.against == "real"
+        if metric.against in samples and metric.of_real and metric.applies(samples[metric.against])
     }

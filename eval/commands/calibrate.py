@@ -12,7 +12,7 @@ from eval.config import CLIP, DINO, CalibrateConfig
 from eval.metrics import METRICS, Sample
 from eval.metrics.bootstrap import Estimate, estimate
 from eval.protocols.folders import split_by_subject
-from eval.protocols.score import FeatureReader
+from eval.protocols.score import FeatureReader, build_gallery
 from eval.report.output import refuse_to_overwrite, write
 from eval.report.page import table_page
 from eval.report.tables import markdown_table, titles
@@ -38,7 +38,7 @@ def calibrate(config: CalibrateConfig) -> None:
     features = reader.read(
         [path for own in folders.values() for path in own], skip_bad=config.skip_bad
     )
-    metrics = [name for name, metric in METRICS.items() if metric.against == "real"]
+    gallery = build_gallery(features, folders, [])
     scores: dict[str, Mapping[str, np.ndarray]] = {}
     for name, paths in folders.items():
         good = [path for path in paths if path not in features.bad]
@@ -46,10 +46,22 @@ def calibrate(config: CalibrateConfig) -> None:
             logger.warning("Left out %s: one picture cannot be compared with another.", name)
             continue
         rows = features.by_encoder(good)
-        sample = Sample(generated=rows, real=rows, exclude_self=True)
-        scores[name] = {metric: METRICS[metric].scores(sample).numpy() for metric in metrics}
+        sample = Sample(
+            generated=rows,
+            real=rows,
+            training=rows,
+            gallery=gallery.features if gallery else None,
+            gallery_own=gallery.own[name] if gallery else None,
+            exclude_self=True,
+        )
+        scores[name] = {
+            metric.name: metric.scores(sample).numpy()
+            for metric in METRICS.values()
+            if metric.of_real and metric.applies(sample)
+        }
     if not scores:
         raise LoLDUError(f"No subject of --real {config.real} has two pictures to compare.")
+    metrics = [*next(iter(scores.values()))]
     whole = {metric: estimate([own[metric] for own in scores.values()]) for metric in metrics}
     rows = _rows(scores, whole)
     published = PUBLISHED if (config.models.dino, config.models.clip) == (DINO, CLIP) else {}

@@ -17,11 +17,18 @@ def evaluate_images(config: ImagesConfig) -> None:
     """
     output = config.output
     refuse_to_overwrite([output.json, output.html], overwrite=output.overwrite)
+    folders = subject_folders(config.generated, config.real)
+    trained = subject_folders(config.generated, config.training) if config.training else {}
+    others = list_images(config.look_alikes) if config.look_alikes else []
     subjects = [
         Subject(
-            name, generated_pictures(generated, config.prompts, config.prompt), list_images(real)
+            name,
+            generated_pictures(generated, config.prompts, config.prompt),
+            list_images(real),
+            list_images(trained[name][1]) if trained else (),
+            others,
         )
-        for name, (generated, real) in subject_folders(config.generated, config.real).items()
+        for name, (generated, real) in folders.items()
     ]
     result = score_subjects(FeatureReader(config.models), subjects, config.protocol, config.token)
     write(

@@ -41,7 +41,8 @@ def evaluate_suite(config: SuiteConfig) -> None:
         generated = {subject.name: find_pictures(config, subject) for subject in suite}
     else:
         generated = draw_suite(config, suite)
-    subjects = [Subject(s.name, generated[s.name], real[s.name]) for s in suite]
+    others = list_images(config.look_alikes) if config.look_alikes else []
+    subjects = [Subject(s.name, generated[s.name], real[s.name], look_alikes=others) for s in suite]
     result = score_subjects(reader, subjects, config.protocol, config.token)
     title = f"{config.suite.name}: {len(suite)} subjects"
     write(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any
@@ -84,6 +85,87 @@ class Encoder(ABC):
     @abstractmethod
     def _image_rows(self, pixels: Tensor) -> Tensor:
         """Return the network's output for one batch."""
+
+
+class TokenEncoder(Encoder):
+    """A vision transformer. Its row of a picture is the CLS token of the last layer.
+
+    `PatchGrid` reads the other tokens of the same pass.
+    """
+
+    keeps_tokens = False
+    """Whether the tokens of the last batch are kept until they are read again."""
+    _kept: tuple[Tensor, Tensor] | None = None
+
+    @property
+    @abstractmethod
+    def prefix(self) -> int:
+        """Number of tokens before those of the patches: CLS and registers."""
+
+    @abstractmethod
+    def _tokens(self, pixels: Tensor) -> Tensor:
+        """Return all tokens of the last layer, CLS first."""
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        """Return all tokens of one batch; the network runs once for two equal calls in a row."""
+        if self._kept is not None and torch.equal(self._kept[0], pixels):
+            found, self._kept = self._kept[1], None
+            return found
+        found = self._tokens(pixels)
+        self._kept = (pixels, found) if self.keeps_tokens else None
+        return found
+
+    def _image_rows(self, pixels: Tensor) -> Tensor:
+        return self.tokens(pixels)[:, 0]
+
+
+class PatchGrid(Encoder):
+    """The patches of a vision transformer, averaged to `CELLS` x `CELLS` places of a picture.
+
+    The cosine of two rows is the mean of the cosines of their places.
+    """
+
+    CELLS = 4
+
+    def __init__(self, source: TokenEncoder) -> None:
+        """Read the patches of an encoder; both together take one pass of its network."""
+        source.keeps_tokens = True
+        self.source = source
+        self.name, self.library, self.model = source.name, source.library, source.model
+        self.preprocess, self.device = source.preprocess, source.device
+
+    def to(self, device: torch.device | str) -> None:
+        """Move the network of both encoders to a device."""
+        self.source.to(device)
+        self.device = self.source.device
+
+    @cached_property
+    def identity(self) -> Identity:
+        """Identity of the source; the kind of row is part of `weights`."""
+        own = self.source.identity
+        return replace(own, weights=f"{own.weights}, {self.CELLS} x {self.CELLS} patches")
+
+    def _image_rows(self, pixels: Tensor) -> Tensor:
+        patches = self.source.tokens(pixels)[:, self.source.prefix :].float()
+        side = math.isqrt(patches.shape[1])
+        grid = patches.transpose(1, 2).unflatten(2, (side, side))
+        places = torch.nn.functional.adaptive_avg_pool2d(grid, self.CELLS)
+        return torch.nn.functional.normalize(places, dim=1).flatten(1)
+
+
+class Thumbnail(Encoder):
+    """A picture as its own pixels, small and cropped to a square."""
+
+    library = "pillow"
+
+    def __init__(self, side_px: int, device: torch.device | str = "cpu") -> None:
+        """Encode pictures as `side_px` x `side_px` pixels."""
+        self.name, self.model = f"{side_px} x {side_px} pixels", torch.nn.Identity()
+        self.preprocess = Preprocess(side_px, side_px, (0.0,) * 3, (1.0,) * 3)
+        self.to(device)
+
+    def _image_rows(self, pixels: Tensor) -> Tensor:
+        return pixels.flatten(1)
 
 
 class TextEncoder(Encoder):

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from eval.encoders.cache import FeatureCache
 from eval.encoders.encoder import BATCH_SIZE, Encoder
+from eval.encoders.preprocess import Preprocess
 from loldu.errors import LoLDUError
 from loldu.pictures.open import load_image
 
@@ -174,7 +175,13 @@ def _read_ahead(
             image = load_image(files[content], to_srgb=False)
         except LoLDUError as error:
             return str(error)
-        pixels = {name: encoders[name].preprocess(image) for name in missing[content]}
+        made: dict[Preprocess, Tensor] = {}
+        pixels: dict[str, Tensor] = {}
+        for name in missing[content]:
+            how = encoders[name].preprocess
+            if how not in made:
+                made[how] = how(image)
+            pixels[name] = made[how]
         return _Read(pixels, black=image.getbbox() is None)
 
     with ThreadPoolExecutor(THREADS) as pool:

@@ -6,11 +6,11 @@ import timm
 import torch
 from torch import Tensor
 
-from eval.encoders.encoder import Encoder
+from eval.encoders.encoder import TokenEncoder
 from eval.encoders.preprocess import published_dino
 
 
-class TimmDino(Encoder):
+class TimmDino(TokenEncoder):
     """A timm vision transformer, ``architecture.tag`` or ``architecture/file``: its CLS token.
 
     timm's own transform resizes to 248 pixels; the published one is used instead.
@@ -32,5 +32,10 @@ class TimmDino(Encoder):
         self.to(device)
         self.preprocess = published_dino(loaded.patch_embed.img_size[0])
 
-    def _image_rows(self, pixels: Tensor) -> Tensor:
-        return self.model.forward_features(pixels)[:, 0]
+    @property
+    def prefix(self) -> int:
+        """Number of tokens before those of the patches."""
+        return self.model.num_prefix_tokens
+
+    def _tokens(self, pixels: Tensor) -> Tensor:
+        return self.model.forward_features(pixels)

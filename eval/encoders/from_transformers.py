@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPModel, ViTModel
 
-from eval.encoders.encoder import Encoder, TextEncoder
+from eval.encoders.encoder import TextEncoder, TokenEncoder
 from eval.encoders.preprocess import Preprocess, dino_preprocess
 from loldu.prompts import tell_of_cut
 
@@ -33,7 +33,7 @@ class TransformersClip(TextEncoder):
         return self.model.get_text_features(**tokens.to(self.device)).pooler_output
 
 
-class TransformersDino(Encoder):
+class TransformersDino(TokenEncoder):
     """A ``ViTModel`` or ``Dinov2Model``: the last layer's CLS token, before any head or pooler."""
 
     library = "transformers"
@@ -49,10 +49,15 @@ class TransformersDino(Encoder):
             else _complete_model(AutoModel, name_or_path)
         )
         self.to(device)
-        self.preprocess = dino_preprocess(name_or_path, self.model.config.image_size)
+        self.preprocess = dino_preprocess(name_or_path, self.model.config.image_size, vit=vit)
 
-    def _image_rows(self, pixels: Tensor) -> Tensor:
-        return self.model(pixel_values=pixels).last_hidden_state[:, 0]
+    @property
+    def prefix(self) -> int:
+        """Number of tokens before those of the patches."""
+        return 1 + getattr(self.model.config, "num_register_tokens", 0)
+
+    def _tokens(self, pixels: Tensor) -> Tensor:
+        return self.model(pixel_values=pixels).last_hidden_state
 
 
 def _complete_model(kind: Any, name_or_path: str, **options: bool) -> Any:  # noqa: ANN401

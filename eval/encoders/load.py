@@ -12,7 +12,8 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from safetensors import SafetensorError
 
 from eval.config import ModelsConfig
-from eval.encoders.encoder import Encoder, TextEncoder
+from eval.encoders.encoder import Encoder, PatchGrid, TextEncoder, Thumbnail, TokenEncoder
+from eval.metrics.copying import SIDE_PX
 from loldu.errors import LoLDUError
 
 KINDS = {
@@ -31,8 +32,13 @@ library is installed."""
 ENCODERS: dict[str, Callable[[ModelsConfig, torch.device | str], Encoder]] = {
     "dino": lambda models, device: load_dino(models.dino, device),
     "clip": lambda models, device: load_clip(models.clip, device),
+    "thumbnail": lambda models, device: Thumbnail(SIDE_PX, device),
 }
 """How each encoder that metrics name is loaded."""
+
+
+PATCHES = "dino_patches"
+"""Encoder of DINO's patches, which shares the network of `dino`."""
 
 
 def load_encoders(
@@ -43,7 +49,15 @@ def load_encoders(
     Raises:
         LoLDUError: If the weights of one are missing.
     """
-    return {name: ENCODERS[name](models, device) for name in dict.fromkeys(names)}
+    found: dict[str, Encoder] = {}
+    for name in sorted(dict.fromkeys(names), key=lambda name: name == PATCHES):  # after DINO
+        if name == PATCHES:
+            source = found.get("dino") or ENCODERS["dino"](models, device)
+            assert isinstance(source, TokenEncoder)
+            found[name] = PatchGrid(source)
+        else:
+            found[name] = ENCODERS[name](models, device)
+    return found
 
 
 def load_clip(name_or_path: str, device: torch.device | str = "cpu") -> TextEncoder:

@@ -16,6 +16,13 @@ from loldu.pictures.open import upright
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+BICUBIC = Image.Resampling.BICUBIC.value
+FILTERS = {
+    Image.Resampling.BILINEAR.value: transforms.InterpolationMode.BILINEAR,
+    BICUBIC: transforms.InterpolationMode.BICUBIC,
+    Image.Resampling.LANCZOS.value: transforms.InterpolationMode.LANCZOS,
+}
+"""Filters of image processors by their number in Pillow."""
 
 
 @dataclass(frozen=True)
@@ -33,27 +40,55 @@ class Preprocess:
     def __call__(self, image: Image.Image) -> Float[Tensor, "3 size size"]:
         """Return the network's input for one picture."""
         size = self.resize_px if self.crop_px else (self.resize_px, self.resize_px)
-        steps: list[Callable[[Any], Any]] = [
-            transforms.Resize(size, transforms.InterpolationMode.BICUBIC)
-        ]
+        steps: list[Callable[[Any], Any]] = [transforms.Resize(size, self._filter())]
         if self.crop_px:
-            steps.append(transforms.CenterCrop(self.crop_px))
+            steps.append(self._crop)
         steps += [transforms.ToTensor(), transforms.Normalize(self.mean, self.std)]
         pixels: Any = transforms.Compose(steps)(upright(image).convert("RGB"))
         return pixels
 
+    def _filter(self) -> transforms.InterpolationMode:
+        return transforms.InterpolationMode.BICUBIC
+
+    def _crop(self, image: Image.Image) -> Image.Image:
+        return transforms.CenterCrop(self.crop_px)(image)
+
     @classmethod
     def from_pretrained(cls, name_or_path: str) -> Preprocess:
-        """Read size, mean and standard deviation from ``preprocessor_config.json``.
+        """Read the image processor of a transformers folder or hub id.
 
         Raises:
             OSError: If there is no such file.
         """
         config, _ = ImageProcessingMixin.get_image_processor_dict(name_or_path)
         crop_px = _side(config["crop_size"]) if config.get("do_center_crop") else None
-        return cls(
-            _side(config["size"]), crop_px, tuple(config["image_mean"]), tuple(config["image_std"])
-        )
+        mean, std = tuple(config["image_mean"]), tuple(config["image_std"])
+        resample = config.get("resample", BICUBIC)
+        if crop_px is None and resample == BICUBIC:
+            return cls(_side(config["size"]), None, mean, std)
+        return TransformersPreprocess(_side(config["size"]), crop_px, mean, std, resample)
+
+
+@dataclass(frozen=True)
+class TransformersPreprocess(Preprocess):
+    """The steps of an image processor of transformers, which `Preprocess` does not have.
+
+    It names its filter, and of an odd border it cuts the smaller half from the top and the left;
+    torchvision rounds to the even number.
+
+    Attributes:
+        resample: Filter, as Pillow numbers them.
+    """
+
+    resample: int = BICUBIC
+
+    def _filter(self) -> transforms.InterpolationMode:
+        return FILTERS[self.resample]
+
+    def _crop(self, image: Image.Image) -> Image.Image:
+        assert self.crop_px is not None
+        left, top = ((side - self.crop_px) // 2 for side in image.size)
+        return image.crop((left, top, left + self.crop_px, top + self.crop_px))
 
 
 SQUASHING = Preprocess(224, None, (0.5,) * 3, (0.5,) * 3)
@@ -73,14 +108,15 @@ def published_dino(image_size: int = 224) -> Preprocess:
     return Preprocess(round(image_size * 256 / 224), image_size)
 
 
-def dino_preprocess(name_or_path: str, image_size: int) -> Preprocess:
+def dino_preprocess(name_or_path: str, image_size: int, *, vit: bool = True) -> Preprocess:
     """Return the preprocessing of a transformers folder or hub id, or else the published one.
 
-    The preset published with DINO's own weights is ignored: it squashes the picture to 224 pixels
-    and normalizes with 0.5.
+    The preset published with DINO's own weights, a `ViTModel`, is ignored: it squashes the picture
+    to 224 pixels and normalizes with 0.5.
     """
     try:
         own = Preprocess.from_pretrained(name_or_path)
     except OSError:
         return published_dino(image_size)
-    return published_dino(image_size) if own == SQUASHING else own
+    plain = Preprocess(own.resize_px, own.crop_px, own.mean, own.std)
+    return published_dino(image_size) if vit and plain == SQUASHING else own

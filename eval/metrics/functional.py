@@ -15,24 +15,28 @@ from torch import Tensor
 from eval.metrics.metric import Pairs
 
 CHUNK = 4096
-"""Rows that are converted to double precision at a time."""
+WIDE = 1024
+"""Rows that are converted to double precision at a time, and the width up to which there are so
+many."""
 
 
-def _unit(features: Float[Tensor, "n d"]) -> Float64[Tensor, "n d"]:
+def unit(features: Float[Tensor, "n d"]) -> Float64[Tensor, "n d"]:
     """Scale each row to length 1, in fp64 so that the mean of many cosines stays exact."""
     return torch.nn.functional.normalize(features.double(), dim=-1)
 
 
-def _chunks(features: Float[Tensor, "n d"]) -> list[Tensor]:
-    return [features[start : start + CHUNK] for start in range(0, len(features), CHUNK)]
+def chunks(features: Float[Tensor, "n d"]) -> list[Tensor]:
+    """Return the rows in parts of at most `CHUNK`, or fewer if they are wider than `WIDE`."""
+    step = max(1, CHUNK * WIDE // max(WIDE, features.shape[1]))
+    return [features[start : start + step] for start in range(0, len(features), step)]
 
 
 def _cosines(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"]) -> Float64[Tensor, " n"]:
     """Return the cosine of each row of `a` with the same row of `b`."""
     return torch.cat(
         [
-            (_unit(left) * _unit(right)).sum(dim=-1)
-            for left, right in zip(_chunks(a), _chunks(b), strict=True)
+            (unit(left) * unit(right)).sum(dim=-1)
+            for left, right in zip(chunks(a), chunks(b), strict=True)
         ]
     )
 
@@ -74,8 +78,8 @@ def image_similarities(
         raise ValueError("There is no pair of pictures to compare: both sets need pictures.")
     if pairs == "matched":
         return _cosines(generated, real)
-    total = torch.stack([_unit(rows).sum(dim=0) for rows in _chunks(real)]).sum(dim=0)
-    sums = torch.cat([_unit(rows) @ total for rows in _chunks(generated)])
+    total = torch.stack([unit(rows).sum(dim=0) for rows in chunks(real)]).sum(dim=0)
+    sums = torch.cat([unit(rows) @ total for rows in chunks(generated)])
     return (sums - _cosines(generated, real)) / (m - 1) if exclude_self else sums / m
 
 
@@ -185,15 +189,27 @@ def diversities(
 
 
 def nearest(
-    generated: Float[Tensor, "n d"], real: Float[Tensor, "m d"]
+    generated: Float[Tensor, "n d"], real: Float[Tensor, "m d"], *, exclude_self: bool = False
 ) -> tuple[Int64[Tensor, " n"], Float64[Tensor, " n"]]:
     """Return the row of the real picture most like each generated one, and the cosine.
 
+    Args:
+        generated: Features of the generated pictures, a row each.
+        real: Features of the real pictures.
+        exclude_self: Leave out the pairs i = j, to compare a set with itself.
+
     Raises:
-        ValueError: If one of the sets is empty.
+        ValueError: If there is no pair.
     """
-    if len(generated) == 0 or len(real) == 0:
+    if len(generated) == 0 or len(real) - exclude_self < 1:
         raise ValueError("There is no pair of pictures to compare: both sets need pictures.")
-    truth = _unit(real).T
-    found = [(_unit(rows) @ truth).max(dim=-1) for rows in _chunks(generated)]
+    truth = unit(real).T
+    found, start = [], 0
+    for rows in chunks(generated):
+        cosines = unit(rows) @ truth
+        if exclude_self:
+            numbers = torch.arange(len(rows))
+            cosines[numbers, numbers + start] = -torch.inf
+        found.append(cosines.max(dim=-1))
+        start += len(rows)
     return torch.cat([best.indices for best in found]), torch.cat([best.values for best in found])

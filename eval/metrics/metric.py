@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 Tensor = Any
@@ -14,9 +14,10 @@ Tensor = Any
 Pairs = Literal["all", "matched"]
 Aggregate = Literal["macro", "micro"]
 """Whether every subject or every picture has the same weight in a mean."""
-Against = Literal["real", "prompt", "siblings", "base"]
-"""The other side of a comparison: real pictures of the concept, the pictures' own prompts, other
-pictures of the same prompt, or the base's pictures of the same prompts and seeds."""
+Against = Literal["real", "training", "gallery", "prompt", "siblings", "base"]
+"""The other side of a comparison: real pictures of the concept, its training pictures, real
+pictures of all subjects, the pictures' own prompts, other pictures of the same prompt, or pictures
+of the base from the same prompts and seeds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,24 +26,33 @@ class Sample:
 
     Attributes:
         generated: Features of the generated pictures, by encoder.
-        real: Features of the concept's real pictures, by encoder.
+        real: Features of the concept's real pictures, by encoder; with `pairs` "matched", the real
+            picture of each generated one.
+        training: Features of the concept's training pictures, by encoder.
+        gallery: Features of real pictures of all subjects and of look-alikes, by encoder.
+        gallery_own: Which pictures of the gallery show the concept.
         base: Features of the base's pictures of the same prompts and seeds, by encoder.
         prompts: Prompt of each generated picture, None where it is unknown.
         prompt_features: CLIP features of the prompts without the rare token, or None.
         pairs: Compare every generated picture with every real one, or one with one by position.
-        exclude_self: Whether `generated` and `real` are the same pictures; a picture is then not
-            compared with itself.
+        exclude_self: Whether `generated`, `real` and `training` are the same pictures, and the
+            concept's own of the gallery; a picture is then not compared with itself.
         clip_t_scale: Factor of CLIPScore, or None for raw cosines.
+        memo: Scores that several metrics need, by metric.
     """
 
     generated: Mapping[str, Tensor]
     real: Mapping[str, Tensor] | None = None
+    training: Mapping[str, Tensor] | None = None
+    gallery: Mapping[str, Tensor] | None = None
+    gallery_own: Tensor | None = None
     base: Mapping[str, Tensor] | None = None
     prompts: Sequence[str | None] = ()
     prompt_features: Tensor | None = None
     pairs: Pairs = "all"
     exclude_self: bool = False
     clip_t_scale: float | None = None
+    memo: dict[str, Tensor] = field(default_factory=dict[str, Tensor], init=False)
 
 
 class Metric(ABC):
@@ -60,6 +70,7 @@ class Metric(ABC):
         headline: Whether it is also measured during training, drawn in the report's picture and
             shown in the studio. The others are in tables and files only.
         balance: Weight in the `balance` by which training may keep its best step.
+        of_real: Whether the score of real pictures, each against the others, says something.
     """
 
     name: ClassVar[str]
@@ -71,6 +82,7 @@ class Metric(ABC):
     encoders: ClassVar[tuple[str, ...]]
     headline: ClassVar[bool] = True
     balance: ClassVar[float] = 0.0
+    of_real: ClassVar[bool] = True
 
     @property
     def heading(self) -> str:
@@ -86,7 +98,13 @@ class Metric(ABC):
         """Return whether the sample has what the pictures are to be compared with."""
         if self.against == "siblings":
             return min(Counter(sample.prompts).values(), default=0) > 1
-        needed = {"real": sample.real, "prompt": sample.prompt_features, "base": sample.base}
+        needed = {
+            "real": sample.real,
+            "training": sample.training,
+            "gallery": sample.gallery,
+            "prompt": sample.prompt_features,
+            "base": sample.base,
+        }
         return needed[self.against] is not None
 
     @abstractmethod

@@ -1,6 +1,11 @@
 """The metrics that are shipped. Their functions are imported on use, for they need torch."""
 
+from dataclasses import replace
+
 from eval.metrics.metric import Metric, Sample, Tensor, register
+
+ROUNDING = 1e-6
+"""Difference of two likenesses that may be rounding."""
 
 
 class Likeness(Metric):
@@ -45,6 +50,136 @@ class ClipI(Likeness):
     title = "CLIP-I"
     meaning = "likeness to real pictures in kind and color"
     encoders = ("clip",)
+
+
+class Discrimination(Metric):
+    """Rank of the concept's real pictures in a gallery of all subjects and their look-alikes.
+
+    Source: Finer-Personalization Rank (arXiv:2512.19026).
+    """
+
+    aspect = "Is told from others"
+    against = "gallery"
+    encoders = ("dino",)
+    headline = False
+
+    def ranks(self, sample: Sample) -> tuple[Tensor, Tensor]:
+        """Return average precision and top-1 hit of each generated picture."""
+        from eval.metrics.retrieval import retrieval
+
+        assert sample.gallery is not None
+        assert sample.gallery_own is not None
+        return retrieval(
+            sample.generated["dino"],
+            sample.gallery["dino"],
+            sample.gallery_own,
+            exclude_self=sample.exclude_self,
+        )
+
+
+@register
+class MeanAveragePrecision(Discrimination):
+    """Average precision of each picture; its mean over pictures is the mAP."""
+
+    name = "rank_map"
+    title = "mAP"
+    meaning = "own real pictures are found before those of other subjects"
+
+    def scores(self, sample: Sample) -> Tensor:
+        """Return the average precision of each generated picture."""
+        return self.ranks(sample)[0]
+
+
+@register
+class TopOne(Discrimination):
+    """Whether the most similar real picture is one of the right subject."""
+
+    name = "rank_top1"
+    title = "top-1"
+    meaning = "share whose most similar real picture shows the right subject"
+
+    def scores(self, sample: Sample) -> Tensor:
+        """Return 1 for each generated picture that finds its own subject first, else 0."""
+        return self.ranks(sample)[1]
+
+
+class Copying(Metric):
+    """Likeness to the nearest training picture, which is 1 for a copy."""
+
+    aspect = "Is no copy"
+    higher_is_better = False
+    against = "training"
+    headline = False
+
+    def applies(self, sample: Sample) -> bool:
+        """Return whether there are two training pictures, which tell what is not a copy."""
+        training = sample.training
+        return training is not None and len(training[self.encoders[0]]) > 1
+
+
+@register
+class PatchCopying(Copying):
+    """Cosine with the nearest training picture by DINO's patches, place by place."""
+
+    name = "copy_patches"
+    title = "copy (DINO)"
+    meaning = "likeness to the nearest training picture, place by place, by DINO's patches"
+    encoders = ("dino_patches",)
+
+    def scores(self, sample: Sample) -> Tensor:
+        """Return the largest mean cosine over the places of the picture."""
+        from eval.metrics.functional import nearest
+
+        assert sample.training is not None
+        generated, training = (rows["dino_patches"] for rows in (sample.generated, sample.training))
+        return nearest(generated, training, exclude_self=sample.exclude_self)[1]
+
+
+@register
+class PixelCopying(Copying):
+    """Correlation with the nearest training picture by pixels, after alignment."""
+
+    name = "copy_pixels"
+    title = "copy (pixels)"
+    meaning = "correlation with the nearest training picture, moved or mirrored to fit best"
+    encoders = ("thumbnail",)
+
+    def scores(self, sample: Sample) -> Tensor:
+        """Return the largest correlation, computed once for `NearCopies` too."""
+        from eval.metrics.copying import aligned_likeness
+
+        assert sample.training is not None
+        if self.name not in sample.memo:
+            sample.memo[self.name] = aligned_likeness(
+                sample.generated["thumbnail"],
+                sample.training["thumbnail"],
+                exclude_self=sample.exclude_self,
+            )
+        return sample.memo[self.name]
+
+
+@register
+class NearCopies(Copying):
+    """Share of pictures that are nearer to a training picture than two of those are.
+
+    A picture counts if its likeness to a training picture, by patches or by pixels, exceeds the
+    largest likeness of two training pictures.
+    """
+
+    name = "near_copies"
+    title = "near-copies"
+    meaning = "share that is nearer to a training picture than any two of those are"
+    encoders = ("dino_patches", "thumbnail")
+    of_real = False
+
+    def scores(self, sample: Sample) -> Tensor:
+        """Return 1 for each picture that is a near-copy, else 0."""
+        assert sample.training is not None
+        own = replace(sample, generated=sample.training, exclude_self=True)
+        copied: Tensor = False
+        for metric in (PatchCopying(), PixelCopying()):
+            copied = copied | (metric.scores(sample) > metric.scores(own).max() + ROUNDING)
+        return copied.double()
 
 
 @register
@@ -113,3 +248,29 @@ class Drift(Metric):
 
         assert sample.base is not None
         return drifts(sample.generated["clip"], sample.base["clip"])
+
+
+@register
+class DinoDrift(Metric):
+    """Distance of other prompts' pictures from the base's pictures, by DINO, from 0 to 1.
+
+        score_i = (1 - cos(adapted_i, base_i)) / 2
+
+    Source: PEFT, `method_comparison/image-gen/run.py`, with DINOv2.
+    """
+
+    name = "drift_dino"
+    title = "DINO drift"
+    aspect = "Leaves other things alone"
+    meaning = "change of pictures of other prompts by DINO, from 0 to 1, as PEFT measures it"
+    higher_is_better = False
+    against = "base"
+    encoders = ("dino",)
+    headline = False
+
+    def scores(self, sample: Sample) -> Tensor:
+        """Return half of 1 less the cosine for each picture."""
+        from eval.metrics.functional import drifts
+
+        assert sample.base is not None
+        return drifts(sample.generated["dino"], sample.base["dino"]) / 2

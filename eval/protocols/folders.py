@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from eval.protocols.prompts import prompt_number
 from eval.protocols.score import Picture
 from loldu.errors import LoLDUError
 from loldu.pictures.captions import (
@@ -17,9 +17,6 @@ from loldu.pictures.captions import (
     read_text,
 )
 from loldu.pictures.folder import SUFFIXES, beside, list_images
-
-NUMBERED = re.compile(r"(\d+)-\d+")
-"""File name of a picture of a suite: number of the prompt, and seed."""
 
 
 def subject_folders(generated: Path, real: Path) -> dict[str, tuple[Path, Path]]:
@@ -76,7 +73,7 @@ def generated_pictures(
         return _from_file(paths, prompts)
     if prompt is not None:
         return [Picture(path, prompt) for path in paths]
-    if numbered and all(NUMBERED.fullmatch(path.stem) for path in paths):
+    if numbered and all(prompt_number(path) is not None for path in paths):
         return [Picture(path, _numbered(path, numbered)) for path in paths]
     lines = read_metadata(folder, [path.name for path in paths])
     found = {path: line.text for path in paths if (line := lines.get(path.name)) and line.text}
@@ -91,9 +88,8 @@ def generated_pictures(
 
 
 def _numbered(path: Path, prompts: Sequence[str]) -> str:
-    match = NUMBERED.fullmatch(path.stem)
-    assert match is not None
-    number = int(match[1])
+    number = prompt_number(path)
+    assert number is not None
     if number >= len(prompts):
         raise LoLDUError(
             f"{path} is named after prompt {number}, but the suite has {len(prompts)} prompts, "

@@ -1,11 +1,14 @@
 """Prompts: templates filled in, the words for the concept, and the pictures to generate."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from loldu import prompts
 from loldu.errors import LoLDUError
+
+_NUMBERED = re.compile(r"(\d+)-\d+")
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,12 @@ def plan_pictures(
         for seed in seeds
         for number, prompt in enumerate(prompts)
     ]
+
+
+def prompt_number(path: Path) -> int | None:
+    """Return the number of the prompt in the name `PROMPT-SEED.png`, or None for other names."""
+    match = _NUMBERED.fullmatch(path.stem)
+    return int(match[1]) if match else None
 
 
 def fill(templates: Sequence[str], token: str, class_name: str) -> list[str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from eval.encoders.features import PictureFeatures, compute_features, refuse_unr
 from eval.encoders.load import load_encoders
 from eval.metrics import METRICS, Sample
 from eval.metrics.functional import nearest
+from eval.protocols.prompts import prompt_number
 from eval.result import Result, ScoredPicture, ScoredSubject
 from loldu.errors import LoLDUError
 from loldu.prompts import without_token
@@ -72,11 +74,45 @@ class Picture:
 
 @dataclass(frozen=True)
 class Subject:
-    """Generated and real pictures of one concept, which are scored together."""
+    """Pictures of one concept, which are scored together.
+
+    Attributes:
+        name: Name of the concept.
+        generated: Generated pictures.
+        real: Real pictures to compare them with.
+        training: Pictures that it was trained on, to find copies; the real ones if empty.
+        look_alikes: Real pictures of other things that look like it, which join the gallery.
+    """
 
     name: str
     generated: Sequence[Picture]
     real: Sequence[Path]
+    training: Sequence[Path] = ()
+    look_alikes: Sequence[Path] = ()
+
+    @cached_property
+    def trained_on(self) -> Sequence[Path]:
+        """Training pictures, or the real ones."""
+        return self.training or self.real
+
+    @cached_property
+    def paths(self) -> list[Path]:
+        """All pictures, perhaps with repeats."""
+        generated = [picture.path for picture in self.generated]
+        return [*generated, *self.real, *self.trained_on, *self.look_alikes]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Real pictures of all subjects and their look-alikes.
+
+    Attributes:
+        features: Features of all, by encoder.
+        own: Rows of each subject.
+    """
+
+    features: Mapping[str, Tensor]
+    own: Mapping[str, Tensor]
 
 
 def pick_device(device: str | None) -> str:
@@ -113,15 +149,37 @@ def score_subjects(
     Raises:
         LoLDUError: If pictures cannot be read or there are too few.
     """
-    paths = [picture.path for subject in subjects for picture in subject.generated]
-    paths += [path for subject in subjects for path in subject.real]
+    paths = [path for subject in subjects for path in subject.paths]
     features = reader.read(paths, skip_bad=protocol.skip_bad)
     skipped = _skipped(subjects, features, protocol)
     if skipped:
         logger.warning("Left out: %s.", ", ".join(f"{k} ({why})" for k, why in skipped.items()))
     removed = None if protocol.keep_token else token
-    scored = [_score(reader, subject, features, protocol, removed) for subject in subjects]
+    gallery = build_gallery(
+        features, {s.name: s.real for s in subjects}, [p for s in subjects for p in s.look_alikes]
+    )
+    scored = [_score(reader, subject, features, gallery, protocol, removed) for subject in subjects]
     return Result(scored, protocol, reader.identities(), removed, skipped)
+
+
+def build_gallery(
+    features: PictureFeatures, real: Mapping[str, Sequence[Path]], look_alikes: Sequence[Path]
+) -> Gallery | None:
+    """Return the readable pictures of all subjects, or None if one subject is alone.
+
+    Args:
+        features: Features of all pictures.
+        real: Real pictures of each subject.
+        look_alikes: Pictures of other things.
+    """
+    owners = {p: name for name, paths in real.items() for p in paths if p not in features.bad}
+    others = [p for p in look_alikes if p not in features.bad and p not in owners]
+    if len({*owners.values()}) < 2 and not others:
+        return None
+    paths = [*owners, *others]
+    names = [owners.get(path) for path in paths]
+    own = {name: torch.tensor([owner == name for owner in names]) for name in real}
+    return Gallery({NEAREST: features.stack(NEAREST, paths)}, own)
 
 
 def _skipped(
@@ -130,8 +188,13 @@ def _skipped(
     """Return why pictures are left out, by subject, kind and file name."""
     skipped = {}
     for subject in subjects:
-        generated = [picture.path for picture in subject.generated]
-        for kind, paths in (("generated", generated), ("real", subject.real)):
+        kinds = {
+            "generated": [picture.path for picture in subject.generated],
+            "real": subject.real,
+            "training": subject.training,
+            "look_alikes": subject.look_alikes,
+        }
+        for kind, paths in kinds.items():
             for path in paths:
                 name = f"{subject.name}/{kind}/{path.name}"
                 if path in features.bad:
@@ -145,17 +208,22 @@ def _score(
     reader: FeatureReader,
     subject: Subject,
     features: PictureFeatures,
+    gallery: Gallery | None,
     protocol: ProtocolConfig,
     token: str | None,
 ) -> ScoredSubject:
-    pictures, real = _usable(subject, features, protocol)
+    pictures, real, partners = _usable(subject, features, protocol)
     paths = [picture.path for picture in pictures]
     prompts = [picture.prompt for picture in pictures]
     known = [text for text in prompts if text is not None]
     plain = [without_token(text, token) if token else text for text in known]
+    training = [path for path in subject.trained_on if path not in features.bad]
     sample = Sample(
         generated=features.by_encoder(paths),
-        real=features.by_encoder(real),
+        real=features.by_encoder(real if partners is None else partners),
+        training=features.by_encoder(training) if training else None,
+        gallery=gallery.features if gallery else None,
+        gallery_own=gallery.own[subject.name] if gallery else None,
         prompts=prompts,
         prompt_features=reader.encode_texts(plain) if len(known) == len(prompts) else None,
         pairs=protocol.pairs,
@@ -179,21 +247,49 @@ def _score(
 
 def _usable(
     subject: Subject, features: PictureFeatures, protocol: ProtocolConfig
-) -> tuple[list[Picture], list[Path]]:
-    """Return the generated and real pictures that can be scored.
+) -> tuple[list[Picture], list[Path], list[Path] | None]:
+    """Return the generated and real pictures to score, and the real pair of each generated one.
+
+    The pairs are None unless the protocol has them. A real picture that is left out then leaves out
+    the generated ones that it belongs to.
 
     Raises:
-        LoLDUError: If none is left, or matched pairs need as many of both.
+        LoLDUError: If none is left, or a generated picture has no pair.
     """
     black = features.black if protocol.skip_black else frozenset[Path]()
     generated = [p for p in subject.generated if p.path not in features.bad and p.path not in black]
     real = [path for path in subject.real if path not in features.bad]
+    partners = None
+    if protocol.pairs == "matched":
+        pair = pairs_of(subject)
+        generated = [picture for picture in generated if pair[picture.path] not in features.bad]
+        partners = [pair[picture.path] for picture in generated]
     for kind, left in (("generated", generated), ("real", real)):
         if not left:
             raise LoLDUError(f"No {kind} picture of {subject.name} is left to score.")
-    if protocol.pairs == "matched" and len(generated) != len(real):
+    return generated, real, partners
+
+
+def pairs_of(subject: Subject) -> dict[Path, Path]:
+    """Return the real picture of each generated one.
+
+    These are in one order if there are as many of both. Otherwise a picture named PROMPT-SEED has
+    the real picture of that number, counted from 0, or all have the only real picture.
+
+    Raises:
+        LoLDUError: If a generated picture has none.
+    """
+    paths, real = [picture.path for picture in subject.generated], list(subject.real)
+    if len(paths) == len(real):
+        return dict(zip(paths, real, strict=True))
+    if len(real) == 1:
+        return dict.fromkeys(paths, real[0])
+    numbers = {path: prompt_number(path) for path in paths}
+    pairs = {p: real[n] for p, n in numbers.items() if n is not None and n < len(real)}
+    if len(pairs) < len(paths):
         raise LoLDUError(
-            f"--pairs matched needs as many real as generated pictures, and {subject.name} has "
-            f"{len(real)} and {len(generated)}; use --pairs all, or correct the folders."
+            f"--pairs matched needs a real picture for each generated one, and {subject.name} has "
+            f"{len(real)} and {len(paths)}; name the generated ones PROMPT-SEED.png, such as "
+            "000-0.png for the first real picture, use --pairs all, or correct the folders."
         )
-    return generated, real
+    return pairs

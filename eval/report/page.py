@@ -216,9 +216,10 @@ def _text(value: object) -> object:
 
 def _describe(encoder: Mapping[str, Any]) -> str:
     preprocess = encoder["preprocess"]
+    kind = {1: "Lanczos", 2: "bilinear"}.get(preprocess.get("resample"), "bicubic")
     crop = f", center crop {preprocess['crop_px']}" if preprocess["crop_px"] else ""
     return (
-        f"{encoder['name']} ({encoder['library']}, weights {encoder['weights']}; bicubic "
+        f"{encoder['name']} ({encoder['library']}, weights {encoder['weights']}; {kind} "
         f"resize {preprocess['resize_px']}{crop})"
     )
 

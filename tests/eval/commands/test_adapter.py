@@ -126,11 +126,13 @@ def test_other_prompts_change_only_if_the_concept_is_always_on(
 ) -> None:
     assert report["others"]["adapted"] == report["others"]["base"]
     assert report["others"]["drift"] == pytest.approx(0, abs=1e-6)
+    assert report["others"]["drift_dino"] == pytest.approx(0, abs=1e-6)
     assert "-0.0" not in json.dumps(report["others"])
     assert run([*flags, "--always_on"]) == 0
     others = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["others"]
     assert others["adapted"] != others["base"]
     assert 0 < others["drift"] < 1
+    assert 0 < others["drift_dino"] < 0.5
 
 
 def test_real_scores_compare_training_with_held_out_pictures(
@@ -141,7 +143,7 @@ def test_real_scores_compare_training_with_held_out_pictures(
     truth = [load_image(run_dir / "pictures" / "held_out" / "2.png")]
     expected = mean_cosine(clip.encode_images(taught), clip.encode_images(truth))
     assert report["real"]["clip_i"] == pytest.approx(expected, abs=1e-5)
-    assert set(report["real"]) == {"dino", "clip_i"}
+    assert set(report["real"]) == {"dino", "clip_i", "copy_patches", "copy_pixels"}
 
 
 def test_the_report_has_training_costs_and_prompts(report: dict, run_dir: Path) -> None:

@@ -66,7 +66,8 @@ def test_one_subject(
         "clip_i": mean_cosine(seen, clip.encode_images(real)),
         "clip_t": torch.cosine_similarity(seen, clip.encode_texts(asked)).mean().item(),
     }
-    assert means(tmp_path) == pytest.approx(expected, abs=1e-5)
+    got = means(tmp_path)
+    assert {name: got[name] for name in expected} == pytest.approx(expected, abs=1e-5)
     printed = capsys.readouterr().out
     assert f"| {means(tmp_path)['dino']:.3f} [" in printed
     report = result(tmp_path)
@@ -95,7 +96,7 @@ def test_real_pictures_by_a_plain_loop(
     tokens = AutoTokenizer.from_pretrained(clip_folder)("a striped cat", return_tensors="pt")
 
     def seen(folder: Path) -> dict[str, list[np.ndarray]]:
-        found: dict[str, list[np.ndarray]] = {"clip": [], "dino": []}
+        found: dict[str, list[np.ndarray]] = {"clip": [], "dino": [], "all": []}
         for path in sorted(folder.glob("*.png")):
             image = Image.open(path).convert("RGB").resize((32, 32), Image.Resampling.BICUBIC)
             pixels = np.asarray(image, dtype=np.float64) / 255
@@ -107,11 +108,17 @@ def test_real_pictures_by_a_plain_loop(
                         if name == "clip"
                         else dino(given).last_hidden_state[:, 0]
                     )
+                    if name == "dino":
+                        found["all"].append(dino(given).last_hidden_state[0, 1:].double().numpy())
                 found[name].append(row[0].double().numpy())
         return found
 
     def cosine(a: np.ndarray, b: np.ndarray) -> float:
         return float(a @ b / np.sqrt((a @ a) * (b @ b)))
+
+    def of_places(a: np.ndarray, b: np.ndarray) -> float:
+        """Pictures of 32 pixels have 4 x 4 patches, so that none are averaged."""
+        return float(np.mean([cosine(x, y) for x, y in zip(a, b, strict=True)]))
 
     drawn, true = seen(generated), seen(real)
     with torch.no_grad():
@@ -123,9 +130,17 @@ def test_real_pictures_by_a_plain_loop(
         "clip_i": np.mean([cosine(g, r) for g in drawn["clip"] for r in true["clip"]]),
         "clip_t": np.mean([cosine(g, text) for g in drawn["clip"]]),
         "diversity": 1 - np.mean([cosine(drawn["dino"][i], drawn["dino"][j]) for i, j in others]),
+        "copy_patches": np.mean([max(of_places(g, r) for r in true["all"]) for g in drawn["all"]]),
     }
     assert (count, len(true["dino"])) == (5, 4)
-    assert means(tmp_path) == pytest.approx(expected, abs=1e-5)
+    got = means(tmp_path)
+    assert {name: got[name] for name in expected} == pytest.approx(expected, abs=1e-5)
+    own = max(of_places(a, b) for i, a in enumerate(true["all"]) for b in true["all"][i + 1 :])
+    copied = {p["name"] for p in result(tmp_path)["subjects"]["striped_cat"]["pictures"]}
+    assert copied  # every picture has its scores
+    pictures = result(tmp_path)["subjects"]["striped_cat"]["pictures"]
+    assert all(one["near_copies"] == 1 for one in pictures if one["copy_patches"] > own + 1e-4)
+    assert set(got) == {*expected, "copy_pixels", "near_copies"}
 
 
 def test_json_can_take_the_place_of_the_table(
@@ -147,7 +162,7 @@ def test_subjects_are_matched_by_name_and_count_the_same(flags: list[str], tmp_p
     assert (len(cup["pictures"]), len(dog["pictures"])) == (1, 3)
     own = [subject["scores"]["dino"] for subject in (cup, dog)]
     assert means(tmp_path)["dino"] == pytest.approx(sum(own) / 2)
-    assert set(means(tmp_path)) == {"dino", "clip_i"}  # one picture has no diversity
+    assert "diversity" not in means(tmp_path)  # one picture has none
     assert run([*flags, "--aggregate", "micro", "--overwrite"]) == 0
     assert means(tmp_path)["dino"] == pytest.approx((own[0] + 3 * own[1]) / 4)
 

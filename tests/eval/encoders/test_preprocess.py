@@ -2,17 +2,26 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torchvision import transforms
+from transformers import (
+    BitImageProcessor,
+    CLIPImageProcessor,
+    DINOv3ViTImageProcessor,
+    SiglipImageProcessor,
+)
+from transformers.image_processing_base import ImageProcessingMixin
 
 from eval.encoders.preprocess import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Preprocess,
+    TransformersPreprocess,
     dino_preprocess,
     published_dino,
 )
@@ -110,6 +119,10 @@ def test_the_published_dino_transform_is_not_that_of_timm() -> None:
                 "image_mean": list(IMAGENET_MEAN),
                 "image_std": list(IMAGENET_STD),
             },
+            TransformersPreprocess(256, 224, IMAGENET_MEAN, IMAGENET_STD),
+        ),
+        (  # the preset of DINO with the filter that its processor has without one
+            {"size": 224, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2},
             Preprocess(256, 224, IMAGENET_MEAN, IMAGENET_STD),
         ),
     ],
@@ -117,6 +130,42 @@ def test_the_published_dino_transform_is_not_that_of_timm() -> None:
 def test_a_folders_own_preprocessing(config: dict, expected: Preprocess, tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(config), encoding="utf-8")
     assert dino_preprocess(str(tmp_path), 224) == expected
+
+
+CROPPED = {"do_center_crop": True, "crop_size": {"height": 224, "width": 224}, "resample": 3}
+OPENAI = {"image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD)}
+PROCESSORS: dict[str, tuple[type[ImageProcessingMixin], dict[str, Any]]] = {
+    "facebook/dinov2-base": (BitImageProcessor, {**CROPPED, "size": {"shortest_edge": 256}}),
+    "openai/clip-vit-large-patch14": (
+        CLIPImageProcessor,
+        {**CROPPED, **OPENAI, "size": {"shortest_edge": 224}},
+    ),
+    "facebook/dinov3-vitb16-pretrain-lvd1689m": (DINOv3ViTImageProcessor, {"resample": 2}),
+    "google/siglip2-base-patch16-224": (
+        SiglipImageProcessor,
+        {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2},
+    ),
+}
+"""The image processors that these models were published with."""
+
+
+@pytest.mark.parametrize("size", [*SIZES, (427, 641), (512, 512), (301, 203)])
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_a_folder_of_transformers_is_preprocessed_as_transformers_does_it(
+    name: str, size: tuple[int, int], tmp_path: Path
+) -> None:
+    """Both round pixels to 8 bits, or not, at other steps, so that some differ by one level."""
+    kind, options = PROCESSORS[name]
+    statistics = {"image_mean": list(IMAGENET_MEAN), "image_std": list(IMAGENET_STD)}
+    theirs = kind(**{"size": {"height": 224, "width": 224}, **statistics, **options})
+    theirs.save_pretrained(tmp_path)
+    ours = dino_preprocess(str(tmp_path), 224, vit=False)
+    image = photo(size)
+    expected = theirs(images=[image], return_tensors="pt")["pixel_values"][0]
+    levels = (ours(image) - expected).abs() * torch.tensor(ours.std)[:, None, None] * 255
+    assert levels.max() < 1.01
+    exact = name.startswith("facebook/dinov3")  # whose processor does not round
+    assert levels.mean() < (0.35 if exact else 0.02)
 
 
 def test_the_squashing_preset_is_another_picture() -> None:
