@@ -68,8 +68,8 @@ def check_checkpoint(path: Path, text_encoders: Collection[str], *, has_vae: boo
         raise LoLDUError(f"{path} contains no Stable Diffusion UNet; {wanted}.")
     refuse_more_channels(path, shapes[FIRST_LAYER][1], LATENT_CHANNELS)
     if not all(map(has, text_encoders)):
-        kinds = "no text encoder" if len(text_encoders) == 1 else "not both text encoders"
-        raise LoLDUError(f"{path} contains {kinds}; give a complete checkpoint.")
+        lacking = "contains no text encoder" if len(text_encoders) == 1 else "lacks a text encoder"
+        raise LoLDUError(f"{path} {lacking}; give a complete checkpoint.")
     if not has_vae and not has(*VAES):
         raise LoLDUError(f"{path} contains no VAE; give one with --vae.")
 

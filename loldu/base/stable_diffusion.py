@@ -117,13 +117,10 @@ class StableDiffusion(Family):
     ) -> Any:  # noqa: ANN401
         name, layout = base.pretrained_model_name_or_path, base.single_file_config
         kind: Any = self.pipeline_class
+        if torch_dtype != torch.float32 and "vae" not in parts:
+            parts = {**parts, "vae": _load_vae(name, layout, None)}
         with reading("base", name, layout):
-            pipeline = kind.from_single_file(
-                name, config=layout, torch_dtype=torch.float32, **parts
-            )
-            if torch_dtype != torch.float32:
-                for part in (self.network, *self.text_encoders):
-                    getattr(pipeline, part).to(torch_dtype)
+            pipeline = kind.from_single_file(name, config=layout, torch_dtype=torch_dtype, **parts)
         # Concepts know their base by this name, so it must not depend on the file's folder.
         pipeline.register_to_config(_name_or_path=Path(name).name)
         if self.has_safety_checker:

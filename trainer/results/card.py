@@ -1,8 +1,8 @@
 """The model card: a README.md that the Hugging Face hub understands and a person can use."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,8 @@ class Result:
         repository: Name of the repository on the hub; none if the result is not pushed.
         pipeline_class: Name of the base's pipeline class.
         checked: Relative errors of the LoRA by the arithmetic of other programs, or "".
+        word_keys: By text encoder, the key of its vector in the file of a learned word; {} if that
+            file has one vector.
     """
 
     config: Config
@@ -66,6 +68,7 @@ class Result:
     repository: str | None
     pipeline_class: str
     checked: str = ""
+    word_keys: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 def card_data(

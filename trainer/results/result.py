@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 
 from loldu import ConceptError, export_lora
 from loldu.base.draw import sample_images
+from loldu.base.families import family_of
 from loldu.base.record import CONFIG
 from loldu.concept.clients import compare_clients
 from loldu.files import png_bytes
@@ -75,8 +76,8 @@ def write_result(
     samples = draw_samples(config, concept, pipeline, trained, metadata["instance_prompt"], device)
     names = dict.fromkeys((main.name, LORA, LEARNED_WORD, CONFIG, METRICS))
     files = {name: size_bytes(folder / name) for name in names if (folder / name).exists()}
-    kind = type(pipeline).__name__
-    result = Result(config, metadata, training, files, samples, repository, kind, checked)
+    kind, keys = type(pipeline).__name__, family_of(pipeline).word_keys
+    result = Result(config, metadata, training, files, samples, repository, kind, checked, keys)
     manifest.write(folder / CARD, str(model_card(result)))
     pictures = [name for sample in samples for name in (sample.base, sample.adapted) if name]
     return [CARD, *pictures, *(name for name in files if name != CONFIG)]

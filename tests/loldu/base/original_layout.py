@@ -1,10 +1,10 @@
-"""A Stable Diffusion 1.x pipeline as one file, under the names of the original release."""
+"""A Stable Diffusion 1.x or XL pipeline as one file, under the names of the original release."""
 
 import re
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -21,9 +21,24 @@ RESNET = {
 OUTSIDE = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
     "conv_in": "input_blocks.0.0",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
+}
+OPEN_CLIP = {
+    "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
+    "text_model.embeddings.position_embedding.weight": "positional_embedding",
+    "text_model.final_layer_norm.weight": "ln_final.weight",
+    "text_model.final_layer_norm.bias": "ln_final.bias",
+}
+OPEN_CLIP_LAYER = {
+    "self_attn.out_proj": "attn.out_proj",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
 }
 VAE = {
     r"down_blocks\.(\d+)\.resnets": r"down.\1.block",
@@ -55,6 +70,38 @@ def save_single_file(pipeline: StableDiffusionPipeline, path: Path) -> Path:
     }
     save_file({key: value.contiguous() for key, value in tensors.items()}, path)
     return path
+
+
+def save_xl_file(pipeline: StableDiffusionXLPipeline, path: Path) -> Path:
+    """Write a pipeline of SDXL as one file: the second text encoder is OpenCLIP's."""
+    first = "conditioner.embedders.0.transformer.text_model."
+    second = "conditioner.embedders.1.model."
+    parts = {
+        "model.diffusion_model.": unet_weights(pipeline.unet),
+        "first_stage_model.": vae_weights(pipeline.vae),
+        first: pipeline.text_encoder.state_dict(),
+        second: open_clip_weights(pipeline.text_encoder_2),
+    }
+    tensors = {f"{p}{key}": value for p, part in parts.items() for key, value in part.items()}
+    save_file({key: value.contiguous() for key, value in tensors.items()}, path)
+    return path
+
+
+def open_clip_weights(text_encoder: nn.Module) -> Weights:
+    """OpenCLIP has queries, keys and values in one matrix, and multiplies by the projection."""
+    state = text_encoder.state_dict()
+    weights = {theirs: state[ours] for ours, theirs in OPEN_CLIP.items()}
+    weights["text_projection"] = state["text_projection.weight"].T
+    weights["logit_scale"] = torch.zeros(())
+    for index in range(text_encoder.config.num_hidden_layers):
+        ours = f"text_model.encoder.layers.{index}"
+        theirs = f"transformer.resblocks.{index}"
+        for kind in ("weight", "bias"):
+            rows = [state[f"{ours}.self_attn.{side}_proj.{kind}"] for side in "qkv"]
+            weights[f"{theirs}.attn.in_proj_{kind}"] = torch.cat(rows)
+            for name, original in OPEN_CLIP_LAYER.items():
+                weights[f"{theirs}.{original}.{kind}"] = state[f"{ours}.{name}.{kind}"]
+    return weights
 
 
 def unet_weights(unet: nn.Module) -> Weights:

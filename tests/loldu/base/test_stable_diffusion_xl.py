@@ -11,7 +11,8 @@ import pytest
 import torch
 from diffusers import EDMEulerScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 from loldu import ConceptError, LoLDUConfig, load_concept, save_concept
 from loldu.base.config import BaseModelConfig
@@ -19,8 +20,10 @@ from loldu.base.draw import sample_images
 from loldu.base.families import family_of
 from loldu.base.open import load_pipeline
 from loldu.base.stable_diffusion_xl import POOLED, READ, STATES, TIME_IDS
+from loldu.concept.lora_names import kohya_key, original_name
 from loldu.errors import LoLDUError
 from loldu.pictures.crop import Framing, framings
+from tests.loldu.base.original_layout import save_xl_file, unet_weights
 
 PROMPTS = ["a toy", "", "a red sks toy"]
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
@@ -108,6 +111,56 @@ def test_bases_of_other_kinds_are_refused(
         xl.save_pretrained(tmp_path / message[:5])
         with pytest.raises(LoLDUError, match=message):
             load_pipeline(str(tmp_path / message[:5]))
+
+
+def test_a_single_file_gives_the_pipeline_of_its_folder(
+    xl: StableDiffusionXLPipeline, xl_folder: Path, tmp_path: Path
+) -> None:
+    path = save_xl_file(xl, tmp_path / "tiny.safetensors")
+    config = BaseModelConfig(str(path), single_file_config=str(xl_folder))
+    found = load_pipeline(config)
+    for part in PARTS:
+        expected, got = (getattr(each, part).state_dict() for each in (xl, found))
+        assert got.keys() == expected.keys()
+        assert all(torch.equal(weight, expected[name]) for name, weight in got.items())
+    half = load_pipeline(config, torch_dtype=torch.bfloat16)
+    dtypes = {part: getattr(half, part).dtype for part in PARTS}
+    assert dtypes == {**dict.fromkeys(PARTS, torch.bfloat16), "vae": torch.float32}
+    for part in PARTS:
+        got, dtype = getattr(half, part).state_dict(), dtypes[part]
+        for name, weight in getattr(xl, part).state_dict().items():
+            assert torch.equal(got[name], weight.to(dtype)), name
+    for prefix, message in (
+        ("conditioner.embedders.1.", "is SDXL's refiner"),
+        ("conditioner.embedders.0.", "lacks a text encoder; give a complete"),
+        ("first_stage_model.", "contains no VAE; give one with --vae"),
+    ):
+        kept = {key: each for key, each in load_file(path).items() if not key.startswith(prefix)}
+        save_file(kept, tmp_path / "part.safetensors")
+        with pytest.raises(LoLDUError, match=message):
+            load_pipeline(BaseModelConfig(str(tmp_path / "part.safetensors")))
+
+
+def test_names_of_layers_are_those_of_the_original_release(xl: StableDiffusionXLPipeline) -> None:
+    """The names of a LoRA's layers come from other code than those of the single file here."""
+    names = {key.rpartition(".")[0] for key in unet_weights(xl.unet)}
+    for name, module in xl.unet.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            key = kohya_key("lora_unet", "unet", name, xl.unet)
+            assert key in {f"lora_unet_{each}".replace(".", "_") for each in names}, name
+    # Known names of SDXL itself, whose blocks have two resnets.
+    for ours, theirs in {
+        "down_blocks.1.attentions.0.transformer_blocks.1.attn2.to_k": "input_blocks.4.1."
+        "transformer_blocks.1.attn2.to_k",
+        "down_blocks.2.attentions.1.proj_in": "input_blocks.8.1.proj_in",
+        "down_blocks.0.downsamplers.0.conv": "input_blocks.3.0.op",
+        "mid_block.attentions.0.proj_out": "middle_block.1.proj_out",
+        "mid_block.resnets.1.conv2": "middle_block.2.out_layers.3",
+        "up_blocks.0.attentions.2.proj_in": "output_blocks.2.1.proj_in",
+        "up_blocks.1.upsamplers.0.conv": "output_blocks.5.2.conv",
+        "up_blocks.1.resnets.0.time_emb_proj": "output_blocks.3.0.emb_layers.1",
+    }.items():
+        assert original_name(ours, 3) == theirs
 
 
 def test_a_missing_part_is_named(xl_folder: Path, tmp_path: Path) -> None:
