@@ -1,7 +1,8 @@
 """TOML presets: read them, list the shipped ones, and find the one that a command line names.
 
 A preset has options in tables or not, and may describe itself in a table `preset`: `about` is one
-sentence, `order` its place in lists. Presets without an order come last, by name.
+sentence, `order` its place in lists, and `family` the kind of base that it is for. Presets without an
+order come last, by name.
 """
 
 # The values of TOML files and options have any type.
@@ -35,12 +36,14 @@ class Preset:
         about: One sentence, or "".
         order: Place in lists.
         values: TOML values by option name.
+        family: Name of the family of bases that it is for, or "" for Stable Diffusion 1.x and 2.x.
     """
 
     name: str
     about: str
     order: int | float
     values: Mapping[str, Any]
+    family: str = ""
 
 
 def read_preset(path: Path) -> Preset:
@@ -54,10 +57,13 @@ def read_preset(path: Path) -> Preset:
     if not isinstance(given, dict):
         raise LoLDUError(f"The preset {path}: preset must be a table with about and order.")
     own = cast(dict[str, Any], given)
-    about, order = own.get("about", ""), own.get("order", math.inf)
-    if not isinstance(about, str) or type(order) not in (int, float):
-        raise LoLDUError(f"The preset {path}: about must be a string, and order a number.")
-    return Preset(path.stem, about, order, flat(tables))
+    about, family = own.get("about", ""), own.get("family", "")
+    order = own.get("order", math.inf)
+    if not (isinstance(about, str) and isinstance(family, str)) or type(order) not in (int, float):
+        raise LoLDUError(
+            f"The preset {path}: about and family must be strings, and order a number."
+        )
+    return Preset(path.stem, about, order, flat(tables), family)
 
 
 def shipped_presets(folder: Path) -> dict[str, Preset]:

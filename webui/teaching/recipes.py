@@ -9,6 +9,8 @@ from typing import Any, Literal
 from transformers import CLIPTokenizer
 
 from loldu.base.config import BaseModelConfig
+from loldu.base.families import FAMILIES
+from loldu.base.open import check_base
 from loldu.errors import LoLDUError
 from loldu.options import options
 from loldu.presets import Preset, shipped_presets
@@ -58,10 +60,16 @@ class Order:
 
 
 def presets_for(base: str) -> dict[str, Preset]:
-    """Return the presets that are made for a base, or else those for Stable Diffusion."""
+    """Return the presets that are made for a base, or else those for its family of bases."""
     shipped = shipped_presets(PRESETS)
-    own = {name: preset for name, preset in shipped.items() if _is_for(preset, base)}
-    return own or {name: preset for name, preset in shipped.items() if _is_of_the_hub(preset)}
+    if own := {name: preset for name, preset in shipped.items() if _is_for(preset, base)}:
+        return own
+    families = _possible_families(base)
+    return {
+        name: preset
+        for name, preset in shipped.items()
+        if _is_of_the_hub(preset) and (preset.family or FAMILIES[0].name) in families
+    }
 
 
 def rare_tokens(base: str) -> tuple[str, ...]:
@@ -178,6 +186,17 @@ def _filled(prompt: str, words: Mapping[str, str]) -> str:
 def _is_for(preset: Preset, base: str) -> bool:
     own = _base_of(preset)
     return own == base or (Path(base).exists() and Path(own).resolve() == Path(base).resolve())
+
+
+def _possible_families(base: str) -> set[str]:
+    """Return the families that a base may be of; only a local base says it without the network."""
+    if not Path(base).exists():
+        is_hub_id = base.count("/") == 1 and not base.startswith((".", "/", "~"))
+        return {family.name for family in (FAMILIES if is_hub_id else FAMILIES[:1])}
+    try:
+        return {check_base(BaseModelConfig(base)).name}
+    except LoLDUError:  # the page says so when it loads the base
+        return {FAMILIES[0].name}
 
 
 def _is_of_the_hub(preset: Preset) -> bool:

@@ -12,6 +12,7 @@ from webui.engine.options import flags, write_options
 from webui.teaching.recipes import Order, options_for, presets_for, rare_tokens, suggested_token
 
 SD = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+XL = "stabilityai/stable-diffusion-xl-base-1.0"
 ORDER = Order(
     class_name="Toy  rabbit",
     token="sks",
@@ -35,7 +36,7 @@ def made(order: Order, base: str, tmp_path: Path, *, on_gpu: bool = True) -> dic
 
 @pytest.mark.parametrize("preset", [path.stem for path in PRESETS.glob("*.toml")])
 def test_every_preset_is_taken_by_the_trainer(preset: str, tmp_path: Path) -> None:
-    base = "pocket/base" if preset.startswith("pocket") else SD
+    base = "pocket/base" if preset.startswith("pocket") else XL if preset == "sdxl" else SD
     options = made(replace(ORDER, recipe=preset), base, tmp_path)
     write_options(tmp_path, options)
     config = parse(flags(tmp_path, Kind.TRAIN))
@@ -61,6 +62,14 @@ def test_a_base_has_its_own_presets_first() -> None:
     assert list(presets_for("pocket/base")) == ["pocket", "pocket_always_on"]
     assert list(presets_for(SD)) == ["fast", "paper", "best", "low_vram"]
     assert list(presets_for("/somewhere/sd15.safetensors")) == list(presets_for(SD))
+
+
+def test_a_base_has_the_presets_of_its_family(base_folder: Path, xl_folder: Path) -> None:
+    plain, large = list(presets_for(SD)), ["sdxl"]
+    assert list(presets_for(XL)) == large
+    assert list(presets_for(str(xl_folder))) == large
+    assert list(presets_for(str(base_folder))) == plain
+    assert list(presets_for("somebody/another")) == [*plain, *large]  # only the hub knows its kind
 
 
 def test_presets_of_one_base_are_not_offered_for_another(tmp_path: Path) -> None:
