@@ -1,8 +1,8 @@
 """TOML presets: read them, list the shipped ones, and find the one that a command line names.
 
 A preset has options in tables or not, and may describe itself in a table `preset`: `about` is one
-sentence, `order` its place in lists, and `family` the kind of base that it is for. Presets without an
-order come last, by name.
+sentence, `order` its place in lists, and `family` the kind of base that it is for. Presets without
+an order come last, by name.
 """
 
 # The values of TOML files and options have any type.
