@@ -31,6 +31,11 @@ class ModelsConfig:
     # DINO: timm:NAME.TAG, timm:NAME/FILE, or a transformers folder or hub id, such as
     # facebook/dinov2-base. Published scores use the default.
     dino: str = DINO
+    # Masks of the subject in generated pictures, to score it without its background: a folder of
+    # masks, or a model for image segmentation or mask generation (a transformers folder or hub id,
+    # such as facebook/sam-vit-base). Real pictures have name-masklabel.png beside them, as for
+    # training, or get a mask by the model.
+    segmenter: str | None = None
     # Device: cuda, cpu or another torch device. Default: a GPU if there is one.
     device: str | None = None
     # Cache of features, so that no model encodes the same picture twice.
@@ -116,6 +121,8 @@ class ImagesConfig:
     prompt: str | None = None
     # Rare token, removed from the prompts.
     token: str | None = None
+    # Class word of the subjects, such as dog; a --segmenter with labels finds them by it.
+    class_name: str | None = None
     # Folder of training pictures, or of a folder for each subject, to find copies of them. Default:
     # the real ones.
     training: Path | None = None

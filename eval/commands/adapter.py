@@ -82,6 +82,7 @@ def evaluate_adapter(config: AdapterConfig) -> None:
                     real.scored_against,
                     real.training,
                     look_alikes,
+                    origin.class_name,
                 )
             ],
             config.protocol,
@@ -90,6 +91,7 @@ def evaluate_adapter(config: AdapterConfig) -> None:
         for own in (base, adapted)
     )
     others = score_others(reader, base, adapted)
+    of_real = score_real(reader, real, origin.class_name)
     facts = {
         **origin.training,
         "sampling_seconds": round(drawn - started, 3),
@@ -98,7 +100,7 @@ def evaluate_adapter(config: AdapterConfig) -> None:
         **asdict(config.drawing),
         "drawn_with": {name: version(name) for name in LIBRARIES},
     }
-    report = BeforeAfter(name, before, after, others, score_real(reader, real), facts)
+    report = BeforeAfter(name, before, after, others, of_real, facts)
     picture = draw_before_after(report, base, adapted, real.training)
     write_atomically(paths[0], json.dumps(report.as_json(), indent=2) + "\n")
     write_atomically(paths[1], adapter_page(report, base, adapted))
@@ -201,12 +203,13 @@ def score_others(reader: FeatureReader, base: PictureSet, adapted: PictureSet) -
     return {name: round(value, 6) + 0.0 for name, value in scores.items()}  # -0.0 + 0.0 is 0.0
 
 
-def score_real(reader: FeatureReader, real: RealPictures) -> dict[str, float]:
+def score_real(reader: FeatureReader, real: RealPictures, class_name: str) -> dict[str, float]:
     """Score training pictures against the real ones; {} if there is only one picture."""
     alone = real.held_out is None
     if alone and len(real.training) < 2:
         return {}
-    features = reader.read(real.training + (real.held_out or []))
+    pictures = real.training + (real.held_out or [])
+    features = reader.read(pictures, subjects=[Subject("", (), pictures, class_name=class_name)])
     training = features.by_encoder(real.training)
     against = features.by_encoder(real.scored_against)
     samples = {

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 from eval.config import CLIP, DINO, CalibrateConfig
+from eval.encoders.features import PictureFeatures
 from eval.metrics import METRICS, Sample
 from eval.metrics.bootstrap import Estimate, estimate
 from eval.protocols.folders import split_by_subject
-from eval.protocols.score import FeatureReader, build_gallery
+from eval.protocols.score import FeatureReader, Subject, build_gallery
 from eval.report.output import refuse_to_overwrite, write
 from eval.report.page import table_page
 from eval.report.tables import markdown_table, titles
@@ -36,29 +38,11 @@ def calibrate(config: CalibrateConfig) -> None:
     folders = {name: list_images(path) for name, path in split_by_subject(config.real).items()}
     reader = FeatureReader(config.models)
     features = reader.read(
-        [path for own in folders.values() for path in own], skip_bad=config.skip_bad
+        [path for own in folders.values() for path in own],
+        subjects=[Subject(name, (), paths) for name, paths in folders.items()],
+        skip_bad=config.skip_bad,
     )
-    gallery = build_gallery(features, folders, [])
-    scores: dict[str, Mapping[str, np.ndarray]] = {}
-    for name, paths in folders.items():
-        good = [path for path in paths if path not in features.bad]
-        if len(good) < 2:
-            logger.warning("Left out %s: one picture cannot be compared with another.", name)
-            continue
-        rows = features.by_encoder(good)
-        sample = Sample(
-            generated=rows,
-            real=rows,
-            training=rows,
-            gallery=gallery.features if gallery else None,
-            gallery_own=gallery.own[name] if gallery else None,
-            exclude_self=True,
-        )
-        scores[name] = {
-            metric.name: metric.scores(sample).numpy()
-            for metric in METRICS.values()
-            if metric.of_real and metric.applies(sample)
-        }
+    scores = _scores(features, folders)
     if not scores:
         raise LoLDUError(f"No subject of --real {config.real} has two pictures to compare.")
     metrics = [*next(iter(scores.values()))]
@@ -85,6 +69,34 @@ def calibrate(config: CalibrateConfig) -> None:
     }
     page = partial(table_page, "Real against real", rows, content["extractors"])
     write(output, markdown_table(rows), content, page)
+
+
+def _scores(
+    features: PictureFeatures, folders: Mapping[str, Sequence[Path]]
+) -> dict[str, Mapping[str, np.ndarray]]:
+    """Return the scores of each subject with two pictures, by metric."""
+    gallery = build_gallery(features, folders, [])
+    scores: dict[str, Mapping[str, np.ndarray]] = {}
+    for name, paths in folders.items():
+        good = [path for path in paths if path not in features.bad]
+        if len(good) < 2:
+            logger.warning("Left out %s: one picture cannot be compared with another.", name)
+            continue
+        rows = features.by_encoder(good)
+        sample = Sample(
+            generated=rows,
+            real=rows,
+            training=rows,
+            gallery=gallery.features if gallery else None,
+            gallery_own=gallery.own[name] if gallery else None,
+            exclude_self=True,
+        )
+        scores[name] = {
+            metric.name: metric.scores(sample).numpy()
+            for metric in METRICS.values()
+            if metric.of_real and metric.applies(sample)
+        }
+    return scores
 
 
 def _rows(

@@ -27,6 +27,7 @@ def evaluate_images(config: ImagesConfig) -> None:
             list_images(real),
             list_images(trained[name][1]) if trained else (),
             others,
+            config.class_name,
         )
         for name, (generated, real) in folders.items()
     ]

@@ -42,7 +42,9 @@ def evaluate_suite(config: SuiteConfig) -> None:
     else:
         generated = draw_suite(config, suite)
     others = list_images(config.look_alikes) if config.look_alikes else []
-    subjects = [Subject(s.name, generated[s.name], real[s.name], look_alikes=others) for s in suite]
+    subjects = [
+        Subject(s.name, generated[s.name], real[s.name], (), others, s.class_name) for s in suite
+    ]
     result = score_subjects(reader, subjects, config.protocol, config.token)
     title = f"{config.suite.name}: {len(suite)} subjects"
     write(

@@ -68,7 +68,7 @@ class Encoder(ABC):
     def identity(self) -> Identity:
         """Everything that decides this encoder's features; the first use reads every weight."""
         library = f"{self.library} {version(self.library)}"
-        return Identity(self.name, library, _digest(self.model), self.preprocess)
+        return Identity(self.name, library, model_digest(self.model), self.preprocess)
 
     def encode_images(self, images: Sequence[Image.Image]) -> Float[Tensor, "n d"]:
         """Return a unit fp32 row for each picture, on the CPU."""
@@ -192,7 +192,8 @@ def _unit(rows: Tensor) -> Tensor:
     return torch.nn.functional.normalize(rows.float().cpu(), dim=-1)
 
 
-def _digest(model: torch.nn.Module) -> str:
+def model_digest(model: torch.nn.Module) -> str:
+    """Return the first 16 digits of the SHA-256 of the names and values of all parameters."""
     whole = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         whole.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from eval.encoders.cache import FeatureCache
 from eval.encoders.encoder import BATCH_SIZE, Encoder
 from eval.encoders.preprocess import Preprocess
+from eval.encoders.subject import GRAY, VERSION, load_subject
 from loldu.errors import LoLDUError
 from loldu.pictures.open import load_image
 
@@ -44,8 +46,12 @@ class PictureFeatures:
         return torch.stack([self.rows[encoder][path] for path in paths])
 
     def by_encoder(self, paths: Sequence[Path]) -> dict[str, Float[Tensor, "n d"]]:
-        """Return the rows of these pictures for every encoder."""
-        return {encoder: self.stack(encoder, paths) for encoder in self.rows}
+        """Return the rows of these pictures for every encoder that encoded all of them."""
+        return {
+            encoder: self.stack(encoder, paths)
+            for encoder, rows in self.rows.items()
+            if rows.keys() >= {*paths}
+        }
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,8 @@ class _Read:
 
     pixels: Mapping[str, Tensor]
     black: bool
+    empty: bool = False
+    """Whether the mask shows no subject."""
 
 
 def compute_features(
@@ -61,6 +69,7 @@ def compute_features(
     encoders: Mapping[str, Encoder],
     cache: FeatureCache | None,
     *,
+    masks: Mapping[Path, Path] | None = None,
     progress: bool = True,
 ) -> PictureFeatures:
     """Return the features of files. Threads read ahead while the networks compute.
@@ -71,12 +80,15 @@ def compute_features(
         paths: Picture files, perhaps with repeats.
         encoders: Encoders by name.
         cache: Cache to read and fill, or None.
+        masks: Mask of each picture, to encode its subject alone; a black mask gives zeros.
         progress: Whether to show a progress bar if stderr is a terminal.
 
     Raises:
         LoLDUError: If the cache cannot be used.
     """
     contents, bad = _digests(dict.fromkeys(paths))
+    if masks is not None:
+        contents, bad = _with_masks(contents, bad, masks)
     files = {content: path for path, content in contents.items()}  # one file of each content
     found: dict[str, dict[str, Tensor]] = {name: {} for name in encoders}
     black: set[str] = set()
@@ -91,7 +103,7 @@ def compute_features(
     unreadable: dict[str, str] = {}
     hidden = None if progress else True  # None hides it unless stderr is a terminal
     with tqdm(total=len(missing), desc="encoding", unit="picture", disable=hidden) as bar:
-        reading = _read_ahead(files, missing, encoders)
+        reading = _read_ahead(files, missing, encoders, masks)
         while batch := list(islice(reading, BATCH_SIZE)):
             unreadable |= {content: one for content, one in batch if isinstance(one, str)}
             read = {content: one for content, one in batch if isinstance(one, _Read)}
@@ -120,7 +132,8 @@ def _encode_batch(
     for name, encoder in encoders.items():
         pixels = {c: one.pixels[name] for c, one in read.items() if name in one.pixels}
         if pixels:
-            rows = encoder.encode_pixels([*pixels.values()])
+            shown = torch.tensor([[not read[content].empty] for content in pixels])
+            rows = encoder.encode_pixels([*pixels.values()]) * shown
             found[name] = dict(zip(pixels, rows, strict=True))
             if cache is not None:
                 cache.put(encoder.identity, found[name])
@@ -159,10 +172,27 @@ def _digests(paths: Mapping[Path, None]) -> tuple[dict[Path, str], dict[Path, st
     return {path: text for path, text in digests.items() if isinstance(text, str)}, bad
 
 
+def _with_masks(
+    contents: Mapping[Path, str], bad: Mapping[Path, str], masks: Mapping[Path, Path]
+) -> tuple[dict[Path, str], dict[Path, str]]:
+    """Return keys of pictures together with their masks, and error messages for both."""
+    found, unreadable = _digests(dict.fromkeys(masks[path] for path in contents))
+    both: dict[Path, str] = {}
+    errors = dict(bad)
+    for path, content in contents.items():
+        if (mask := masks[path]) in unreadable:
+            errors[path] = unreadable[mask]
+        else:
+            key = f"{VERSION} {content} {found[mask]}"
+            both[path] = hashlib.sha256(key.encode()).hexdigest()
+    return both, errors
+
+
 def _read_ahead(
     files: Mapping[str, Path],
     missing: Mapping[str, Sequence[str]],
     encoders: Mapping[str, Encoder],
+    masks: Mapping[Path, Path] | None,
 ) -> Iterator[tuple[str, _Read | str]]:
     """Yield each missing file, decoded and preprocessed, or its error message, in order.
 
@@ -171,10 +201,16 @@ def _read_ahead(
 
     def read(content: str) -> _Read | str:
         try:
-            # Published scores ignore color profiles.
-            image = load_image(files[content], to_srgb=False)
+            path = files[content]
+            if masks is None:
+                # Published scores ignore color profiles.
+                image = load_image(path, to_srgb=False)
+            else:
+                image = load_subject(path, masks[path])
         except LoLDUError as error:
             return str(error)
+        empty = image is None
+        image = image or Image.new("RGB", (1, 1), GRAY)
         made: dict[Preprocess, Tensor] = {}
         pixels: dict[str, Tensor] = {}
         for name in missing[content]:
@@ -182,7 +218,7 @@ def _read_ahead(
             if how not in made:
                 made[how] = how(image)
             pixels[name] = made[how]
-        return _Read(pixels, black=image.getbbox() is None)
+        return _Read(pixels, black=image.getbbox() is None, empty=empty)
 
     with ThreadPoolExecutor(THREADS) as pool:
         waiting: deque[tuple[str, Future[_Read | str]]] = deque()

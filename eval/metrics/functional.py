@@ -204,12 +204,16 @@ def nearest(
     if len(generated) == 0 or len(real) - exclude_self < 1:
         raise ValueError("There is no pair of pictures to compare: both sets need pictures.")
     truth = unit(real).T
-    found, start = [], 0
+    places: list[Tensor] = []
+    values: list[Tensor] = []
+    start = 0
     for rows in chunks(generated):
         cosines = unit(rows) @ truth
         if exclude_self:
             numbers = torch.arange(len(rows))
             cosines[numbers, numbers + start] = -torch.inf
-        found.append(cosines.max(dim=-1))
+        best = cosines.max(dim=-1)
+        places.append(best.indices)
+        values.append(best.values)
         start += len(rows)
-    return torch.cat([best.indices for best in found]), torch.cat([best.values for best in found])
+    return torch.cat(places), torch.cat(values)

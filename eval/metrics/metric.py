@@ -95,7 +95,9 @@ class Metric(ABC):
         return f"{self.meaning}; {'higher' if self.higher_is_better else 'lower'} is better"
 
     def applies(self, sample: Sample) -> bool:
-        """Return whether the sample has what the pictures are to be compared with."""
+        """Return whether the sample has the features, and what to compare the pictures with."""
+        if not all(name in sample.generated for name in self.encoders):
+            return False
         if self.against == "siblings":
             return min(Counter(sample.prompts).values(), default=0) > 1
         needed = {

@@ -52,6 +52,38 @@ class ClipI(Likeness):
     encoders = ("clip",)
 
 
+class SubjectLikeness(Likeness):
+    """Likeness of the subject alone: both sides without what is around it."""
+
+    headline = False
+    balance = 0.0
+
+    def applies(self, sample: Sample) -> bool:
+        """Return whether both sides have masks."""
+        (encoder,) = self.encoders
+        return super().applies(sample) and sample.real is not None and encoder in sample.real
+
+
+@register
+class DinoSubject(SubjectLikeness):
+    """Likeness of the subject alone by DINO features."""
+
+    name = "dino_subject"
+    title = "DINO (subject)"
+    meaning = "likeness of the subject alone, without its background, by DINO"
+    encoders = ("dino_subject",)
+
+
+@register
+class ClipISubject(SubjectLikeness):
+    """Likeness of the subject alone by CLIP's picture features."""
+
+    name = "clip_i_subject"
+    title = "CLIP-I (subject)"
+    meaning = "likeness of the subject alone, without its background, by CLIP"
+    encoders = ("clip_subject",)
+
+
 class Discrimination(Metric):
     """Rank of the concept's real pictures in a gallery of all subjects and their look-alikes.
 
@@ -114,7 +146,9 @@ class Copying(Metric):
     def applies(self, sample: Sample) -> bool:
         """Return whether there are two training pictures, which tell what is not a copy."""
         training = sample.training
-        return training is not None and len(training[self.encoders[0]]) > 1
+        if training is None or not super().applies(sample):
+            return False
+        return all(len(training.get(name, ())) > 1 for name in self.encoders)
 
 
 @register

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from eval.encoders.cache import FeatureCache
 from eval.encoders.encoder import TextEncoder
 from eval.encoders.features import PictureFeatures, compute_features, refuse_unreadable
 from eval.encoders.load import load_encoders
+from eval.encoders.segmenter import find_masks, load_segmenter
+from eval.encoders.subject import SUBJECT
 from eval.metrics import METRICS, Sample
 from eval.metrics.functional import nearest
 from eval.protocols.prompts import prompt_number
@@ -40,18 +42,46 @@ class FeatureReader:
             LoLDUError: If weights are missing, or the cache cannot be used.
         """
         names = [NEAREST, *(name for metric in METRICS.values() for name in metric.encoders)]
-        self.encoders = load_encoders(names, models, pick_device(models.device))
+        device = pick_device(models.device)
+        networks = [name for name in names if name not in SUBJECT]
+        self.encoders = load_encoders(networks, models, device)
+        self._segmenter = load_segmenter(models, device)
         self._cache = FeatureCache(models.cache_file) if models.cache else None
 
-    def read(self, paths: Sequence[Path], *, skip_bad: bool = False) -> PictureFeatures:
+    def read(
+        self, paths: Sequence[Path], *, subjects: Sequence[Subject] = (), skip_bad: bool = False
+    ) -> PictureFeatures:
         """Return the features of picture files.
 
+        Args:
+            paths: Picture files, perhaps with repeats.
+            subjects: Subjects whose pictures are also encoded alone, if there is a segmenter.
+            skip_bad: Whether unreadable pictures are left out.
+
         Raises:
-            LoLDUError: If a picture cannot be read and `skip_bad` is false.
+            LoLDUError: If a picture cannot be read and `skip_bad` is false, or a mask is missing.
         """
         features = compute_features(paths, self.encoders, self._cache)
         refuse_unreadable(features.bad, skip=skip_bad)
-        return features
+        if self._segmenter is None or not subjects:
+            return features
+        real = [p for s in subjects for p in s.real if p not in features.bad]
+        masks: dict[Path, Path] = {}
+        for subject in subjects:
+            drawn = [p.path for p in subject.generated if p.path not in features.bad]
+            own = [path for path in subject.real if path not in features.bad]
+            masks |= find_masks(self._segmenter, drawn, own, subject.class_name)
+        networks = {name: self.encoders[source] for name, source in SUBJECT.items()}
+        alone = compute_features([*masks], networks, self._cache, masks=masks)
+        refuse_unreadable(alone.bad, skip=skip_bad)
+        for path in real:
+            if path not in alone.bad and not alone.rows["dino_subject"][path].any():
+                raise LoLDUError(
+                    f"The mask {masks[path]} of the real picture {path} shows no subject; paint it "
+                    "white."
+                )
+        bad = {**features.bad, **alone.bad}
+        return PictureFeatures({**features.rows, **alone.rows}, bad, features.black)
 
     def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
         """Return the CLIP features of prompts."""
@@ -61,7 +91,12 @@ class FeatureReader:
 
     def identities(self) -> dict[str, object]:
         """Return the identity of each encoder, for a result file."""
-        return {name: encoder.identity.as_json() for name, encoder in self.encoders.items()}
+        found = {name: encoder.identity for name, encoder in self.encoders.items()}
+        if self._segmenter is not None:
+            for name, source in SUBJECT.items():
+                weights = f"{found[source].weights}, subject by {self._segmenter.identity}"
+                found[name] = replace(found[source], weights=weights)
+        return {name: identity.as_json() for name, identity in found.items()}
 
 
 @dataclass(frozen=True)
@@ -82,6 +117,7 @@ class Subject:
         real: Real pictures to compare them with.
         training: Pictures that it was trained on, to find copies; the real ones if empty.
         look_alikes: Real pictures of other things that look like it, which join the gallery.
+        class_name: Class word, by which a segmenter may find it.
     """
 
     name: str
@@ -89,6 +125,7 @@ class Subject:
     real: Sequence[Path]
     training: Sequence[Path] = ()
     look_alikes: Sequence[Path] = ()
+    class_name: str | None = None
 
     @cached_property
     def trained_on(self) -> Sequence[Path]:
@@ -150,7 +187,7 @@ def score_subjects(
         LoLDUError: If pictures cannot be read or there are too few.
     """
     paths = [path for subject in subjects for path in subject.paths]
-    features = reader.read(paths, skip_bad=protocol.skip_bad)
+    features = reader.read(paths, subjects=subjects, skip_bad=protocol.skip_bad)
     skipped = _skipped(subjects, features, protocol)
     if skipped:
         logger.warning("Left out: %s.", ", ".join(f"{k} ({why})" for k, why in skipped.items()))

@@ -13,11 +13,12 @@ from loldu.errors import LoLDUError
 from loldu.pictures.open import load_image
 
 
-def load_mask(path: Path, size: tuple[int, int]) -> Image.Image:
+def load_mask(path: Path, size: tuple[int, int], *, may_be_black: bool = False) -> Image.Image:
     """Return a mask in gray at the size of its upright picture: white is learned, black is not.
 
     Raises:
-        LoLDUError: If it cannot be read, differs in shape from the picture, or is all black.
+        LoLDUError: If it cannot be read, differs in shape from the picture, or is all black and may
+            not be.
     """
     mask = load_image(path, background="black").convert("L")
     (width, height), (across, down) = mask.size, size
@@ -26,7 +27,7 @@ def load_mask(path: Path, size: tuple[int, int]) -> Image.Image:
             f"The mask {path} is {width} x {height} pixels but its picture, upright, is "
             f"{across} x {down}; give the mask the same shape."
         )
-    if mask.getbbox() is None:
+    if mask.getbbox() is None and not may_be_black:
         raise LoLDUError(f"The mask {path} is all black; paint the part to learn white.")
     return mask.resize(size, Image.Resampling.BOX)
 
