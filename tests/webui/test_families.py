@@ -1,0 +1,79 @@
+"""What comes after a training works for every family: scores, commands and the studio."""
+
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionXLPipeline
+
+from eval.__main__ import run as evaluate
+from loldu import hotswap_concept, load_concept
+from loldu.__main__ import run as command
+from loldu.base.draw import sample_images
+from loldu.base.families import family_of
+from loldu.base.open import load_pipeline
+from tests.webui.concepts import entry_of
+from trainer.__main__ import run as train
+from webui.drawing.model import Use
+from webui.drawing.studio import Studio, Task, Watch
+
+PROMPT = "a photo of sks toy"
+
+
+def test_a_concept_of_sdxl_is_scored_converted_swapped_and_drawn_in_the_studio(
+    flags: list[str],
+    xl_folder: Path,
+    clip_folder: Path,
+    dino_folder: Path,
+    tmp_path: Path,
+) -> None:
+    more = ["--class_prompt", "a photo of toy", "--train_text_encoder", "--no_sample_at_end"]
+    base, folder = str(xl_folder), tmp_path / "run"
+    steps = ["--max_train_steps", "2", "--learning_rate", "0.3"]
+    assert train([*flags, "--pretrained_model_name_or_path", base, *more, *steps]) == 0
+    concept = folder / "concept.safetensors"
+
+    def drawn(pipeline: StableDiffusionXLPipeline) -> bytes:
+        (image,) = sample_images(pipeline, [PROMPT], [3], num_inference_steps=2, progress=False)
+        return image.tobytes()
+
+    live = load_pipeline(base)
+    before = drawn(live)
+    load_concept(live, concept)
+    after = drawn(live)
+    assert after != before
+    hotswap_concept(live, concept)
+    assert drawn(live) == after
+
+    scores = ["adapter", "--concept", str(concept), "--output_dir", str(tmp_path / "scores")]
+    scores += ["--clip", str(clip_folder), "--dino", str(dino_folder), "--device", "cpu"]
+    scores += ["--no_cache", "--bootstrap_samples", "20", "--num_inference_steps", "1"]
+    scores += ["--prompts", "a {token} {class_name}", "--other_prompts", "a {class_name}"]
+    assert evaluate([*scores, "--seeds", "3"]) == 0
+    report = json.loads((tmp_path / "scores" / "report.json").read_text())
+    assert report["gains"]["dino"]["mean"] != 0
+    assert abs(report["others"]["drift"]) < 1e-6  # a prompt without the word is the base's
+
+    for name in ("verify", "compare-clients"):
+        assert command([name, str(concept), base]) == 0
+    assert command(["merge", str(concept), base, str(tmp_path / "merged")]) == 0
+    merged = load_pipeline(str(tmp_path / "merged"))
+    always_on = load_pipeline(base)
+    load_concept(always_on, concept, route=False)
+    found, expected = (family_of(each).encode_text(each, [PROMPT]) for each in (merged, always_on))
+    for name, states in expected.items():
+        torch.testing.assert_close(found[name], states, rtol=1e-4, atol=1e-4)
+    difference = np.frombuffer(drawn(merged), np.uint8).astype(int)
+    difference -= np.frombuffer(drawn(always_on), np.uint8)
+    assert np.abs(difference).max() <= 1
+
+    studio = Studio(base)
+    watch = Watch(lambda *_: None, lambda _: None, threading.Event())
+    task = Task((PROMPT,), (3,), "", 2, 7.5)
+    (plain,) = studio.draw_base(task, [], watch)
+    (changed,) = studio.draw_concepts(task, [Use(entry_of(folder), 1.0)], watch)
+    assert plain.image.tobytes() == before
+    assert changed.image.tobytes() == drawn(always_on)
+    assert studio.seconds_a_pass(2, 16) > 0
