@@ -27,7 +27,7 @@ from torch import nn
 from torch.optim import Optimizer
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from loldu.base.families import network_of
+from loldu.base.families import family_of, network_of
 from loldu.base.open import load_pipeline, weights_digest
 from loldu.errors import LoLDUError
 from loldu.pictures.folder import CaptionedImage, digest
@@ -108,6 +108,7 @@ def train(
     dtype = compute_dtype(config)
     announce(LOADING)
     pipeline = load_pipeline(config.base, torch_dtype=dtype, device=accelerator.device)
+    explain_resolution(config, pipeline)
     base = weights_digest(pipeline)
     words = learn_words(pipeline, configs)
 
@@ -225,6 +226,17 @@ def explain_warmup(config: Config) -> None:
             "--lr_warmup_steps %d outlasts --max_train_steps %d: the learning rate rises until the "
             "end and reaches %.0f%% of its value.",
             *(warmup, steps, 100 * steps / warmup),
+        )
+
+
+def explain_resolution(config: Config, pipeline: DiffusionPipeline) -> None:
+    """Log that a base draws poorly at half the size of the pictures that it was trained on."""
+    native, resolution = family_of(pipeline).native_resolution(pipeline), config.instance.resolution
+    if native is not None and 2 * resolution <= native:
+        logger.warning(
+            "--resolution %d is at most half of the %d pixels that this base was trained on, at "
+            "which it draws poorly; give --resolution %d.",
+            *(resolution, native, native),
         )
 
 

@@ -221,6 +221,10 @@ class Family(ABC):
         """
         raise LoLDUError("This base is trained on squares only; leave out --aspect_buckets.")
 
+    def native_resolution(self, pipeline: DiffusionPipeline) -> int | None:
+        """Return the side in pixels of the pictures that the base was trained on, if it says so."""
+        return None
+
     def lora_architecture(self, pipeline: DiffusionPipeline) -> str | None:
         """Return the architecture that the header of a LoRA file names, if it has a name.
 

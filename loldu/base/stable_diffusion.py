@@ -239,6 +239,11 @@ class StableDiffusion(Family):
         """Return the factor by which VAE and UNet together shrink a picture: 64 for SD."""
         return pipeline.vae_scale_factor * 2 ** (len(pipeline.unet.config["down_block_types"]) - 1)
 
+    def native_resolution(self, pipeline: Any) -> int | None:  # noqa: ANN401
+        """Return the side that the UNet's config names: 512, 768 or 1024 pixels."""
+        side = pipeline.unet.config.get("sample_size")
+        return side * pipeline.vae_scale_factor if isinstance(side, int) else None
+
     def lora_architecture(self, pipeline: Any) -> str | None:  # noqa: ANN401
         """Return the modelspec name for the text encoder's width and the prediction type.
 

@@ -49,6 +49,26 @@ def test_three_kills_at_the_worst_moments(flags: list[str], tmp_path: Path) -> N
     assert differences(folder, whole) == []
 
 
+def test_a_run_on_sdxl_that_is_killed_goes_on_to_the_same_bytes(
+    flags: list[str], xl_folder: Path, tmp_path: Path
+) -> None:
+    more = ["--pretrained_model_name_or_path", str(xl_folder), "--train_text_encoder"]
+    more += ["--checkpointing_steps", "1", "--max_train_steps", "3"]
+    whole, folder = tmp_path / "whole", tmp_path / "killed"
+    assert start([*flags, *more, "--output_dir", str(whole)], never)[0] == 0
+    again = [*flags, *more, "--output_dir", str(folder), "--resume", "latest"]
+
+    def saving(name: str, about: str) -> bool:
+        """The second checkpoint is still a draft."""
+        return name == "replace" and about.endswith("checkpoint-000002")
+
+    assert start(again, saving)[0] == -signal.SIGKILL
+    assert (folder / "checkpoint-000001").is_dir()
+    assert not (folder / "checkpoint-000002").exists()
+    assert start(again, never)[0] == 0
+    assert differences(folder, whole) == []
+
+
 @pytest.mark.slow
 def test_twenty_kills_over_a_run_s_life(flags: list[str], tmp_path: Path) -> None:
     check_twenty_kills([*flags, *LIFE], tmp_path)

@@ -187,6 +187,7 @@ def test_several_concepts_train_both_text_encoders_and_resume_to_the_same_bits(
     common = [*flags, *base, "--concepts", str(toml), "--train_text_encoder", *PRIOR]
     common += ["--caption_dropout", "0.25", "--checkpointing_steps", "2"]
     common += ["--validation_prompt", "a sks dog", "--validation_steps", "4"]
+    common += ["--mixed_precision", "bf16", "--gradient_checkpointing"]
     whole, resumed = tmp_path / "run", tmp_path / "resumed"
     assert run(common) == 0
     again = [*common, "--output_dir", str(resumed), "--resume", str(whole / "checkpoint-000002")]
@@ -238,6 +239,17 @@ def test_the_exported_lora_draws_the_same_in_diffusers(
         assert "lora_te2_text_model_encoder_layers_1_self_attn_q_proj" in keys
         assert "lora_te1_text_model_encoder_layers_0_self_attn_out_proj" in keys
         assert not any("down_blocks" in key or "up_blocks" in key for key in keys)
+
+
+def test_half_of_the_base_s_own_size_is_warned_of(
+    flags: list[str], base: tuple[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    more = [*base, "--max_train_steps", "1", "--no_sample_at_end", "--resolution"]
+    assert run([*flags, *more, "8"]) == 0
+    assert "--resolution 8 is at most half of the 16 pixels that this base" in caplog.text
+    caplog.clear()
+    assert run([*flags, *more, "16", "--overwrite"]) == 0
+    assert "at most half" not in caplog.text
 
 
 def by_the_card(config: Config, word: Path, word_keys: Mapping[str, str]) -> Any:  # noqa: ANN401

@@ -97,9 +97,14 @@ def save_result(
 def target_modules(
     pipeline: DiffusionPipeline, adapter: AdapterConfig
 ) -> dict[str, tuple[str, ...]]:
-    """Return the layers to adapt, by component: the network's, and text encoders' if trained."""
-    family = family_of(pipeline)
-    targets = {family.network: adapter.target_modules or family.target_modules}
+    """Return the layers to adapt, by component: the network's, and text encoders' if trained.
+
+    Raises:
+        LoLDUError: If the text encoders of this base are never trained.
+    """
+    family, chosen = family_of(pipeline), adapter.target_modules
+    is_default = chosen in ((), AdapterConfig().target_modules)
+    targets = {family.network: family.target_modules if is_default else chosen}
     if adapter.train_text_encoder:
         targets |= family.text_targets(pipeline)
     return targets
