@@ -105,10 +105,7 @@ def train(
     control = Control(config.run, accelerator)
 
     # ----------------------------------------------------------- load the base, and teach it words
-    dtype = compute_dtype(config)
-    announce(LOADING)
-    pipeline = load_pipeline(config.base, torch_dtype=dtype, device=accelerator.device)
-    explain_resolution(config, pipeline)
+    pipeline = load_base(config, accelerator)
     base = weights_digest(pipeline)
     words = learn_words(pipeline, configs)
 
@@ -229,8 +226,15 @@ def explain_warmup(config: Config) -> None:
         )
 
 
-def explain_resolution(config: Config, pipeline: DiffusionPipeline) -> None:
-    """Log that a base draws poorly at half the size of the pictures that it was trained on."""
+def load_base(config: Config, accelerator: Accelerator) -> DiffusionPipeline:
+    """Load the base, and log if it draws poorly at half the size of its own training pictures.
+
+    Raises:
+        LoLDUError: If it cannot be read or trained.
+    """
+    announce(LOADING)
+    dtype = compute_dtype(config)
+    pipeline = load_pipeline(config.base, torch_dtype=dtype, device=accelerator.device)
     native, resolution = family_of(pipeline).native_resolution(pipeline), config.instance.resolution
     if native is not None and 2 * resolution <= native:
         logger.warning(
@@ -238,6 +242,7 @@ def explain_resolution(config: Config, pipeline: DiffusionPipeline) -> None:
             "which it draws poorly; give --resolution %d.",
             *(resolution, native, native),
         )
+    return pipeline
 
 
 def compute_dtype(config: Config) -> torch.dtype:
