@@ -37,5 +37,5 @@ class BaseModelConfig:
     clip_skip: int = option(0, at_least=0)
     # Read prompts of up to this many chunks of 75 tokens, in training and drawing alike, as A1111
     # does: 3 reads 225 tokens. 1 cuts longer prompts, with a line of log. Shorter prompts stay as
-    # they are, bit for bit. Concepts need it as they were trained. Not for SDXL.
+    # they are, bit for bit. Concepts need it as they were trained.
     prompt_chunks: int = option(1, at_least=1, at_most=10)

@@ -76,18 +76,95 @@ class StableDiffusionPipeline(diffusers.StableDiffusionPipeline):
             self.whole_prompt = None
 
 
+class StableDiffusionXLPipeline(diffusers.StableDiffusionXLPipeline):
+    """SDXL with prompts of several chunks: both text encoders read each chunk by itself.
+
+    The pooled state is that of the first chunk, as in A1111.
+
+    Attributes:
+        prompt_chunks: Most chunks of a prompt.
+        whole_prompt: Tokens of the prompt whose chunks are being encoded, for the routing of text
+            encoders.
+
+    Source: AUTOMATIC1111, stable-diffusion-webui, modules/sd_hijack_clip.py.
+    """
+
+    prompt_chunks = 1
+    whole_prompt: list[list[int]] | None = None
+
+    @functools.wraps(diffusers.StableDiffusionXLPipeline.encode_prompt)
+    def encode_prompt(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        *args: Any,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        """Encode prompts as diffusers does, or all by chunks if one has more than one."""
+        encode = super().encode_prompt
+        given = inspect.signature(encode).bind(*args, **kwargs)
+        given.apply_defaults()
+        options = given.arguments
+        prompts = _listed(options["prompt"] or "", 1)
+        texts = [prompts, _listed(options["prompt_2"] or prompts, len(prompts))]
+        zeros = options["negative_prompt"] is None and self.config["force_zeros_for_empty_prompt"]
+        has_negatives = options["do_classifier_free_guidance"] and not zeros
+        if has_negatives:
+            negatives = _listed(options["negative_prompt"] or "", len(prompts))
+            texts[0] = texts[0] + negatives
+            texts[1] = texts[1] + _listed(options["negative_prompt_2"] or negatives, len(prompts))
+        given_states = options["prompt_embeds"], options["negative_prompt_embeds"]
+        if any(states is not None for states in given_states):
+            return encode(*args, **kwargs)
+        chunks = [
+            [prompt_tokens(self, text, tokenizer) for text in own]
+            for own, tokenizer in zip(texts, (self.tokenizer, self.tokenizer_2), strict=True)
+        ]
+        if all(len(own) == 1 for of_encoder in chunks for own in of_encoder):
+            return encode(*args, **kwargs)
+        encoded = [self._encoded(*both) for both in zip(*chunks, strict=True)]
+        states = torch.cat(equally_long([each[0] for each in encoded]))
+        pooled, count = torch.cat([each[1] for each in encoded]), len(prompts)
+        options |= {"prompt": None, "prompt_embeds": states[:count]}
+        options["pooled_prompt_embeds"] = pooled[:count]
+        if has_negatives:
+            options |= {"negative_prompt": None, "negative_prompt_embeds": states[count:]}
+            options["negative_pooled_prompt_embeds"] = pooled[count:]
+        return encode(*given.args, **given.kwargs)
+
+    @torch.no_grad()
+    def _encoded(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a prompt's states, (1, chunks * length, dim), and its pooled state, (1, width)."""
+        states: list[Tensor] = []
+        pooled = first
+        for encoder, chunks in ((self.text_encoder, first), (self.text_encoder_2, second)):
+            text_encoder: Any = encoder
+            self.whole_prompt = [chunks.flatten().tolist()]
+            try:
+                output = text_encoder(chunks.to(text_encoder.device), output_hidden_states=True)
+            finally:
+                self.whole_prompt = None
+            states.append(output.hidden_states[-2].flatten(0, 1)[None])
+            pooled = output[0][:1]  # the second one's projection
+        return torch.cat(equally_long(states), dim=-1), pooled
+
+
 def read_long_prompts(pipeline: Any, most_chunks: int) -> None:  # noqa: ANN401
-    """Let a pipeline of Stable Diffusion read prompts of up to this many chunks."""
-    pipeline.__class__ = StableDiffusionPipeline
+    """Let a pipeline of Stable Diffusion or SDXL read prompts of up to this many chunks."""
+    is_xl = isinstance(pipeline, diffusers.StableDiffusionXLPipeline)
+    pipeline.__class__ = StableDiffusionXLPipeline if is_xl else StableDiffusionPipeline
     pipeline.prompt_chunks = most_chunks
 
 
-def prompt_tokens(pipeline: Any, prompt: str) -> Tensor:  # noqa: ANN401
+def prompt_tokens(pipeline: Any, prompt: str, tokenizer: Any = None) -> Tensor:  # noqa: ANN401
     """Return the tokens of a prompt's chunks, (chunks, length), with first and last tokens.
 
     Tokens beyond the pipeline's most chunks are left out, with a line of log.
+
+    Args:
+        pipeline: The pipeline.
+        prompt: The prompt.
+        tokenizer: The tokenizer; the pipeline's first one by default.
     """
-    tokenizer = pipeline.tokenizer
+    tokenizer = tokenizer or pipeline.tokenizer
     length = tokenizer.model_max_length
     with quiet():  # transformers would say that the text encoder cannot read so much
         text = pipeline.maybe_convert_prompt(prompt, tokenizer)  # words of several vectors

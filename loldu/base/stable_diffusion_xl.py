@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from loldu.base.config import BaseModelConfig
 from loldu.base.family import Conditioning
+from loldu.base.long_prompts import equally_long, prompt_tokens, read_long_prompts
 from loldu.base.single_file import tensor_shapes
 from loldu.base.stable_diffusion import STATES, TOKENS, StableDiffusion, naming_cut_words
 from loldu.concept.lora_names import XL_PREFIXES
@@ -76,11 +77,6 @@ class StableDiffusionXL(StableDiffusion):
                 f"--clip_skip {base.clip_skip} is for Stable Diffusion 1.x and 2.x: SDXL always "
                 "reads the last layer but one, which other programs call clip skip 2; leave it out."
             )
-        if base.prompt_chunks > 1:
-            raise LoLDUError(
-                "--prompt_chunks is for Stable Diffusion 1.x and 2.x; SDXL reads 75 tokens here: "
-                "leave it out."
-            )
         if path.is_file():
             first = {key[: len(self.file_text_encoders[0])] for key in tensor_shapes(path)}
             if self.file_text_encoders[0] in first and self.file_text_encoders[1] not in first:
@@ -88,10 +84,10 @@ class StableDiffusionXL(StableDiffusion):
         super().check_files(base)
 
     def _adjust(self, pipeline: Any, base: BaseModelConfig) -> None:  # noqa: ANN401
-        """Refuse a UNet that reads other numbers about a picture, as the refiner's does.
+        """Apply the length of prompts, and refuse a UNet that reads other numbers about a picture.
 
         Raises:
-            LoLDUError: If it does.
+            LoLDUError: If it does, as the refiner's.
         """
         config = pipeline.unet.config
         known = pipeline.text_encoder_2.config.projection_dim
@@ -102,6 +98,8 @@ class StableDiffusionXL(StableDiffusion):
                 " crop and size of a picture, as SDXL's base does; give SDXL's base or a "
                 "fine-tuned one."
             )
+        if base.prompt_chunks > 1:
+            read_long_prompts(pipeline, base.prompt_chunks)
 
     def text_targets(self, pipeline: Any) -> dict[str, tuple[str, ...]]:  # noqa: ANN401
         """Return the attention of both text encoders, without the layer that SDXL does not read.
@@ -129,17 +127,13 @@ class StableDiffusionXL(StableDiffusion):
                 pipeline.encode_prompt(prompt, device=device, do_classifier_free_guidance=False)
                 for prompt in prompts
             ]
-            tokens = [
-                tokenizer(
-                    list(prompts),
-                    padding="max_length",
-                    max_length=tokenizer.model_max_length,
-                    truncation=True,
-                    return_tensors="pt",
-                ).input_ids.to(device)
-                for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_2)
-            ]
-        states, pooled = (torch.cat([each[part] for each in encoded]) for part in (0, 2))
+        states = torch.cat(equally_long([each[0] for each in encoded]))
+        pooled = torch.cat([each[2] for each in encoded])
+        is_long = states.shape[1] > pipeline.tokenizer.model_max_length
+        tokens = [
+            _tokens(pipeline, tokenizer, prompts, is_long=is_long).to(device)
+            for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_2)
+        ]
         zero = pipeline.config["force_zeros_for_empty_prompt"]
         is_read = torch.tensor([bool(prompt) or not zero for prompt in prompts], device=device)
         texts = {TOKENS: tokens[0], TOKENS_2: tokens[1], READ: is_read}
@@ -152,9 +146,14 @@ class StableDiffusionXL(StableDiffusion):
         states: list[Tensor] = []
         pooled: Tensor | None = None
         for name, tokens in zip(self.text_encoders, (TOKENS, TOKENS_2), strict=True):
-            output = text_encoders[name](conditioning[tokens], output_hidden_states=True)
-            states.append(output.hidden_states[-2])
-            pooled = output[0]  # the second one's projection
+            ids = conditioning[tokens]
+            rows = len(ids)
+            if ids.ndim == 3:  # chunk by chunk: rows keep their order, by which concepts go
+                ids = ids.transpose(0, 1).flatten(0, 1)
+            output = text_encoders[name](ids, output_hidden_states=True)
+            own = output.hidden_states[-2].unflatten(0, (-1, rows))
+            states.append(own.transpose(0, 1).flatten(1, 2))
+            pooled = output[0][:rows]  # the second one's projection, of the first chunk
         assert pooled is not None
         return {**conditioning, **_zeroed(torch.cat(states, -1), pooled, conditioning[READ])}
 
@@ -232,6 +231,26 @@ class StableDiffusionXL(StableDiffusion):
         Source: Stability AI, the model metadata standard (modelspec) 1.0.0.
         """
         return "stable-diffusion-xl-v1-base/lora"
+
+
+def _tokens(
+    pipeline: Any,  # noqa: ANN401
+    tokenizer: Any,  # noqa: ANN401
+    prompts: Sequence[str],
+    *,
+    is_long: bool,
+) -> Int[Tensor, "prompts ..."]:
+    """Return the tokens of prompts, as rows or, if one of them is long, as rows of chunks."""
+    if is_long:
+        chunks = [prompt_tokens(pipeline, prompt, tokenizer)[None] for prompt in prompts]
+        return torch.cat(equally_long(chunks))
+    return tokenizer(
+        list(prompts),
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids
 
 
 def _zeroed(

@@ -10,22 +10,27 @@ import numpy as np
 import pytest
 import torch
 from diffusers import EDMEulerScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.loaders.lora_conversion_utils import _maybe_map_sgm_blocks_to_diffusers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from loldu import ConceptError, LoLDUConfig, load_concept, save_concept
+from loldu import ConceptError, LoLDUConfig, load_concept, save_concept, set_strength
 from loldu.base.config import BaseModelConfig
 from loldu.base.draw import sample_images
 from loldu.base.families import family_of
+from loldu.base.family import Family
 from loldu.base.open import load_pipeline
 from loldu.base.stable_diffusion_xl import POOLED, READ, STATES, TIME_IDS
+from loldu.concept.format import Concept, ConceptLayer, write_concept
 from loldu.concept.lora_names import kohya_key, original_name
 from loldu.errors import LoLDUError
 from loldu.pictures.crop import Framing, framings
 from tests.loldu.base.original_layout import save_xl_file, unet_weights
 
 PROMPTS = ["a toy", "", "a red sks toy"]
+LONG = "a b c d e f g h i j k l m n o p q r s"
+"""19 tokens; the tiny text encoders read 14 at once."""
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 
@@ -55,6 +60,10 @@ def changed(xl_folder: Path, tmp_path: Path) -> Callable[..., str]:
     return change
 
 
+def family_of_xl() -> Family:
+    return family_of(StableDiffusionXLPipeline.__new__(StableDiffusionXLPipeline))
+
+
 def pixels(images: list[Image.Image]) -> np.ndarray:
     return np.stack([np.asarray(image, np.int16) for image in images])
 
@@ -68,18 +77,9 @@ def test_a_folder_is_opened_frozen_with_its_vae_in_float32(xl_folder: Path) -> N
     assert not any(p.requires_grad for p in parameters)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"clip_skip": 1}, "clip_skip 1 is for Stable Diffusion 1.x and 2.x: SDXL always reads"),
-        ({"prompt_chunks": 3}, "--prompt_chunks is for Stable Diffusion 1.x and 2.x"),
-    ],
-)
-def test_options_without_use_for_it_are_refused(
-    options: dict[str, int], message: str, xl_folder: Path
-) -> None:
-    with pytest.raises(LoLDUError, match=message):
-        load_pipeline(BaseModelConfig(str(xl_folder), **options))
+def test_clip_skip_is_refused(xl_folder: Path) -> None:
+    with pytest.raises(LoLDUError, match="clip_skip 1 is for Stable Diffusion 1"):
+        load_pipeline(BaseModelConfig(str(xl_folder), clip_skip=1))
 
 
 def test_the_refiner_is_refused_in_a_sentence(changed: Callable[..., str], tmp_path: Path) -> None:
@@ -148,19 +148,58 @@ def test_names_of_layers_are_those_of_the_original_release(xl: StableDiffusionXL
         if isinstance(module, nn.Linear | nn.Conv2d):
             key = kohya_key("lora_unet", "unet", name, xl.unet)
             assert key in {f"lora_unet_{each}".replace(".", "_") for each in names}, name
-    # Known names of SDXL itself, whose blocks have two resnets.
-    for ours, theirs in {
-        "down_blocks.1.attentions.0.transformer_blocks.1.attn2.to_k": "input_blocks.4.1."
-        "transformer_blocks.1.attn2.to_k",
-        "down_blocks.2.attentions.1.proj_in": "input_blocks.8.1.proj_in",
-        "down_blocks.0.downsamplers.0.conv": "input_blocks.3.0.op",
-        "mid_block.attentions.0.proj_out": "middle_block.1.proj_out",
-        "mid_block.resnets.1.conv2": "middle_block.2.out_layers.3",
-        "up_blocks.0.attentions.2.proj_in": "output_blocks.2.1.proj_in",
-        "up_blocks.1.upsamplers.0.conv": "output_blocks.5.2.conv",
-        "up_blocks.1.resnets.0.time_emb_proj": "output_blocks.3.0.emb_layers.1",
-    }.items():
-        assert original_name(ours, 3) == theirs
+
+
+def test_names_sizes_and_bytes_at_the_shapes_of_sdxl(tmp_path: Path) -> None:
+    """diffusers' reader of kohya's files turns every name back; docs state these numbers."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(
+            block_out_channels=(320, 640, 1280),
+            down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * 2),
+            up_block_types=(*["CrossAttnUpBlock2D"] * 2, "UpBlock2D"),
+            transformer_layers_per_block=(1, 2, 10),
+            attention_head_dim=(5, 10, 20),
+            cross_attention_dim=2048,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
+        )
+    assert sum(p.numel() for p in unet.parameters()) == 2_567_463_684
+    names = [name for name, part in unet.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)]
+    inside = [name for name in names if "blocks." in name or "mid_block." in name]
+    keys = {f"{kohya_key('lora_unet', 'unet', name, unet)}.lora_up.weight": name for name in inside}
+    read = _maybe_map_sgm_blocks_to_diffusers(dict(keys), unet.config)
+    assert len(read) == len(inside)
+    for key, name in read.items():
+        for theirs, ours in (("input", "down"), ("output", "up")):
+            key = key.replace(f"{theirs}_blocks", f"{ours}_blocks")
+        found = key.replace("middle_block", "mid_block").removesuffix(".lora_up.weight")
+        parts = ["lora_unet", *name.split(".")]
+        if "attentions" not in name:  # it renames the last part later
+            parts = parts[: 4 if "mid_block" in name else 5]
+        assert f"{found}_".startswith("_".join([*parts, ""])), name
+    assert original_name("time_embedding.linear_2", 3) == "time_embed.2"
+    assert original_name("up_blocks.1.upsamplers.0.conv", 3) == "output_blocks.5.2.conv"
+
+    adapted = [unet.get_submodule(n) for n in names if n.endswith(family_of_xl().target_modules)]
+    named = [name for name in names if name.endswith(family_of_xl().target_modules)]
+    assert len(adapted) == 560
+    assert sum(32 * (y.in_features + y.out_features) for y in adapted) == 46_448_640
+    sizes = {}
+    for r in (32, 128):
+        layers = tuple(
+            ConceptLayer(
+                *("unet", name, y.out_features, y.in_features, "partial", "float16"),
+                *(torch.ones(r), torch.arange(y.out_features)[-r:], torch.ones(3)),
+            )
+            for name, y in zip(named, adapted, strict=True)
+        )
+        config = {"unet": {"r": r, "target_modules": [*family_of_xl().target_modules]}}
+        path = tmp_path / f"{r}.safetensors"
+        write_concept(Concept("stabilityai/stable-diffusion-xl-base-1.0", config, layers, {}), path)
+        sizes[r] = path.stat().st_size
+    assert {r: round(size / 1000) for r, size in sizes.items()} == {32: 158, 128: 481}
 
 
 def test_a_missing_part_is_named(xl_folder: Path, tmp_path: Path) -> None:
@@ -216,6 +255,65 @@ def test_pictures_are_those_of_the_pipeline_in_any_batch(
     assert np.abs(pixels([one]) - pixels([two])).max() > 5
 
 
+@pytest.fixture
+def reads_long(xl_folder: Path) -> StableDiffusionXLPipeline:
+    return load_pipeline(BaseModelConfig(str(xl_folder), prompt_chunks=3))
+
+
+def test_long_prompts_are_read_in_chunks_by_both_text_encoders(
+    reads_long: StableDiffusionXLPipeline, plain: StableDiffusionXLPipeline
+) -> None:
+    family, prompts = family_of(reads_long), ["a b", "", LONG]
+    found = family.encode_text(reads_long, prompts)
+    sides, pooled = [], torch.empty(0)
+    for number in ("", "_2"):
+        tokenizer, encoder = (
+            getattr(plain, name + number) for name in ("tokenizer", "text_encoder")
+        )
+        states = []
+        for text in (LONG[:27], LONG[28:]):  # 14 letters, and the rest
+            ids = tokenizer(text, padding="max_length", return_tensors="pt").input_ids
+            with torch.no_grad():
+                output = encoder(ids, output_hidden_states=True)
+            states.append(output.hidden_states[-2][0])
+            pooled = pooled if len(states) == 2 else output[0][0]
+        sides.append(torch.cat(states))
+    torch.testing.assert_close(found[STATES][2], torch.cat(sides, dim=-1))
+    torch.testing.assert_close(found[POOLED][2], pooled)
+    with torch.no_grad():
+        short = plain.encode_prompt("a b", do_classifier_free_guidance=False)
+    torch.testing.assert_close(found[STATES][0], short[0][0].repeat(2, 1))
+    torch.testing.assert_close(found[POOLED][0], short[2][0])
+    assert not found[STATES][1].any()
+    encoders = {name: getattr(reads_long, name) for name in ("text_encoder", "text_encoder_2")}
+    again = family.encode_again(encoders, found)
+    for name in (STATES, POOLED):
+        torch.testing.assert_close(again[name], found[name])
+
+
+def test_pictures_of_long_prompts_are_the_same_in_any_batch(
+    reads_long: StableDiffusionXLPipeline, xl: StableDiffusionXLPipeline, tmp_path: Path
+) -> None:
+    options = {"num_inference_steps": 2, "guidance_scale": 3.0}
+    prompts, negatives, seeds = [LONG, "a toy", "a toy"], ["", LONG, "red"], [1, 2, 3]
+    together = sample_images(reads_long, prompts, seeds, negative_prompts=negatives, **options)
+    rows = zip(together, prompts, negatives, seeds, strict=True)
+    for image, prompt, negative, seed in rows:
+        (alone,) = sample_images(
+            reads_long, [prompt], [seed], negative_prompts=[negative], **options
+        )
+        assert np.abs(pixels([image]) - pixels([alone])).max() <= 1
+    (cut,) = sample_images(xl, [LONG], [1], **options)
+    assert cut.tobytes() != together[0].tobytes()
+    xl.unet.add_adapter(LoLDUConfig(r=8, alpha=8.0, init_weights=False))
+    path = save_concept(xl, tmp_path / "toy.safetensors", metadata={"token": "sks"})
+    load_concept(reads_long, path)
+    (called,) = sample_images(reads_long, [f"{LONG[:35]} sks"], [1], **options)  # in its 2nd chunk
+    set_strength(reads_long, 0)
+    (base,) = sample_images(reads_long, [f"{LONG[:35]} sks"], [1], **options)
+    assert called.tobytes() != base.tobytes()
+
+
 def test_latents_of_a_vae_with_statistics_of_its_channels(
     changed: Callable[..., str], xl: StableDiffusionXLPipeline
 ) -> None:
@@ -243,8 +341,7 @@ def test_time_ids_are_original_size_crop_and_size() -> None:
     size, shape = (300, 200), (64, 48)  # resized to 72 x 48: 8 pixels are spare
     middle = framings(size, shape, center_crop=True, random_flip=True, rng=rng)
     crops = framings(size, shape, center_crop=False, random_flip=True, rng=rng)
-    xl: Any = family_of(StableDiffusionXLPipeline.__new__(StableDiffusionXLPipeline))
-    ids = xl.describe_views([*middle, *crops, Framing.whole(64)])[TIME_IDS].tolist()
+    ids = family_of_xl().describe_views([*middle, *crops, Framing.whole(64)])[TIME_IDS].tolist()
     assert ids[0] == ids[1] == [200, 300, 0, 4, 48, 64]
     assert ids[-1] == [64, 64, 0, 0, 64, 64]
     lefts = [row[3] for row in ids[2:-1]]
