@@ -139,6 +139,7 @@ def test_metadata_hold_all_that_decides_a_concept(
             "pretrained_model_name_or_path": base_folder.name,
             "clip_skip": 0,
             "prompt_chunks": 1,
+            "family": "Stable Diffusion 1.x and 2.x",
         },
         "license": "openrail",
         "pictures": 3,
