@@ -63,20 +63,26 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def outcome(argv: Sequence[str]) -> tuple[int, str]:
-    """Run a command line, and return its exit status and the error message, "" after success."""
+    """Run a command line, and return its exit status and the error message, "" after success.
+
+    The status is 1 if a score failed its limit.
+    """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("eval").setLevel(logging.INFO)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every retry
 
+    failed: list[str] = []
+
     def score() -> None:
         config = parse(argv)
         _quiet_transformers()
-        _command(config)(config)
+        failed.append(_command(config)(config) or "")
 
-    return attempt(score, "Stopped; run the same command again to continue.")
+    status, sentence = attempt(score, "Stopped; run the same command again to continue.")
+    return (1, failed[0]) if failed and failed[0] else (status, sentence)
 
 
-def _command(config: object) -> Callable[[Any], None]:
+def _command(config: object) -> Callable[[Any], str | None]:
     """Return the function of a command; its libraries take seconds to import."""
     match config:
         case options.ImagesConfig():

@@ -83,6 +83,15 @@ class OutputConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LimitsConfig:
+    """Scores that a build expects."""
+
+    # Exit with status 1 if a mean is worse than its limit: dino=.6 if it is under .6, drift=.05 if
+    # it is over .05, for there lower is better. The result file lists them under limits.
+    fail_under: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class DrawingConfig:
     """How pictures are generated."""
 
@@ -132,6 +141,7 @@ class ImagesConfig:
 
     models: ModelsConfig = field(default_factory=ModelsConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
 
 
@@ -165,6 +175,9 @@ class AdapterConfig:
     # Folder of real pictures. Default: the training pictures. If it has a folder held_out, scores
     # use the pictures in held_out, and the others are only shown.
     real: Path | None = None
+    # Also draw the other prompts with the concept always on, as an exported LoRA acts, and score
+    # how much of it leaks into them.
+    leak: bool = False
     # Folder of real pictures of other things of its class, such as other dogs; the concept must be
     # found among them.
     look_alikes: Path | None = None
@@ -174,6 +187,7 @@ class AdapterConfig:
     drawing: DrawingConfig = field(default_factory=DrawingConfig)
     models: ModelsConfig = field(default_factory=ModelsConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,6 +226,7 @@ class SuiteConfig:
     drawing: DrawingConfig = field(default_factory=DrawingConfig)
     models: ModelsConfig = field(default_factory=ModelsConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
 
 

@@ -81,6 +81,11 @@ class Result:
         """Mean and interval of every metric over all subjects."""
         return {metric: self._estimate(self.subjects, metric) for metric in self.metrics}
 
+    @property
+    def means(self) -> dict[str, float]:
+        """Mean of every metric over all subjects."""
+        return {metric: value.mean for metric, value in self.estimates.items()}
+
     def of_subject(self, subject: ScoredSubject) -> dict[str, Estimate]:
         """Return mean and interval of every metric for one subject."""
         return {metric: self._estimate([subject], metric) for metric in self.metrics}

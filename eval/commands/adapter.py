@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from eval.config import AdapterConfig
 from eval.metrics import METRICS, Sample
 from eval.protocols.concept_run import ConceptRun, read_concept_run
 from eval.protocols.drawing import DTYPES, LIBRARIES, draw, file_digest, missing_pictures
-from eval.protocols.prompts import fill, plan_pictures
+from eval.protocols.others import ADAPTED, ALWAYS_ON, BASE, score_others
+from eval.protocols.prompts import PlannedPicture, fill, plan_pictures
 from eval.protocols.score import FeatureReader, Picture, Subject, pick_device, score_subjects
 from eval.report.before_after import (
     PICTURES,
@@ -25,11 +27,12 @@ from eval.report.before_after import (
     BeforeAfter,
     PictureSet,
 )
+from eval.report.limits import check_limits
 from eval.report.output import refuse_to_overwrite
 from eval.report.page import adapter_page
 from eval.report.picture_content import draw_before_after
 from eval.report.tables import before_after_rows, markdown_table
-from loldu import load_concept
+from loldu import load_concept, unload_concept
 from loldu.base.open import load_pipeline, weights_digest
 from loldu.errors import LoLDUError
 from loldu.files import save_png, write_atomically
@@ -53,8 +56,11 @@ class RealPictures:
         return self.held_out or self.training
 
 
-def evaluate_adapter(config: AdapterConfig) -> None:
+def evaluate_adapter(config: AdapterConfig) -> str:
     """Generate missing pictures, score them, and write report.json, report.html and report.png.
+
+    Returns:
+        A sentence about scores that failed their limits, or "".
 
     Raises:
         LoLDUError: If a flag or weights are missing, or results exist already.
@@ -64,12 +70,11 @@ def evaluate_adapter(config: AdapterConfig) -> None:
     _refuse_foreign_report(*paths)
     origin = read_concept_run(config)
     base, adapted = plan_both(config, origin)
+    always = plan_always_on(config, adapted)
     real = find_real_pictures(origin.instance_data_dir)
-    look_alikes = list_images(config.look_alikes) if config.look_alikes else []
     reader = FeatureReader(config.models)
-
     started = time.perf_counter()
-    draw_missing(config, origin, base, adapted)
+    draw_missing(config, origin, base, adapted, always)
     drawn = time.perf_counter()
     name = f"{origin.token} {origin.class_name}"
     before, after = (
@@ -81,7 +86,7 @@ def evaluate_adapter(config: AdapterConfig) -> None:
                     [Picture(p.path, p.prompt) for p in own.concept],
                     real.scored_against,
                     real.training,
-                    look_alikes,
+                    list_images(config.look_alikes) if config.look_alikes else (),
                     origin.class_name,
                 )
             ],
@@ -90,7 +95,8 @@ def evaluate_adapter(config: AdapterConfig) -> None:
         )
         for own in (base, adapted)
     )
-    others = score_others(reader, base, adapted)
+    ways = {BASE: base.others, ADAPTED: adapted.others, ALWAYS_ON: always}
+    others = score_others(reader, ways, real.scored_against, origin.class_name)
     of_real = score_real(reader, real, origin.class_name)
     facts = {
         **origin.training,
@@ -100,13 +106,16 @@ def evaluate_adapter(config: AdapterConfig) -> None:
         **asdict(config.drawing),
         "drawn_with": {name: version(name) for name in LIBRARIES},
     }
+    checked, failed = check_limits(config.limits.fail_under, {**others, **after.means})
     report = BeforeAfter(name, before, after, others, of_real, facts)
     picture = draw_before_after(report, base, adapted, real.training)
-    write_atomically(paths[0], json.dumps(report.as_json(), indent=2) + "\n")
+    content = json.dumps({**report.as_json(), "limits": checked}, indent=2)
+    write_atomically(paths[0], content + "\n")
     write_atomically(paths[1], adapter_page(report, base, adapted))
     save_png(picture, paths[2])
     print(markdown_table(before_after_rows(report)))  # noqa: T201
     logger.info("Wrote %s, %s and %s", *paths)
+    return failed
 
 
 def _refuse_foreign_report(report: Path, *beside: Path) -> None:
@@ -153,6 +162,14 @@ def plan_both(config: AdapterConfig, origin: ConceptRun) -> tuple[PictureSet, Pi
     return plan("base"), plan("adapted")
 
 
+def plan_always_on(config: AdapterConfig, adapted: PictureSet) -> list[PlannedPicture]:
+    """Return the pictures of other prompts to draw with the concept always on, for `--leak`."""
+    if not config.leak or config.drawing.always_on:
+        return []
+    folder = config.output_dir / PICTURES / ALWAYS_ON / "others"
+    return [replace(one, path=folder / one.path.name) for one in adapted.others]
+
+
 def find_real_pictures(folder: Path) -> RealPictures:
     """Return the pictures of a folder, and of its folder of held-out pictures if it has one."""
     held_out = folder / HELD_OUT
@@ -160,9 +177,20 @@ def find_real_pictures(folder: Path) -> RealPictures:
 
 
 def draw_missing(
-    config: AdapterConfig, origin: ConceptRun, base: PictureSet, adapted: PictureSet
+    config: AdapterConfig,
+    origin: ConceptRun,
+    base: PictureSet,
+    adapted: PictureSet,
+    always: Sequence[PlannedPicture] = (),
 ) -> None:
     """Generate missing pictures with the base, then with the concept loaded, from the same noise.
+
+    Args:
+        config: Options.
+        origin: Run of the concept.
+        base: Pictures to draw with the base.
+        adapted: Pictures to draw with the concept.
+        always: Pictures to draw with the concept always on.
 
     Raises:
         LoLDUError: If a picture exists with other settings.
@@ -173,34 +201,24 @@ def draw_missing(
     settings = config.drawing
     plain = {"base": weights_digest(pipeline), "concept": None}
     loaded = plain | {"concept": file_digest(config.concept)}
+    everywhere = replace(settings, always_on=True)
     missing = [
-        missing_pictures(own.planned, settings, made, redraw=config.overwrite, flag="--overwrite")
-        for own, made in ((base, plain), (adapted, loaded))
+        missing_pictures(own, how, made, redraw=config.overwrite, flag="--overwrite")
+        for own, how, made in (
+            (base.planned, settings, plain),
+            (adapted.planned, settings, loaded),
+            (always, everywhere, loaded),
+        )
     ]
     draw(pipeline, missing[0], settings, plain, label="drawing with the base")
     if missing[1]:
         words = None if settings.always_on else origin.token
         load_concept(pipeline, config.concept, words=words, route=not settings.always_on)
         draw(pipeline, missing[1], settings, loaded, label="drawing with the concept")
-
-
-def score_others(reader: FeatureReader, base: PictureSet, adapted: PictureSet) -> dict[str, float]:
-    """Score pictures of other prompts: CLIP-T of both models, and the metrics against the base."""
-    sets = [[one.path for one in own.others] for own in (base, adapted)]
-    features = reader.read([path for paths in sets for path in paths])
-    before, after = map(features.by_encoder, sets)
-    texts = reader.encode_texts([one.prompt for one in base.others])
-    scores = {
-        model: METRICS["clip_t"].score(Sample(generated=rows, prompt_features=texts))
-        for model, rows in (("base", before), ("adapted", after))
-    }
-    against_base = Sample(generated=after, base=before)
-    scores |= {
-        name: metric.score(against_base)
-        for name, metric in METRICS.items()
-        if metric.against == "base"
-    }
-    return {name: round(value, 6) + 0.0 for name, value in scores.items()}  # -0.0 + 0.0 is 0.0
+        unload_concept(pipeline)
+    if missing[2]:
+        load_concept(pipeline, config.concept, route=False)
+        draw(pipeline, missing[2], everywhere, loaded, label="drawing with the concept always on")
 
 
 def score_real(reader: FeatureReader, real: RealPictures, class_name: str) -> dict[str, float]:

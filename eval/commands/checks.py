@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from eval.report.limits import parse_limits
 from eval.report.output import STDOUT
 from loldu.errors import LoLDUError
 from loldu.options import limit_problems, text_problems, values_of
@@ -16,6 +17,7 @@ def check(config: Any) -> None:  # noqa: ANN401  any command's config
     for problem in (*text_problems(config), *limit_problems(config)):
         raise LoLDUError(problem)
     values = values_of(config)
+    parse_limits(values.get("fail_under", ()))
     for flag in ("html", "plot"):
         if values.get(flag) == STDOUT:
             raise LoLDUError(f"--{flag} - is not a file; only --json can be printed.")

@@ -3,14 +3,18 @@
 from eval.config import ImagesConfig
 from eval.protocols.folders import generated_pictures, subject_folders
 from eval.protocols.score import FeatureReader, Subject, score_subjects
+from eval.report.limits import check_limits
 from eval.report.output import refuse_to_overwrite, write
 from eval.report.page import result_page
 from eval.report.tables import markdown_table, result_rows
 from loldu.pictures.folder import list_images
 
 
-def evaluate_images(config: ImagesConfig) -> None:
+def evaluate_images(config: ImagesConfig) -> str:
     """Score the folders; print the table and write the files.
+
+    Returns:
+        A sentence about scores that failed their limits, or "".
 
     Raises:
         LoLDUError: If folders, pictures, prompts or weights are missing or invalid.
@@ -32,9 +36,11 @@ def evaluate_images(config: ImagesConfig) -> None:
         for name, (generated, real) in folders.items()
     ]
     result = score_subjects(FeatureReader(config.models), subjects, config.protocol, config.token)
+    checked, failed = check_limits(config.limits.fail_under, result.means)
     write(
         output,
         markdown_table(result_rows(result)),
-        result.as_json(),
+        {**result.as_json(), "limits": checked},
         lambda: result_page("Scored pictures", result),
     )
+    return failed

@@ -13,6 +13,7 @@ from eval.protocols.folders import generated_pictures
 from eval.protocols.prompts import PlannedPicture, fill, plan_pictures
 from eval.protocols.score import FeatureReader, Picture, Subject, pick_device, score_subjects
 from eval.protocols.suite_layouts import SuiteSubject, read_suite
+from eval.report.limits import check_limits
 from eval.report.output import refuse_to_overwrite, write
 from eval.report.page import result_page
 from eval.report.tables import markdown_table, result_rows
@@ -26,8 +27,11 @@ SAMPLES, PROMPTS_JSON = "samples", "prompts.json"
 """Folder and file of a subject in the layout of CustomConcept101's own evaluation."""
 
 
-def evaluate_suite(config: SuiteConfig) -> None:
+def evaluate_suite(config: SuiteConfig) -> str:
     """Score a suite; print the table and write the files. `--concepts` generates pictures first.
+
+    Returns:
+        A sentence about scores that failed their limits, or "".
 
     Raises:
         LoLDUError: If the suite, a concept, pictures or weights are missing or invalid.
@@ -47,12 +51,14 @@ def evaluate_suite(config: SuiteConfig) -> None:
     ]
     result = score_subjects(reader, subjects, config.protocol, config.token)
     title = f"{config.suite.name}: {len(suite)} subjects"
+    checked, failed = check_limits(config.limits.fail_under, result.means)
     write(
         output,
         markdown_table(result_rows(result)),
-        result.as_json(),
+        {**result.as_json(), "limits": checked},
         lambda: result_page(title, result),
     )
+    return failed
 
 
 def choose(suite: Sequence[SuiteSubject], names: Sequence[str]) -> list[SuiteSubject]:

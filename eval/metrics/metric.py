@@ -34,6 +34,7 @@ class Sample:
         base: Features of the base's pictures of the same prompts and seeds, by encoder.
         prompts: Prompt of each generated picture, None where it is unknown.
         prompt_features: CLIP features of the prompts without the rare token, or None.
+        context_features: CLIP features of the prompts without token and class, or None.
         pairs: Compare every generated picture with every real one, or one with one by position.
         exclude_self: Whether `generated`, `real` and `training` are the same pictures, and the
             concept's own of the gallery; a picture is then not compared with itself.
@@ -49,6 +50,7 @@ class Sample:
     base: Mapping[str, Tensor] | None = None
     prompts: Sequence[str | None] = ()
     prompt_features: Tensor | None = None
+    context_features: Tensor | None = None
     pairs: Pairs = "all"
     exclude_self: bool = False
     clip_t_scale: float | None = None

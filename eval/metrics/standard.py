@@ -242,6 +242,25 @@ class ClipT(Metric):
 
 
 @register
+class ClipTContext(ClipT):
+    """Cosine of each picture with its prompt without the subject's words, by CLIP."""
+
+    name = "clip_t_context"
+    title = "CLIP-T (context)"
+    meaning = "agreement with the prompt without the words for the concept"
+    headline = False
+    balance = 0.0
+
+    def applies(self, sample: Sample) -> bool:
+        """Return whether the prompts and the class are known."""
+        return super().applies(sample) and sample.context_features is not None
+
+    def scores(self, sample: Sample) -> Tensor:
+        """Return a cosine for each generated picture, or CLIPScore if the sample has a scale."""
+        return super().scores(replace(sample, prompt_features=sample.context_features))
+
+
+@register
 class Diversity(Metric):
     """Mean distance of each picture to the others of its prompt, by DINO.
 

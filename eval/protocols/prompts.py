@@ -37,6 +37,17 @@ def prompt_number(path: Path) -> int | None:
     return int(match[1]) if match else None
 
 
+def context_of(prompt: str, token: str | None, class_name: str) -> str:
+    """Return a prompt without the words for its subject, or "a photo" if nothing is left.
+
+    "a photo of a sks dog on grass" gives "a photo on grass".
+    """
+    article, rare = r"(?:\b(?:an?|the|my|one)\s+)?", rf"(?:{re.escape(token)}\s+)?" if token else ""
+    words = rf"(?:\bof\s+)?{article}{rare}\b{re.escape(class_name)}\b"
+    left = " ".join(re.sub(words, " ", prompt, flags=re.IGNORECASE).split())
+    return left.strip(" ,.") or "a photo"
+
+
 def fill(templates: Sequence[str], token: str, class_name: str) -> list[str]:
     """Return the templates with `{token}` and `{class_name}` filled in.
 

@@ -21,7 +21,7 @@ from eval.encoders.segmenter import find_masks, load_segmenter
 from eval.encoders.subject import SUBJECT
 from eval.metrics import METRICS, Sample
 from eval.metrics.functional import nearest
-from eval.protocols.prompts import prompt_number
+from eval.protocols.prompts import context_of, prompt_number
 from eval.result import Result, ScoredPicture, ScoredSubject
 from loldu.errors import LoLDUError
 from loldu.prompts import without_token
@@ -191,11 +191,11 @@ def score_subjects(
     skipped = _skipped(subjects, features, protocol)
     if skipped:
         logger.warning("Left out: %s.", ", ".join(f"{k} ({why})" for k, why in skipped.items()))
-    removed = None if protocol.keep_token else token
     gallery = build_gallery(
         features, {s.name: s.real for s in subjects}, [p for s in subjects for p in s.look_alikes]
     )
-    scored = [_score(reader, subject, features, gallery, protocol, removed) for subject in subjects]
+    scored = [_score(reader, subject, features, gallery, protocol, token) for subject in subjects]
+    removed = None if protocol.keep_token else token
     return Result(scored, protocol, reader.identities(), removed, skipped)
 
 
@@ -253,7 +253,10 @@ def _score(
     paths = [picture.path for picture in pictures]
     prompts = [picture.prompt for picture in pictures]
     known = [text for text in prompts if text is not None]
-    plain = [without_token(text, token) if token else text for text in known]
+    removed = None if protocol.keep_token else token
+    plain = [without_token(text, removed) if removed else text for text in known]
+    kind, all_known = subject.class_name, len(known) == len(prompts)
+    context = [context_of(text, token, kind) for text in known] if kind and all_known else []
     training = [path for path in subject.trained_on if path not in features.bad]
     sample = Sample(
         generated=features.by_encoder(paths),
@@ -262,7 +265,8 @@ def _score(
         gallery=gallery.features if gallery else None,
         gallery_own=gallery.own[subject.name] if gallery else None,
         prompts=prompts,
-        prompt_features=reader.encode_texts(plain) if len(known) == len(prompts) else None,
+        prompt_features=reader.encode_texts(plain) if all_known else None,
+        context_features=reader.encode_texts(context) if context else None,
         pairs=protocol.pairs,
         clip_t_scale=protocol.clip_t_scale,
     )

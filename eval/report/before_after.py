@@ -38,7 +38,7 @@ class BeforeAfter:
         name: Token and class, as in prompts.
         base: Scores of the base's pictures.
         adapted: Scores of the pictures with the concept loaded, from the same prompts and seeds.
-        others: Scores of other prompts: CLIP-T as `base` and `adapted`, then metrics by name.
+        others: Scores of other prompts, as `eval.protocols.others` names them.
         real: Scores of the training pictures against the real ones, by metric.
         facts: How the concept was trained and how pictures were generated.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from eval.metrics import METRICS
 from eval.report.before_after import BeforeAfter
@@ -76,14 +76,26 @@ def before_after_rows(report: BeforeAfter) -> list[list[str]]:
                 "" if real is None else f"{real:.3f}",
             ]
         )
-    others = report.others
-    scores = [f"{others[model]:.3f}" for model in ("base", "adapted")]
-    change = f"{others['adapted'] - others['base']:+.3f}"
-    rows.append(["CLIP-T of other prompts", *scores, change, ""])
+    return rows + [
+        [f"{title}{how}", *cells, ""]
+        for way, how in (("adapted", ""), ("always_on", ", always on"))
+        for title, cells in _other_rows(report.others, way)
+    ]
+
+
+def _other_rows(others: Mapping[str, float], way: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield the scores of other prompts that were drawn in one way: before, after and change."""
+    for title, kind in (
+        ("CLIP-T of other prompts", ""),
+        ("DINO of the class without the token", "class_"),
+    ):
+        if kind + way in others:
+            before, after = others[f"{kind}base"], others[kind + way]
+            yield title, [f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}"]
     for name, metric in METRICS.items():
-        if metric.against == "base" and name in others:
-            rows.append([f"{metric.title} of other prompts", "0", f"{others[name]:.3f}", "", ""])
-    return rows
+        key = name if way == "adapted" else f"{name}_{way}"
+        if metric.against == "base" and key in others:
+            yield f"{metric.title} of other prompts", ["0", f"{others[key]:.3f}", ""]
 
 
 def titles(metrics: Sequence[str]) -> list[str]:

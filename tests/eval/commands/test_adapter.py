@@ -108,6 +108,11 @@ def test_base_scores_are_those_of_pictures_drawn_without_the_concept(
         "dino": mean_cosine(dino.encode_images(drawn), dino.encode_images(truth)),
         "clip_i": mean_cosine(seen, clip.encode_images(truth)),
         "clip_t": torch.cosine_similarity(seen, asked).mean().item(),
+        "clip_t_context": torch.cosine_similarity(
+            seen, clip.encode_texts(["a photo", "on sand"] * 2)
+        )
+        .mean()
+        .item(),
     }
     got = {metric: report["base"]["scores"][metric]["mean"] for metric in expected}
     assert got == pytest.approx(expected, abs=1e-5)
@@ -122,7 +127,7 @@ def test_the_concept_changes_what_is_drawn(report: dict) -> None:
 
 
 def test_other_prompts_change_only_if_the_concept_is_always_on(
-    report: dict, flags: list[str], tmp_path: Path
+    report: dict, flags: list[str], tmp_path: Path, capsys: Capture
 ) -> None:
     assert report["others"]["adapted"] == report["others"]["base"]
     assert report["others"]["drift"] == pytest.approx(0, abs=1e-6)
@@ -133,6 +138,21 @@ def test_other_prompts_change_only_if_the_concept_is_always_on(
     assert others["adapted"] != others["base"]
     assert 0 < others["drift"] < 1
     assert 0 < others["drift_dino"] < 0.5
+    capsys.readouterr()
+    assert run([*flags, "--leak", "--output_dir", str(tmp_path / "leak")]) == 0
+    leak = read(tmp_path / "leak")["others"]
+    both = {name: leak[name] for name in report["others"]}
+    assert both == pytest.approx(report["others"], abs=1e-6)
+    names = {"adapted": "always_on", "class_adapted": "class_always_on"}
+    names |= {name: f"{name}_always_on" for name in ("drift", "drift_dino")}
+    assert {name: leak[own] for name, own in names.items()} == pytest.approx(
+        {name: others[name] for name in names}, abs=1e-5
+    )
+    table = capsys.readouterr().out
+    change = leak["class_always_on"] - leak["class_base"]
+    (line,) = (row for row in table.splitlines() if "class without the token, always on" in row)
+    assert f"{change:+.3f}" in line
+    assert "drift of other prompts, always on" in table
 
 
 def test_real_scores_compare_training_with_held_out_pictures(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from eval.protocols.prompts import fill, token_and_class
+from eval.protocols.prompts import context_of, fill, token_and_class
 from loldu.errors import LoLDUError
 from loldu.prompts import without_token
 
@@ -54,3 +54,21 @@ def test_token_and_class_are_distinguished(
 def test_ambiguous_prompts_are_refused(class_prompts: list[str]) -> None:
     with pytest.raises(LoLDUError, match="--token"):
         token_and_class("a photo of a sks toy", class_prompts)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "token", "class_name", "expected"),
+    [
+        ("a photo of a sks dog on grass", "sks", "dog", "a photo on grass"),
+        ("a sks dog in the snow", "sks", "dog", "in the snow"),
+        ("a red sks dice plushie", "sks", "dice plushie", "a red"),
+        ("A Dog, and a dogma", None, "dog", "and a dogma"),
+        ("a sks dog beside the sks dog", "sks", "dog", "beside"),
+        ("a photo of my dog.", "sks", "dog", "a photo"),
+        ("sks dog", "sks", "dog", "a photo"),
+    ],
+)
+def test_the_context_is_the_prompt_without_its_subject(
+    prompt: str, token: str | None, class_name: str, expected: str
+) -> None:
+    assert context_of(prompt, token, class_name) == expected
