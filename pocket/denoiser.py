@@ -16,6 +16,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from pocket.corpus import CAPTIONS_EACH, tokenize
 from pocket.fitting import Losses, device, fit, half_precision, hold_then_decay
+from pocket.muon import Muon, muon_groups
 from pocket.vae import LATENT_CHANNELS
 from pocket.world import INDIVIDUALS, RARE_TOKENS
 
@@ -44,7 +45,7 @@ class Denoising:
     batch: int = 64
     channels: tuple[int, int] = (96, 160)
     layers_per_block: int = 1
-    lr: float = 1e-3
+    lr: float = 6e-4
     hold: float = 0.8
     ema_decay: float = 0.999
     snr_limit: float = 5.0
@@ -161,11 +162,10 @@ def pretrain_denoiser(
         errors = (v.float() - (signal * noise - spread * x)).pow(2).mean((1, 2, 3))
         return {"loss": (weights[t] * errors).mean()}
 
-    rates = ((unet, settings.lr), (text_encoder, settings.lr / 2))
     fit(
         "denoiser",
         model,
-        [{"params": list(part.parameters()), "lr": lr} for part, lr in rates],
+        [*muon_groups(unet, settings.lr), *muon_groups(text_encoder, settings.lr / 2)],
         losses_at,
         build=build,
         steps=settings.steps,
@@ -174,6 +174,7 @@ def pretrain_denoiser(
         warmup_steps=200,
         betas=(0.9, 0.99),
         ema_decay=settings.ema_decay,
+        optimizer_class=Muon,
         checkpoint_every=1000,
         on_checkpoint=on_checkpoint,
     )

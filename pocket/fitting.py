@@ -75,6 +75,7 @@ def fit(
     betas: tuple[float, float] = (0.9, 0.98),
     weight_decay: float = 0.01,
     ema_decay: float | None = None,
+    optimizer_class: type[torch.optim.AdamW] = torch.optim.AdamW,
     first_step: int = 0,
     checkpoint_every: int = 500,
     on_checkpoint: Callable[[int], Mapping[str, object]] | None = None,
@@ -96,12 +97,13 @@ def fit(
         betas: AdamW's betas.
         weight_decay: AdamW's weight decay.
         ema_decay: Decay of the averaged weights; None for no average.
+        optimizer_class: AdamW or a kind of it.
         first_step: Step at which a module that was trained before goes on, with a new warm-up.
         checkpoint_every: Steps between checkpoints; there is also one every ten minutes.
         on_checkpoint: Function called every `checkpoint_every` steps, with the averaged weights.
     """
     folder = build / f"{name}-{steps}"  # a changed number of steps starts a new training
-    optimizer = torch.optim.AdamW(groups, betas=betas, weight_decay=weight_decay, fused=True)
+    optimizer = optimizer_class(groups, betas=betas, weight_decay=weight_decay, fused=True)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     ema = Ema(parameters, ema_decay) if ema_decay else None
     peaks = [group["lr"] for group in optimizer.param_groups]

@@ -1,10 +1,12 @@
 """The recipe: its details, exact resume, and all of it at its smallest."""
 
+import copy
 import json
 import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from pocket.dino import spread
 from pocket.discriminator import tell_apart
 from pocket.fitting import Losses, fit
 from pocket.judge import judge_closely, to_pixels
+from pocket.muon import Muon, muon_groups, orthogonalized
 from pocket.pretrain import TINY, _latents, pretrain
 from pocket.render import render
 from pocket.tokenizer import add_names, build_tokenizer
@@ -88,9 +91,14 @@ def test_normalizing_the_latents_changes_no_picture(pixels: torch.Tensor) -> Non
 
 
 @pytest.mark.parametrize("save_every_s", [600, 0])
+@pytest.mark.parametrize("optimizer_class", [torch.optim.AdamW, Muon])
 def test_a_stopped_fit_resumes_exactly(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_every_s: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    save_every_s: int,
+    optimizer_class: type[torch.optim.AdamW],
 ) -> None:
+    options = {"steps": 6, "checkpoint_every": 2, "optimizer_class": optimizer_class}
     monkeypatch.setattr("pocket.fitting._SAVE_EVERY_S", save_every_s)
 
     def fitted(build: Path, stops: list[int]) -> torch.Tensor:
@@ -99,8 +107,7 @@ def test_a_stopped_fit_resumes_exactly(
             module = nn.Linear(3, 1)
             losses = losses_of(module, limit)
             try:
-                groups: list[dict[str, object]] = [{"params": list(module.parameters()), "lr": 0.1}]
-                fit("x", module, groups, losses, build=build, steps=6, checkpoint_every=2)
+                fit("x", module, muon_groups(module, 0.1), losses, build=build, **options)
             except KeyboardInterrupt:
                 continue
         return module.weight.detach()
@@ -116,6 +123,40 @@ def test_a_stopped_fit_resumes_exactly(
 
     whole, stopped = fitted(tmp_path / "whole", []), fitted(tmp_path / "stopped", [3, 5])
     assert torch.equal(whole, stopped)
+
+
+def test_muon_takes_the_steps_of_timm_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    muon = pytest.importorskip("timm.optim.muon")
+    in_fp32 = partial(muon.zeropower_via_newtonschulz, dtype=torch.float32)
+    monkeypatch.setattr(muon, "zeropower_via_newtonschulz", in_fp32)
+    torch.manual_seed(0)
+    ours = nn.Sequential(
+        *(nn.Embedding(5, 6), nn.Linear(6, 9), nn.Linear(9, 16), nn.Unflatten(1, (4, 2, 2))),
+        *(nn.Conv2d(4, 8, 2), nn.Flatten(0)),
+    )
+    theirs = copy.deepcopy(ours)
+    (mine, others), (its, _) = (muon_groups(model, 0.01) for model in (ours, theirs))
+    assert [p.shape for p in others["params"]] == [(5, 6), (9,), (16,), (8,)]
+    optimizers = [
+        Muon([mine], weight_decay=0.1),
+        muon.Muon([its], weight_decay=0.1, nesterov=True),
+    ]
+    for words in torch.randint(5, (4, 1), generator=torch.Generator().manual_seed(1)):
+        for model, optimizer in zip((ours, theirs), optimizers, strict=True):
+            model(words).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(6, 20), (20, 6)])
+def test_orthogonalized(shape: tuple[int, int]) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    left, _, right = torch.linalg.svd(x, full_matrices=False)
+    y = left.T @ orthogonalized(x) @ right.T  # its singular values
+    assert 0.8 < y.diagonal().min() < y.diagonal().max() < 1.2
+    torch.testing.assert_close(y, y.diagonal().diag(), atol=1e-4, rtol=0)
 
 
 def test_a_fit_from_a_later_step_warms_up_again(
