@@ -25,11 +25,12 @@ def default_cache() -> Path:
 class ModelsConfig:
     """The models that compute features; scores of different models do not compare."""
 
-    # CLIP, for CLIP-I, CLIP-T and drift: open_clip:NAME/TAG, open_clip:NAME/FILE, or a transformers
-    # folder or hub id. Published scores use the default.
+    # CLIP, for CLIP-I, CLIP-T and drift: open_clip:NAME/TAG, open_clip:NAME/FILE, a transformers
+    # folder or hub id of CLIP or SigLIP, or clip-b, clip-l or siglip2. Published scores use the
+    # default.
     clip: str = CLIP
-    # DINO: timm:NAME.TAG, timm:NAME/FILE, or a transformers folder or hub id, such as
-    # facebook/dinov2-base. Published scores use the default.
+    # DINO: timm:NAME.TAG, timm:NAME/FILE, a transformers folder or hub id, or dino, dinov2 or
+    # dinov3. Published scores use the default.
     dino: str = DINO
     # Masks of the subject in generated pictures, to score it without its background: a folder of
     # masks, or a model for image segmentation or mask generation (a transformers folder or hub id,

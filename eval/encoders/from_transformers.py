@@ -1,10 +1,10 @@
-"""Encoders of the transformers library: CLIP with its tokenizer, DINO and DINOv2."""
+"""Encoders of the transformers library: CLIP and SigLIP with a tokenizer, DINO to DINOv3."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPModel, ViTModel
+from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPModel, SiglipModel, ViTModel
 
 from eval.encoders.encoder import TextEncoder, TokenEncoder
 from eval.encoders.preprocess import Preprocess, dino_preprocess
@@ -12,14 +12,15 @@ from loldu.prompts import tell_of_cut
 
 
 class TransformersClip(TextEncoder):
-    """A ``CLIPModel`` with its tokenizer, from a folder or the hub."""
+    """A ``CLIPModel``, or a ``SiglipModel`` as SigLIP 2 is, with its tokenizer."""
 
     library = "transformers"
 
     def __init__(self, name_or_path: str, device: torch.device | str = "cpu") -> None:
         """Load the model in fp32."""
         self.name = name_or_path
-        self.model = _complete_model(CLIPModel, name_or_path)
+        self.siglip = AutoConfig.from_pretrained(name_or_path).model_type == "siglip"
+        self.model = _complete_model(SiglipModel if self.siglip else CLIPModel, name_or_path)
         self.to(device)
         self.tokenizer = AutoTokenizer.from_pretrained(name_or_path)
         self.preprocess = Preprocess.from_pretrained(name_or_path)
@@ -29,12 +30,17 @@ class TransformersClip(TextEncoder):
 
     def _text_rows(self, texts: list[str]) -> Tensor:
         tell_of_cut(self.tokenizer, texts, "CLIP")
+        if self.siglip:  # which was trained on prompts of one length, without a mask of the rest
+            length = self.model.config.text_config.max_position_embeddings
+            how: Any = {"padding": "max_length", "truncation": True, "max_length": length}
+            ids = self.tokenizer(texts, return_tensors="pt", **how).input_ids
+            return self.model.get_text_features(ids.to(self.device)).pooler_output
         tokens = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
         return self.model.get_text_features(**tokens.to(self.device)).pooler_output
 
 
 class TransformersDino(TokenEncoder):
-    """A ``ViTModel`` or ``Dinov2Model``: the last layer's CLS token, before any head or pooler."""
+    """A ``ViTModel``, DINOv2 or DINOv3: the last layer's CLS token, before any head or pooler."""
 
     library = "transformers"
 

@@ -11,7 +11,7 @@ import torch
 from huggingface_hub.constants import HF_HUB_CACHE
 from safetensors import SafetensorError
 
-from eval.config import ModelsConfig
+from eval.config import CLIP, DINO, ModelsConfig
 from eval.encoders.encoder import Encoder, PatchGrid, TextEncoder, Thumbnail, TokenEncoder
 from eval.metrics.copying import SIDE_PX
 from loldu.errors import LoLDUError
@@ -28,6 +28,20 @@ KINDS = {
 }
 """Encoder classes by flag and by the prefix before the colon; imported on use, for not every
 library is installed."""
+
+NAMES = {
+    "--clip": {
+        "clip-b": CLIP,
+        "clip-l": "open_clip:ViT-L-14-quickgelu/openai",
+        "siglip2": "google/siglip2-base-patch16-224",
+    },
+    "--dino": {
+        "dino": DINO,
+        "dinov2": "facebook/dinov2-base",
+        "dinov3": "facebook/dinov3-vitb16-pretrain-lvd1689m",
+    },
+}
+"""Short names of published models, by flag; a folder of that name wins."""
 
 ENCODERS: dict[str, Callable[[ModelsConfig, torch.device | str], Encoder]] = {
     "dino": lambda models, device: load_dino(models.dino, device),
@@ -82,6 +96,8 @@ def load_dino(name_or_path: str, device: torch.device | str = "cpu") -> Encoder:
 
 def _load(flag: str, asked: str, device: torch.device | str) -> Encoder:
     """Load an encoder, and turn the many ways to lack weights into one sentence."""
+    if not Path(asked).exists():
+        asked = NAMES[flag].get(asked, asked)
     kind, _, name = asked.partition(":")
     if kind not in KINDS[flag]:
         if name and not Path(asked).exists():
