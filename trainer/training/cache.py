@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from loldu.base.families import family_of
 from loldu.base.family import Conditioning
 from loldu.errors import LoLDUError
 from loldu.pictures.captions import tag_variant
-from loldu.pictures.crop import View, load_views
+from loldu.pictures.crop import Framing, load_views
 from loldu.pictures.folder import CaptionedImage
 from loldu.pictures.mask import loss_weights
 from trainer.options.captions import CaptionsConfig
@@ -28,7 +28,6 @@ They are drawn once, because encoded prompts are cached: one takes 240 KB with S
 """
 _TAGS = 11
 """Stream of the seed for the variants."""
-_NO_PIXELS = torch.empty(3, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -107,16 +106,14 @@ def build_cache(
     extra += [""] if captions.caption_dropout else []
     all_prompts = [*dict.fromkeys([*prompts, *extra])]
     row_of = {prompt: row for row, prompt in enumerate(all_prompts)}
-    mean, std, views = _encode_views(pipeline, pictures, options, seed, shape)
-    owners = [view.index for view in views]
+    mean, std, owners, masks, places = _encode_views(pipeline, pictures, options, seed, shape)
     ranges = [
         range(owners.index(index), owners.index(index) + owners.count(index))
         for index in range(len(pictures))
     ]
     own_texts = [variants[index] for index in owners if index < len(variants)] if variants else []
-    masks, latent_size = [view.mask for view in views], (mean.shape[-2], mean.shape[-1])
-    weights = loss_weights(masks, ranges, latent_size, options.unmasked_weight)
-    descriptions = family.describe_views([view.framing for view in views])
+    weights = loss_weights(masks, ranges, (mean.shape[-2], mean.shape[-1]), options.unmasked_weight)
+    descriptions = family.describe_views(places)
     return Cache(
         mean=mean,
         std=std,
@@ -140,10 +137,12 @@ def _encode_views(
     options: InstanceConfig,
     seed: int,
     shape: tuple[int, int] | None,
-) -> tuple[Tensor, Tensor, list[View]]:
-    """Return mean and deviation of every view's latents, and the views without their pixels."""
+) -> tuple[Tensor, Tensor, list[int], list[Tensor | None], list[Framing]]:
+    """Return mean and deviation of every view's latents, and its picture, mask and framing."""
     family = family_of(pipeline)
-    views: list[View] = []
+    owners: list[int] = []
+    masks: list[Tensor | None] = []
+    places: list[Framing] = []
     moments: list[tuple[Tensor, Tensor]] = []
     waiting: list[Tensor] = []
     for view in load_views(
@@ -154,7 +153,9 @@ def _encode_views(
         seed=seed,
         shape=shape,
     ):
-        views.append(replace(view, pixels=_NO_PIXELS))
+        owners.append(view.index)
+        masks.append(view.mask)
+        places.append(view.framing)
         waiting.append(view.pixels)
         if len(waiting) == ENCODED_AT_ONCE:
             moments.append(family.encode_pictures(pipeline, torch.stack(waiting)))
@@ -162,8 +163,8 @@ def _encode_views(
     if waiting:
         moments.append(family.encode_pictures(pipeline, torch.stack(waiting)))
     mean, std = (torch.cat(part) for part in zip(*moments, strict=True))
-    _refuse_non_finite(mean + std, [pictures[view.index] for view in views])
-    return mean, std, views
+    _refuse_non_finite(mean + std, [pictures[owner] for owner in owners])
+    return mean, std, owners, masks, places
 
 
 def caption_variants(
