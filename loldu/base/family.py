@@ -23,7 +23,7 @@ from loldu.errors import LoLDUError
 from loldu.pictures.crop import Framing
 
 Conditioning = dict[str, Tensor]
-"""Encoded prompts: tensors by name, each with one row per prompt."""
+"""What the network reads beside latents and time: tensors with a row per prompt or view."""
 
 
 class NoiseSchedule(ABC):
