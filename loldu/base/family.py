@@ -23,7 +23,7 @@ from loldu.errors import LoLDUError
 from loldu.pictures.crop import Framing
 
 Conditioning = dict[str, Tensor]
-"""What the network reads beside latents and time: tensors with a row per prompt or view."""
+"""Tensors that the network reads beside latents and time, with a row per prompt or view."""
 
 
 class NoiseSchedule(ABC):
