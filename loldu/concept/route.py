@@ -47,14 +47,15 @@ def route_concepts(
     Args:
         pipeline: A pipeline whose `encode_prompt` reads the prompts.
         words: The words that call each concept, by adapter name; None for a concept that is always
-            on. Loaded concepts that are not named stay off. None instead of a mapping ends routing.
+            on. Concepts with the same words act together. Loaded concepts that are not named stay
+            off. None instead of a mapping ends routing.
         guidance: Strength of a picture's concepts in the unconditional prediction that guidance
             leads away from, as a factor on their own strength; 0 leads away from the base's. By
             default it stays as it is; it starts at 0.
 
     Raises:
-        ConceptError: If a concept is not loaded, has empty words, two concepts have the same
-            words, `guidance` is not finite, or the pipeline reads no prompts.
+        ConceptError: If a concept is not loaded, has empty words, `guidance` is not finite, or the
+            pipeline reads no prompts.
     """
     if words is None:
         if isinstance(pipeline, _Routed):
@@ -134,19 +135,9 @@ def forget_words(pipeline: Any, adapter_name: str) -> None:  # noqa: ANN401
 def _check(pipeline: Any, words: Mapping[str, str | None]) -> None:  # noqa: ANN401
     require_loaded(pipeline, words)
     require_mixable(pipeline, words)
-    seen: dict[str, str] = {}
     for name, text in words.items():
-        if text is None:
-            continue
-        said = _as_read(pipeline, [text])[0]
-        if not said:
+        if text is not None and not _as_read(pipeline, [text])[0]:
             raise ConceptError(f"concept '{name}' is called by {text!r}, which has no word")
-        if said in seen:
-            raise ConceptError(
-                f"'{seen[said]}' and '{name}' are both called by '{text}': give one of them other "
-                "words"
-            )
-        seen[said] = name
 
 
 @dataclass

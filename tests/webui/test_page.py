@@ -180,7 +180,7 @@ def test_play_keeps_the_words_of_its_concepts_in_the_prompt(page: Page, server: 
     expect(prompt).to_have_value("a photo of a dax toy")
     expect(panel(page).get_by_text(re.compile(r"\d+ of 30 tokens"))).to_be_visible()
     prompt.fill("a toy in the snow")
-    expect(panel(page).get_by_text("“dax toy” is not in your prompt.")).to_be_visible()
+    expect(panel(page).get_by_text("“dax toy” is not in your prompt")).to_be_visible()
     panel(page).get_by_role("button", name="Add dax toy").click()
     expect(prompt).to_have_value("a dax toy in the snow")
     expect(panel(page).get_by_text("is not in your prompt")).to_have_count(0)

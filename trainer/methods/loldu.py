@@ -118,6 +118,8 @@ def save(
 class Diagonals(Trainable):
     """Adapters on one model, one for each concept; every row of a batch has its own."""
 
+    is_routable = True
+
     def __init__(self, model: Any, configs: Mapping[str, PeftConfig]) -> None:  # noqa: ANN401
         """Add an adapter for every concept to a model of diffusers or transformers.
 
@@ -177,7 +179,13 @@ class Diagonals(Trainable):
             yield
 
     @contextmanager
-    def _rows(self, rows: Sequence[str | None]) -> Iterator[None]:
+    def free(self) -> Iterator[None]:
+        """Inside the block, the words of prompts decide what a row has."""
+        with self._rows(None):
+            yield
+
+    @contextmanager
+    def _rows(self, rows: Sequence[str | None] | None) -> Iterator[None]:
         set_concepts(self._model, rows)
         try:
             yield

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from loldu import route_concepts
 from trainer.options.config import Config, OptimizationConfig
 
 TEXT_ENCODER, WORDS = "text_encoder", "words"
@@ -23,9 +25,11 @@ class Trainable(ABC):
 
     Attributes:
         gives_base_back: Whether `off` restores the base after training has begun.
+        is_routable: Whether the words of a prompt can decide what its row of a batch has.
     """
 
     gives_base_back = True
+    is_routable = False
 
     @abstractmethod
     def parameters(self, concept: str) -> list[nn.Parameter]:
@@ -60,6 +64,10 @@ class Trainable(ABC):
 
     def only(self, concept: str) -> AbstractContextManager[None]:
         """Inside the block, every row of a batch has this concept."""
+        return nullcontext()
+
+    def free(self) -> AbstractContextManager[None]:
+        """Inside the block, nothing else decides what a row has, if it `is_routable`."""
         return nullcontext()
 
 
@@ -148,11 +156,34 @@ class Trained:
 
     @contextmanager
     def only(self, concept: str) -> Iterator[None]:
-        """Inside the block, every row of a batch has this concept, for drawing."""
+        """Inside the block, every row of a batch has this concept."""
         with ExitStack() as stack:
             for part in self.parts.values():
                 stack.enter_context(part.only(concept))
             yield
+
+    @contextmanager
+    def drawing(
+        self, pipeline: DiffusionPipeline, concept: str, words: str | None
+    ) -> Iterator[bool]:
+        """Inside the block, the pipeline draws as it will with the concept's file.
+
+        With `words`, and a method that can, only prompts with these words get the concept, and
+        guidance leads away from the base. All other pictures are the base's.
+
+        Yields:
+            Whether words call the concept; otherwise every picture has it.
+        """
+        if words is None or not any(part.is_routable for part in self.parts.values()):
+            with self.only(concept):
+                yield False
+            return
+        with ExitStack() as stack:
+            for part in self.parts.values():
+                stack.enter_context(part.free())
+            route_concepts(pipeline, {concept: words})
+            stack.callback(route_concepts, pipeline, None)
+            yield True
 
 
 def below(prefix: str, state: State) -> State:

@@ -287,6 +287,9 @@ class RunConfig:
     # Steps between validation pictures, which take as long as many steps; they are drawn at the end
     # too. 0 draws none.
     validation_steps: int = option(0, at_least=0)
+    # Draw validation pictures, scores and samples with the concept in every picture, as other
+    # programs do with an exported LoRA. By default only prompts with the token get it.
+    always_on: bool = option(False, resume="same_if_scored")
     # Denoising steps of class and validation pictures: 20-30 are faster and a little rougher.
     num_inference_steps: int = option(50, at_least=1, resume="same")
     # How literally class and validation pictures follow the prompt: high is vivid and uniform.

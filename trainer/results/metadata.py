@@ -123,6 +123,11 @@ def name_of(config: Config) -> tuple[str | None, str | None]:
     return token_and_class(prompt, config.prior.class_prompt) or (None, None)
 
 
+def called_by(config: Config) -> str | None:
+    """Return the words that call the concept in pictures of the run; None if it is always on."""
+    return None if config.run.always_on else name_of(config)[0]
+
+
 def prompt_of(config: Config, training: Training) -> str:
     """Return a prompt of the concept."""
     return config.instance.instance_prompt or training.caption

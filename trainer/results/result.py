@@ -21,7 +21,7 @@ from trainer.methods.trained import Trained
 from trainer.options.config import Config
 from trainer.results.card import CARD, Result, Sample, model_card
 from trainer.results.manifest import Manifest
-from trainer.results.metadata import Training, describe
+from trainer.results.metadata import Training, called_by, describe
 from trainer.results.output_dir import size_bytes, write_summary
 from trainer.results.places import METRICS, SAMPLES
 from trainer.training.cache import on_device
@@ -116,7 +116,7 @@ def draw_samples(
     base_names: list[str | None] = [None] * len(prompts)
     try:
         with on_device(pipeline, device):
-            with trained.only(concept):
+            with trained.drawing(pipeline, concept, called_by(config)):
                 pictures = dict(zip(names, draw(), strict=True))
             if trained.gives_base_back:
                 base_names = [f"{SAMPLES}/{index}-base.png" for index in range(len(prompts))]

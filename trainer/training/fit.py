@@ -22,7 +22,7 @@ from trainer.methods.method import method_named, save_result
 from trainer.methods.trained import Trained
 from trainer.options.concepts import FOLDER, SINGLE
 from trainer.options.config import Config
-from trainer.results.metadata import Training, describe
+from trainer.results.metadata import Training, called_by, describe
 from trainer.results.metrics_log import MetricsLog
 from trainer.training.checkpoint import Inputs, Progress, save_checkpoint
 from trainer.training.control import Control, Request
@@ -247,8 +247,10 @@ def measure(
     run: Run, name: str, scores: LiveScores, step: int, drawn: Mapping[PromptSeed, Image]
 ) -> None:
     """Score a concept with the pictures `drawn` and more; save it if its score is the best yet."""
-    with run.trained.only(name):
-        measured = scores.measure(run.pipeline, step, run.accelerator.device, drawn)
+    words = called_by(run.configs[name])
+    with run.trained.drawing(run.pipeline, name, words) as routed:
+        known = {**drawn, **scores.of_base} if routed else drawn
+        measured = scores.measure(run.pipeline, step, run.accelerator.device, known)
     track(run.accelerator, name, measured, step)
     scores.keep_best(step, measured, partial(save_concept, run, name, Progress(step), measured))
 

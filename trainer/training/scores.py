@@ -87,6 +87,11 @@ class LiveScores:
         """Draw the base's pictures of other prompts; call it before the base is changed."""
         self._base = self._draw(pipeline, self._plan.others, {})
 
+    @property
+    def of_base(self) -> dict[PromptSeed, Image.Image]:
+        """The base's pictures of other prompts, which are also those of a concept not called."""
+        return dict(zip(self._plan.others, self._base, strict=True))
+
     def resume(self, step: int) -> None:
         """Remove the scores of later steps, which will be measured again."""
         forget_after(self._folder / SCORES, step)

@@ -17,6 +17,7 @@ from loldu.pictures.open import load_image, stored_text
 from trainer.methods.trained import Trained
 from trainer.options.config import Config
 from trainer.results.manifest import Manifest
+from trainer.results.metadata import called_by
 from trainer.training.cache import on_device
 from trainer.training.scoring_plan import PromptSeed, with_seeds
 
@@ -60,6 +61,7 @@ class Validation:
         self._trained = trained
         self._concept = concept
         self._device = device
+        self._words = called_by(config)
         self._prompts = run.validation_prompt or ((prompt,) if prompt else ())
         self._seeds = [seed for _, seed in with_seeds(self._prompts, config)]
         self._resolution = config.instance.resolution
@@ -87,7 +89,7 @@ class Validation:
             if base is not None:
                 rows.append((BASE, base))
             if step > 0:
-                with self._trained.only(self._concept):
+                with self._trained.drawing(self._pipeline, self._concept, self._words):
                     images = self._draw(f"{step:06d}")
                 rows.append((f"step {step}", images))
                 self.drawn = dict(

@@ -53,6 +53,9 @@ def describe(concepts: Sequence[Facts]) -> str:
             {
                 "Concept": facts.name,
                 "Prompt": facts.about.prompt or "unknown",
+                "Acts": f"where a prompt has “{facts.about.token}”; other pictures stay the base's"
+                if facts.about.token
+                else "in every picture: it has no word",
                 "Made for": facts.about.base or "unknown",
                 "Layers": f"{facts.about.layers:,}",
                 "Numbers": f"{facts.about.numbers:,}",

@@ -14,15 +14,17 @@ from loldu import (
     load_concept,
     mix,
     read_concept,
-    set_concepts,
+    route_concepts,
     set_strength,
     unload_concept,
 )
 from loldu.base.config import BaseModelConfig
 from loldu.base.open import load_pipeline, weights_digest
 from loldu.base.record import base_options, public_base
+from loldu.concept.route import words_of
 from loldu.errors import LoLDUError
 from webui.drawing.safety import SafetyChecker
+from webui.drawing.settings import Used
 from webui.library.entry import Entry, named_errors
 
 MAX_LOADED = 8
@@ -41,13 +43,14 @@ class _Loaded:
     written_ns: int
     adapter: str
     digest: str
+    words: str | None
 
 
 class Model:
     """A pipeline, the safety checker of its base, and the concepts used last.
 
     A concept is an adapter: changing a strength sets a number, mixing adds diagonals, and the base
-    weights are never changed.
+    weights are never changed. A concept with a token acts where a prompt contains it.
     """
 
     def __init__(self, options: BaseModelConfig, device: str) -> None:
@@ -66,27 +69,22 @@ class Model:
         self._loaded: OrderedDict[Path, _Loaded] = OrderedDict()
         self._names = (f"concept-{number}" for number in itertools.count())
 
-    def apply(self, uses: Sequence[Use], *, each: bool) -> list[str]:
-        """Apply concepts to the next pictures, and return the digests of their files.
-
-        Args:
-            uses: The concepts; none for the base alone.
-            each: Whether picture i shows only concept i, modulo their number; otherwise every
-                picture shows all concepts.
+    def apply(self, uses: Sequence[Use]) -> list[Used]:
+        """Apply concepts to the next pictures; none for the base alone.
 
         Raises:
             ConceptError: If one is damaged or made for another base; the others stay loaded.
         """
+        mix(self.pipeline, {})
         loaded = [self._load(use.entry) for use in uses]
-        names = [concept.adapter for concept in loaded]
-        if each:
-            for name, use in zip(names, uses, strict=True):
-                set_strength(self.pipeline, use.strength, name)
-            set_concepts(self.pipeline, names)
-        else:
-            strengths = [use.strength for use in uses]
-            mix(self.pipeline, dict(zip(names, strengths, strict=True)))
-        return [concept.digest for concept in loaded]
+        for concept, use in zip(loaded, uses, strict=True):
+            set_strength(self.pipeline, use.strength, concept.adapter)
+        if loaded:
+            route_concepts(self.pipeline, {concept.adapter: concept.words for concept in loaded})
+        return [
+            Used(use.entry.name, concept.digest, float(use.strength), concept.words)
+            for concept, use in zip(loaded, uses, strict=True)
+        ]
 
     def _load(self, entry: Entry) -> _Loaded:
         """Load a concept, unless it is loaded and its file is unchanged.
@@ -100,9 +98,10 @@ class Model:
             written_ns = path.stat().st_mtime_ns
             before = self._loaded.get(path)
             if before is None or before.written_ns != written_ns:
-                after = _Loaded(written_ns, next(self._names), file_digest(path))
-                load_concept(self.pipeline, path, after.adapter)
-                self._loaded[path] = after
+                adapter = next(self._names)
+                concept = load_concept(self.pipeline, path, adapter, route=False)
+                words = words_of(concept, self.pipeline)
+                self._loaded[path] = _Loaded(written_ns, adapter, file_digest(path), words)
                 if before is not None:
                     unload_concept(self.pipeline, before.adapter)
         self._loaded.move_to_end(path)

@@ -39,11 +39,19 @@ _SAMPLERS = {
 
 @dataclass(frozen=True)
 class Used:
-    """A concept in a picture; `digest` is the SHA-256 of its file."""
+    """A concept in a picture.
+
+    Attributes:
+        name: Name in the library.
+        digest: SHA-256 of its file, the first 16 digits.
+        strength: Factor on the change of the weights.
+        words: The words of the prompt that call it; None if it acts everywhere.
+    """
 
     name: str
     digest: str
     strength: float
+    words: str | None = None
 
 
 @dataclass(frozen=True)
@@ -163,7 +171,13 @@ def _settings(values: dict[str, Any]) -> Settings:
     if values["version"] != 1:
         raise ValueError("version")
     concepts = tuple(
-        Used(_text(each["name"]), _text(each["digest"]), _number(each["strength"], 0, MAX_STRENGTH))
+        Used(
+            _text(each["name"]),
+            _text(each["digest"]),
+            _number(each["strength"], 0, MAX_STRENGTH),
+            # Pictures of earlier versions have no words: their concepts acted everywhere.
+            None if (words := each.get("words")) is None else _text(words),
+        )
         for each in values["concepts"]
     )
     if len(concepts) > MAX_CONCEPTS:

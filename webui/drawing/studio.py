@@ -5,7 +5,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from diffusers import DiffusionPipeline
@@ -35,6 +35,10 @@ class Task:
     negative_prompt: str
     num_inference_steps: int
     guidance_scale: float
+
+    def part(self, place: int, count: int) -> "Task":
+        """Return every `count`-th picture, from `place`."""
+        return replace(self, prompts=self.prompts[place::count], seeds=self.seeds[place::count])
 
 
 @dataclass(frozen=True)
@@ -91,8 +95,9 @@ class Studio:
         with self._queue.turn(watch.stop, watch.waiting):
             if key not in self._rows:
                 model = self._loaded(options)
-                model.apply([], each=False)
-                self._rows[key] = _draw(model, task, [()] * len(task.seeds), BATCH_SIZE, watch)
+                model.apply([])
+                with _watched(model.pipeline, _passes([task]), watch):
+                    self._rows[key] = _draw(model, task, ())
             self._rows.move_to_end(key)
             while len(self._rows) > _MAX_ROWS:
                 self._rows.popitem(last=False)
@@ -115,18 +120,15 @@ class Studio:
             Cancelled: If it was stopped.
         """
         options = options_for(self._base, uses)
+        rows = [(task, uses)]
+        if each:
+            rows = [(task.part(place, len(uses)), [use]) for place, use in enumerate(uses)]
         with self._queue.turn(watch.stop, watch.waiting):
             model = self._loaded(options)
-            digests = model.apply(uses, each=each)
-            used = tuple(
-                Used(use.entry.name, digest, float(use.strength))
-                for use, digest in zip(uses, digests, strict=True)
-            )
-            one_by_one = itertools.cycle((one,) for one in used)
-            shown = [next(one_by_one) if each else used for _ in task.seeds]
-            # Every batch starts with the first concept.
-            batch_size = max(1, BATCH_SIZE // len(uses)) * len(uses) if each else BATCH_SIZE
-            return _draw(model, task, shown, batch_size, watch)
+            model.apply(uses)  # a refused concept is named before anything is drawn
+            with _watched(model.pipeline, _passes([part for part, _ in rows]), watch):
+                drawn = [_draw(model, part, tuple(model.apply(its))) for part, its in rows]
+            return [picture for group in zip(*drawn, strict=True) for picture in group]
 
     def seconds_a_pass(self, rows: int, side: int) -> float:
         """Return the seconds of a forward pass of `rows` pictures of `side` pixels.
@@ -138,7 +140,7 @@ class Studio:
             model = self._loaded(
                 self._model.options if self._model else options_for(self._base, ())
             )
-            model.apply([], each=False)
+            model.apply([])
             return measured_pass(model.pipeline, rows, side)
 
     def _loaded(self, options: BaseModelConfig) -> Model:
@@ -149,27 +151,25 @@ class Studio:
         return self._model
 
 
-def _draw(
-    model: Model,
-    task: Task,
-    shown: Sequence[tuple[Used, ...]],
-    batch_size: int,
-    watch: Watch,
-) -> list[Picture]:
-    count, pipeline = len(task.seeds), model.pipeline
-    batches = -(-count // batch_size)
+def _passes(tasks: Sequence[Task]) -> int:
+    """Return the passes through the network that tasks need."""
+    return sum(-(-len(task.seeds) // BATCH_SIZE) * task.num_inference_steps for task in tasks)
+
+
+def _draw(model: Model, task: Task, concepts: tuple[Used, ...]) -> list[Picture]:
+    """Draw with the concepts that are applied."""
+    pipeline = model.pipeline
     try:
-        with _watched(pipeline, batches * task.num_inference_steps, watch):
-            images = sample_images(
-                pipeline,
-                task.prompts,
-                task.seeds,
-                negative_prompts=[task.negative_prompt] * count,
-                num_inference_steps=task.num_inference_steps,
-                guidance_scale=task.guidance_scale,
-                batch_size=batch_size,
-                progress=False,
-            )
+        images = sample_images(
+            pipeline,
+            task.prompts,
+            task.seeds,
+            negative_prompts=[task.negative_prompt] * len(task.seeds),
+            num_inference_steps=task.num_inference_steps,
+            guidance_scale=task.guidance_scale,
+            batch_size=BATCH_SIZE,
+            progress=False,
+        )
         objections = model.safety.objections(images)
     except torch.OutOfMemoryError as error:
         raise LoLDUError(
@@ -192,8 +192,8 @@ def _draw(
             ),
             objection,
         )
-        for image, objection, prompt, seed, concepts in zip(
-            images, objections, task.prompts, task.seeds, shown, strict=True
+        for image, objection, prompt, seed in zip(
+            images, objections, task.prompts, task.seeds, strict=True
         )
     ]
 

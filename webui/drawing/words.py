@@ -82,7 +82,7 @@ def describe_prompt(
     chunks = max((one.about.prompt_chunks for one in concepts), default=1)
     said = ""
     for one in missing:
-        said += f"<p>“{escape(one.words or '')}” is not in your prompt.</p>"
+        said += f"<p>“{escape(one.words or '')}” is not in your prompt, so it is not drawn.</p>"
     if prompt.strip() and (read := read_of(base, prompt, chunks)):
         count, most, cut = read
         said += f'<p class="count">{min(count, most)} of {most} tokens</p>'

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from loldu import read_concept
+from loldu import load_concept, read_concept
 from loldu.base.draw import sample_images
+from loldu.base.open import load_pipeline
 from loldu.errors import LoLDUError
 from tests.trainer.training.fake_scorer import FakeScorer
 from trainer.__main__ import run
@@ -41,7 +42,7 @@ def test_scoring_does_not_change_a_run(
     models = ["--clip", str(clip_folder), "--dino", str(dino_folder)]
     plain, scored = tmp_path / "plain", tmp_path / "scored"
     assert run([*common, "--output_dir", str(plain)]) == 0
-    assert run([*common, *SCORED, *models, "--output_dir", str(scored)]) == 0
+    assert run([*common, *SCORED, *models, "--always_on", "--output_dir", str(scored)]) == 0
     ours, theirs = trained_weights(scored), trained_weights(plain)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -89,6 +90,26 @@ def test_optional_scores_are_left_out_without_their_models(
     assert [line["step"] for line in read_scores(folder)] == [3]
 
 
+def test_a_concept_that_its_word_calls_is_scored_as_its_file_draws(
+    make_config: MakeConfig, tmp_path: Path, base_folder: Path
+) -> None:
+    scorer = FakeScorer(0.1, 0.2)
+    config = make_config(*SCORED, "--max_train_steps", "1", "--learning_rate", "1")
+    main(config, scorer)
+    pipeline = load_pipeline(str(base_folder))
+    load_concept(pipeline, tmp_path / "run" / "concept.safetensors")
+    settings: dict[str, Any] = {"num_inference_steps": 2, "resolution": 16, "progress": False}
+    first, last = scorer.shown
+    for images, prompt, seeds in (
+        (last.concept, "a photo of sks toy", (42, 44)),
+        (last.others, "a car", (43, 45)),
+    ):
+        drawn = sample_images(pipeline, [prompt] * 2, seeds, **settings)
+        assert [image.tobytes() for image in images] == [image.tobytes() for image in drawn]
+    assert [image.tobytes() for image in last.others] == [image.tobytes() for image in last.base]
+    assert [image.tobytes() for image in last.concept] != [x.tobytes() for x in first.concept]
+
+
 def test_scoring_keeps_the_random_state_and_frees_the_device(
     clip_folder: Path, dino_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,7 +138,7 @@ def test_pictures_of_the_sheet_are_not_drawn_again(
         return sample_images(pipeline, prompts, seeds, **options)
 
     monkeypatch.setattr("trainer.training.scores.sample_images", counted)
-    main(make_config(*SCORED, "--max_train_steps", "2"), scorer)
+    main(make_config(*SCORED, "--max_train_steps", "2", "--always_on"), scorer)
     others = [pair for pair in drawn if pair[0] == "a car"]
     # The base's, then step 0 in full, and of steps 1 and 2 what the sheet does not show.
     assert len(drawn) == 2 + 4 + 2 + 2

@@ -91,6 +91,30 @@ def test_the_base_s_row_is_drawn_once(make_config: MakeConfig, base_folder: Path
     assert pixels(folder / "progress.png").shape == pixels(folder / "000009.png").shape
 
 
+@pytest.mark.parametrize("method", ["loldu", "lora"])
+def test_prompts_without_the_token_are_the_base_s(
+    method: str, make_config: MakeConfig, base_folder: Path
+) -> None:
+    config = make_config(*FLAGS, "--token", "sks", "--method", method)
+    pipeline = load_pipeline(str(base_folder))
+    trained = add_trainables(pipeline, {"default": config}, {})
+    for parameter in trained.parameters():
+        parameter.data.add_(1.0)
+    folder = config.run.output_dir / "validation" / "pictures"
+
+    def unchanged(config: Config) -> list[bool]:
+        Validation(pipeline, trained, "default", config, pipeline.device).draw(3)
+        return [
+            np.array_equal(pixels(folder / f"base-0{i}.png"), pixels(folder / f"000003-0{i}.png"))
+            for i in range(2)
+        ]
+
+    assert unchanged(config) == [False, method == "loldu"]
+    always_on = make_config(*FLAGS, "--token", "sks", "--method", method, "--always_on")
+    assert unchanged(always_on) == [False, False]
+    assert type(pipeline) is StableDiffusionPipeline
+
+
 def test_full_training_draws_the_base_only_at_step_0(
     make_config: MakeConfig, base_folder: Path
 ) -> None:

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from loldu import load_concept, mix
+from loldu import load_concept, set_concepts
 from loldu.base.config import BaseModelConfig
 from loldu.base.draw import sample_images
 from loldu.base.open import load_pipeline
 from webui.drawing.settings import Settings, Used
 from webui.drawing.studio import Picture, Task
 
-PROMPT = "a photo of a toy"
+PROMPT = "a photo of a sks toy"
 TASK = Task((PROMPT, PROMPT), (5, 6), "dark", num_inference_steps=2, guidance_scale=3.0)
 SETTINGS = Settings(
     prompt="a photo of a sks toy,\nNegative prompt: no, «ünï»",
@@ -48,14 +48,24 @@ def drawn_apart(
     task: Task = TASK,
     **options: Any,  # noqa: ANN401
 ) -> list[bytes]:
-    """Return the same pictures from a new pipeline, one at a time."""
+    """Return the same pictures from a new pipeline, one at a time, with rows chosen by hand.
+
+    Under guidance a batch holds the unconditional row and then the prompt's. A concept without a
+    token is in both; one with a token is in the second, if the prompt has it.
+    """
     pipeline = load_pipeline(BaseModelConfig(str(base), **options))
-    for place, path in enumerate(concepts or ()):
-        load_concept(pipeline, path, f"apart-{place}")
-    strengths = (concepts or {}).values()
-    mix(pipeline, {f"apart-{place}": strength for place, strength in enumerate(strengths)})
+    tokens: dict[str, str | None] = {}
+    strengths = {f"apart-{place}": each for place, each in enumerate((concepts or {}).values())}
+    for name, path in zip(strengths, concepts or (), strict=True):
+        tokens[name] = load_concept(pipeline, path, name, route=False).metadata.get("token")
     images = []
     for prompt, seed in zip(task.prompts, task.seeds, strict=True):
+        always = {name: strengths[name] for name, token in tokens.items() if token is None}
+        called = {
+            name: strengths[name] for name, token in tokens.items() if token in prompt.split()
+        }
+        if tokens:
+            set_concepts(pipeline, [always or None, always | called or None])
         images += sample_images(
             pipeline,
             [prompt],

@@ -48,6 +48,8 @@ def test_metadata_is_escaped(runs: Path) -> None:
     assert "sks &lt;b&gt;toy&lt;/b&gt;" in shown
     assert "<dd>32</dd>" in shown
     assert "<dd>128</dd>" in shown
+    assert "where a prompt has “sks”" in shown
+    assert "in every picture" in describe([facts_of(entry_of(runs / "house"))])
 
 
 def test_prompts_of_several_concepts(runs: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from eval.protocols.drawing import file_digest
-from loldu import ConceptError, load_concept
+from loldu import Concept, ConceptError, load_concept
 from loldu.base.config import BaseModelConfig
 from loldu.base.open import load_pipeline, weights_digest
 from loldu.errors import LoLDUError
@@ -38,11 +38,38 @@ def test_base_and_concepts_are_drawn_as_a_fresh_pipeline_draws_them(
     assert pixels(at_zero) == pixels(drawn[()])
 
 
-def test_one_batch_with_a_concept_in_each_picture(
+def test_a_prompt_without_the_word_stays_the_base_s_bit_for_bit(
+    studio: Studio, base_folder: Path, use: MakeUse, watch: Watch
+) -> None:
+    prompts = (PROMPT, "a photo of a toy", "a sksy toy", "SKS, a toy")
+    task = replace(TASK, prompts=prompts, seeds=(5, 5, 5, 5))
+    base, rabbit = studio.draw_base(task, [], watch), use("rabbit")
+    row = studio.draw_concepts(task, [rabbit], watch)
+    same = [mine == its for mine, its in zip(pixels(row), pixels(base), strict=True)]
+    assert same == [False, True, True, False]
+    assert_same(row[:3], drawn_apart(base_folder, {rabbit.entry.path: 1.0}, task)[:3])
+
+
+def test_concepts_with_one_word_act_together_or_one_in_each_picture(
+    studio: Studio, base_folder: Path, tmp_path: Path, use: MakeUse, watch: Watch
+) -> None:
+    paths = [tmp_path / step / "concept.safetensors" for step in ("early", "late")]
+    for seed, path in enumerate(paths):
+        teach(base_folder, path, seed, None, token="sks")
+    uses = [use(path.parent.name, 0.8, where=tmp_path) for path in paths]
+    together = studio.draw_concepts(TASK, uses, watch)
+    assert_same(together, drawn_apart(base_folder, dict.fromkeys(paths, 0.8)))
+    row = studio.draw_concepts(TASK, uses, watch, each=True)
+    for place, path in enumerate(paths):
+        task = TASK.part(place, 2)
+        assert_same(row[place::2], drawn_apart(base_folder, {path: 0.8}, task))
+
+
+def test_a_concept_in_each_picture(
     studio: Studio, base_folder: Path, use: MakeUse, watch: Watch, ticks: list[tuple[int, int]]
 ) -> None:
     uses = [use("rabbit", 0.7), use("house")]
-    prompts, seeds = ("a toy", "a house") * 3, (1, 1, 2, 2, 3, 3)
+    prompts, seeds = ("a sks toy", "a house") * 3, (1, 1, 2, 2, 3, 3)
     task = replace(TASK, prompts=prompts, seeds=seeds)
     row = studio.draw_concepts(task, uses, watch, each=True)
     for place, one in enumerate(uses):
@@ -50,8 +77,8 @@ def test_one_batch_with_a_concept_in_each_picture(
         alone = drawn_apart(base_folder, {one.entry.path: one.strength}, mine)
         assert_same(row[place::2], alone)
         assert {picture.settings.concepts[0].name for picture in row[place::2]} == {one.entry.name}
-    assert ticks[-1] == (4, 4)  # two batches, of four and of two
-    together = studio.draw_concepts(TASK, uses, watch)  # and the next batch is not each's own
+    assert ticks == [(done, 4) for done in range(1, 5)]  # a batch of three for each
+    together = studio.draw_concepts(TASK, uses, watch)
     assert_same(together, drawn_apart(base_folder, {one.entry.path: one.strength for one in uses}))
 
 
@@ -62,7 +89,10 @@ def test_pictures_hold_their_settings(
     digests = [file_digest(one.entry.path) for one in uses]
     settings = studio.draw_concepts(TASK, uses, watch)[1].settings
     assert (settings.prompt, settings.negative_prompt, settings.seed) == (PROMPT, "dark", 6)
-    assert settings.concepts == (Used("rabbit", digests[0], 0.7), Used("house", digests[1], 1.0))
+    assert settings.concepts == (
+        Used("rabbit", digests[0], 0.7, "sks"),
+        Used("house", digests[1], 1.0),
+    )
     assert settings.base["fingerprint"] == weights_digest(load_pipeline(str(base_folder)))
     assert settings.base_name == base_folder.name
     assert (settings.width, settings.noise_scheduler) == (16, "DDIMScheduler")
@@ -112,9 +142,9 @@ def test_the_base_is_loaded_once_its_weights_stay_and_concepts_used_last_too(
         loaded.append(load_pipeline(base, **options))
         return loaded[-1]
 
-    def put_on(pipeline: Any, path: Path, name: str) -> None:  # noqa: ANN401
+    def put_on(pipeline: Any, path: Path, name: str, **options: Any) -> Concept:  # noqa: ANN401
         read.append(path.parent.name)
-        load_concept(pipeline, path, name)
+        return load_concept(pipeline, path, name, **options)
 
     monkeypatch.setattr(model, "load_pipeline", load)
     monkeypatch.setattr(model, "load_concept", put_on)

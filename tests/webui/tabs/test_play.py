@@ -60,7 +60,7 @@ def draw(handlers: PlayHandlers) -> Callable[..., list[Any]]:
         asked = {
             "way": TOGETHER,
             **{"first": 1.0, "second": 1.0, "third": 1.0, "fourth": 1.0},
-            **{"prompt": "a toy", "negative_prompt": "", "seed": 5, "count": 2},
+            **{"prompt": "a sks toy", "negative_prompt": "", "seed": 5, "count": 2},
             **{"steps": 2, "guidance": 3, "request": who(), "progress": Bar()},
         }
         return list(handlers.draw(list(chosen), **asked | other))
@@ -209,7 +209,7 @@ def test_words_that_the_prompt_lacks_are_offered(handlers: PlayHandlers) -> None
         return handlers.note(prompt, ["rabbit", "house"], way, who())
 
     said, *buttons = note("a <b>toy</b> at night")
-    assert "“sks &lt;b&gt;toy&lt;/b&gt;” is not in your prompt." in said
+    assert "“sks &lt;b&gt;toy&lt;/b&gt;” is not in your prompt, so it is not drawn." in said
     assert [button["visible"] for button in buttons] == [True, False, False, False]
     assert buttons[0]["value"] == "Add sks <b>toy</b>"
     put = handlers.insert(0)("a <b>toy</b> at night", ["rabbit", "house"], TOGETHER, who())
@@ -261,7 +261,7 @@ def test_reusing_settings(
     ):
         assert out[0]["value"] == ["house", "rabbit"]
         assert [update.get("value") for update in out[1:3]] == [0.4, 1.2]
-        assert out[-6:] == [(["house", "rabbit"], TOGETHER), "a toy", "dark", 5, 2, 3.0]
+        assert out[-6:] == [(["house", "rabbit"], TOGETHER), "a sks toy", "dark", 5, 2, 3.0]
     assert warned == []
     with pytest.raises(gr.Error, match=r"^'That picture is gone"):
         handlers.reuse(newest.id, who("ada"))
