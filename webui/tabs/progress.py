@@ -36,8 +36,10 @@ Asks = Callable[[Look, str | None, gr.Request], None]
 def create_progress(backend: Backend, page: Page, tab: gr.Tab) -> None:
     """Lay out the tab and connect its events."""
     parts: dict[str, Any] = {"timer": gr.Timer(1, active=False)}
-    # Unlike a gr.State, it is sent by the browser: it holds the job that a person really sees.
+    # Unlike a gr.State, they are sent by the browser: they hold the jobs that a person really sees.
     parts["on_screen"] = gr.Textbox(visible="hidden", label="Shown training", elem_id="on-screen")
+    parts["removed"] = gr.Textbox(visible="hidden", label="Training to bring back")
+    parts["waiting"] = gr.Textbox(visible="hidden", label="Waiting trainings")
     with gr.Column() as parts["empty"]:
         gr.HTML(
             '<div class="empty-state"><h2>No training yet</h2><p>Choose 3 to 5 pictures of '
@@ -88,7 +90,7 @@ def _connect(handlers: "ProgressHandlers", page: Page, tab: gr.Tab, parts: dict[
     wanted, seen, shown = [look, page.job], [look, on_screen], [*parts.values(), page.job]
 
     def does(event: Callable[..., Any], act: Callable[..., Any], *given: Any) -> None:  # noqa: ANN401
-        event(act, [*given, *seen], None, **QUIET).then(handlers.refresh, wanted, shown, **_AT_ONCE)
+        event(act, given, None, **QUIET).then(handlers.refresh, wanted, shown, **_AT_ONCE)
 
     def looks(event: Callable[..., Any], handler: Callable[..., Any], *given: Any) -> None:  # noqa: ANN401
         event(handler, [*given, *seen], shown, trigger_mode="always_last", **_AT_ONCE)
@@ -104,10 +106,10 @@ def _connect(handlers: "ProgressHandlers", page: Page, tab: gr.Tab, parts: dict[
     looks(parts["fold"].expand, handlers.unfold(True))
     looks(parts["fold"].collapse, handlers.unfold(False))
     for name in ("stop", "frame", "resume", "remove"):
-        does(parts[name].click, handlers.ask(name))
-    does(parts["clear"].click, handlers.clear)
-    does(parts["name"].submit, handlers.rename, parts["name"])
-    does(parts["restore"].click, handlers.restore)
+        does(parts[name].click, handlers.ask(name), *seen)
+    does(parts["clear"].click, handlers.clear, look, parts["waiting"])
+    does(parts["name"].submit, handlers.rename, parts["name"], *seen)
+    does(parts["restore"].click, handlers.restore, look, parts["removed"])
     parts["begin"].click(lambda: gr.Tabs(selected=CONCEPTS), None, page.tabs, **_AT_ONCE)
     parts["keep"].click(handlers.keep, [parts["keep"], on_screen], page.concept, **QUIET)
     opens = [page.concept, page.tabs, parts["timer"]]
@@ -206,10 +208,11 @@ class ProgressHandlers:
 
         return ask
 
-    def clear(self, look: Look, job_id: str | None, request: gr.Request) -> None:
-        """Remove all queued jobs of the person."""
+    def clear(self, look: Look, waiting: str | None, request: gr.Request) -> None:
+        """Remove the jobs that the screen shows as waiting and that still wait."""
         with errors_on_page():
-            queued = self._watcher.queued(owner(request))
+            seen = [self._job(job_id, request) for job_id in (waiting or "").split()]
+            queued = [job for job in seen if job.status is Status.QUEUED and not job.removed]
             for job in queued:
                 self._jobs.remove(job.id)
         gr.Info(f"Removed: {len(queued)}. Bring back undoes it.", duration=4)
@@ -220,11 +223,10 @@ class ProgressHandlers:
             self._jobs.rename(self._job(job_id, request).id, name)
         look.sent.pop("name", None)  # the saved name may differ from the typed one
 
-    def restore(self, look: Look, job_id: str | None, request: gr.Request) -> None:
-        """Restore the job that was removed last."""
+    def restore(self, look: Look, removed: str | None, request: gr.Request) -> None:
+        """Restore the job that the button names."""
         with errors_on_page():
-            if (job := self._watcher.last_removed(owner(request))) is not None:
-                self._jobs.restore(job.id)
+            self._jobs.restore(self._job(removed, request).id)
 
     def keep(self, button: str | None, job_id: str | None, request: gr.Request) -> str:
         """Save the step that the button names to the library, and select it for Play."""

@@ -106,6 +106,7 @@ class Watcher:
         shown["restore"] = gr.update(
             value=f"Bring back “{removed.name}”" if removed else "", visible=removed is not None
         )
+        shown["removed"] = removed.id if removed else ""
         return shown | {"timer": self._pace(owner) if look.open else gr.update(active=False)}
 
     def _pace(self, owner: str) -> dict[str, Any]:
@@ -120,10 +121,6 @@ class Watcher:
         """Return the job that was removed last, or None."""
         return max(self._own(owner, removed=True), key=lambda job: job.removed or 0, default=None)
 
-    def queued(self, owner: str) -> tuple[Job, ...]:
-        """Return the owner's queued jobs, the next one first."""
-        return tuple(job for job in self._jobs.queue() if job.owner == owner)
-
     def _own(self, owner: str, *, removed: bool = False) -> tuple[Job, ...]:
         return self._jobs.list(owner, removed=removed)
 
@@ -136,10 +133,12 @@ class Watcher:
             (text.listed(each, self._reached(each), places.get(each.id), now), each.id)
             for each in own[::-1]
         )
-        queued = len(self.queued(owner))
+        waiting = [each.id for each in own if each.status is Status.QUEUED]
+        label = f"Remove the {len(waiting)} that wait"
         return {
             "list": Choices(choices, None if "list" in look.sent else job.id),
-            "clear": gr.update(value=f"Remove the {queued} that wait", visible=queued > 1),
+            "waiting": " ".join(waiting),
+            "clear": gr.update(value=label, visible=len(waiting) > 1),
         }
 
     def _reached(self, job: Job) -> tuple[int, int] | None:

@@ -26,7 +26,19 @@ from webui.watching import text
 from webui.watching.watcher import REQUESTS, Look, Watcher, allowed
 
 ANN, BOB = gr.Request(username="ann"), gr.Request(username="bob")
-PARTS = ["on_screen", "list", "headline", "facts", *REQUESTS, "film", "prompts", "pair", "keep"]
+PARTS = [
+    "on_screen",
+    "removed",
+    "waiting",
+    "list",
+    "headline",
+    "facts",
+    *REQUESTS,
+    "film",
+    "prompts",
+    "pair",
+    "keep",
+]
 PARTS += ["note", "curves", "scores", "machine", "log", "restore", "name", "timer"]
 PARTS += ["Loss chart", "DINO chart", "CLIP-I chart", "CLIP-T chart", "Drift chart"]
 PARTS += ["empty", "full", "clear"]
@@ -416,7 +428,7 @@ def test_a_running_job_is_removed_when_it_has_stopped_and_can_be_resumed(
     view = sent(handlers.refresh(look, job.id, ANN))
     assert view["empty"]["visible"]
     assert view["restore"]["value"] == "Bring back “toy”"
-    handlers.restore(look, None, ANN)
+    handlers.restore(look, view["removed"], ANN)
     assert sent(handlers.refresh(look, job.id, ANN))["resume"]["visible"]
     assert notices == ["Stopping, then removed; Bring back undoes it."]
 
@@ -426,7 +438,12 @@ def test_removing_all_that_wait_leaves_jobs_of_others(
 ) -> None:
     runs, *queued = running(jobs), submit(jobs), submit(jobs)
     foreign, look = submit(jobs, owner="bob"), Look()
-    handlers.clear(look, None, ANN)
+    waiting = sent(handlers.refresh(look, runs.id, ANN))["waiting"]
+    later = submit(jobs)  # in another window, so this one does not show it yet
+    with pytest.raises(gr.Error):
+        handlers.clear(look, f"{waiting} {foreign.id}", ANN)
+    handlers.clear(look, waiting, ANN)
+    assert jobs.get(later.id).status is Status.QUEUED
     assert {job.id for job in jobs.list(removed=True)} == {job.id for job in queued}
     assert jobs.get(foreign.id).status is Status.QUEUED
     assert jobs.get(runs.id).status is Status.RUNNING
@@ -459,9 +476,10 @@ def test_a_removed_job_is_brought_back(jobs: Jobs, handlers: ProgressHandlers) -
     view = sent(handlers.refresh(look, job.id, ANN))
     assert view["empty"]["visible"]
     assert view["restore"]["value"] == "Bring back “toy”"
-    handlers.restore(look, None, BOB)
+    with pytest.raises(gr.Error, match="There is no such training"):
+        handlers.restore(look, view["removed"], BOB)
     assert jobs.get(job.id).removed
-    handlers.restore(look, None, ANN)
+    handlers.restore(look, view["removed"], ANN)
     assert jobs.list("ann") == (job,)
     assert sent(handlers.refresh(look, None, ANN))["job"] == job.id
 
