@@ -106,9 +106,8 @@ def fit(
     optimizer = optimizer_class(groups, betas=betas, weight_decay=weight_decay, fused=True)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     ema = Ema(parameters, ema_decay) if ema_decay else None
-    peaks = [group["lr"] for group in optimizer.param_groups]
+    peaks, saved = [group["lr"] for group in optimizer.param_groups], time.monotonic()
     first = _restore(folder, module, optimizer, ema) or first_step  # also restores learning rates
-    saved = time.monotonic()
     factor = partial(_factor, schedule, steps, first_step, warmup_steps)
     bar = tqdm(range(first, steps), initial=first, total=steps, desc=name, mininterval=5)
     for step in _updates(bar, optimizer, peaks, losses_at, factor, clip, folder):
@@ -117,8 +116,7 @@ def fit(
         done = step + 1
         judged = done % checkpoint_every == 0 or done == steps
         if judged or time.monotonic() - saved > _SAVE_EVERY_S:
-            _save(folder, module, optimizer, ema, done)
-            saved = time.monotonic()
+            saved = _save(folder, module, optimizer, ema, done)
         if judged and on_checkpoint:
             _judge(folder, on_checkpoint, ema, done)
     if ema:
@@ -186,7 +184,8 @@ def _log(folder: Path, record: Mapping[str, object]) -> None:
 
 def _save(
     folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None, step: int
-) -> None:
+) -> float:
+    """Write a checkpoint and return the time."""
     state = {
         "module": module.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -195,6 +194,7 @@ def _save(
     }
     with drafted(folder / "state.pt") as draft:
         torch.save(state, draft)
+    return time.monotonic()
 
 
 def _restore(
