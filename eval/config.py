@@ -37,6 +37,11 @@ class ModelsConfig:
     # such as facebook/sam-vit-base). Real pictures have name-masklabel.png beside them, as for
     # training, or get a mask by the model.
     segmenter: str | None = None
+    # Vision-language model that judges pictures by a rubric: a transformers folder or hub id with a
+    # chat template, such as Qwen/Qwen2.5-VL-3B-Instruct. It runs here, and is slow without a GPU.
+    judge: str | None = None
+    # How often the judge answers each question, in varied ways at temperature 0.
+    judge_repeats: int = option(2, at_least=1, at_most=20)
     # Device: cuda, cpu or another torch device. Default: a GPU if there is one.
     device: str | None = None
     # Cache of features, so that no model encodes the same picture twice.

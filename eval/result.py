@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -41,11 +41,15 @@ class ScoredPicture:
 
 @dataclass(frozen=True)
 class ScoredSubject:
-    """The pictures of one concept, and the number of real pictures they were compared with."""
+    """The pictures of one concept, and the number of real pictures they were compared with.
+
+    `judged` has the agreement of a judge's repeats and its answers in another form, by metric.
+    """
 
     name: str
     pictures: Sequence[ScoredPicture]
     real: int
+    judged: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
 
     def values(self, metric: str) -> np.ndarray:
         """Return the scores of all pictures by one metric."""
@@ -62,6 +66,7 @@ class Result:
         encoders: Identity of each encoder, as in `Identity.as_json`.
         token: String that was removed from the prompts, or None.
         skipped: Reason for each picture that was left out.
+        judge: Name and weights of the judge, or None.
     """
 
     subjects: Sequence[ScoredSubject]
@@ -69,6 +74,7 @@ class Result:
     encoders: Mapping[str, Any]
     token: str | None
     skipped: Mapping[str, str]
+    judge: str | None = None
 
     @property
     def metrics(self) -> list[str]:
@@ -105,11 +111,13 @@ class Result:
             "protocol": {**asdict(self.protocol), "token": self.token},
             "extractors": dict(self.encoders),
             "skipped": dict(self.skipped),
+            **({"judge": self.judge} if self.judge else {}),
             "versions": {"loldu": __version__, **{name: version(name) for name in LIBRARIES}},
             "subjects": {
                 subject.name: {
                     "scores": {m: float(subject.values(m).mean()) for m in self.metrics},
                     "real": subject.real,
+                    **({"judge": subject.judged} if subject.judged else {}),
                     "pictures": [
                         {
                             "name": picture.path.name,
@@ -147,6 +155,7 @@ class Result:
                     for picture in subject["pictures"]
                 ],
                 subject["real"],
+                subject.get("judge", {}),
             )
             for name, subject in content["subjects"].items()
         ]
@@ -157,7 +166,9 @@ class Result:
         for encoder in (encoder for name in scored for encoder in METRICS[name].encoders):
             if encoder not in encoders:
                 raise KeyError(encoder)
-        return cls(subjects, ProtocolConfig(**protocol), encoders, token, content["skipped"])
+        options = ProtocolConfig(**protocol)
+        skipped, judge = content["skipped"], content.get("judge")
+        return cls(subjects, options, encoders, token, skipped, judge)
 
 
 def read_result(path: Path) -> Result:

@@ -23,6 +23,7 @@ _TABLES = """
 CREATE TABLE IF NOT EXISTS features (
     extractor TEXT, content TEXT, row BLOB, PRIMARY KEY (extractor, content)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS answers (question TEXT PRIMARY KEY, answer TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS black (content TEXT PRIMARY KEY) WITHOUT ROWID;
 """
 
@@ -68,6 +69,18 @@ class FeatureCache:
         entries = [(key, content, row.numpy().tobytes()) for content, row in rows.items()]
         with self._explained_errors(), self._database:
             self._database.executemany("INSERT OR REPLACE INTO features VALUES (?, ?, ?)", entries)
+
+    def get_answer(self, key: str) -> str | None:
+        """Return a judge's stored answer, or None."""
+        with self._explained_errors():
+            query = "SELECT answer FROM answers WHERE question = ?"
+            found = self._database.execute(query, (key,)).fetchone()
+        return found[0] if found else None
+
+    def put_answer(self, key: str, answer: str) -> None:
+        """Store a judge's answer."""
+        with self._explained_errors(), self._database:
+            self._database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, answer))
 
     def black(self, contents: Sequence[str]) -> set[str]:
         """Return which of these pictures are known to be completely black."""

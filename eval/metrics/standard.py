@@ -260,6 +260,47 @@ class ClipTContext(ClipT):
         return super().scores(replace(sample, prompt_features=sample.context_features))
 
 
+class Judged(Metric):
+    """Level that a vision-language model gives a picture by a rubric, from 0 to 1.
+
+    Source: DreamBench++ (arXiv:2406.16855), with a rubric in words of our own.
+    """
+
+    encoders = ()
+    headline = False
+    of_real = False
+
+    def applies(self, sample: Sample) -> bool:
+        """Return whether a judge gave every picture a level."""
+        return self.name in sample.judged
+
+    def scores(self, sample: Sample) -> Tensor:
+        """Return the mean level of each generated picture."""
+        return sample.judged[self.name]
+
+
+@register
+class JudgeConcept(Judged):
+    """Level of concept preservation."""
+
+    name = "judge_concept"
+    title = "judge (concept)"
+    aspect = "Looks like the concept"
+    meaning = "how well a judge model finds the subject kept"
+    against = "real"
+
+
+@register
+class JudgePrompt(Judged):
+    """Level of prompt following."""
+
+    name = "judge_prompt"
+    title = "judge (prompt)"
+    aspect = "Follows the prompt"
+    meaning = "how well a judge model finds the prompt followed"
+    against = "prompt"
+
+
 @register
 class Diversity(Metric):
     """Mean distance of each picture to the others of its prompt, by DINO.

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -21,6 +22,7 @@ from eval.encoders.segmenter import find_masks, load_segmenter
 from eval.encoders.subject import SUBJECT
 from eval.metrics import METRICS, Sample
 from eval.metrics.functional import nearest
+from eval.protocols.judge import Judgement, ModelJudge, judge_pictures
 from eval.protocols.prompts import context_of, prompt_number
 from eval.result import Result, ScoredPicture, ScoredSubject
 from loldu.errors import LoLDUError
@@ -46,6 +48,8 @@ class FeatureReader:
         networks = [name for name in names if name not in SUBJECT]
         self.encoders = load_encoders(networks, models, device)
         self._segmenter = load_segmenter(models, device)
+        self._judge = ModelJudge(models.judge, device) if models.judge else None
+        self._repeats = models.judge_repeats
         self._cache = FeatureCache(models.cache_file) if models.cache else None
 
     def read(
@@ -82,6 +86,19 @@ class FeatureReader:
                 )
         bad = {**features.bad, **alone.bad}
         return PictureFeatures({**features.rows, **alone.rows}, bad, features.black)
+
+    @property
+    def judge(self) -> str | None:
+        """Identity of the judge, or None without one."""
+        return self._judge.identity if self._judge else None
+
+    def judged(
+        self, pictures: Sequence[tuple[Path, str | None]], real: Sequence[Path]
+    ) -> dict[str, Judgement]:
+        """Return the levels that the judge gives, by metric; {} without a judge."""
+        if self._judge is None:
+            return {}
+        return judge_pictures(self._judge, self._cache, pictures, real, self._repeats)
 
     def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
         """Return the CLIP features of prompts."""
@@ -196,7 +213,7 @@ def score_subjects(
     )
     scored = [_score(reader, subject, features, gallery, protocol, token) for subject in subjects]
     removed = None if protocol.keep_token else token
-    return Result(scored, protocol, reader.identities(), removed, skipped)
+    return Result(scored, protocol, reader.identities(), removed, skipped, reader.judge)
 
 
 def build_gallery(
@@ -258,7 +275,13 @@ def _score(
     kind, all_known = subject.class_name, len(known) == len(prompts)
     context = [context_of(text, token, kind) for text in known] if kind and all_known else []
     training = [path for path in subject.trained_on if path not in features.bad]
+    levels = reader.judged([*zip(paths, plain if all_known else prompts, strict=True)], real)
     sample = Sample(
+        judged={
+            name: torch.tensor(scores)
+            for name, one in levels.items()
+            if (scores := one.scores) is not None
+        },
         generated=features.by_encoder(paths),
         real=features.by_encoder(real if partners is None else partners),
         training=features.by_encoder(training) if training else None,
@@ -283,7 +306,22 @@ def _score(
         )
         for index, (picture, row) in enumerate(zip(pictures, rows.tolist(), strict=True))
     ]
-    return ScoredSubject(subject.name, scored, len(real))
+    return ScoredSubject(subject.name, scored, len(real), _summary(subject.name, levels))
+
+
+def _summary(name: str, levels: Mapping[str, Judgement]) -> dict[str, dict[str, Any]]:
+    """Return how the judge answered, for a result file, and log it."""
+    for metric, one in levels.items():
+        agreement = "no" if one.agreement is None else f"{one.agreement:.2f}"
+        left_out = "; the score is left out" if one.scores is None else ""
+        logger.info(
+            "%s of %s: agreement of repeats %s, %d answers in another form%s.",
+            *(metric, name, agreement, one.unanswered, left_out),
+        )
+    return {
+        metric: {"agreement": one.agreement, "unanswered": one.unanswered}
+        for metric, one in levels.items()
+    }
 
 
 def _usable(

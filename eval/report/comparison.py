@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from eval.metrics import METRICS
 from eval.metrics.bootstrap import Estimate, estimate
-from eval.result import Result, ScoredSubject
+from eval.result import Result
 from loldu.errors import LoLDUError
 
 logger = logging.getLogger(__name__)
@@ -74,6 +74,11 @@ def _check_alike(first: str, a: Result, second: str, b: Result) -> None:
                     f"{first} and {second} cannot be compared: {kind} has different {key} "
                     f"({ours['name']}, {theirs['name']}); score both with the same --{kind}."
                 )
+    if a.judge != b.judge and a.judge and b.judge:
+        raise LoLDUError(
+            f"{first} and {second} cannot be compared: their judges are {a.judge} and {b.judge}; "
+            "score both with the same --judge."
+        )
     deciding = ("pairs", "clip_t_scale", "keep_token", "aggregate")
     for key in deciding:
         ours, theirs = getattr(a.protocol, key), getattr(b.protocol, key)
@@ -113,7 +118,7 @@ def _shared(results: dict[str, Result]) -> dict[str, Result]:
             own = [p for p in subject.pictures if (subject.name, p.path.name) in shared]
             if own:
                 own.sort(key=lambda picture: picture.path.name)
-                subjects.append(ScoredSubject(subject.name, own, subject.real))
+                subjects.append(replace(subject, pictures=own))
         return replace(result, subjects=subjects)
 
     return {name: cut(result) for name, result in results.items()}
