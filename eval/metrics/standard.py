@@ -4,8 +4,9 @@ from dataclasses import replace
 
 from eval.metrics.metric import Metric, Sample, Tensor, register
 
-ROUNDING = 1e-6
-"""Difference of two likenesses that may be rounding."""
+NEAR = {"copy_patches": 1 / 4, "copy_pixels": 1 / 2}
+"""Distance of a near-copy, as a part of the smallest distance of two training pictures; chosen so
+that honest pictures of the shipped concepts are rarely called copies (docs/eval.md)."""
 
 
 class Likeness(Metric):
@@ -96,17 +97,19 @@ class Discrimination(Metric):
     headline = False
 
     def ranks(self, sample: Sample) -> tuple[Tensor, Tensor]:
-        """Return average precision and top-1 hit of each generated picture."""
+        """Return average precision and top-1 hit of each generated picture, computed once."""
         from eval.metrics.retrieval import retrieval
 
         assert sample.gallery is not None
         assert sample.gallery_own is not None
-        return retrieval(
-            sample.generated["dino"],
-            sample.gallery["dino"],
-            sample.gallery_own,
-            exclude_self=sample.exclude_self,
-        )
+        if "ranks" not in sample.memo:
+            sample.memo["ranks"] = retrieval(
+                sample.generated["dino"],
+                sample.gallery["dino"],
+                sample.gallery_own,
+                exclude_self=sample.exclude_self,
+            )
+        return sample.memo["ranks"]
 
 
 @register
@@ -194,15 +197,17 @@ class PixelCopying(Copying):
 
 @register
 class NearCopies(Copying):
-    """Share of pictures that are nearer to a training picture than two of those are.
+    """Share of pictures that are much nearer to a training picture than two of those are.
 
-    A picture counts if its likeness to a training picture, by patches or by pixels, exceeds the
-    largest likeness of two training pictures.
+        score_i = 1 if 1 - likeness_i < NEAR (1 - max over j != k of likeness(r_j, r_k))
+
+    by patches or by pixels. The largest likeness itself would be no threshold: any new picture of
+    the concept exceeds it with a chance of 2 / (n + 1), for n training pictures.
     """
 
     name = "near_copies"
     title = "near-copies"
-    meaning = "share that is nearer to a training picture than any two of those are"
+    meaning = "share that is far nearer to a training picture than any two of those are"
     encoders = ("dino_patches", "thumbnail")
     of_real = False
 
@@ -212,7 +217,8 @@ class NearCopies(Copying):
         own = replace(sample, generated=sample.training, exclude_self=True)
         copied: Tensor = False
         for metric in (PatchCopying(), PixelCopying()):
-            copied = copied | (metric.scores(sample) > metric.scores(own).max() + ROUNDING)
+            limit = NEAR[metric.name] * (1 - metric.scores(own).max())
+            copied = copied | (1 - metric.scores(sample) < limit)
         return copied.double()
 
 

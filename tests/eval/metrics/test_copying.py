@@ -101,8 +101,11 @@ def test_a_thumbnail_is_the_picture_small_and_square() -> None:
     np.testing.assert_allclose(got, expected / np.linalg.norm(expected), atol=1e-6)
 
 
-def test_near_copies_are_nearer_than_two_training_pictures_are() -> None:
-    """Three training pictures, two of them alike; the copies are by pixels, then by patches."""
+def test_near_copies_are_far_nearer_than_two_training_pictures_are() -> None:
+    """Three training pictures, two of them alike; the copies are by pixels, then by patches.
+
+    The last picture is a little nearer to one of them than those two are, and no copy.
+    """
     generator = torch.Generator().manual_seed(0)
     patches = torch.randn(5, 32, generator=generator)
     pixels = rows(noise(5))
@@ -112,7 +115,7 @@ def test_near_copies_are_nearer_than_two_training_pictures_are() -> None:
     generated = {"dino_patches": patches[3:].repeat(2, 1), "thumbnail": pixels[3:].repeat(2, 1)}
     generated["thumbnail"][1] = training["thumbnail"][2]
     generated["dino_patches"][2] = training["dino_patches"][2] + 0.01 * patches[3]
-    generated["dino_patches"][3] = training["dino_patches"][2] + patches[3]  # like, but no copy
+    generated["dino_patches"][3] = training["dino_patches"][2] + 0.25 * patches[3]
     sample = Sample(generated=generated, training=training)
     assert METRICS["near_copies"].scores(sample).tolist() == [0, 1, 1, 0]
     of_one = {name: features[:1] for name, features in training.items()}
