@@ -35,4 +35,5 @@ def network_of(pipeline: DiffusionPipeline) -> Any:  # noqa: ANN401
 
 def known_families() -> str:
     """Return the names of all families, for messages."""
-    return ", ".join(family.name for family in FAMILIES)
+    *others, last = (family.name for family in FAMILIES)
+    return f"{', '.join(others)} or {last}"

@@ -75,5 +75,7 @@ def test_a_concept_of_sdxl_is_scored_converted_swapped_and_drawn_in_the_studio(
     (plain,) = studio.draw_base(task, [], watch)
     (changed,) = studio.draw_concepts(task, [Use(entry_of(folder), 1.0)], watch)
     assert plain.image.tobytes() == before
-    assert changed.image.tobytes() == drawn(always_on)
+    routed = load_pipeline(base)
+    load_concept(routed, concept)
+    assert changed.image.tobytes() == drawn(routed) != drawn(always_on)
     assert studio.seconds_a_pass(2, 16) > 0
