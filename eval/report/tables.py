@@ -63,24 +63,35 @@ def difference_rows(comparison: Comparison) -> list[list[str]]:
 
 
 def before_after_rows(report: BeforeAfter) -> list[list[str]]:
-    """Return a row for each score: before, after, difference, and the score of real pictures."""
-    rows = [["", "before", "after", "gain", "real pictures"]]
+    """Return a row for each score: before, after, change, and the score of real pictures.
+
+    The headline scores come first, those of other prompts in the middle, all others last.
+    """
+    rows = [["", "before", "after", "change", "real pictures"]]
+    first = [row for name, row in _gain_rows(report) if METRICS[name].headline]
+    last = [row for name, row in _gain_rows(report) if not METRICS[name].headline]
+    others = [
+        [f"{title}{how}", *cells, ""]
+        for way, how in (("adapted", ""), ("always_on", ", always on"))
+        for title, cells in _other_rows(report.others, way)
+    ]
+    return rows + first + others + last
+
+
+def _gain_rows(report: BeforeAfter) -> Iterator[tuple[str, list[str]]]:
+    """Yield name and row of each score of the concept's pictures."""
     for name, gain in report.gains.items():
         real = report.real.get(name)
-        rows.append(
+        yield (
+            name,
             [
                 METRICS[name].title,
                 f"{report.base.estimates[name].mean:.3f}",
                 f"{report.adapted.estimates[name].mean:.3f}",
                 f"{gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]",
                 "" if real is None else f"{real:.3f}",
-            ]
+            ],
         )
-    return rows + [
-        [f"{title}{how}", *cells, ""]
-        for way, how in (("adapted", ""), ("always_on", ", always on"))
-        for title, cells in _other_rows(report.others, way)
-    ]
 
 
 def _other_rows(others: Mapping[str, float], way: str) -> Iterator[tuple[str, list[str]]]:
