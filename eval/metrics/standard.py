@@ -91,7 +91,7 @@ class Discrimination(Metric):
     Source: Finer-Personalization Rank (arXiv:2512.19026).
     """
 
-    aspect = "Is told from others"
+    aspect = "Is not mistaken for others"
     against = "gallery"
     encoders = ("dino",)
     headline = False

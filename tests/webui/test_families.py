@@ -1,4 +1,4 @@
-"""What comes after a training works for every family: scores, commands and the studio."""
+"""The steps after a training, for every family: scores, commands and the studio."""
 
 import json
 import threading

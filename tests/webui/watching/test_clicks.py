@@ -34,7 +34,7 @@ windows = st.integers(0, len(PEOPLE) - 1)
 
 @dataclass
 class Expected:
-    """What a job should be."""
+    """The expected state of a job."""
 
     owner: str
     name: str
