@@ -27,13 +27,13 @@ from torch import nn
 from torch.optim import Optimizer
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from loldu.base.families import family_of, network_of
-from loldu.base.open import load_pipeline, weights_digest
+from loldu.base.families import network_of
+from loldu.base.open import weights_digest
 from loldu.errors import LoLDUError
 from loldu.pictures.folder import CaptionedImage, digest
 from trainer.command import run
 from trainer.methods.loldu import read_starts, start_from_concepts
-from trainer.methods.method import add_trainables, method_named
+from trainer.methods.method import add_trainables
 from trainer.methods.textual_inversion import learn_words
 from trainer.methods.trained import Trained
 from trainer.options.concepts import SINGLE, concept_configs
@@ -43,6 +43,7 @@ from trainer.results.lock import locked
 from trainer.results.metadata import Training
 from trainer.results.output_dir import open_output_dir, refuse_another_run
 from trainer.results.result import write_result
+from trainer.training.base import load_base
 from trainer.training.buckets import BucketedObjective, bucket_caches
 from trainer.training.cache import Cache, build_cache, leave_device
 from trainer.training.checkpoint import Inputs, Progress, find_checkpoint, load_checkpoint
@@ -55,12 +56,10 @@ from trainer.training.objective import Denoiser, DreamBooth, Objective
 from trainer.training.optimizers import make_optimizer, optimizer_class
 from trainer.training.prior import class_images
 from trainer.training.scores import LiveScores, Scorer, live_scores, optional_scorer, scores_at
-from trainer.training.stages import BASE_PICTURES, ENCODING, LOADING, announce
+from trainer.training.stages import BASE_PICTURES, ENCODING, announce
 from trainer.training.tracking import check_trackers, start_trackers
 
 logger = logging.getLogger("trainer")
-
-DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def main(config: Config, scorer: Scorer | None = None) -> None:
@@ -105,7 +104,7 @@ def train(
     control = Control(config.run, accelerator)
 
     # ----------------------------------------------------------- load the base, and teach it words
-    pipeline = load_base(config, accelerator)
+    pipeline = load_base(configs, accelerator.device)
     base = weights_digest(pipeline)
     words = learn_words(pipeline, configs)
 
@@ -224,32 +223,6 @@ def explain_warmup(config: Config) -> None:
             "end and reaches %.0f%% of its value.",
             *(warmup, steps, 100 * steps / warmup),
         )
-
-
-def load_base(config: Config, accelerator: Accelerator) -> DiffusionPipeline:
-    """Load the base, and log if it draws poorly at half the size of its own training pictures.
-
-    Raises:
-        LoLDUError: If it cannot be read or trained.
-    """
-    announce(LOADING)
-    dtype = compute_dtype(config)
-    pipeline = load_pipeline(config.base, torch_dtype=dtype, device=accelerator.device)
-    native, resolution = family_of(pipeline).native_resolution(pipeline), config.instance.resolution
-    if native is not None and 2 * resolution <= native:
-        logger.warning(
-            "--resolution %d is at most half of the %d pixels that this base was trained on, at "
-            "which it draws poorly; give --resolution %d.",
-            *(resolution, native, native),
-        )
-    return pipeline
-
-
-def compute_dtype(config: Config) -> torch.dtype:
-    """Return the dtype of the frozen base; a base that is itself trained is in fp32."""
-    if method_named(config.adapter.method).trains_base:
-        return torch.float32
-    return DTYPES[config.optimization.mixed_precision]
 
 
 def encode_data(

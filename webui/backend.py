@@ -1,6 +1,5 @@
 """Objects that all tabs share, and the owner of a request."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,10 +60,9 @@ class Backend:
         """Side of the pictures that a local base was trained on, or None if unknown."""
         folder = Path(self.base)
         try:
-            unet = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
-            vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
-            return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
-        except (OSError, ValueError, KeyError, TypeError):
+            family = check_base(BaseModelConfig(self.base)) if folder.is_dir() else None
+            return family and family.resolution_of_folder(folder)
+        except (LoLDUError, OSError, ValueError, KeyError, TypeError):
             return None
 
     @property

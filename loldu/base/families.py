@@ -8,11 +8,12 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from loldu.base.family import Family
+from loldu.base.flux2_klein import Flux2Klein
 from loldu.base.stable_diffusion import StableDiffusion
 from loldu.base.stable_diffusion_xl import StableDiffusionXL
 from loldu.errors import LoLDUError
 
-FAMILIES: list[Family] = [StableDiffusion(), StableDiffusionXL()]
+FAMILIES: list[Family] = [StableDiffusion(), StableDiffusionXL(), Flux2Klein()]
 """Every family; a new one is added here."""
 
 

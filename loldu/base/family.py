@@ -9,6 +9,7 @@ scoring and the studio ask the family of a pipeline and name no pipeline class t
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -80,6 +81,8 @@ class Family(ABC):
         word_keys: By text encoder, the key of its vector in the file of a learned word; a family
             with one text encoder uses the word itself.
         lora_prefixes: By component, the prefix of its keys in a LoRA file with kohya's names.
+        unused_options: By name, the trainer's options that make no sense here, and why.
+        licenses: Licences of well-known bases, whose terms also bind what is derived from them.
     """
 
     name: ClassVar[str]
@@ -91,6 +94,8 @@ class Family(ABC):
     text_target_modules: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "out_proj")
     word_keys: ClassVar[Mapping[str, str]] = {}
     lora_prefixes: ClassVar[Mapping[str, str]]
+    unused_options: ClassVar[Mapping[str, str]] = {}
+    licenses: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
     def matches(self, index: Mapping[str, Any]) -> bool:
@@ -135,14 +140,22 @@ class Family(ABC):
     def encode_text(self, pipeline: DiffusionPipeline, prompts: Sequence[str]) -> Conditioning:
         """Encode prompts, on the text encoders' device.
 
-        The result also holds the tokens, so that `encode_again` can start from them.
+        The result also holds the tokens, if `encode_again` starts from them.
         """
 
-    @abstractmethod
     def encode_again(
         self, text_encoders: Mapping[str, nn.Module], conditioning: Conditioning
     ) -> Conditioning:
-        """Encode the tokens in `conditioning` anew, with text encoders that are being trained."""
+        """Encode the tokens in `conditioning` anew, with text encoders that are being trained.
+
+        Raises:
+            LoLDUError: If the text encoders of the family are never trained.
+        """
+        raise LoLDUError(f"The text encoder of {self.name} is not trained here.")
+
+    def network_targets(self, pipeline: DiffusionPipeline) -> tuple[str, ...]:
+        """Return the layers of this pipeline's network that adapters change by default."""
+        return self.target_modules
 
     def text_targets(self, pipeline: DiffusionPipeline) -> dict[str, tuple[str, ...]]:
         """Return the layers of each text encoder that adapters change.
@@ -223,6 +236,10 @@ class Family(ABC):
 
     def native_resolution(self, pipeline: DiffusionPipeline) -> int | None:
         """Return the side in pixels of the pictures that the base was trained on, if it says so."""
+        return None
+
+    def resolution_of_folder(self, folder: Path) -> int | None:
+        """Return the same for the folder of a base, without loading its weights."""
         return None
 
     def lora_architecture(self, pipeline: DiffusionPipeline) -> str | None:

@@ -3,12 +3,14 @@
 # diffusers loads its public names lazily, which looks private to pyright.
 # pyright: reportPrivateImportUsage=false
 
+import json
 import re
 import warnings
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 from loldu.errors import LoLDUError
 
@@ -45,6 +47,22 @@ def check_source(name: str, flag: str, index: str = INDEX, *, may_be_file: bool 
             f"{flag} {name} does not exist: give {kinds} or a hub id such as "
             "stable-diffusion-v1-5/stable-diffusion-v1-5."
         )
+
+
+def check_parts(folder: Path, parts: Collection[str]) -> None:
+    """Refuse a folder of a base that lacks the folder of a part.
+
+    Raises:
+        LoLDUError: If one is missing.
+    """
+    for part in parts:
+        if not (folder / part).is_dir():
+            raise LoLDUError(f"The base {folder} lacks its folder {part}; download it again.")
+
+
+def config_of(folder: Path, part: str) -> Any:  # noqa: ANN401
+    """Return the config of a part of a base, as its JSON file holds it."""
+    return json.loads((folder / part / "config.json").read_text(encoding="utf-8"))
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from loldu.base.config import BaseModelConfig
 from loldu.base.family import Conditioning, Family, NoiseSchedule
 from loldu.base.long_prompts import equally_long, prompt_tokens, read_long_prompts
 from loldu.base.single_file import check_checkpoint, is_stable_diffusion, refuse_more_channels
-from loldu.base.source import check_source, quiet, reading
+from loldu.base.source import check_parts, check_source, config_of, quiet, reading
 from loldu.concept.lora_names import PREFIXES
 from loldu.errors import LoLDUError
 from loldu.prompts import tell_of_cut
@@ -39,6 +39,18 @@ class StableDiffusion(Family):
     pipeline_class = StableDiffusionPipeline
     network = "unet"
     lora_prefixes = PREFIXES
+    licenses: ClassVar[Mapping[str, str]] = {
+        "CompVis/stable-diffusion-v1-1": "creativeml-openrail-m",
+        "CompVis/stable-diffusion-v1-2": "creativeml-openrail-m",
+        "CompVis/stable-diffusion-v1-3": "creativeml-openrail-m",
+        "CompVis/stable-diffusion-v1-4": "creativeml-openrail-m",
+        "runwayml/stable-diffusion-v1-5": "creativeml-openrail-m",
+        "stable-diffusion-v1-5/stable-diffusion-v1-5": "creativeml-openrail-m",
+        "stabilityai/stable-diffusion-2": "openrail++",
+        "stabilityai/stable-diffusion-2-base": "openrail++",
+        "stabilityai/stable-diffusion-2-1": "openrail++",
+        "stabilityai/stable-diffusion-2-1-base": "openrail++",
+    }
     file_text_encoders: ClassVar[tuple[str, ...]] = ("cond_stage_model.",)
     """Beginnings of the text encoders' keys in a single-file checkpoint."""
     has_safety_checker: ClassVar[bool] = True
@@ -64,9 +76,8 @@ class StableDiffusion(Family):
             has_vae = base.vae is not None
             check_checkpoint(path, self.file_text_encoders, has_vae=has_vae)
         vae = (self.vae,) if base.vae is None else ()
-        for part in (self.network, *self.text_encoders, *vae) if path.is_dir() else ():
-            if not (path / part).is_dir():
-                raise LoLDUError(f"The base {path} lacks its folder {part}; download it again.")
+        if path.is_dir():
+            check_parts(path, (self.network, *self.text_encoders, *vae))
 
     def open(self, base: BaseModelConfig, *, torch_dtype: torch.dtype, safety_checker: bool) -> Any:  # noqa: ANN401
         """Load UNet and text encoders in `torch_dtype`, the VAE in float32: some overflow in fp16.
@@ -243,6 +254,11 @@ class StableDiffusion(Family):
         """Return the side that the UNet's config names: 512, 768 or 1024 pixels."""
         side = pipeline.unet.config.get("sample_size")
         return side * pipeline.vae_scale_factor if isinstance(side, int) else None
+
+    def resolution_of_folder(self, folder: Path) -> int | None:
+        """Return the side that the config of the UNet names, in pixels."""
+        side, vae = config_of(folder, self.network)["sample_size"], config_of(folder, self.vae)
+        return int(side) * 2 ** (len(vae["block_out_channels"]) - 1)
 
     def lora_architecture(self, pipeline: Any) -> str | None:  # noqa: ANN401
         """Return the modelspec name for the text encoder's width and the prediction type.

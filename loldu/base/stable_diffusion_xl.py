@@ -41,6 +41,9 @@ class StableDiffusionXL(StableDiffusion):
     pipeline_class = StableDiffusionXLPipeline
     text_encoders = ("text_encoder", "text_encoder_2")
     lora_prefixes = XL_PREFIXES
+    licenses: ClassVar[Mapping[str, str]] = {
+        "stabilityai/stable-diffusion-xl-base-1.0": "openrail++"
+    }
     word_keys: ClassVar[Mapping[str, str]] = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
     file_text_encoders = ("conditioner.embedders.0.", "conditioner.embedders.1.")
     has_safety_checker = False

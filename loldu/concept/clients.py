@@ -13,7 +13,8 @@ network_lora.py.
 # pyright: reportUnknownArgumentType=false
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from loldu.adapter.components import adapted_layers, bare, components
 from loldu.adapter.layer import LoLDULayer
 from loldu.concept.export import adapted_layers_of, only_adapter
-from loldu.concept.lora_names import kohya_key, prefixes_of
+from loldu.concept.lora_names import Place, place_of, prefixes_of
 from loldu.errors import ConceptError
 
 CLIENTS = {
@@ -36,6 +37,8 @@ CLIENTS = {
     "A1111 --no-half": torch.float32,
 }
 """Programs, with the dtype in which they multiply the factors."""
+_OF_TRANSFORMERS = ("ComfyUI",)
+"""Programs that also draw with transformers; A1111 has UNets alone."""
 _SIDES = ("lora_down.weight", "lora_up.weight", "alpha")
 _TEXT_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 """The layers of a text encoder for which the programs have names."""
@@ -89,7 +92,7 @@ def compare_clients(
         tensors = load_file(lora)
     except SafetensorError as error:
         raise ConceptError(f"{lora} is not a .safetensors file ({error})") from error
-    found = _keys_by_layer(parts, tensors, Path(lora))
+    found = _places_by_layer(parts, tensors, Path(lora), adapted)
     if missing := [name for name in adapted if name not in found]:
         raise ConceptError(
             f"{lora} lacks {len(missing)} of the {len(adapted)} layers that the concept changes, "
@@ -103,24 +106,32 @@ def compare_clients(
     return [
         _compared(client, expected, {n: _change(tensors, found[n], dtype) for n in expected})
         for client, dtype in CLIENTS.items()
+        if "transformer" not in parts or client in _OF_TRANSFORMERS
     ]
 
 
-def _keys_by_layer(
-    parts: Mapping[str, nn.Module], tensors: Mapping[str, Tensor], lora: Path
-) -> dict[str, str]:
-    """Return the beginning of the keys for each layer, as the programs match them.
+def _places_by_layer(
+    parts: Mapping[str, nn.Module],
+    tensors: Mapping[str, Tensor],
+    lora: Path,
+    adapted: Collection[str],
+) -> dict[str, Place]:
+    """Return where the file has the change of each layer, as the programs match keys.
+
+    Of layers that a file joins, those that it leaves as they are count only if they are `adapted`.
 
     Raises:
         ConceptError: If no layer has the name of a key, or a key is incomplete.
     """
     prefixes = prefixes_of(parts)
-    names: dict[str, str] = {}
+    names: dict[str, dict[str, Place]] = {}
     for part in prefixes.keys() & parts.keys():
         for name, _ in parts[part].named_modules():
-            if part == "unet" or name.endswith(_TEXT_LAYERS):
-                names[kohya_key(prefixes[part], part, name, parts[part])] = f"{part}.{name}"
-    found: dict[str, str] = {}
+            if not part.startswith("text_encoder") or name.endswith(_TEXT_LAYERS):
+                with suppress(ConceptError):  # no program has a name for it
+                    place = place_of(prefixes[part], part, name, parts[part])
+                    names.setdefault(place.key, {})[f"{part}.{name}"] = place
+    found: dict[str, Place] = {}
     for key in dict.fromkeys(name.split(".", 1)[0] for name in tensors):
         if key not in names:
             raise ConceptError(
@@ -129,7 +140,10 @@ def _keys_by_layer(
             )
         if absent := [side for side in _SIDES if f"{key}.{side}" not in tensors]:
             raise ConceptError(f"{lora} lacks {key}.{absent[0]}: export the concept again")
-        found[names[key]] = key
+        for name, place in names[key].items():
+            up = tensors[f"{key}.lora_up.weight"].chunk(place.parts)[place.part]
+            if place.parts == 1 or name in adapted or up.any():
+                found[name] = place
     return found
 
 
@@ -140,9 +154,12 @@ def _delta(layer: LoLDULayer, adapter_name: str) -> Float[Tensor, "out in"]:
     return (factors.left[:, :r].double() * delta @ factors.right[:r].double()).cpu()
 
 
-def _change(tensors: Mapping[str, Tensor], key: str, dtype: torch.dtype) -> Float[Tensor, "out in"]:
+def _change(
+    tensors: Mapping[str, Tensor], place: Place, dtype: torch.dtype
+) -> Float[Tensor, "out in"]:
     """Return what a program adds to a weight at strength 1."""
-    down, up, alpha = (tensors[f"{key}.{side}"] for side in _SIDES)
+    down, up, alpha = (tensors[f"{place.key}.{side}"] for side in _SIDES)
+    up = up.chunk(place.parts)[place.part]
     scale = float(alpha) / down.shape[0]
     # GPUs add float16 products in float32 and round the sum.
     product = up.to(dtype).float().flatten(1) @ down.to(dtype).float().flatten(1)

@@ -29,19 +29,21 @@ from loldu.adapter.config import LoLDUConfig
 from loldu.adapter.layer import LoLDULayer
 from loldu.concept import ExportDtype, Layout
 from loldu.concept.format import serialize
-from loldu.concept.lora_names import XL_PREFIXES, kohya_key, layer_in_full, prefixes_of
+from loldu.concept.lora_names import (
+    XL_PREFIXES,
+    Place,
+    component_of,
+    joined,
+    layer_in_full,
+    place_of,
+    prefixes_of,
+)
 from loldu.concept.save import base_id
 from loldu.errors import ConceptError
 from loldu.files import write_atomically
 
 EXPORT_DTYPES: dict[str, torch.dtype] = {
     name: getattr(torch, name) for name in get_args(ExportDtype)
-}
-
-_COMPONENT_OF_CLASS = {
-    "UNet2DConditionModel": "unet",
-    "CLIPTextModel": "text_encoder",
-    "CLIPTextModelWithProjection": "text_encoder_2",
 }
 
 
@@ -98,7 +100,7 @@ def export_lora(
         _write_peft(path, models, adapted, adapter_name, base, dtype, overwrite=overwrite)
         return path
     check_file(path, overwrite)
-    prefixes = prefixes_of(getattr(model_or_pipeline, "components", {}))
+    prefixes = prefixes_of({**getattr(model_or_pipeline, "components", {}), **models})
     tensors = _file_tensors(models, adapted, adapter_name, layout, dtype, prefixes)
     write_atomically(path, serialize(tensors, {**(metadata or {}), "format": "pt"}))
     return path
@@ -178,12 +180,15 @@ def _file_tensors(
         ConceptError: If the layout cannot hold a layer.
     """
     tensors: dict[str, Tensor] = {}
+    places: dict[str, dict[Place, LoLDULayer]] = {}
     known = {**XL_PREFIXES, **prefixes}
     largest = max(layer.r[adapter_name] for layers in adapted.values() for layer in layers.values())
     for component, layers in adapted.items():
         model = models[component]
         _require_no_saved_modules(model, adapter_name, layout)
-        component = _component_of(model) if component == BARE else component
+        if component == BARE:
+            component = component_of(model)
+            known |= prefixes_of({component: model})
         if layout == "kohya" and component not in known:
             raise ConceptError(
                 f"the kohya layout has no names for a {component}: use layout='diffusers'"
@@ -193,8 +198,10 @@ def _file_tensors(
                 factors = _lora_factors(layer, adapter_name, dtype)
                 tensors |= _diffusers_tensors(component, name, *factors)
             else:
-                key = kohya_key(known[component], component, name, model)
-                tensors |= _kohya_tensors(key, layer, adapter_name, dtype, largest)
+                place = place_of(known[component], component, name, model)
+                places.setdefault(place.key, {})[place] = layer
+    for own in places.values():
+        tensors |= _kohya_tensors(own, adapter_name, dtype, largest)
     return tensors
 
 
@@ -211,11 +218,19 @@ def _diffusers_tensors(component: str, name: str, up: Tensor, down: Tensor) -> d
 
 
 def _kohya_tensors(
-    key: str, layer: LoLDULayer, adapter_name: str, dtype: torch.dtype, alpha: int
+    layers: Mapping[Place, LoLDULayer], adapter_name: str, dtype: torch.dtype, alpha: int
 ) -> dict[str, Tensor]:
-    """Return the tensors with kohya's keys; `up` undoes the factor alpha / r of the readers."""
-    factor = layer.r[adapter_name] / alpha
-    up, down = _lora_factors(layer, adapter_name, dtype, factor)
+    """Return the tensors of the layers that share a key of kohya's.
+
+    `up` undoes the factor alpha / r of the readers, where r is the rank in the file.
+    """
+    factor = sum(layer.r[adapter_name] for layer in layers.values()) / alpha
+    (key, parts) = next((place.key, place.parts) for place in layers)
+    factors = {
+        place.part: _lora_factors(layer, adapter_name, dtype, factor)
+        for place, layer in layers.items()
+    }
+    up, down = joined(factors, parts)
     return {
         f"{key}.alpha": torch.tensor(float(alpha)),
         f"{key}.lora_down.weight": down,
@@ -340,21 +355,6 @@ def adapted_layers_of(
             f"there is no LoLDU adapter named '{adapter_name}' to export: check adapter_name"
         )
     return {name: layers for name, layers in adapted.items() if layers}
-
-
-def _component_of(model: nn.Module) -> str:
-    """Return the component name of a model on its own.
-
-    Raises:
-        ConceptError: If it does not follow from the class of the model.
-    """
-    kind = type(model).__name__
-    if kind not in _COMPONENT_OF_CLASS:
-        raise ConceptError(
-            f"a {kind} on its own has no place in a diffusers pipeline: pass the whole pipeline, "
-            "or use layout='peft'"
-        )
-    return _COMPONENT_OF_CLASS[kind]
 
 
 def check_file(path: Path, overwrite: bool) -> None:

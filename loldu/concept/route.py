@@ -10,10 +10,11 @@ import logging
 import re
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from loldu.adapter.components import adapted_layers, components
 from loldu.adapter.injection import require_loaded, require_mixable
@@ -142,12 +143,17 @@ def _check(pipeline: Any, words: Mapping[str, str | None]) -> None:  # noqa: ANN
 
 @dataclass
 class _Routing:
-    """The words and the strength under guidance of a routed pipeline, and where its call is."""
+    """The words and the strength under guidance of a routed pipeline, and where its call is.
+
+    Where prompts and unconditional prompts are encoded apart, `passes` has the states and the rows
+    of the network's pass on each; None instead of rows if they have no words.
+    """
 
     words: dict[str, str | None]
     guidance: float
     in_call: bool = False
     warned: bool = False
+    passes: list[tuple[Tensor, list[dict[str, float]] | None]] = field(default_factory=list)
 
 
 class _Routed:
@@ -180,9 +186,14 @@ def _routed(cls: Any) -> type:  # noqa: ANN401
                 return super().__call__(*args, **kwargs)
             self.routing.in_call = True
             try:
-                return super().__call__(*args, **kwargs)
+                with ExitStack() as hooks:
+                    if not _encodes_both(self):
+                        for part in _parts(self, encode=False).values():
+                            hooks.enter_context(_pass_routed(self, part))
+                    return super().__call__(*args, **kwargs)
             finally:
                 self.routing.in_call = False
+                self.routing.passes.clear()
                 set_rows(layers, None)
 
         @functools.wraps(cls.encode_prompt)
@@ -196,7 +207,10 @@ def _routed(cls: Any) -> type:  # noqa: ANN401
             if self.routing.in_call:
                 options = inspect.signature(encode).bind(*args, **kwargs)
                 options.apply_defaults()
-                _route_network(self, options.arguments)
+                if _encodes_both(self):
+                    _route_network(self, options.arguments)
+                else:
+                    _add_pass(self, options.arguments, result[0])
             return result
 
     for name in ("__module__", "__name__", "__qualname__", "__doc__"):
@@ -240,6 +254,62 @@ def _text_routed(pipeline: Any, name: str, part: nn.Module) -> Generator[None]: 
         set_rows(layers, None)
 
 
+def _encodes_both(pipeline: Any) -> bool:  # noqa: ANN401
+    """Return whether one call of `encode_prompt` encodes prompts and unconditional prompts."""
+    return "do_classifier_free_guidance" in inspect.signature(pipeline.encode_prompt).parameters
+
+
+def _add_pass(pipeline: Any, options: Mapping[str, Any], states: Tensor) -> None:  # noqa: ANN401
+    """Note the concepts of the network's pass on some states.
+
+    A call encodes its prompts first, and then the prompts of its unconditional rows, which have the
+    concepts of its prompts as far as guidance says so.
+    """
+    routing: _Routing = pipeline.routing
+    rows: list[dict[str, float]] | None = None
+    if routing.passes:
+        if (of_prompts := routing.passes[0][1]) is not None:
+            g = routing.guidance
+            rows = [{name: g * f for name, f in row.items() if g} for row in of_prompts]
+    elif not _has_no_words(routing, options):
+        own = _called_by(pipeline, _listed(options["prompt"], 1), options.get("prompt_2"))
+        rows = _repeated(own, options.get("num_images_per_prompt") or 1)
+    routing.passes.append((states, rows))
+
+
+@contextmanager
+def _pass_routed(pipeline: Any, part: nn.Module) -> Generator[None]:  # noqa: ANN401
+    """Inside the block, every pass of a network has the concepts of the states that it reads."""
+    layers, routing = adapted_layers(part), pipeline.routing
+    names = _names(part, _words_as_read(pipeline))
+
+    @torch.compiler.disable
+    def choose(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs = [*args, *kwargs.values()]
+        read = [rows for states, rows in routing.passes if any(states is x for x in inputs)]
+        rows = next(iter(read or [rows for _, rows in routing.passes]), None)
+        set_rows(layers, None if rows is None else Rows.of(rows, names))
+
+    handle = part.register_forward_pre_hook(choose, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _has_no_words(routing: _Routing, options: Mapping[str, Any]) -> bool:
+    """Return whether prompts are given as embeddings, and log that once."""
+    if options.get("prompt") is not None and options.get("prompt_embeds") is None:
+        return False
+    if not routing.warned:
+        logger.warning(
+            "Prompts given as embeddings have no words, so the active concepts change all of "
+            "these pictures: pass the prompts as text, or choose with set_concepts."
+        )
+    routing.warned = True
+    return True
+
+
 def _route_network(pipeline: Any, options: Mapping[str, Any]) -> None:  # noqa: ANN401
     """Give the rows of the network's batches the concepts of their prompts.
 
@@ -247,37 +317,36 @@ def _route_network(pipeline: Any, options: Mapping[str, Any]) -> None:  # noqa: 
     unconditional rows comes first.
     """
     routing: _Routing = pipeline.routing
-    if options.get("prompt") is None or options.get("prompt_embeds") is not None:
-        if not routing.warned:
-            logger.warning(
-                "Prompts given as embeddings have no words, so the active concepts change all of "
-                "these pictures: pass the prompts as text, or choose with set_concepts."
-            )
-        routing.warned = True
+    if _has_no_words(routing, options):
         return
-    words = _words_as_read(pipeline)
     prompts = _listed(options["prompt"], 1)
-
-    def called(texts: list[str], name: str) -> list[dict[str, float]]:
-        """Return the concepts of every picture's text, and of its text for a second encoder."""
-        second = _listed(options.get(name) or texts, len(prompts))
-        both = zip(_as_read(pipeline, texts), _as_read(pipeline, second), strict=True)
-        return [_called(words, one) | _called(words, other) for one, other in both]
-
-    rows = called(prompts, "prompt_2")
+    rows = _called_by(pipeline, prompts, options.get("prompt_2"))
     unconditional: list[dict[str, float]] = []
     if options.get("do_classifier_free_guidance"):
         negative = _listed(options.get("negative_prompt") or "", len(prompts))
+        called = _called_by(pipeline, negative, options.get("negative_prompt_2"))
         unconditional = [
             {name: factor * routing.guidance for name, factor in row.items()} | of_negative
-            for row, of_negative in zip(rows, called(negative, "negative_prompt_2"), strict=True)
+            for row, of_negative in zip(rows, called, strict=True)
         ]
     times = options.get("num_images_per_prompt") or 1
     rows, unconditional = _repeated(rows, times), _repeated(unconditional, times)
     blank = 0 if any(any(row.values()) for row in unconditional) else len(unconditional)
     for part in _parts(pipeline, encode=False).values():
-        batch = Rows.of(rows if blank else unconditional + rows, _names(part, words), blank)
+        names = _names(part, _words_as_read(pipeline))
+        batch = Rows.of(rows if blank else unconditional + rows, names, blank)
         set_rows(adapted_layers(part), batch)
+
+
+def _called_by(
+    pipeline: Any,  # noqa: ANN401
+    texts: list[str],
+    second: str | Sequence[str] | None,
+) -> list[dict[str, float]]:
+    """Return the concepts of every picture's text, and of its text for a second encoder."""
+    words, more = _words_as_read(pipeline), _listed(second or texts, len(texts))
+    both = zip(_as_read(pipeline, texts), _as_read(pipeline, more), strict=True)
+    return [_called(words, one) | _called(words, other) for one, other in both]
 
 
 def _called(words: Mapping[str, str | None], said: str) -> dict[str, float]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from loldu.base.families import family_of
 from loldu.concept.format import serialize
-from loldu.concept.lora_names import kohya_key
+from loldu.concept.lora_names import Place, joined, place_of
 
 LORA = "pytorch_lora_weights.safetensors"
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
@@ -68,13 +68,22 @@ def lora_bytes(
         prefixes: Prefixes of the keys by model; the base's family has them.
     """
     alphas = [model.peft_config[adapter_name].lora_alpha for model in models.values()]
-    tensors: dict[str, Tensor] = {}
+    found: dict[str, dict[Place, dict[str, Tensor]]] = {}
     for (component, model), alpha in zip(models.items(), alphas, strict=True):
         state = get_peft_model_state_dict(model, adapter_name=adapter_name)
         for name, value in state.items():
             layer, side = name.removesuffix(".weight").rsplit(".lora_", 1)
-            key = kohya_key(prefixes[component], component, layer, model)
+            place = place_of(prefixes[component], component, layer, model)
             factor = alpha / alphas[0] if side == "B" else 1
-            tensors[f"{key}.alpha"] = torch.tensor(float(alphas[0]))
-            tensors[f"{key}.lora_{_SIDES[side]}.weight"] = (factor * value).cpu().contiguous()
+            sides = found.setdefault(place.key, {}).setdefault(place, {})
+            sides[_SIDES[side]] = (factor * value).cpu().contiguous()
+    tensors: dict[str, Tensor] = {}
+    for key, places in found.items():
+        factors = {place.part: (each["up"], each["down"]) for place, each in places.items()}
+        up, down = joined(factors, next(iter(places)).parts)
+        own = next(iter(factors.values()))[1].shape[0]
+        tensors[f"{key}.alpha"] = torch.tensor(float(alphas[0]))
+        tensors[f"{key}.lora_down.weight"] = down
+        # Readers divide by the rank in the file.
+        tensors[f"{key}.lora_up.weight"] = up * (down.shape[0] / own)
     return serialize(tensors, {**header, "format": "pt"})

@@ -104,7 +104,7 @@ def target_modules(
     """
     family, chosen = family_of(pipeline), adapter.target_modules
     is_default = chosen in ((), AdapterConfig().target_modules)
-    targets = {family.network: family.target_modules if is_default else chosen}
+    targets = {family.network: family.network_targets(pipeline) if is_default else chosen}
     if adapter.train_text_encoder:
         targets |= family.text_targets(pipeline)
     return targets

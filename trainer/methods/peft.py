@@ -43,7 +43,7 @@ def add(
     path = config.adapter.adapter_config
     assert path is not None  # the options are checked
     family = family_of(pipeline)
-    own = read_adapter_config(path, list(family.target_modules))
+    own = read_adapter_config(path, list(family.network_targets(pipeline)))
     try:
         return {family.network: Adapter(getattr(pipeline, family.network), own, *concepts)}
     except (ValueError, TypeError, NotImplementedError) as error:

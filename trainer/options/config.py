@@ -55,8 +55,8 @@ class InstanceConfig:
         needs="placeholder_token",
         per_concept=True,
     )
-    # Side in pixels: the base's own (512 for SD v1.x, 1024 for SD XL) is safest, smaller is faster
-    # and coarser.
+    # Side in pixels: the base's own (512 for SD v1.x, 1024 for newer ones) is safest, smaller is
+    # faster and coarser.
     resolution: int = option(512, at_least=8, multiple_of=8)
     # Train every picture in its own shape instead of a square: its aspect ratio is kept up to
     # rounding, and so is the area of --resolution. The rows of a pass have one shape, so that
@@ -157,8 +157,8 @@ class AdapterConfig:
     # Also train one scale per layer (r + 1 parameters, as in the paper). Without it, only weight
     # decay makes the preserving inits differ.
     train_scale: bool = option(True, methods=DIAGONALS)
-    # Ends of the names of the adapted UNet layers; the attention projections by default. Adding
-    # ff.net.0.proj ff.net.2 learns texture better and drifts more.
+    # Ends of the names of the adapted layers; the attention projections of the base's network by
+    # default. Adding ff.net.0.proj ff.net.2 on a UNet learns texture better and drifts more.
     target_modules: tuple[str, ...] = option(("to_k", "to_q", "to_v", "to_out.0"), methods=ADAPTERS)
     # Also train the attention of the base's text encoders (one, or two), with the same method:
     # learns the meaning of a word faster, but shifts the meaning of other words and costs a text

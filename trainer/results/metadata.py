@@ -9,27 +9,12 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from loldu import __version__
-from loldu.base.families import family_of, network_of
+from loldu.base.families import FAMILIES, family_of, network_of
 from loldu.base.record import digest_of_file, public_base
 from loldu.options import options
 from loldu.prompts import class_after, token_and_class
 from trainer.options.config import Config, sections
 from trainer.training.checkpoint import Progress
-
-LICENSES = {
-    "CompVis/stable-diffusion-v1-1": "creativeml-openrail-m",
-    "CompVis/stable-diffusion-v1-2": "creativeml-openrail-m",
-    "CompVis/stable-diffusion-v1-3": "creativeml-openrail-m",
-    "CompVis/stable-diffusion-v1-4": "creativeml-openrail-m",
-    "runwayml/stable-diffusion-v1-5": "creativeml-openrail-m",
-    "stable-diffusion-v1-5/stable-diffusion-v1-5": "creativeml-openrail-m",
-    "stabilityai/stable-diffusion-2": "openrail++",
-    "stabilityai/stable-diffusion-2-base": "openrail++",
-    "stabilityai/stable-diffusion-2-1": "openrail++",
-    "stabilityai/stable-diffusion-2-1-base": "openrail++",
-    "stabilityai/stable-diffusion-xl-base-1.0": "openrail++",
-}
-"""Licences of well-known bases, whose terms also bind what is derived from them."""
 
 _LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 
@@ -135,7 +120,8 @@ def prompt_of(config: Config, training: Training) -> str:
 
 def license_of(config: Config) -> str | None:
     """Return the licence in the options, or else the base's, if it is known."""
-    return config.result.license or (LICENSES.get(base_name(config)) if is_on_hub(config) else None)
+    known = {name: each for family in FAMILIES for name, each in family.licenses.items()}
+    return config.result.license or (known.get(base_name(config)) if is_on_hub(config) else None)
 
 
 def _revision(config: Config, pipeline: DiffusionPipeline) -> str | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from transformers import CLIPTokenizer
+from transformers import AutoTokenizer
 
 from loldu.base.config import BaseModelConfig
 from loldu.base.families import FAMILIES
@@ -77,7 +77,7 @@ def rare_tokens(base: str) -> tuple[str, ...]:
     folder = Path(base) / "tokenizer"
     if not folder.is_dir():
         return TOKENS
-    tokenizer = CLIPTokenizer.from_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     return tuple(t for t in TOKENS if len(tokenizer.tokenize(t)) == 1) or TOKENS
 
 

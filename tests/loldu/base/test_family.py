@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -229,12 +230,16 @@ def test_a_new_family_is_trained_drawn_and_saved(
 
 def test_only_families_name_the_classes_of_a_pipeline() -> None:
     classes = {"StableDiffusionPipeline", "UNet2DConditionModel", "AutoencoderKL", "CLIPTextModel"}
+    classes |= {"Flux2KleinPipeline", "Flux2Transformer2DModel", "AutoencoderKLFlux2"}
     root = Path(loldu.__file__).parent.parent
     files = [path for name in PRODUCT for path in (root / name).rglob("*.py")]
     assert len(files) > 100
     for path in files:
         if root / "loldu" / "base" not in path.parents:
             assert not named(path) & classes, path
+        if path.relative_to(root).parts[0] != "loldu":
+            found = re.search("sdxl|flux|StableDiffusion", path.read_text(), re.IGNORECASE)
+            assert found is None, (path, found)
 
 
 def named(path: Path) -> set[str]:

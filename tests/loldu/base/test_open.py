@@ -222,7 +222,7 @@ def test_a_missing_weight_gives_one_clear_error(base_folder: Path, tmp_path: Pat
 def test_another_kind_of_pipeline_is_refused_by_its_index(tmp_path: Path) -> None:
     index = {"_class_name": "FluxPipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]}
     (tmp_path / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(LoLDUError, match=r"is a FluxPipeline, but only Stable Diffusion 1.x .* XL"):
+    with pytest.raises(LoLDUError, match=r"is a FluxPipeline, but only Stable .* XL or FLUX"):
         load_pipeline(str(tmp_path))
 
 

@@ -23,7 +23,7 @@ from loldu.base.family import Family
 from loldu.base.open import load_pipeline
 from loldu.base.stable_diffusion_xl import POOLED, READ, STATES, TIME_IDS
 from loldu.concept.format import Concept, ConceptLayer, write_concept
-from loldu.concept.lora_names import kohya_key, original_name
+from loldu.concept.lora_names import original_name, place_of
 from loldu.errors import LoLDUError
 from loldu.pictures.crop import Framing, framings
 from tests.loldu.base.original_layout import save_xl_file, unet_weights
@@ -146,7 +146,7 @@ def test_names_of_layers_are_those_of_the_original_release(xl: StableDiffusionXL
     names = {key.rpartition(".")[0] for key in unet_weights(xl.unet)}
     for name, module in xl.unet.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
-            key = kohya_key("lora_unet", "unet", name, xl.unet)
+            key = place_of("lora_unet", "unet", name, xl.unet).key
             assert key in {f"lora_unet_{each}".replace(".", "_") for each in names}, name
 
 
@@ -168,7 +168,9 @@ def test_names_sizes_and_bytes_at_the_shapes_of_sdxl(tmp_path: Path) -> None:
     assert sum(p.numel() for p in unet.parameters()) == 2_567_463_684
     names = [name for name, part in unet.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)]
     inside = [name for name in names if "blocks." in name or "mid_block." in name]
-    keys = {f"{kohya_key('lora_unet', 'unet', name, unet)}.lora_up.weight": name for name in inside}
+    keys = {
+        f"{place_of('lora_unet', 'unet', name, unet).key}.lora_up.weight": name for name in inside
+    }
     read = _maybe_map_sgm_blocks_to_diffusers(dict(keys), unet.config)
     assert len(read) == len(inside)
     for key, name in read.items():

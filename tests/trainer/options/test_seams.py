@@ -128,7 +128,7 @@ def test_a_preset_is_a_file_in_the_folder(
         monkeypatch.setattr(module, "PRESETS", folder)
     required = ["--instance_data_dir", "pictures", "--output_dir", "run"]
     assert parse(["--preset", "a_toy", *required]).adapter.rank == 7
-    with pytest.raises(LoLDUError, match=r"takes fast, .*, pocket_always_on, sdxl, a_toy or a"):
+    with pytest.raises(LoLDUError, match=r"takes fast, .*_always_on, sdxl, klein, a_toy or a"):
         parse(["--preset", "toy"])
     with pytest.raises(SystemExit):
         parse(["--help"])

@@ -13,6 +13,7 @@ from webui.teaching.recipes import Order, options_for, presets_for, rare_tokens,
 
 SD = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 XL = "stabilityai/stable-diffusion-xl-base-1.0"
+KLEIN = "black-forest-labs/FLUX.2-klein-base-4B"
 ORDER = Order(
     class_name="Toy  rabbit",
     token="sks",
@@ -36,7 +37,8 @@ def made(order: Order, base: str, tmp_path: Path, *, on_gpu: bool = True) -> dic
 
 @pytest.mark.parametrize("preset", [path.stem for path in PRESETS.glob("*.toml")])
 def test_every_preset_is_taken_by_the_trainer(preset: str, tmp_path: Path) -> None:
-    base = "pocket/base" if preset.startswith("pocket") else XL if preset == "sdxl" else SD
+    base = "pocket/base" if preset.startswith("pocket") else SD
+    base = {"sdxl": XL, "klein": KLEIN}.get(preset, base)
     options = made(replace(ORDER, recipe=preset), base, tmp_path)
     write_options(tmp_path, options)
     config = parse(flags(tmp_path, Kind.TRAIN))
@@ -64,12 +66,16 @@ def test_a_base_has_its_own_presets_first() -> None:
     assert list(presets_for("/somewhere/sd15.safetensors")) == list(presets_for(SD))
 
 
-def test_a_base_has_the_presets_of_its_family(base_folder: Path, xl_folder: Path) -> None:
+def test_a_base_has_the_presets_of_its_family(
+    base_folder: Path, xl_folder: Path, klein_folder: Path
+) -> None:
     plain, large = list(presets_for(SD)), ["sdxl"]
     assert list(presets_for(XL)) == large
     assert list(presets_for(str(xl_folder))) == large
     assert list(presets_for(str(base_folder))) == plain
-    assert list(presets_for("somebody/another")) == [*plain, *large]  # only the hub knows its kind
+    assert list(presets_for(KLEIN)) == list(presets_for(str(klein_folder))) == ["klein"]
+    every = [*plain, *large, "klein"]
+    assert list(presets_for("somebody/another")) == every  # only the hub knows its kind
 
 
 def test_presets_of_one_base_are_not_offered_for_another(tmp_path: Path) -> None:
