@@ -5,7 +5,7 @@ results of the experiment NAME, or from the claims. People write the rest.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from experiments.claims import claims_table, read_claims
@@ -42,6 +42,15 @@ def filled(text: str, results: Results) -> str:
     }
     for name in experiment_names():
         parts[name] = lambda name=name: section(read_experiment(name), results)
+    return replace_parts(text, parts)
+
+
+def replace_parts(text: str, parts: Mapping[str, Callable[[], str]]) -> str:
+    """Return a document with its marked parts replaced by what `parts` returns for their names.
+
+    Raises:
+        LoLDUError: If a mark has another name.
+    """
 
     def part(match: re.Match[str]) -> str:
         begin, name, end = match.groups()
