@@ -252,7 +252,10 @@ def encode_data(
     caches: dict[str, list[Cache]] = {}
     for name, own in configs.items():
         classes: list[CaptionedImage] = []
-        if own.prior.with_prior_preservation:
+        pictures, held_out = split(instances[name], own)
+        if own.prior.with_prior_preservation and own.prior.class_pictures == "concept":
+            classes = own_pictures(pictures, own)
+        elif own.prior.with_prior_preservation:
             with accelerator.main_process_first():  # the other processes find the pictures drawn
                 classes = class_images(
                     pipeline,
@@ -267,7 +270,6 @@ def encode_data(
         announce(ENCODING)
         whose = "" if name == SINGLE else f" of {name}"
         inputs[f"A picture or caption{whose}"] = digest([*instances[name], *classes])
-        pictures, held_out = split(instances[name], own)
         if own.instance.aspect_buckets:
             caches[name] = bucket_caches(pipeline, pictures, classes, own, held_out)
             continue

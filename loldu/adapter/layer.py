@@ -175,6 +175,12 @@ class LoLDULayer(LayerFactors):
         """Return ‖delta_W‖_F of an adapter at strength 1, on its device, at the cost of r²."""
         return delta_norm(*self._delta_and_metric(adapter_name))
 
+    def squared_delta_norm(self, adapter_name: str) -> Float[Tensor, ""]:
+        """Return ‖delta_W‖_F² of an adapter at strength 1, with its graph, at the cost of r²."""
+        delta, metric = self._delta_and_metric(adapter_name)
+        delta = delta.to(metric.dtype)
+        return delta @ metric @ delta
+
     @torch.no_grad()
     def project(self, adapter_name: str, max_delta_norm: float | int) -> None:
         """Bring an adapter back onto the ball ``‖delta_W‖_F <= max_delta_norm``.

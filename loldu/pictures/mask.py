@@ -32,6 +32,21 @@ def load_mask(path: Path, size: tuple[int, int], *, may_be_black: bool = False) 
     return mask.resize(size, Image.Resampling.BOX)
 
 
+def marked_shares(
+    masks: Sequence[Tensor | None], latent_size: tuple[int, int]
+) -> Float[Tensor, "views 1 h w"]:
+    """Return how much of every latent's area the mask of its view marks; all of it without a mask.
+
+    Args:
+        masks: One per view, (1, height, width) in [0, 1]; None if the picture has no mask.
+        latent_size: Height and width.
+    """
+    whole = torch.ones(1, *latent_size)
+    return torch.stack(
+        [whole if mask is None else adaptive_avg_pool2d(mask, latent_size) for mask in masks]
+    )
+
+
 def loss_weights(
     masks: Sequence[Tensor | None],
     pictures: Sequence[range],
@@ -54,9 +69,8 @@ def loss_weights(
         return None
     weights = torch.ones(len(masks), 1, *latent_size)
     for views in pictures:
-        shown = [mask for mask in masks[views.start : views.stop] if mask is not None]
-        if shown:
-            marked = adaptive_avg_pool2d(torch.stack(shown), latent_size)
-            weight = unmasked_weight + (1 - unmasked_weight) * marked
+        own = masks[views.start : views.stop]
+        if any(mask is not None for mask in own):
+            weight = unmasked_weight + (1 - unmasked_weight) * marked_shares(own, latent_size)
             weights[views.start : views.stop] = weight / weight.mean()
     return weights

@@ -161,6 +161,11 @@ class Diagonals(Trainable):
         layers = layers_with(self._model, concept).values()
         return torch.stack([layer.delta_norm(concept) for layer in layers]).norm()
 
+    def squared_delta_norm(self, concept: str) -> Float[Tensor, ""]:
+        """Return ‖delta_W‖_F² over all layers together, with its graph."""
+        layers = layers_with(self._model, concept).values()
+        return torch.stack([layer.squared_delta_norm(concept) for layer in layers]).sum()
+
     def project(self, max_delta_norm: float) -> None:
         """Rescale every delta_W that is outside its ball."""
         for concept in self._concepts:

@@ -50,6 +50,14 @@ class Trainable(ABC):
         """
         return None
 
+    def squared_delta_norm(self, concept: str) -> Float[Tensor, ""]:
+        """Return the squared norm of a concept's change of the weights, with its graph.
+
+        Raises:
+            NotImplementedError: If the method has no such norm.
+        """
+        raise NotImplementedError
+
     def project(self, max_delta_norm: float) -> None:
         """Project the change of every weight onto a ball, if the method has such a limit."""
         return None
@@ -137,6 +145,14 @@ class Trained:
         norms = [part.delta_norm(concept) for concept in self.concepts]
         known = [norm for norm in norms if norm is not None]
         return torch.stack(known).tolist() if known else [None] * len(norms)
+
+    def penalty(self, concept: str, weight: float) -> Float[Tensor, ""] | float:
+        """Return `weight` times the squared norms of a concept's changes of all models."""
+        if not weight:
+            return 0.0
+        parts = [part for key, part in self.parts.items() if key != WORDS]
+        squares = torch.stack([part.squared_delta_norm(concept) for part in parts])
+        return weight * squares.sum().float()
 
     def project(self, max_delta_norm: float) -> None:
         """Project the change of every weight onto its ball.

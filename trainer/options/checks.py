@@ -68,12 +68,7 @@ def _problems(config: Config) -> Iterator[str]:
     yield from _method_problems(config)
     yield from _optimization_problems(config)
     yield from _validation_problems(config)
-    prior = config.prior
-    if prior.with_prior_preservation and not (prior.class_prompt or prior.class_data_dir):
-        yield (
-            "--with_prior_preservation needs --class_prompt, such as "
-            '"a photo of a dog", to draw class pictures.'
-        )
+    yield from _prior_problems(config)
     prompt, token = config.instance.instance_prompt, config.instance.token
     if prompt and token and class_after(prompt, token) is None:
         yield f"--token is {token}, which is not in the --instance_prompt ({prompt})."
@@ -81,6 +76,27 @@ def _problems(config: Config) -> Iterator[str]:
         yield (
             "--push_to_hub is for small results; leave it out with --method dreambooth and upload "
             "the gigabytes of its folder pipeline with `hf upload`."
+        )
+
+
+def _prior_problems(config: Config) -> Iterator[str]:
+    prior = config.prior
+    if prior.class_pictures == "concept":
+        if not prior.with_prior_preservation:
+            yield (
+                "--class_pictures concept does nothing without --with_prior_preservation: add that."
+            )
+        if prior.prior_target != "base":
+            yield (
+                "--class_pictures concept would teach the class to look like the concept; add "
+                "--prior_target base."
+            )
+        if prior.class_data_dir:
+            yield ("--class_pictures concept uses no --class_data_dir; leave one of the two out.")
+    elif prior.with_prior_preservation and not (prior.class_prompt or prior.class_data_dir):
+        yield (
+            "--with_prior_preservation needs --class_prompt, such as "
+            '"a photo of a dog", to draw class pictures.'
         )
 
 
@@ -124,11 +140,15 @@ def _validation_problems(config: Config) -> Iterator[str]:
 
 def _method_problems(config: Config) -> Iterator[str]:
     method, instance = config.adapter.method, config.instance
-    if config.prior.prior_target == "base" and method == "dreambooth":
-        yield (
-            "--prior_target base needs the frozen base, but --method dreambooth trains its "
-            "weights; use --prior_target images."
-        )
+    for option, target in (
+        ("--prior_target", config.prior.prior_target),
+        ("--unmasked_target", instance.unmasked_target),
+    ):
+        if target == "base" and method == "dreambooth":
+            yield (
+                f"{option} base needs the frozen base, but --method dreambooth trains its "
+                f"weights; use {option} images."
+            )
     performance = config.performance
     recomputes = performance.gradient_checkpointing or performance.on_oom == "adapt"
     if instance.aspect_buckets and instance.concepts is not None and recomputes:

@@ -71,6 +71,10 @@ class InstanceConfig:
     # Weight of the black parts of a mask; white counts 1. 0 never learns the background and may
     # fill it with anything, 0.1 keeps it in place at little cost, 1 ignores masks.
     unmasked_weight: float = option(0.1, at_least=0, at_most=1)
+    # What the black parts of a mask are trained on. images: the picture. base: the answer of the
+    # frozen base, so that the background stays as it draws it; it takes one more forward pass, and
+    # --unmasked_weight 1 goes well with it.
+    unmasked_target: Literal["images", "base"] = "images"
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,11 @@ class PriorConfig:
     # frozen base's own prediction, which starts at zero loss and so only resists drift, for one
     # more forward pass of the class pictures.
     prior_target: Literal["images", "base"] = "images"
+    # Class pictures. drawn: the base draws them from the class prompts, or they are in
+    # class_data_dir. concept: the concept's own pictures, with captions without the token, keep the
+    # base's answers (differential output preservation); nothing is drawn. Needs --prior_target
+    # base.
+    class_pictures: Literal["drawn", "concept"] = "drawn"
 
 
 @dataclass(frozen=True)
@@ -206,6 +215,10 @@ class OptimizationConfig:
     # Largest Frobenius norm of the change of each adapted weight (the paper's Eq. 10-12): a hard
     # limit on drift that costs likeness. No limit by default.
     max_delta_norm: float | None = option(None, above=0, methods=DIAGONALS)
+    # Add this much of the squared Frobenius norms of all changes of weights to the loss: drift is
+    # restrained where it is cheapest, not at a wall as with --max_delta_norm. metrics.jsonl has the
+    # norm of a run without it. 0 turns it off.
+    delta_norm_penalty: float = option(0.0, at_least=0, methods=DIAGONALS)
     # mse: the squared error. huber: the squared error of small errors, and straight lines beyond
     # --huber_delta, so that strange pictures and details count less. Smooth L1 with beta is
     # huber with huber_delta = beta, divided by 2 beta, which AdamW does not notice.

@@ -17,12 +17,18 @@ from loldu.pictures.open import load_image
 from trainer.methods.trained import Trained
 from trainer.options.config import Config
 from trainer.training.cache import Cache, build_cache
-from trainer.training.objective import Batch, DreamBooth, Losses, Objective, penalties
+from trainer.training.objective import (
+    CLASS,
+    CONCEPT,
+    Batch,
+    DreamBooth,
+    Losses,
+    Objective,
+    penalties,
+)
 
 _BUCKETS = 6
 """Stream of the seed for the order of the buckets; the objective has lower ones."""
-CONCEPT, CLASS = 0, 1
-"""Kinds of rows."""
 
 
 def bucket_caches(
@@ -102,6 +108,7 @@ class BucketedObjective(Objective):
         self._buckets = buckets
         self._seed = config.optimization.seed
         every = [bucket for own in buckets.values() for bucket in own]
+        self._keeps_unmasked = any(bucket.keeps_unmasked for bucket in every)
         self._concept_rows = every[0].concept_rows
         self._class_rows = max(bucket.class_rows for bucket in every)
 
@@ -137,7 +144,9 @@ class BucketedObjective(Objective):
             several = len(self._buckets) > 1
             with self._trained.only(name) if several else nullcontext():
                 errors = [self._errors(denoiser, each, part) for each in parts]
-            found.append(parts[-1].bucket.losses(torch.cat(errors), len(errors[0])))
+            count = sum(map(len, errors))
+            penalty = self._trained.penalty(name, self._delta_norm_penalty * count / self.rows)
+            found.append(parts[-1].bucket.losses(torch.cat(errors), len(errors[0]), penalty))
         return found
 
     def _errors(self, denoiser: nn.Module, each: Part, part: slice) -> Tensor:
@@ -149,9 +158,6 @@ class BucketedObjective(Objective):
         if not len(batch.views):
             return rows.weights
         prediction = rows.answered_by(denoiser, self._trained.trains_text)
-        target = rows.target
-        if each.kind == CLASS and self._prior_target == "base":
-            with torch.no_grad(), self._trained.off():
-                target = rows.answered_by(denoiser)
+        target = self._target(each.kind, rows, denoiser)
         squares = penalties(prediction, target, self._huber_delta)
         return each.bucket.errors(squares, batch) * rows.weights

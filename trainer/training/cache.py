@@ -16,7 +16,7 @@ from loldu.errors import LoLDUError
 from loldu.pictures.captions import tag_variant
 from loldu.pictures.crop import Framing, load_views
 from loldu.pictures.folder import CaptionedImage
-from loldu.pictures.mask import loss_weights
+from loldu.pictures.mask import loss_weights, marked_shares
 from trainer.options.captions import CaptionsConfig
 from trainer.options.config import InstanceConfig
 
@@ -44,6 +44,8 @@ class Cache:
         instances: Views of each concept picture, which appears once per repeat.
         classes: Views of each class picture.
         weights: Weights of the squared errors, if there is a mask.
+        marked: Share of every latent that is trained on its picture; the base's own answer is the
+            target of the rest. None if all is.
         held_out: Views of each picture that is measured and not trained on.
         variants: For every view, rows of `conditioning` with its caption's variants, if captions
             change.
@@ -58,6 +60,7 @@ class Cache:
     instances: list[range]
     classes: list[range]
     weights: Float[Tensor, "views 1 h w"] | None = None
+    marked: Float[Tensor, "views 1 h w"] | None = None
     held_out: list[range] = field(default_factory=list[range])
     variants: list[list[int]] | None = None
     empty: int | None = None
@@ -112,7 +115,9 @@ def build_cache(
         for index in range(len(pictures))
     ]
     own_texts = [variants[index] for index in owners if index < len(variants)] if variants else []
-    weights = loss_weights(masks, ranges, (mean.shape[-2], mean.shape[-1]), options.unmasked_weight)
+    size = mean.shape[-2], mean.shape[-1]
+    weights = loss_weights(masks, ranges, size, options.unmasked_weight)
+    from_base = options.unmasked_target == "base" and any(mask is not None for mask in masks)
     descriptions = family.describe_views(places)
     return Cache(
         mean=mean,
@@ -124,6 +129,7 @@ def build_cache(
         instances=_repeated(instances, ranges[: len(instances)]),
         classes=_repeated(classes, ranges[len(instances) : len(instances) + len(classes)]),
         weights=None if weights is None else weights.to(mean.device),
+        marked=marked_shares(masks, size).to(mean.device) if from_base else None,
         held_out=ranges[len(instances) + len(classes) :],
         variants=[[row_of[text] for text in texts] for texts in own_texts] or None,
         empty=row_of[""] if captions.caption_dropout else None,

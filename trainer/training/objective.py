@@ -19,7 +19,9 @@ from trainer.training.cache import Cache
 
 _ORDER, _VIEWS, _NOISE, _FIXED, _CAPTIONS = 1, 2, 3, 4, 5
 """Streams of the seed: every kind of draw has its own."""
-_COLUMNS = ("noisy", "timesteps", "target", "weights")
+CONCEPT, CLASS = 0, 1
+"""Kinds of rows."""
+_COLUMNS = ("noisy", "timesteps", "target", "weights", "marked")
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Rows:
         timesteps: How noisy they are.
         target: The right prediction.
         weights: Weights of the rows' errors.
+        marked: Share of every latent that is trained on `target`; the rest on the base's answer.
         conditioning: Prompts, encoded by the frozen text encoders.
     """
 
@@ -61,6 +64,7 @@ class Rows:
     timesteps: Num[Tensor, " rows"]
     target: Float[Tensor, "rows ..."]
     weights: Float[Tensor, " rows"]
+    marked: Float[Tensor, "rows 1 h w"]
     conditioning: Conditioning
 
     def __getitem__(self, part: slice) -> "Rows":
@@ -253,8 +257,19 @@ class DreamBooth:
             timesteps=timesteps,
             target=target,
             weights=weights,
+            marked=self._marked(batch),
             conditioning=cache.conditioning_of(batch.prompts, batch.views),
         )
+
+    @property
+    def keeps_unmasked(self) -> bool:
+        """Whether the black parts of masks are trained on the base's answer."""
+        return self._cache.marked is not None
+
+    def _marked(self, batch: Batch) -> Float[Tensor, "rows 1 h w"]:
+        if self._cache.marked is not None:
+            return self._cache.marked[batch.views]
+        return self._cache.mean.new_ones(len(batch.views), 1, *self._cache.mean.shape[-2:])
 
     def errors(self, squares: Float[Tensor, "rows ..."], batch: Batch) -> Float[Tensor, " rows"]:
         """Return the mean squared error of every row, weighted by its picture's mask."""
@@ -262,20 +277,26 @@ class DreamBooth:
             squares = squares * self._cache.weights[batch.views]
         return squares.flatten(1).mean(dim=1)
 
-    def losses(self, errors: Float[Tensor, " rows"], concept_rows: int) -> Losses:
+    def losses(
+        self,
+        errors: Float[Tensor, " rows"],
+        concept_rows: int,
+        penalty: Float[Tensor, ""] | float = 0.0,
+    ) -> Losses:
         """Return the share of some rows in the batch's mean losses.
 
-        total = instance + prior_loss_weight * prior
+        total = instance + prior_loss_weight * prior + penalty
 
         Args:
             errors: Errors of the rows, concept rows first.
             concept_rows: Number of concept rows.
+            penalty: Their share of a penalty on the change of the weights.
 
         Source: Ruiz et al., DreamBooth, Eq. 2.
         """
         instance = errors[:concept_rows].sum() / self.concept_rows
         prior = errors[concept_rows:].sum() / max(1, self.class_rows)
-        return Losses(instance + self._prior_loss_weight * prior, instance, prior)
+        return Losses(instance + self._prior_loss_weight * prior + penalty, instance, prior)
 
     def _to_device(self, array: np.ndarray) -> Tensor:
         tensor, device = torch.from_numpy(array), self._cache.mean.device
@@ -292,6 +313,8 @@ class Objective:
         self._concepts = concepts
         self._trained = trained
         self._prior_target = config.prior.prior_target
+        self._keeps_unmasked = any(concept.keeps_unmasked for concept in concepts)
+        self._delta_norm_penalty = config.optimization.delta_norm_penalty
         huber = config.optimization.loss == "huber"
         self._huber_delta = config.optimization.huber_delta if huber else None
 
@@ -311,8 +334,9 @@ class Objective:
     ) -> list[Losses]:
         """Return every concept's mean squared errors, on its concept rows and its class rows.
 
-        With `prior_target="base"` the target of class rows is the base's own prediction. Both
-        passes have the same shape, so an adapter that does nothing has a prior loss of exactly 0.
+        With `prior_target="base"` the target of class rows is the base's own prediction, and with
+        `unmasked_target="base"` that of the black parts of masks. Both passes have the same shape,
+        so an adapter that does nothing has a prior loss of exactly 0.
 
         Args:
             denoiser: The network, as accelerate wraps it.
@@ -326,20 +350,35 @@ class Objective:
         )
         size = len(batches[0].views)
         own = min(max(0, first.concept_rows - part.indices(self.rows)[0]), size)
-        target = rows.target
-        if own < size and self._prior_target == "base":
-            of_concepts, of_classes = rows[: own * count], rows[own * count :]
-            asked = [of_concepts, of_classes] if own else [of_classes]
-            prediction = torch.cat([some.answered_by(denoiser, live) for some in asked])
-            with torch.no_grad(), self._trained.off():
-                target = torch.cat([of_concepts.target, of_classes.answered_by(denoiser)])
-        else:
-            prediction = rows.answered_by(denoiser, live)
+        kinds = {CONCEPT: rows[: own * count], CLASS: rows[own * count :]}
+        asked = {kind: some for kind, some in kinds.items() if len(some.weights)}
+        if not any(self._asks_base(kind) for kind in asked):
+            asked = {CONCEPT: rows}
+        prediction = torch.cat([some.answered_by(denoiser, live) for some in asked.values()])
+        target = torch.cat([self._target(kind, some, denoiser) for kind, some in asked.items()])
         squares = penalties(prediction, target, self._huber_delta)
         return [
-            concept.losses(concept.errors(squares[i::count], batch) * rows.weights[i::count], own)
-            for i, (concept, batch) in enumerate(zip(self._concepts, batches, strict=True))
+            concept.losses(
+                concept.errors(squares[i::count], batch) * rows.weights[i::count],
+                own,
+                self._trained.penalty(name, self._delta_norm_penalty * size / self.rows),
+            )
+            for i, (name, concept, batch) in enumerate(
+                zip(self._trained.concepts, self._concepts, batches, strict=True)
+            )
         ]
+
+    def _asks_base(self, kind: int) -> bool:
+        """Tell whether the base's answer is a target of rows of a kind."""
+        return self._prior_target == "base" if kind == CLASS else self._keeps_unmasked
+
+    def _target(self, kind: int, rows: Rows, denoiser: nn.Module) -> Float[Tensor, "rows ..."]:
+        """Return the right prediction for rows of one kind; the base gives its part of it."""
+        if not self._asks_base(kind):
+            return rows.target
+        with torch.no_grad(), self._trained.off():
+            answer = rows.answered_by(denoiser)
+        return answer if kind == CLASS else torch.lerp(answer, rows.target, rows.marked)
 
 
 def penalties(

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from loldu.errors import LoLDUError
 from loldu.files import png_bytes, write_atomically
 from loldu.pictures.captions import METADATA
 from loldu.pictures.folder import CaptionedImage
-from trainer.options.config import PriorConfig
+from loldu.prompts import class_after, without_token
+from trainer.options.config import Config, PriorConfig
 from trainer.results.manifest import OWN
+from trainer.results.metadata import name_of
 from trainer.training.instances import own_class_images
 from trainer.training.stages import CLASS_PICTURES, announce
 
@@ -85,6 +88,32 @@ def class_images(
     )
     _draw_missing(draw, images, seed, None if own else output_dir / OWN)
     return images
+
+
+def own_pictures(pictures: Sequence[CaptionedImage], config: Config) -> list[CaptionedImage]:
+    """Return the concept's own pictures as class pictures: without masks, and without its words.
+
+    A caption that lacks the token says the same with and without it, so its picture is left out.
+
+    Raises:
+        LoLDUError: If no token is known, or no caption has it.
+    """
+    token, _ = name_of(config)
+    if token is None:
+        raise LoLDUError(
+            "--class_pictures concept cannot derive the rare token from the prompts; give it with "
+            "--token, such as --token sks."
+        )
+    plain = [
+        replace(picture, caption=without_token(picture.caption, token), mask=None)
+        for picture in pictures
+        if class_after(picture.caption, token) is not None
+    ]
+    if not plain:
+        raise LoLDUError(
+            f"--class_pictures concept needs captions with the token {token}; no caption has it."
+        )
+    return plain
 
 
 def _explain_few(images: list[CaptionedImage], prior: PriorConfig) -> None:

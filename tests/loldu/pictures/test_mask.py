@@ -10,13 +10,22 @@ from safetensors.torch import load_file
 
 from loldu.errors import LoLDUError
 from loldu.pictures.folder import CaptionedImage
-from loldu.pictures.mask import load_mask, loss_weights
+from loldu.pictures.mask import load_mask, loss_weights, marked_shares
 from trainer.__main__ import run
+from trainer.methods.method import add_trainables
 from trainer.methods.trained import Trained
 from trainer.options.config import Config
+from trainer.training.buckets import BucketedObjective, Part, bucket_caches
 from trainer.training.cache import build_cache
 from trainer.training.instances import find_instances
-from trainer.training.objective import Batch, Denoiser, DreamBooth, Losses, Objective
+from trainer.training.objective import (
+    CONCEPT,
+    Batch,
+    Denoiser,
+    DreamBooth,
+    Losses,
+    Objective,
+)
 
 MakeConfig = Callable[..., Config]
 
@@ -91,6 +100,13 @@ def test_a_crop_that_misses_the_subject_counts_less_than_one_that_shows_it() -> 
 def test_without_a_mask_or_with_equal_weights_there_are_none() -> None:
     assert loss_weights([None, None], [range(0, 2)], (2, 2), 0.1) is None
     assert loss_weights([torch.zeros(1, 8, 8)], [range(0, 1)], (2, 2), 1.0) is None
+
+
+def test_without_a_mask_everything_is_marked() -> None:
+    mask = torch.zeros(1, 8, 8)
+    mask[:, :4, :6] = 1
+    expected = torch.tensor([[[[1.0, 0.5], [0, 0]]], [[[1, 1], [1, 1]]]])
+    torch.testing.assert_close(marked_shares([mask, None], (2, 2)), expected)
 
 
 @pytest.mark.parametrize("weight", ["-0.1", "1.5", "nan"])
@@ -192,3 +208,34 @@ def test_a_masked_run_resumes_bit_identically_and_refuses_another_mask(
     capsys.readouterr()
     assert run([*again, "--overwrite"]) == 2
     assert "A picture or caption has changed" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("buckets", [False, True])
+def test_black_parts_are_trained_on_the_answer_of_the_base(
+    buckets: bool, pipeline: StableDiffusionPipeline, square_pictures: Path, make_config: MakeConfig
+) -> None:
+    mark_left_halves(square_pictures)
+    more = ["--aspect_buckets"] if buckets else []
+    config = make_config("--unmasked_target", "base", "--unmasked_weight", "1", *more)
+    found = find_instances(config.instance)
+    if buckets:
+        (cache,) = bucket_caches(pipeline, found, [], config, [])
+    else:
+        cache = build_cache(pipeline, found, [], config.instance, seed=0)
+    concept = DreamBooth(pipeline, cache, config)
+    rows, denoiser = concept.rows(batch := concept.draw(0)), Denoiser(pipeline)
+    with torch.no_grad():
+        base = rows.answered_by(denoiser)
+        trained = add_trainables(pipeline, {"default": config}, {})
+        for parameter in trained.parameters():
+            parameter.add_(0.1)
+        if buckets:
+            objective = BucketedObjective({"default": [concept]}, trained, config)
+            (losses,) = objective.losses(denoiser, [[Part(concept, CONCEPT, batch)]])
+        else:
+            (losses,) = Objective([concept], trained, config).losses(denoiser, [batch])
+        prediction = rows.answered_by(denoiser)
+        assert not torch.allclose(prediction, base, atol=1e-3)
+    left = torch.arange(8) < 4
+    errors = torch.where(left, prediction - rows.target, prediction - base)
+    torch.testing.assert_close(losses.instance, errors.square().mean())

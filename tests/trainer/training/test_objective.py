@@ -8,6 +8,7 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import compute_snr
 
+from loldu.adapter.layer import LoLDULayer
 from loldu.base.alpha_schedule import min_snr_weights, training_noise_scheduler
 from loldu.base.stable_diffusion import STATES
 from loldu.errors import LoLDUError
@@ -290,3 +291,28 @@ def test_losses_that_cannot_be_meant_are_refused(
 ) -> None:
     with pytest.raises(LoLDUError, match=message):
         make_config(*more)
+
+
+@pytest.mark.parametrize("method", ["loldu", "svfit"])
+def test_the_penalty_is_the_squared_norm_of_all_changes_of_weights(
+    method: str, pipeline: StableDiffusionPipeline, make_config: MakeConfig
+) -> None:
+    config = make_config("--method", method, "--delta_norm_penalty", "0.3", *NORMAL)
+    trained = add_trainables(pipeline, {"default": config}, {})
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    layers = [module for module in pipeline.unet.modules() if isinstance(module, LoLDULayer)]
+    changes = torch.stack([layer.get_delta_weight("default").square().sum() for layer in layers])
+    expected = torch.autograd.grad(0.3 * changes.sum(), trained.parameters(), allow_unused=True)
+    concept = dreambooth(pipeline, config)
+    objective = Objective([concept], trained, config)
+    denoiser, batches = Denoiser(pipeline), objective.draw(0)
+    (whole,) = objective.losses(denoiser, batches)
+    torch.testing.assert_close(whole.total - whole.instance, 0.3 * changes.sum())
+    found = torch.autograd.grad(
+        whole.total - whole.instance, trained.parameters(), allow_unused=True
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    (first,) = objective.losses(denoiser, batches, slice(0, 1))
+    torch.testing.assert_close(first.total - first.instance, 0.15 * changes.sum())

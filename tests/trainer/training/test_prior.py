@@ -1,4 +1,6 @@
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,10 +10,10 @@ from PIL import Image
 from loldu.base.open import weights_digest
 from loldu.errors import LoLDUError
 from loldu.pictures.folder import CaptionedImage
-from trainer.options.config import PriorConfig
+from trainer.options.config import Config, PriorConfig
 from trainer.training import prior
 from trainer.training.instances import own_class_images
-from trainer.training.prior import class_images
+from trainer.training.prior import class_images, own_pictures
 
 
 def draw(
@@ -115,3 +117,39 @@ def test_an_empty_class_folder_without_a_prompt_gives_one_clear_error(
 ) -> None:
     with pytest.raises(LoLDUError, match="has no pictures; put some there, or give"):
         draw(pipeline, PriorConfig(True, (), tmp_path / "none"), tmp_path)
+
+
+def test_the_concept_s_own_pictures_are_class_pictures_without_its_words(
+    tmp_path: Path, make_config: Callable[..., Config]
+) -> None:
+    path, mask = tmp_path / "a.png", tmp_path / "a-masklabel.png"
+    pictures = [
+        CaptionedImage(path, "a photo of sks toy in snow", repeats=2, mask=mask),
+        CaptionedImage(path, "snow"),
+    ]
+    config = make_config("--token", "sks")
+    assert own_pictures(pictures, config) == [
+        CaptionedImage(path, "a photo of toy in snow", repeats=2)
+    ]
+    with pytest.raises(LoLDUError, match="no caption has it"):
+        own_pictures(pictures[1:], config)
+    with pytest.raises(LoLDUError, match="give it with --token"):
+        own_pictures(pictures, replace(config, instance=replace(config.instance, token=None)))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--prior_target", "base"], "does nothing without --with_prior_preservation"),
+        (["--with_prior_preservation"], "add --prior_target base"),
+        (
+            ["--with_prior_preservation", "--prior_target", "base", "--class_data_dir", "x"],
+            "uses no --class_data_dir",
+        ),
+    ],
+)
+def test_the_concept_s_own_pictures_need_the_base_s_answer(
+    more: list[str], message: str, make_config: Callable[..., Config]
+) -> None:
+    with pytest.raises(LoLDUError, match=message):
+        make_config("--class_pictures", "concept", *more)
