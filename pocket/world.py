@@ -265,6 +265,16 @@ def _random_other(rng: random.Random, kind: str, behind: str, beside: str) -> Sc
     return other
 
 
+def beside(scene: Scene, side: str, rng: random.Random) -> Scene:
+    """Return the scene with a random second thing on one side of its thing; never a concept."""
+    kind, behind = rng.choice(ATTRIBUTES["kind"]), color_behind(scene["background"])
+    while is_held_out(other := _random_other(rng, kind, behind, scene["color"])):
+        continue
+    # Things side by side have one size, smaller than the others.
+    first = {name: value for name, value in scene.items() if name != "size"}
+    return _of_two(first | {"relation": "beside", "position": OPPOSITE[side]}, side, other)
+
+
 def two_things(rng: random.Random) -> Scene:
     """Return a random scene of two things, side by side or a toy that holds a ball.
 
@@ -272,14 +282,12 @@ def two_things(rng: random.Random) -> Scene:
     """
     first = named_scene(rng) if rng.random() < 0.2 else random_scene(rng)
     side = rng.choice(NEIGHBOR["side"])
+    if first["kind"] != "toy" or rng.random() >= 0.4:
+        return beside(first, side, rng)
     behind = color_behind(first["background"])
-    if first["kind"] == "toy" and rng.random() < 0.4:
-        first |= {"relation": "holding", "position": "center"}
-        other: Scene = {"kind": "ball", "color": _random_color(rng, behind, first["feet_color"])}
-    else:
-        del first["size"]  # things side by side have one size, smaller than the others
-        first |= {"relation": "beside", "position": OPPOSITE[side]}
-        kind = rng.choice(ATTRIBUTES["kind"])
-        while is_held_out(other := _random_other(rng, kind, behind, first["color"])):
-            continue
+    ball: Scene = {"kind": "ball", "color": _random_color(rng, behind, first["feet_color"])}
+    return _of_two(first | {"relation": "holding", "position": "center"}, side, ball)
+
+
+def _of_two(first: Scene, side: str, other: Scene) -> Scene:
     return first | {"side": side} | {f"other_{name}": value for name, value in other.items()}

@@ -1,6 +1,7 @@
 """Tables and sheet of judged concepts."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,12 +14,19 @@ from experiments.config import Experiment, read_experiment
 from experiments.kinds import concepts, table_of
 from experiments.kinds.by_trainer import config_of
 from experiments.kinds.concepts import strip
-from experiments.kinds.concepts.judge import BACKGROUNDS, ROUTED, SEEDS_EACH, TUNING, pictures_of
+from experiments.kinds.concepts.judge import (
+    BACKGROUNDS,
+    ROUTED,
+    SEEDS_EACH,
+    TUNING,
+    Judge,
+    pictures_of,
+)
 from experiments.kinds.concepts.table import by_method, comparison, read
 from experiments.outcome import Outcome
 from experiments.results import Results
 from loldu.errors import LoLDUError
-from pocket.world import is_held_out
+from pocket.world import CONCEPTS, as_seen, is_held_out
 from tests.experiments.results import write_result
 
 EXPERIMENT = read_experiment("pocket_concepts")
@@ -140,3 +148,23 @@ def test_tuning_uses_no_shipped_concept(tmp_path: Path, monkeypatch: pytest.Monk
     for name, look in TUNING.items():
         assert not is_held_out(look)
         assert len(list(pictures_of(name).glob("*.png"))) == 5
+
+
+@pytest.mark.parametrize("name", CONCEPTS)
+def test_a_concept_beside_another_thing_is_read_on_its_side(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = Judge(name)
+    assert {scene["side"] for scene in judge.beside} == {"left", "right"}
+    picture = Image.new("RGB", (64, 64))
+    seen = [as_seen(scene) for scene in judge.beside]
+    reader = SimpleNamespace(read=lambda pixels: seen, heads={})
+    monkeypatch.setattr(judge, "classifier", reader)
+    pictures = [picture] * len(seen)
+    assert judge.measure_beside(pictures) == {"beside": 1, "neighbor": 1}
+    seen[:] = [{**scene, "color": "none", "other_color": "none"} for scene in seen]
+    found = judge.measure_beside(pictures)
+    parts = len(judge.concept) - 1  # all but the kind
+    assert found["beside"] == pytest.approx((parts - 1) / parts)
+    assert found["neighbor"] < 1
+    assert judge.measure_beside([]) == {}

@@ -58,6 +58,7 @@ def run(run: Run, work: Path) -> Outcome:
     if run.method != "none":
         with routed(pipeline, token_of(run)):
             called = judge.measure_concept(judge.draw_concept(pipeline))
+            called |= judge.measure_beside(judge.draw_beside(pipeline))
         scores |= {ROUTED + name: value for name, value in called.items()}
     scores = {name: round(value, 4) for name, value in scores.items()}
     return Outcome(

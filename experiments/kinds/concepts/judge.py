@@ -1,7 +1,8 @@
 """The judge of a concept of the embedded world: draws pictures and scores them."""
 
+import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -19,12 +20,13 @@ from pocket.classifier import load_classifier, overall_agreement
 from pocket.concepts import render_concept
 from pocket.corpus import random_scenes
 from pocket.judge import to_pixels
-from pocket.world import CONCEPTS, Scene
+from pocket.world import CONCEPTS, NEIGHBOR, Scene, beside, elsewhere, other_thing
 
 BACKGROUNDS = ("meadow", "sand", "snow", "sea", "bricks", "night", "pink", "yellow")
 SEEDS_EACH = 6
 OTHER_PROMPTS = 48
 LEAK_PICTURES = 24
+BESIDE_PICTURES = 24
 ROUTED = "routed_"
 """Prefix of the scores of a concept that acts on prompts with its word alone."""
 ENCODERS = Path(installed_path("pocket/encoders"))
@@ -65,11 +67,12 @@ def pictures_of(name: str) -> Path:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Pictures of the concept, of unrelated prompts, and of the plain class."""
+    """Pictures of the concept, of unrelated prompts, of the plain class, and of two things."""
 
     concept: list[Image.Image]
     others: list[Image.Image]
     plain_class: list[Image.Image]
+    beside: list[Image.Image] = field(default_factory=list[Image.Image])
 
 
 class Judge:
@@ -83,6 +86,11 @@ class Judge:
         self.pictures = _open(self.folder)
         self.held_out = _open(self.folder / "held_out")
         self.others = random_scenes(seed=2_000_000, count=OTHER_PROMPTS)
+        rng, sides = random.Random(4_000_000), NEIGHBOR["side"]
+        self.beside = [
+            beside(elsewhere(self.concept, rng), sides[index % 2], rng)
+            for index in range(BESIDE_PICTURES)
+        ]
 
     def prompts(self, token: str) -> list[str]:
         """Return prompts for the concept in every setting, `SEEDS_EACH` times."""
@@ -97,11 +105,40 @@ class Judge:
             self.draw_concept(pipeline, token),
             _drawn(pipeline, [full_caption(scene) for scene in self.others], 2000),
             _drawn(pipeline, plain, 3000),
+            self.draw_beside(pipeline, token),
         )
 
     def draw_concept(self, pipeline: DiffusionPipeline, token: str = "sks") -> list[Image.Image]:
         """Draw the pictures of the concept alone."""
         return _drawn(pipeline, self.prompts(token), 1000)
+
+    def draw_beside(self, pipeline: DiffusionPipeline, token: str = "sks") -> list[Image.Image]:
+        """Draw the concept beside another thing; none if the classifier reads one thing only."""
+        if "other_kind" not in self.classifier.heads:
+            return []
+        prompts = [full_caption({**scene, "name": token}) for scene in self.beside]
+        return _drawn(pipeline, prompts, 4000)
+
+    def measure_beside(self, pictures: Sequence[Image.Image]) -> dict[str, float]:
+        """Score pictures of the concept beside another thing, the one on the left read first.
+
+        Returns:
+            beside: share of the concept's attributes, on its side. neighbor: share of those of the
+            other thing, which the prompt names. Nothing without pictures.
+        """
+        if not pictures:
+            return {}
+        read = self.classifier.read(to_pixels(pictures))
+        concept: list[Scene] = []
+        neighbor: list[Scene] = []
+        for scene in self.beside:
+            ours, theirs = ("", "other_") if scene["side"] == "right" else ("other_", "")
+            concept.append({ours + name: value for name, value in self._parts.items()})
+            neighbor.append({theirs + name: v for name, v in other_thing(scene).items()})
+        return {
+            "beside": overall_agreement(read, concept),
+            "neighbor": overall_agreement(read, neighbor),
+        }
 
     def measure(
         self,
@@ -119,16 +156,19 @@ class Judge:
             scenes: Scenes of the unrelated prompts; by default those of `draw`.
 
         Returns:
-            The scores of `measure_concept`. others: share of attributes of unrelated prompts on
-            their pictures. leak: share of the concept's attributes on pictures of its plain class.
+            The scores of `measure_concept` and `measure_beside`. others: share of attributes of
+            unrelated prompts on their pictures. leak: share of the concept's attributes on pictures
+            of its plain class.
         """
         others, plain = (
             self.classifier.read(to_pixels(pictures))
             for pictures in (drawn.others, drawn.plain_class)
         )
-        return self.measure_concept(drawn.concept, prompts, backgrounds) | {
+        return {
+            **self.measure_concept(drawn.concept, prompts, backgrounds),
             "others": overall_agreement(others, scenes or self.others),
             "leak": overall_agreement(plain, [self._parts] * len(plain)),
+            **self.measure_beside(drawn.beside),
         }
 
     def measure_concept(

@@ -13,7 +13,10 @@ from loldu.pictures.folder import list_images
 from loldu.pictures.open import load_image
 from pocket.judge import sheet
 
-_COLUMNS = ("dino", "clip_i", "clip_t", "concept", "background", "others", "leak")
+_COLUMNS = (
+    *("dino", "clip_i", "clip_t", "concept", "background", "others", "leak"),
+    *("beside", "neighbor"),
+)
 _LIKENESS = ("dino", "clip_i")
 BASE = "base"
 """Row of the base model, which the gap is measured from."""
@@ -32,8 +35,9 @@ def by_method(base: dict[str, Record], methods: dict[str, list[Record]]) -> str:
 
     A method that was also drawn routed has a second row. Its other prompts are the base's.
     """
-    header = ["method", "parameters", "runs", "gap closed: DINO", "CLIP-I", *_COLUMNS]
-    averages = [f"{mean(b['scores'][c] for b in base.values()):.3f}" for c in _COLUMNS]
+    columns = [name for name in _COLUMNS if all(name in b["scores"] for b in base.values())]
+    header = ["method", "parameters", "runs", "gap closed: DINO", "CLIP-I", *columns]
+    averages = [f"{mean(b['scores'][c] for b in base.values()):.3f}" for c in columns]
     rows = [[BASE, "0", "", "0", "0", *averages]]
     for method, runs in methods.items():
         for label, records in ((method, runs), (f"{method}, routed", _routed(runs, base))):
@@ -41,7 +45,7 @@ def by_method(base: dict[str, Record], methods: dict[str, list[Record]]) -> str:
                 continue
             row = [label, f"{runs[0]['parameters']:,}", str(len(records))]
             row += [f"{mean(_closed(r, base, k) for r in records):.2f}" for k in _LIKENESS]
-            row += [mean_and_spread([r["scores"][name] for r in records]) for name in _COLUMNS]
+            row += [mean_and_spread([r["scores"][name] for r in records]) for name in columns]
             rows.append(row)
     return as_markdown(header, rows)
 
