@@ -140,8 +140,8 @@ def _updates(
     folder: Path,
 ) -> Iterator[int]:
     """Yield each step after its optimizer step; log mean losses every 100 steps."""
-    means: dict[str, Tensor] = {}
-    started = time.monotonic()
+    sums: dict[str, Tensor] = {}
+    count, started = 0, time.monotonic()
     for step in bar:
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * factor(step)
@@ -153,11 +153,12 @@ def _updates(
         optimizer.step()
         optimizer.zero_grad()
         for key, value in losses.items():
-            means[key] = means.get(key, torch.zeros(())) + value.detach().float().cpu()
-        done = step + 1
+            sums[key] = sums.get(key, torch.zeros(())) + value.detach().float().cpu()
+        done, count = step + 1, count + 1
         if done % 100 == 0:
-            record = {key: round(value.item() / 100, 5) for key, value in means.items()}
-            means.clear()
+            record = {key: round(value.item() / count, 5) for key, value in sums.items()}
+            sums.clear()
+            count = 0
             bar.set_postfix(loss=record["loss"])
             _log(folder, {"step": done, "seconds": round(time.monotonic() - started, 1)} | record)
         yield step

@@ -179,6 +179,17 @@ def test_a_fit_from_a_later_step_warms_up_again(
     assert state["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.1 * 2 / 100)
 
 
+def test_the_log_of_a_resumed_fit_has_the_mean_of_its_own_steps(tmp_path: Path) -> None:
+    module = nn.Linear(1, 1, bias=False)
+
+    def losses_at(step: int) -> Losses:
+        return {"loss": 0 * module.weight.sum() + step}
+
+    groups: list[dict[str, object]] = [{"params": [module.weight], "lr": 0.1}]
+    fit("x", module, groups, losses_at, build=tmp_path, steps=100, first_step=98)
+    assert json.loads((tmp_path / "x-100" / "log.jsonl").read_text())["loss"] == 98.5
+
+
 def test_an_interrupted_rendering_resumes_exactly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,7 @@ from experiments.kinds.concepts.judge import BACKGROUNDS, ROUTED, SEEDS_EACH, ju
 from experiments.outcome import Outcome
 from loldu import load_concept, route_concepts
 from loldu.adapter.components import adapted_layers
+from loldu.base.families import network_of
 from loldu.base.open import load_pipeline, weights_digest
 from loldu.files import save_png
 
@@ -81,8 +82,8 @@ def routed(pipeline: DiffusionPipeline, token: str) -> Generator[None]:
         yield
         route_concepts(pipeline, None)
     else:
-        network = pipeline.unet
-        pipeline.unet.forward = partial(_forward_each, network, network.forward)
+        network = network_of(pipeline)
+        network.forward = partial(_forward_each, network, network.forward)
         yield
         del network.forward
 
