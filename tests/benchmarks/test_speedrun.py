@@ -97,7 +97,7 @@ def test_the_table_begins_with_the_fastest(rules: Speedrun) -> None:
 def test_unknown_entries_and_incomplete_files_are_one_sentence(tmp_path: Path) -> None:
     file = tmp_path / "rules.toml"
     file.write_text(RULES)
-    with pytest.raises(LoLDUError, match="has no entry fasst; did you mean fast"):
+    with pytest.raises(LoLDUError, match="has no entry fasst; perhaps you meant fast"):
         read_speedrun(file, ["fasst"])
     file.write_text(RULES.replace("[goals]", "[aims]"))
     with pytest.raises(LoLDUError, match="is not complete"):
@@ -110,6 +110,7 @@ def test_the_trainer_takes_every_entry(monkeypatch: pytest.MonkeyPatch, tmp_path
     for name in rules.entries:
         run, *_ = rules.runs(name, rules.steps[0], Options())
         subject = entry(run.data)
-        config = config_of(run, subject, Path(subject.folder), tmp_path, run.options)
+        scored = {**run.options, "validation_prompt": ["a photo of a sks toy"]}
+        config = config_of(run, subject, Path(subject.folder), tmp_path, scored)
         assert config.optimization.max_train_steps == rules.steps[0]
         assert (config.adapter.adapter_config is None) == (run.method != "peft")

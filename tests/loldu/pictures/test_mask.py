@@ -63,7 +63,8 @@ def losses_of(
     """Return losses with the prediction that they depend on."""
     seen: list[torch.Tensor] = []
     hook = pipeline.unet.register_forward_hook(lambda _m, _i, output: seen.append(output[0]))
-    objective = Objective(concepts, Trained(("default",), {}), config)
+    names = tuple(f"concept-{index}" for index in range(len(concepts)))
+    objective = Objective(concepts, Trained(names, {}), config)
     losses = objective.losses(Denoiser(pipeline), batches)
     hook.remove()
     return losses, seen[0]
