@@ -15,6 +15,7 @@ import numpy as np
 from eval.config import ProtocolConfig
 from eval.metrics import METRICS
 from eval.metrics.bootstrap import Estimate, estimate
+from eval.report.verdict import Answer, verdict
 from loldu import __version__
 from loldu.errors import LoLDUError
 
@@ -91,6 +92,12 @@ class Result:
     def means(self) -> dict[str, float]:
         """Mean of every metric over all subjects."""
         return {metric: value.mean for metric, value in self.estimates.items()}
+
+    @property
+    def verdict(self) -> list[Answer]:
+        """Answers that need no pictures of the base."""
+        shares = {"near_copies", "collapse"} & self.estimates.keys()
+        return verdict({name: self.estimates[name] for name in shares})
 
     def of_subject(self, subject: ScoredSubject) -> dict[str, Estimate]:
         """Return mean and interval of every metric for one subject."""

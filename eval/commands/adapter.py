@@ -77,26 +77,25 @@ def evaluate_adapter(config: AdapterConfig) -> str:
     draw_missing(config, origin, base, adapted, always)
     drawn = time.perf_counter()
     name = f"{origin.token} {origin.class_name}"
+    look_alikes = list_images(config.look_alikes) if config.look_alikes else ()
+    rest = real.scored_against, real.training, look_alikes, origin.class_name
     before, after = (
         score_subjects(
             reader,
-            [
-                Subject(
-                    name,
-                    [Picture(p.path, p.prompt) for p in own.concept],
-                    real.scored_against,
-                    real.training,
-                    list_images(config.look_alikes) if config.look_alikes else (),
-                    origin.class_name,
-                )
-            ],
+            [Subject(name, [Picture(p.path, p.prompt) for p in own.concept], *rest)],
             config.protocol,
             origin.token,
         )
         for own in (base, adapted)
     )
     ways = {BASE: base.others, ADAPTED: adapted.others, ALWAYS_ON: always}
-    others = score_others(reader, ways, real.scored_against, origin.class_name)
+    others, changes = score_others(
+        reader,
+        ways,
+        real.scored_against,
+        origin.class_name,
+        config.protocol.bootstrap_samples,
+    )
     of_real = score_real(reader, real, origin.class_name)
     facts = {
         **origin.training,
@@ -107,7 +106,7 @@ def evaluate_adapter(config: AdapterConfig) -> str:
         "drawn_with": {name: version(name) for name in LIBRARIES},
     }
     checked, failed = check_limits(config.limits.fail_under, {**others, **after.means})
-    report = BeforeAfter(name, before, after, others, of_real, facts)
+    report = BeforeAfter(name, before, after, others, of_real, facts, changes)
     picture = draw_before_after(report, base, adapted, real.training)
     content = json.dumps({**report.as_json(), "limits": checked}, indent=2)
     write_atomically(paths[0], content + "\n")

@@ -7,6 +7,7 @@ from eval.report.limits import check_limits
 from eval.report.output import refuse_to_overwrite, write
 from eval.report.page import result_page
 from eval.report.tables import markdown_table, result_rows
+from eval.report.verdict import verdict_json
 from loldu.pictures.folder import list_images
 
 
@@ -40,7 +41,7 @@ def evaluate_images(config: ImagesConfig) -> str:
     write(
         output,
         markdown_table(result_rows(result)),
-        {**result.as_json(), "limits": checked},
+        {**result.as_json(), "verdict": verdict_json(result.verdict), "limits": checked},
         lambda: result_page("Scored pictures", result),
     )
     return failed

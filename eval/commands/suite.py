@@ -12,11 +12,13 @@ from eval.protocols.drawing import DTYPES, draw, file_digest, missing_pictures
 from eval.protocols.folders import generated_pictures
 from eval.protocols.prompts import PlannedPicture, fill, plan_pictures
 from eval.protocols.score import FeatureReader, Picture, Subject, pick_device, score_subjects
-from eval.protocols.suite_layouts import SuiteSubject, read_suite
+from eval.protocols.suite_layouts import SuiteSubject, Together, read_suite, read_together
+from eval.protocols.together import score_together
 from eval.report.limits import check_limits
 from eval.report.output import refuse_to_overwrite, write
 from eval.report.page import result_page
 from eval.report.tables import markdown_table, result_rows
+from eval.report.verdict import verdict_json
 from loldu import load_concept, read_concept, unload_concept, verify_concept
 from loldu.base.open import load_pipeline, weights_digest
 from loldu.base.record import base_options
@@ -38,27 +40,70 @@ def evaluate_suite(config: SuiteConfig) -> str:
     """
     output = config.output
     refuse_to_overwrite([output.json, output.html], overwrite=output.overwrite)
-    suite = choose(read_suite(config.suite), config.subjects)
+    every = read_suite(config.suite)
+    suite = choose(every, config.subjects)
+    groups = _groups(config, read_together(config.suite, every), suite)
     real = {subject.name: list_images(subject.real) for subject in suite}
     reader = FeatureReader(config.models)  # reports missing weights before hours of drawing
+    alone = [subject for subject in suite if subject.prompts]
     if config.concepts is None:
-        generated = {subject.name: find_pictures(config, subject) for subject in suite}
+        generated = {subject.name: find_pictures(config, subject) for subject in alone}
     else:
-        generated = draw_suite(config, suite)
+        generated = draw_suite(config, alone)
     others = list_images(config.look_alikes) if config.look_alikes else []
     subjects = [
-        Subject(s.name, generated[s.name], real[s.name], (), others, s.class_name) for s in suite
+        Subject(s.name, generated[s.name], real[s.name], (), others, s.class_name) for s in alone
     ]
-    result = score_subjects(reader, subjects, config.protocol, config.token)
-    title = f"{config.suite.name}: {len(suite)} subjects"
-    checked, failed = check_limits(config.limits.fail_under, result.means)
+    protocol, token = config.protocol, config.token
+    results = [score_subjects(reader, subjects, protocol, token)] if subjects else []
+    if groups:
+        results.append(score_together(reader, groups, protocol, token))
+    if not results:
+        raise LoLDUError(
+            f"--subjects {' '.join(config.subjects)} leaves nothing to score: they have no prompts "
+            "of their own, and no [[together]] has only these; choose more."
+        )
+    means = {name: mean for result in reversed(results) for name, mean in result.means.items()}
+    checked, failed = check_limits(config.limits.fail_under, means)
+    content = results[0].as_json() | {
+        "verdict": verdict_json([answer for result in results for answer in result.verdict]),
+        "limits": checked,
+        **({"together": results[1].as_json()} if len(results) > 1 else {}),
+    }
     write(
         output,
-        markdown_table(result_rows(result)),
-        {**result.as_json(), "limits": checked},
-        lambda: result_page(title, result),
+        "\n\n".join(markdown_table(result_rows(result)) for result in results),
+        content,
+        lambda: result_page(f"{config.suite.name}: {len(suite)} subjects", *results),
     )
     return failed
+
+
+def _groups(
+    config: SuiteConfig, groups: Sequence[Together], suite: Sequence[SuiteSubject]
+) -> dict[str, list[Subject]]:
+    """Return the groups whose subjects are all chosen, with their pictures.
+
+    Raises:
+        LoLDUError: If pictures are missing: this command draws single subjects.
+    """
+    chosen = {subject.name for subject in suite}
+    found: dict[str, list[Subject]] = {}
+    for group in groups:
+        if not chosen.issuperset(group.names):
+            continue
+        folder = config.pictures / group.name
+        if not folder.is_dir():
+            raise LoLDUError(
+                f"There is no folder {folder}: this command draws one subject a picture; draw the "
+                f"pictures of {' and '.join(group.names)} with Play or a script of your own."
+            )
+        pictures = find_pictures(config, SuiteSubject(group.name, "", folder, group.prompts))
+        found[group.name] = [
+            Subject(s.name, pictures, list_images(s.real), class_name=s.class_name)
+            for s in group.subjects
+        ]
+    return found
 
 
 def choose(suite: Sequence[SuiteSubject], names: Sequence[str]) -> list[SuiteSubject]:

@@ -7,7 +7,7 @@ import logging
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -50,6 +50,17 @@ class Segmenter(ABC):
             LoLDUError: If a mask is missing or cannot be made.
         """
 
+    @abstractmethod
+    def regions(self, classes: Mapping[str, str]) -> dict[str, Segmenter]:
+        """Return the source of each subject's masks in pictures of several subjects.
+
+        Args:
+            classes: Class word of each subject.
+
+        Raises:
+            LoLDUError: If it cannot tell the subjects apart.
+        """
+
 
 class MaskFolder(Segmenter):
     """A folder of masks with the names of the pictures, as `dog.png` or `dog-masklabel.png`.
@@ -77,6 +88,10 @@ class MaskFolder(Segmenter):
                     f"--segmenter {self.folder}, such as {Path(*Path(both[0]).parts[-2:])}."
                 )
         return found
+
+    def regions(self, classes: Mapping[str, str]) -> dict[str, Segmenter]:
+        """Return a folder for each subject, `MASKS/SUBJECT`."""
+        return {name: MaskFolder(self.folder / name) for name in classes}
 
     def _of(self, path: Path) -> Path:
         above = path.absolute().parent.parts[1:]
@@ -118,6 +133,23 @@ class ModelSegmenter(Segmenter):
             save_png(Image.fromarray(mask.astype(np.uint8) * 255), found[path])
         return found
 
+    def regions(self, classes: Mapping[str, str]) -> dict[str, Segmenter]:
+        """Return this model for each subject; it finds them by their class words.
+
+        Raises:
+            LoLDUError: If two subjects have one class, or the model has no label for a class.
+        """
+        labels = [*self._labels()]
+        for name, own in classes.items():
+            alike = [other for other, theirs in classes.items() if theirs.lower() == own.lower()]
+            if len(alike) > 1 or not any(_class(own).search(label.lower()) for label in labels):
+                raise LoLDUError(
+                    f"The model of --segmenter cannot tell {name} ({own}) from the other subjects "
+                    "of a picture: its labels must have the class words, and these must differ; "
+                    f"give a folder of masks, with those of {name} in {name}/."
+                )
+        return dict.fromkeys(classes, self)
+
     def _place(self, path: Path, class_name: str | None) -> Path:
         try:
             content = path.read_bytes()
@@ -153,7 +185,7 @@ def choose_mask(
     that is called the background is none.
     """
     if class_name:
-        word = re.compile(rf"\b{re.escape(class_name.lower())}\b")
+        word = _class(class_name)
         if any(word.search(label.lower()) for label in labels):
             own = [mask for label, mask in candidates if label and word.search(label.lower())]
             whole = np.logical_or.reduce(own) if own else None
@@ -164,6 +196,11 @@ def choose_mask(
         if mask.any() and (label or "").lower() not in ("background", "bg")
     ]
     return max(shown, key=_in_the_middle, default=None)
+
+
+def _class(name: str) -> re.Pattern[str]:
+    """Return the pattern that finds a class word in a label in lower case."""
+    return re.compile(rf"\b{re.escape(name.lower())}\b")
 
 
 def _in_the_middle(mask: Bool[np.ndarray, "h w"]) -> float:

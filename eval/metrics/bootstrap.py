@@ -25,6 +25,10 @@ class Estimate:
         """Return mean and interval with three digits, for a table."""
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
+    def as_change(self) -> str:
+        """Return mean and interval of a difference, with their signs."""
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
 
 def mean_of(subjects: Sequence[Float64[np.ndarray, " _"]], aggregate: Aggregate) -> float:
     """Return the mean score.

@@ -217,3 +217,33 @@ def nearest(
         values.append(best.values)
         start += len(rows)
     return torch.cat(places), torch.cat(values)
+
+
+def collapses(
+    regions: Sequence[Float[Tensor, "n d"]], real: Sequence[Float[Tensor, "_ d"]]
+) -> Float64[Tensor, " n"]:
+    """Return 1 for each picture in which a subject is missing or looks like another one, else 0.
+
+        like_i(s, t) = mean over r in R_t of cos(g_is, r)
+        score_i = 1 if g_is = 0, or like_i(s, t) >= like_i(s, s), for some subjects s != t
+
+    Two regions with the same features are always one subject twice, whichever it is.
+
+    Args:
+        regions: DINO features of the region of each subject in every picture; zeros without it.
+        real: Features of the real pictures of each subject, in the same order.
+
+    Raises:
+        ValueError: If there are fewer than two subjects, or there are no pictures.
+
+    Source: the subject collapse rate of arXiv:2603.26078, which asks of DINOv2 whether identities
+    became alike. Here the region of a subject must be more like it than like the others.
+    """
+    if len(regions) < 2 or len(regions) != len(real):
+        raise ValueError("Subjects collapse into each other; give two subjects or more.")
+    lost = torch.zeros(len(regions[0]), dtype=torch.bool)
+    for subject, rows in enumerate(regions):
+        like = torch.stack([image_similarities(rows, other) for other in real])
+        others = torch.cat([like[:subject], like[subject + 1 :]])
+        lost |= (others >= like[subject]).any(0) | ~rows.any(1)
+    return lost.double()

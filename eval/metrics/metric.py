@@ -39,6 +39,9 @@ class Sample:
         exclude_self: Whether `generated`, `real` and `training` are the same pictures, and the
             concept's own of the gallery; a picture is then not compared with itself.
         clip_t_scale: Factor of CLIPScore, or None for raw cosines.
+        together: For each subject that the prompts ask for in one picture, DINO features of its
+            region in each generated picture (zeros without the subject), and of its real pictures
+            without their background.
         judged: Scores of a judge by metric.
         memo: Scores that several metrics need, by metric.
     """
@@ -55,6 +58,7 @@ class Sample:
     pairs: Pairs = "all"
     exclude_self: bool = False
     clip_t_scale: float | None = None
+    together: Sequence[tuple[Tensor, Tensor]] = ()
     judged: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     memo: dict[str, Tensor] = field(default_factory=dict[str, Tensor], init=False)
 

@@ -19,6 +19,11 @@ class Likeness(Metric):
     against = "real"
     balance = 0.5
 
+    def applies(self, sample: Sample) -> bool:
+        """Return whether both sides have the features."""
+        (encoder,) = self.encoders
+        return super().applies(sample) and sample.real is not None and encoder in sample.real
+
     def scores(self, sample: Sample) -> Tensor:
         """Return a cosine for each generated picture."""
         from eval.metrics.functional import image_similarities
@@ -59,11 +64,6 @@ class SubjectLikeness(Likeness):
     headline = False
     balance = 0.0
 
-    def applies(self, sample: Sample) -> bool:
-        """Return whether both sides have masks."""
-        (encoder,) = self.encoders
-        return super().applies(sample) and sample.real is not None and encoder in sample.real
-
 
 @register
 class DinoSubject(SubjectLikeness):
@@ -83,6 +83,30 @@ class ClipISubject(SubjectLikeness):
     title = "CLIP-I (subject)"
     meaning = "likeness of the subject alone, without its background, by CLIP"
     encoders = ("clip_subject",)
+
+
+@register
+class Collapse(Metric):
+    """Share of pictures of several subjects that lost one, after arXiv:2603.26078."""
+
+    name = "collapse"
+    title = "subject collapse"
+    aspect = "Keeps several subjects apart"
+    meaning = "share that misses a subject of its prompt, or shows another one in its place"
+    higher_is_better = False
+    against = "real"
+    encoders = ("dino_subject",)
+    headline = False
+
+    def applies(self, sample: Sample) -> bool:
+        """Return whether the pictures show several subjects."""
+        return len(sample.together) > 1
+
+    def scores(self, sample: Sample) -> Tensor:
+        """Return 1 for each picture that lost a subject, else 0."""
+        from eval.metrics.functional import collapses
+
+        return collapses(*zip(*sample.together, strict=True))
 
 
 class Discrimination(Metric):

@@ -18,7 +18,7 @@ from eval.encoders.cache import FeatureCache
 from eval.encoders.encoder import TextEncoder
 from eval.encoders.features import PictureFeatures, compute_features, refuse_unreadable
 from eval.encoders.load import load_encoders
-from eval.encoders.segmenter import find_masks, load_segmenter
+from eval.encoders.segmenter import Segmenter, find_masks, load_segmenter
 from eval.encoders.subject import SUBJECT
 from eval.metrics import METRICS, Sample
 from eval.metrics.functional import nearest
@@ -30,8 +30,7 @@ from loldu.prompts import without_token
 
 logger = logging.getLogger(__name__)
 
-NEAREST = "dino"
-"""Encoder that finds the most similar real picture."""
+NEAREST = "dino"  # encoder that finds the most similar real picture
 
 
 class FeatureReader:
@@ -69,12 +68,39 @@ class FeatureReader:
         refuse_unreadable(features.bad, skip=skip_bad)
         if self._segmenter is None or not subjects:
             return features
-        real = [p for s in subjects for p in s.real if p not in features.bad]
+        return self._with_subjects(features, [(s, self._segmenter) for s in subjects], skip_bad)
+
+    def read_regions(
+        self, subjects: Sequence[Subject], *, skip_bad: bool = False
+    ) -> dict[str, PictureFeatures]:
+        """Return the features of pictures that show several subjects, by subject.
+
+        Raises:
+            LoLDUError: If nothing can tell them apart, or as `read` does.
+        """
+        if self._segmenter is None:
+            raise LoLDUError(
+                "Pictures of several subjects need masks of each: give --segmenter a folder with "
+                "a folder of masks for each, or a model with labels of their classes."
+            )
+        regions = self._segmenter.regions({s.name: s.class_name or s.name for s in subjects})
+        features = self.read([path for s in subjects for path in s.paths], skip_bad=skip_bad)
+        each = {s.name: [(s, regions[s.name])] for s in subjects}
+        return {name: self._with_subjects(features, own, skip_bad) for name, own in each.items()}
+
+    def _with_subjects(
+        self,
+        features: PictureFeatures,
+        subjects: Sequence[tuple[Subject, Segmenter]],
+        skip_bad: bool,
+    ) -> PictureFeatures:
+        """Add the features of each subject alone."""
+        real = [p for s, _ in subjects for p in s.real if p not in features.bad]
         masks: dict[Path, Path] = {}
-        for subject in subjects:
+        for subject, segmenter in subjects:
             drawn = [p.path for p in subject.generated if p.path not in features.bad]
             own = [path for path in subject.real if path not in features.bad]
-            masks |= find_masks(self._segmenter, drawn, own, subject.class_name)
+            masks |= find_masks(segmenter, drawn, own, subject.class_name)
         networks = {name: self.encoders[source] for name, source in SUBJECT.items()}
         alone = compute_features([*masks], networks, self._cache, masks=masks)
         refuse_unreadable(alone.bad, skip=skip_bad)

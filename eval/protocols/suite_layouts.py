@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
+from string import Formatter, ascii_lowercase
 from typing import Any
 
 from loldu.errors import LoLDUError
@@ -42,6 +43,26 @@ class SuiteSubject:
     prompts: Sequence[str]
 
 
+@dataclass(frozen=True)
+class Together:
+    """Prompts that ask for several subjects in one picture.
+
+    Attributes:
+        name: Name of the folder of its pictures.
+        subjects: Subjects, in the order of `{a}`, `{b}` and so on.
+        prompts: Prompts with the class words of the subjects.
+    """
+
+    name: str
+    subjects: Sequence[SuiteSubject]
+    prompts: Sequence[str]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the subjects."""
+        return [subject.name for subject in self.subjects]
+
+
 def read_suite(path: Path) -> list[SuiteSubject]:
     """Read a suite of any known layout.
 
@@ -66,10 +87,58 @@ def read_suite(path: Path) -> list[SuiteSubject]:
     for name, count in Counter(subject.name for subject in subjects).items():
         if count > 1:
             raise LoLDUError(f"--suite {path} has {count} subjects named {name}; rename one.")
+    together = {name for group in read_together(path, subjects) for name in group.names}
     for subject in subjects:
-        if not subject.prompts:
+        if not subject.prompts and subject.name not in together:
             raise LoLDUError(f"{subject.name} of --suite {path} has no prompts; add some.")
     return subjects
+
+
+def read_together(path: Path, subjects: Sequence[SuiteSubject]) -> list[Together]:
+    """Read the `[[together]]` tables of a TOML suite; other layouts have none.
+
+    Args:
+        path: The suite.
+        subjects: Its subjects.
+
+    Raises:
+        LoLDUError: If a table is not complete, or names something unknown.
+    """
+    if not path.is_file() or path.name in (DREAMBOOTH, CUSTOM_CONCEPT):
+        return []
+    rows = read_toml(path, "--suite").get("together", [])
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise LoLDUError(f"together of --suite {path} is no [[together]]; docs/eval.md shows one.")
+    known = {subject.name: subject for subject in subjects}
+    groups = [_together(row, f"A [[together]] of --suite {path}", known) for row in rows]
+    for name, count in Counter([*known, *(group.name for group in groups)]).items():
+        if count > 1:
+            raise LoLDUError(
+                f"--suite {path} has {count} folders named {name}; rename a [[together]]."
+            )
+    return groups
+
+
+def _together(row: Mapping[str, Any], where: str, known: Mapping[str, SuiteSubject]) -> Together:
+    _check_keys(row, where, {"name"}, {"prompts", "subjects"})
+    names, prompts = row.get("subjects"), row.get("prompts")
+    if not isinstance(names, list) or len(names) < 2 or len(names) > len(ascii_lowercase):
+        raise LoLDUError(f'{where} needs two subjects or more: subjects = ["my_dog", "my_cat"].')
+    for name in names:
+        if name not in known:
+            raise LoLDUError(f"{where} has no [[subject]] {name}; it has {', '.join(known)}.")
+    if len({*names}) < len(names):
+        raise LoLDUError(f"{where} names a subject twice; its subjects must differ.")
+    if not prompts:
+        raise LoLDUError(f'{where} has no prompts; add some, such as "a {{a}} beside a {{b}}".')
+    subjects = [known[name] for name in names]
+    words = dict(zip(ascii_lowercase, (one.class_name for one in subjects), strict=False))
+    for prompt in prompts:
+        used = {name for _, name, _, _ in Formatter().parse(prompt) if name is not None}
+        if used != {*words}:
+            holes = " and ".join(f"{{{letter}}}" for letter in words)
+            raise LoLDUError(f'{where} has the prompt "{prompt}"; it must have {holes}, once each.')
+    return Together(row["name"], subjects, [prompt.format(**words) for prompt in prompts])
 
 
 def _read_dreambooth(folder: Path) -> list[SuiteSubject]:
@@ -145,7 +214,7 @@ def _read_toml(path: Path) -> list[SuiteSubject]:
     rows = content.get("subject")
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise LoLDUError(f"--suite {path} has no [[subject]]; docs/eval.md shows one.")
-    _check_keys(content, f"--suite {path}", set(), {"prompts", "subject"})
+    _check_keys(content, f"--suite {path}", set(), {"prompts", "subject", "together"})
     for row in rows:
         where = f"A [[subject]] of --suite {path}"
         _check_keys(row, where, {"name", "class_name", "real"}, {"prompts"})

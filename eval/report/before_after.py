@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
 from eval.metrics.bootstrap import Estimate
 from eval.protocols.prompts import PlannedPicture
 from eval.report.comparison import compare_results
+from eval.report.verdict import Answer, verdict, verdict_json
 from eval.result import FORMAT, Result
 
 REPORT_JSON, REPORT_PNG, REPORT_HTML = "report.json", "report.png", "report.html"
@@ -41,6 +42,7 @@ class BeforeAfter:
         others: Scores of other prompts, as `eval.protocols.others` names them.
         real: Scores of the training pictures against the real ones, by metric.
         facts: How the concept was trained and how pictures were generated.
+        other_changes: Change of the CLIP-T of other prompts by way of drawing; {} in older files.
     """
 
     name: str
@@ -49,6 +51,7 @@ class BeforeAfter:
     others: Mapping[str, float]
     real: Mapping[str, float]
     facts: Mapping[str, Any]
+    other_changes: Mapping[str, Estimate] = field(default_factory=dict[str, Estimate])
 
     @cached_property
     def gains(self) -> dict[str, Estimate]:
@@ -57,13 +60,26 @@ class BeforeAfter:
         both = {"before": self.base, "after": self.adapted}
         return compare_results(both, samples=samples).differences["after"]
 
+    @property
+    def verdict(self) -> list[Answer]:
+        """The report in words."""
+        return verdict(
+            self.gains,
+            self.others,
+            self.other_changes.get("adapted"),
+            base=self.base.means,
+            real=self.real,
+        )
+
     def as_json(self) -> dict[str, Any]:
         """Return the content of the report file."""
         return {
             "format": FORMAT,
             "name": self.name,
+            "verdict": verdict_json(self.verdict),
             "gains": {metric: asdict(value) for metric, value in self.gains.items()},
             "others": dict(self.others),
+            "other_changes": {way: asdict(value) for way, value in self.other_changes.items()},
             "real": dict(self.real),
             **self.facts,
             "adapted": self.adapted.as_json(),
@@ -79,4 +95,5 @@ class BeforeAfter:
             ValueError: If there is no picture.
         """
         base, adapted = (Result.from_json(content[which]) for which in ("base", "adapted"))
-        return cls(content["name"], base, adapted, content["others"], content["real"], {})
+        changes = {w: Estimate(**v) for w, v in content.get("other_changes", {}).items()}
+        return cls(content["name"], base, adapted, content["others"], content["real"], {}, changes)

@@ -15,6 +15,7 @@ from PIL import Image
 from eval.metrics import METRICS
 from eval.report.before_after import BeforeAfter, PictureSet
 from eval.report.tables import before_after_rows, result_rows
+from eval.report.verdict import Answer
 from eval.result import Result
 from loldu.pictures.open import load_image
 
@@ -22,6 +23,8 @@ TEMPLATES = Path(__file__).parent.parent / "templates"
 THUMBNAIL_PX = 192
 MOST_SHOWN = 60
 """Pictures of each section; a page of thousands would be too large."""
+IN_SIGHT = 6
+"""Pictures of each section that are not behind a fold."""
 
 
 @dataclass(frozen=True)
@@ -69,15 +72,19 @@ def render(
     title: str,
     *,
     tables: Sequence[Table],
+    answers: Sequence[Answer] = (),
+    lead: str = "",
     sections: Sequence[Section] = (),
     plot: str = "",
     facts: Mapping[str, object] | None = None,
 ) -> str:
-    """Return the HTML of a page.
+    """Return the HTML of a page: the verdict, then pictures, then numbers.
 
     Args:
         title: Title and heading.
-        tables: Tables at the top.
+        tables: Tables; behind a fold below the pictures if there is a verdict, else at the top.
+        answers: The verdict.
+        lead: Sentence below the heading, or "".
         sections: Sections of pictures.
         plot: SVG of a plot, or "".
         facts: Names and values for the section "How it was measured".
@@ -100,13 +107,12 @@ def render(
         }
         for section in sections
     ]
-    loader = jinja2.FileSystemLoader(TEMPLATES)
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("page.html").render(
+    return _template("page.html").render(
         title=title,
+        lead=lead,
+        answers=answers,
         tables=tables,
+        in_sight=IN_SIGHT,
         plot=plot,
         sections=shown,
         images=enumerate(album.thumbnails.values()),
@@ -114,8 +120,21 @@ def render(
     )
 
 
-def result_page(title: str, result: Result) -> str:
-    """Return the page of a result: each picture beside the most similar real one, by subject."""
+def verdict_html(answers: Sequence[Answer]) -> str:
+    """Return answers as HTML, each with its numbers and its rule behind a fold."""
+    return _template("verdict.html").render(answers=answers)
+
+
+def _template(name: str) -> jinja2.Template:
+    loader = jinja2.FileSystemLoader(TEMPLATES)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(name)
+
+
+def result_page(title: str, *results: Result) -> str:
+    """Return the page of results: each picture beside the most similar real one, by subject."""
     sections = [
         _section(
             subject.name,
@@ -129,10 +148,16 @@ def result_page(title: str, result: Result) -> str:
                 for one in subject.pictures
             ],
         )
+        for result in results
         for subject in result.subjects
     ]
-    rows = Table(result_rows(result), INTERVALS)
-    return render(title, tables=[rows], sections=sections, facts=_facts(result))
+    return render(
+        title,
+        tables=[Table(result_rows(result), INTERVALS) for result in results],
+        answers=[answer for result in results for answer in result.verdict],
+        sections=sections,
+        facts={name: fact for result in results for name, fact in _facts(result).items()},
+    )
 
 
 def adapter_page(report: BeforeAfter, base: PictureSet, adapted: PictureSet) -> str:
@@ -155,13 +180,16 @@ def adapter_page(report: BeforeAfter, base: PictureSet, adapted: PictureSet) -> 
     return render(
         f"“{report.name}”, before and after",
         tables=[Table(before_after_rows(report), INTERVALS)],
+        answers=report.verdict,
+        lead=f"{len(after.pictures)} pictures of it and {len(others)} of other things, each drawn "
+        "twice from the same prompt and noise: before and after the concept file is loaded.",
         sections=[
+            _section("Pictures of it", "On the right is the real picture most like it.", asked),
             _section(
-                "Prompts for the concept",
-                "Each pair has the same prompt and seed, without and with the concept file.",
-                asked,
+                "Pictures of other things",
+                "They do not ask for it, and should look the same before and after.",
+                others,
             ),
-            _section("Prompts for other things", "These pictures should not change.", others),
         ],
         facts=_facts(report.adapted)
         | {k: _text(v) for k, v in report.facts.items() if v is not None},

@@ -57,7 +57,7 @@ def difference_rows(comparison: Comparison) -> list[list[str]]:
         for metric in comparison.metrics:
             value = own[metric]
             mark = " *" if value.low > 0 or value.high < 0 else ""
-            cells.append(f"{value.mean:+.3f} [{value.low:+.3f}, {value.high:+.3f}]{mark}")
+            cells.append(value.as_change() + mark)
         rows.append([name, *cells])
     return rows
 
@@ -88,7 +88,7 @@ def _gain_rows(report: BeforeAfter) -> Iterator[tuple[str, list[str]]]:
                 METRICS[name].title,
                 f"{report.base.estimates[name].mean:.3f}",
                 f"{report.adapted.estimates[name].mean:.3f}",
-                f"{gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]",
+                gain.as_change(),
                 "" if real is None else f"{real:.3f}",
             ],
         )

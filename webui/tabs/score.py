@@ -9,9 +9,9 @@ from typing import Any
 
 import gradio as gr
 
-from eval.report.before_after import REPORT_HTML, REPORT_PNG, BeforeAfter
+from eval.report.before_after import REPORT_HTML, REPORT_PNG
+from eval.report.page import verdict_html
 from eval.report.tables import before_after_rows
-from eval.report.verdict import verdict
 from loldu.errors import LoLDUError
 from loldu.files import save_png
 from loldu.pictures.open import load_image
@@ -299,22 +299,13 @@ def _report(job: Job) -> dict[str, Any]:
         return {"verdict": "<p>The report cannot be read; score the concept again.</p>"}
     frame = f'<iframe class="report" sandbox title="Report" srcdoc="{escape(page)}"></iframe>'
     return {
-        "verdict": _answers(report),
+        "verdict": verdict_html(report.verdict),
         "numbers": gr.update(visible=True),
         "table": f'<div class="wide">{score_table(heading, rows)}</div>',
         "picture": gr.update(value=picture, visible=True),
         "all": gr.update(visible=True),
         "page": frame,
     }
-
-
-def _answers(report: BeforeAfter) -> str:
-    """Return the report in words as HTML."""
-    pairs = "".join(
-        f"<div><dt>{question}</dt><dd>{answer}</dd></div>"
-        for question, answer in verdict(report.gains, report.others).items()
-    )
-    return f'<dl class="verdict">{pairs}</dl>'
 
 
 def _save_pictures(sent: Sequence[str], folder: Path) -> None:

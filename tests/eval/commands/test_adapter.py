@@ -16,6 +16,8 @@ from eval.__main__ import run
 from eval.commands import adapter
 from eval.encoders.load import load_clip, load_dino
 from eval.protocols.prompts import plan_pictures
+from eval.report.before_after import BeforeAfter
+from eval.report.verdict import verdict_json
 from loldu import read_concept
 from loldu.base.config import BaseModelConfig
 from loldu.base.draw import sample_images
@@ -309,8 +311,21 @@ def test_pictures_with_other_settings_are_replaced_only_on_request(
     assert read(folder)["num_inference_steps"] == 3
 
 
-def test_the_page_shows_before_after_and_the_nearest(report_dir: Path) -> None:
+def test_the_page_shows_before_after_and_the_nearest(report_dir: Path, report: dict) -> None:
     page = (report_dir / "report.html").read_text(encoding="utf-8")
+    assert list(report["verdict"]) == [
+        *("looks_like_it", "obeys_the_prompt", "hurts_other_prompts", "copies_a_training_picture"),
+    ]
+    assert report["verdict"]["hurts_other_prompts"]["answer"] == "no"  # it acts on its prompts
+    assert report["other_changes"] == {"adapted": {"mean": 0.0, "low": 0.0, "high": 0.0}}
+    answers = [
+        page.index(f"<strong>{one['answer']}</strong>") for one in report["verdict"].values()
+    ]
+    assert max(answers) < page.index("<figcaption>before") < page.index("<table>")
+    again = BeforeAfter.from_json(report)
+    assert verdict_json(again.verdict) == report["verdict"]
+    older = {name: value for name, value in report.items() if name != "other_changes"}
+    assert [one.answer for one in BeforeAfter.from_json(older).verdict][2] == "no"
     assert page.count("<figcaption>nearest real one") == 4
     assert page.count("<figcaption>before") == 6
     assert "a sks toy on sand" in page

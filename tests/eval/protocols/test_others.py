@@ -28,7 +28,7 @@ def test_other_prompts_are_scored_in_each_way(
     models = ModelsConfig(clip=str(clip_folder), dino=str(dino_folder), device="cpu", cache=False)
     ways = {w: drawn(tmp_path / w, n) for n, w in enumerate(("base", "adapted", "always_on"))}
     real = save_noise(tmp_path / "real", ["0.png", "1.png"], 9)
-    got = score_others(FeatureReader(models), ways, real, "toy")
+    got, changes = score_others(FeatureReader(models), ways, real, "toy", 50)
     clip, dino = load_clip(str(clip_folder)), load_dino(str(dino_folder))
     images = {way: [Image.open(one.path) for one in own] for way, own in ways.items()}
     seen = {way: clip.encode_images(own).double() for way, own in images.items()}
@@ -45,7 +45,13 @@ def test_other_prompts_are_scored_in_each_way(
             same = (looks[way] * looks["base"]).sum(1).mean().item()
             expected[f"drift_dino{end}"] = (1 - same) / 2
     assert got == pytest.approx(expected, abs=1e-5)
+    changed = {way: ((seen[way] - seen["base"]) * asked).sum(1) for way in changes}
+    assert set(changed) == {"adapted", "always_on"}
+    for way, values in changed.items():
+        assert changes[way].mean == pytest.approx(values.mean().item(), abs=1e-6)
+        assert values.min() <= changes[way].low < changes[way].mean < changes[way].high
+        assert changes[way].high <= values.max()
     del ways["always_on"]
-    without = score_others(FeatureReader(models), ways, real, "boat")
+    without, _ = score_others(FeatureReader(models), ways, real, "boat")
     assert set(without) == {"base", "adapted", "drift", "drift_dino"}
     assert torch.tensor([*without.values()]).isfinite().all()

@@ -87,6 +87,22 @@ def test_a_result(tmp_path: Path) -> None:
     for text_shown in ("DINO 0.250", "CLIP-I 0.500", "3 pictures, 1 real ones.", "center crop 224"):
         assert text_shown in text
     assert "are shown" not in text
+    assert "Copies a training picture" not in text  # nothing says so
+
+
+def test_a_page_begins_with_the_verdict_and_ends_with_the_numbers(tmp_path: Path) -> None:
+    result = make_result(tmp_path, page.IN_SIGHT + 2)
+    for number, one in enumerate(result.subjects[0].pictures):
+        assert isinstance(one.scores, dict)
+        one.scores["near_copies"] = float(number == 0)
+    text = result_page("Scored", result)
+    shown = check(text)
+    assert len(shown) == 2 * (page.IN_SIGHT + 2)
+    places = [text.index(part) for part in ("Copies a training", "<h2>cup", "2 more", "<table>")]
+    assert places == sorted(places)
+    (answer,) = result.verdict
+    assert answer.answer != "no"
+    assert f"<strong>{answer.answer}</strong>" in text
 
 
 @pytest.mark.parametrize("width", [390, 1440])
@@ -107,7 +123,7 @@ def test_no_picture_is_wider_than_the_window(width: int, tmp_path: Path) -> None
         boxes = [each.bounding_box() for each in shown.query_selector_all(".picture")]
         browser.close()
     assert len(boxes) == 3
-    assert all(box and 90 < box["width"] == box["height"] <= 112 for box in boxes)
+    assert all(box and 90 < box["width"] == box["height"] <= 192 for box in boxes)
 
 
 def test_texts_are_escaped(tmp_path: Path) -> None:
