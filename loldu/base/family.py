@@ -83,6 +83,8 @@ class Family(ABC):
         lora_prefixes: By component, the prefix of its keys in a LoRA file with kohya's names.
         unused_options: By name, the trainer's options that make no sense here, and why.
         licenses: Licences of well-known bases, whose terms also bind what is derived from them.
+        tag: Tag of its results on the Hub.
+        half_dtype: Dtype in which a GPU draws with it.
     """
 
     name: ClassVar[str]
@@ -96,6 +98,8 @@ class Family(ABC):
     lora_prefixes: ClassVar[Mapping[str, str]]
     unused_options: ClassVar[Mapping[str, str]] = {}
     licenses: ClassVar[Mapping[str, str]] = {}
+    tag: ClassVar[str] = "stable-diffusion"
+    half_dtype: ClassVar[torch.dtype] = torch.float16
 
     @abstractmethod
     def matches(self, index: Mapping[str, Any]) -> bool:
@@ -221,6 +225,10 @@ class Family(ABC):
         resolution: int | None,
     ) -> list[Image.Image]:
         """Draw one picture per prompt, each from the noise of its own generator."""
+
+    def passes_a_step(self, pipeline: DiffusionPipeline, guidance_scale: float) -> int:
+        """Return how often a denoising step of `draw` calls the network."""
+        return 1
 
     @abstractmethod
     def latent_shape(self, pipeline: DiffusionPipeline, resolution: int) -> tuple[int, ...]:

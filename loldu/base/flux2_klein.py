@@ -65,6 +65,9 @@ class Flux2Klein(Family):
         "black-forest-labs/FLUX.2-klein-base-4B": "apache-2.0",
     }
 
+    tag = "flux2-klein"
+    half_dtype = torch.bfloat16
+
     def matches(self, index: Mapping[str, Any]) -> bool:
         """Tell whether a folder is of the pipeline for text to image, with its Qwen3."""
         kinds = {part: index.get(part, [None, None])[1] for part in ("transformer", "text_encoder")}
@@ -234,6 +237,10 @@ class Flux2Klein(Family):
         vae = pipeline.vae
         decoded = vae.decode(output.images.to(vae.dtype), return_dict=False)[0]
         return pipeline.image_processor.postprocess(decoded, output_type="pil")
+
+    def passes_a_step(self, pipeline: Any, guidance_scale: float) -> int:  # noqa: ANN401
+        """Return 2 if a picture is guided: the unconditional pass is one of its own."""
+        return 2 if guidance_scale > 1 and not pipeline.config["is_distilled"] else 1
 
     def latent_shape(self, pipeline: Any, resolution: int) -> tuple[int, ...]:  # noqa: ANN401
         """Return channels, height and width of the patches of a square picture."""

@@ -283,14 +283,14 @@ def _pass_routed(pipeline: Any, part: nn.Module) -> Generator[None]:  # noqa: AN
     layers, routing = adapted_layers(part), pipeline.routing
     names = _names(part, _words_as_read(pipeline))
 
-    @torch.compiler.disable
     def choose(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs = [*args, *kwargs.values()]
         read = [rows for states, rows in routing.passes if any(states is x for x in inputs)]
         rows = next(iter(read or [rows for _, rows in routing.passes]), None)
         set_rows(layers, None if rows is None else Rows.of(rows, names))
 
-    handle = part.register_forward_pre_hook(choose, with_kwargs=True)
+    hook: Any = torch.compiler.disable(choose)  # it compares tensors by identity
+    handle = part.register_forward_pre_hook(hook, with_kwargs=True)
     try:
         yield
     finally:

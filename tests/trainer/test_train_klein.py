@@ -201,6 +201,7 @@ def test_several_concepts_resume_to_the_same_bits(
     assert lora["lora_unet_double_blocks_0_txt_attn_qkv.lora_down.weight"].shape == (3 * 4, 16)
     card = (whole / "concepts" / "dog" / "README.md").read_text()
     assert "Flux2KleinPipeline" in card
+    assert "\n- flux2-klein\n" in card
     assert "are those of the concept, with a relative error of" in card
     assert "in A1111." not in card
 

@@ -3,16 +3,19 @@
 import json
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline
 
 from eval.__main__ import run as evaluate
 from loldu import hotswap_concept, load_concept
 from loldu.__main__ import run as command
 from loldu.base.draw import sample_images
 from loldu.base.families import family_of
+from loldu.base.flux2_klein import Flux2Klein
 from loldu.base.open import load_pipeline
 from tests.webui.concepts import entry_of
 from trainer.__main__ import run as train
@@ -22,20 +25,41 @@ from webui.drawing.studio import Studio, Task, Watch
 PROMPT = "a photo of sks toy"
 
 
-def test_a_concept_of_sdxl_is_scored_converted_swapped_and_drawn_in_the_studio(
+@pytest.fixture
+def small_klein(klein_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """FLUX.2 klein in miniature that draws 16 pixels by default; its pipeline says 128 latents."""
+    opened = Flux2Klein.open
+
+    def small(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        pipeline = opened(*args, **kwargs)
+        pipeline.default_sample_size = 8
+        return pipeline
+
+    monkeypatch.setattr(Flux2Klein, "open", small)
+    return klein_folder
+
+
+@pytest.mark.parametrize(
+    ("fixture", "more", "passes"),
+    [("xl_folder", ["--train_text_encoder"], 2), ("small_klein", [], 4)],
+)
+def test_a_concept_of_every_family_is_scored_converted_swapped_and_drawn_in_the_studio(
+    fixture: str,
+    more: list[str],
+    passes: int,
     flags: list[str],
-    xl_folder: Path,
     clip_folder: Path,
     dino_folder: Path,
     tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
-    more = ["--class_prompt", "a photo of toy", "--train_text_encoder", "--no_sample_at_end"]
-    base, folder = str(xl_folder), tmp_path / "run"
+    more = ["--class_prompt", "a photo of toy", "--no_sample_at_end", *more]
+    base, folder = str(request.getfixturevalue(fixture)), tmp_path / "run"
     steps = ["--max_train_steps", "2", "--learning_rate", "0.3"]
     assert train([*flags, "--pretrained_model_name_or_path", base, *more, *steps]) == 0
     concept = folder / "concept.safetensors"
 
-    def drawn(pipeline: StableDiffusionXLPipeline) -> bytes:
+    def drawn(pipeline: DiffusionPipeline) -> bytes:
         (image,) = sample_images(pipeline, [PROMPT], [3], num_inference_steps=2, progress=False)
         return image.tobytes()
 
@@ -70,9 +94,11 @@ def test_a_concept_of_sdxl_is_scored_converted_swapped_and_drawn_in_the_studio(
     assert np.abs(difference).max() <= 1
 
     studio = Studio(base)
-    watch = Watch(lambda *_: None, lambda _: None, threading.Event())
+    ticks: list[tuple[int, int]] = []
+    watch = Watch(lambda *tick: ticks.append(tick), lambda _: None, threading.Event())
     task = Task((PROMPT,), (3,), "", 2, 7.5)
     (plain,) = studio.draw_base(task, [], watch)
+    assert ticks == [(done + 1, passes) for done in range(passes)]
     (changed,) = studio.draw_concepts(task, [Use(entry_of(folder), 1.0)], watch)
     assert plain.image.tobytes() == before
     routed = load_pipeline(base)

@@ -58,6 +58,7 @@ class Result:
         checked: Relative errors of the LoRA by the arithmetic of other programs, or "".
         word_keys: By text encoder, the key of its vector in the file of a learned word; {} if that
             file has one vector.
+        tag: Tag of the base's family.
     """
 
     config: Config
@@ -69,15 +70,19 @@ class Result:
     pipeline_class: str
     checked: str = ""
     word_keys: Mapping[str, str] = field(default_factory=dict[str, str])
+    tag: str = "stable-diffusion"
 
 
 def card_data(
-    config: Config, prompt: str | None = None, samples: Sequence[Sample] = ()
+    config: Config,
+    prompt: str | None = None,
+    samples: Sequence[Sample] = (),
+    tag: str = Result.tag,
 ) -> ModelCardData:
     """Return the card's front matter; it names the base only if the base is on the hub."""
     method = method_named(config.adapter.method)
     exports = method.makes_concept and config.result.lora_file != "no"
-    tags = ["text-to-image", "stable-diffusion", "diffusers", "dreambooth", "loldu"]
+    tags = ["text-to-image", tag, "diffusers", "dreambooth", "loldu"]
     relation = "finetune" if method.trains_base else "adapter"
     return ModelCardData(
         base_model=base_name(config) if is_on_hub(config) else None,
@@ -105,7 +110,7 @@ def model_card(result: Result) -> ModelCard:
         PIPELINE=PIPELINE,
         PEFT=PEFT,
         about={**_ABOUT, **{method.file_name: method.about for method in all_methods()}},
-        front_matter=card_data(config, prompt, result.samples).to_yaml(),
+        front_matter=card_data(config, prompt, result.samples, result.tag).to_yaml(),
         title=_one_line(" ".join(words) or prompt),
         prompt=_one_line(prompt),
         method=method_named(config.adapter.method),

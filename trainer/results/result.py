@@ -76,8 +76,9 @@ def write_result(
     samples = draw_samples(config, concept, pipeline, trained, metadata["instance_prompt"], device)
     names = dict.fromkeys((main.name, LORA, LEARNED_WORD, CONFIG, METRICS))
     files = {name: size_bytes(folder / name) for name in names if (folder / name).exists()}
-    kind, keys = type(pipeline).__name__, family_of(pipeline).word_keys
-    result = Result(config, metadata, training, files, samples, repository, kind, checked, keys)
+    family, kind = family_of(pipeline), type(pipeline).__name__
+    about = kind, checked, family.word_keys, family.tag
+    result = Result(config, metadata, training, files, samples, repository, *about)
     manifest.write(folder / CARD, str(model_card(result)))
     pictures = [name for sample in samples for name in (sample.base, sample.adapted) if name]
     return [CARD, *pictures, *(name for name in files if name != CONFIG)]

@@ -19,7 +19,7 @@ from loldu import (
     unload_concept,
 )
 from loldu.base.config import BaseModelConfig
-from loldu.base.open import load_pipeline, weights_digest
+from loldu.base.open import check_base, load_pipeline, weights_digest
 from loldu.base.record import base_options, public_base
 from loldu.concept.route import words_of
 from loldu.errors import LoLDUError
@@ -60,7 +60,7 @@ class Model:
             LoLDUError: If it does not exist, or cannot be used.
         """
         self.options = options
-        dtype = torch.float16 if device == "cuda" else torch.float32
+        dtype = check_base(options).half_dtype if device == "cuda" else torch.float32
         self.pipeline = load_pipeline(
             options, torch_dtype=dtype, device=device, safety_checker=True
         )

@@ -14,7 +14,7 @@ from PIL import Image
 from eval.protocols.score import pick_device
 from loldu.base.config import BaseModelConfig
 from loldu.base.draw import sample_images
-from loldu.base.families import network_of
+from loldu.base.families import family_of, network_of
 from loldu.errors import LoLDUError
 from webui.drawing.model import Model, Use, options_for
 from webui.drawing.queue import Cancelled, DrawingQueue
@@ -96,7 +96,7 @@ class Studio:
             if key not in self._rows:
                 model = self._loaded(options)
                 model.apply([])
-                with _watched(model.pipeline, _passes([task]), watch):
+                with _watched(model.pipeline, [task], watch):
                     self._rows[key] = _draw(model, task, ())
             self._rows.move_to_end(key)
             while len(self._rows) > _MAX_ROWS:
@@ -126,7 +126,7 @@ class Studio:
         with self._queue.turn(watch.stop, watch.waiting):
             model = self._loaded(options)
             model.apply(uses)  # a refused concept is named before anything is drawn
-            with _watched(model.pipeline, _passes([part for part, _ in rows]), watch):
+            with _watched(model.pipeline, [part for part, _ in rows], watch):
                 drawn = [_draw(model, part, tuple(model.apply(its))) for part, its in rows]
             return [picture for group in zip(*drawn, strict=True) for picture in group]
 
@@ -151,9 +151,11 @@ class Studio:
         return self._model
 
 
-def _passes(tasks: Sequence[Task]) -> int:
-    """Return the passes through the network that tasks need."""
-    return sum(-(-len(task.seeds) // BATCH_SIZE) * task.num_inference_steps for task in tasks)
+def _passes(pipeline: DiffusionPipeline, task: Task) -> int:
+    """Return the passes through the network that a task needs."""
+    batches = -(-len(task.seeds) // BATCH_SIZE)
+    a_step = family_of(pipeline).passes_a_step(pipeline, task.guidance_scale)
+    return batches * task.num_inference_steps * a_step
 
 
 def _draw(model: Model, task: Task, concepts: tuple[Used, ...]) -> list[Picture]:
@@ -199,9 +201,9 @@ def _draw(model: Model, task: Task, concepts: tuple[Used, ...]) -> list[Picture]
 
 
 @contextmanager
-def _watched(pipeline: DiffusionPipeline, total: int, watch: Watch) -> Generator[None]:
+def _watched(pipeline: DiffusionPipeline, tasks: Sequence[Task], watch: Watch) -> Generator[None]:
     """Report every pass of the network; a scheduler may make one or two more than its steps."""
-    passes = itertools.count(1)
+    passes, total = itertools.count(1), sum(_passes(pipeline, task) for task in tasks)
 
     def count(*_: object) -> None:
         watch.passes(min(next(passes), total), total)
