@@ -54,7 +54,7 @@ from trainer.training.held_out import HeldOutLoss
 from trainer.training.instances import find_all_instances, report, split
 from trainer.training.objective import Denoiser, DreamBooth, Objective
 from trainer.training.optimizers import make_optimizer, optimizer_class
-from trainer.training.prior import class_images
+from trainer.training.prior import class_images, own_pictures
 from trainer.training.scores import LiveScores, Scorer, live_scores, optional_scorer, scores_at
 from trainer.training.stages import BASE_PICTURES, ENCODING, announce
 from trainer.training.tracking import check_trackers, start_trackers
