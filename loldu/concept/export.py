@@ -138,7 +138,7 @@ def low_rank(
 
 def _lora_factors(
     layer: LoLDULayer, adapter_name: str, dtype: torch.dtype, factor: float = 1.0
-) -> tuple[Float[Tensor, "out r ..."], Float[Tensor, "r in ..."]]:
+) -> tuple[Float[Tensor, "out r ..."], Float[Tensor, "r in ..."]]:  # noqa: F821  a shape
     """Return up and down in the shapes that readers of LoRA expect: kernels for a convolution.
 
     Raises:

@@ -142,7 +142,7 @@ def place_of(prefix: str, component: str, layer: str, model: nn.Module) -> Place
 
 def joined(
     factors: Mapping[int, tuple[Tensor, Tensor]], parts: int
-) -> tuple[Float[Tensor, "out r ..."], Float[Tensor, "r in ..."]]:
+) -> tuple[Float[Tensor, "out r ..."], Float[Tensor, "r in ..."]]:  # noqa: F821  a shape
     """Return up and down of the layer that a file has in place of several layers of one size.
 
     `up` has a block for each layer and is zero elsewhere, so the ranks add up. Layers without
