@@ -1,10 +1,15 @@
-"""Pictures a second from files to DINO and CLIP features, beside a plain loop over pictures.
+"""Pictures a second from files to all features of `eval`, beside a plain loop over pictures.
 
 ``python -m benchmarks.eval_throughput``. Both networks have their true shapes and random weights.
+``--against REVISION`` measures an earlier revision in turns with the code of today.
 """
 
+import json
 import multiprocessing
+import os
+import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -24,16 +29,33 @@ from torch import Tensor
 from benchmarks.harness import Options as Shared
 from benchmarks.harness import digits, in_turns, ratio, run, show, spread
 from eval.encoders.cache import FeatureCache
-from eval.encoders.encoder import Encoder
+from eval.encoders.encoder import Encoder, PatchGrid, Thumbnail, TokenEncoder
 from eval.encoders.features import compute_features
+from eval.encoders.load import PATCHES
 from eval.encoders.preprocess import published_dino
+from eval.metrics.copying import SIDE_PX
 from eval.metrics.functional import image_similarity
 from experiments.memory import forget_peak_memory
+from loldu.errors import LoLDUError
 from trainer.training.memory import peak_memory_mib
 
 DINO, CLIP = "vit_small_patch16_224.dino", "ViT-B-32-quickgelu"
 WAYS = ("plain loop", "ours", "ours, a second time")
 WARMUP = 4
+ROOT = Path(__file__).parent.parent
+_MEASURE = """
+import json, sys
+from pathlib import Path
+from benchmarks.eval_throughput import Options, measure_way
+
+if __name__ == "__main__":
+    given = json.load(sys.stdin)
+    pictures = [[Path(path) for path in given[kind]] for kind in ("generated", "real")]
+    found = measure_way("ours", Options(**given["options"]), *pictures)
+    found = found._asdict() if hasattr(found, "_asdict") else found
+    print(json.dumps({name: float(value) for name, value in found.items()}))
+"""
+"""Measures one way with the code of a revision, in a process of its own."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +68,8 @@ class Options(Shared):
     side_px: int = 512
     # How many times everything is timed; the result holds medians.
     repetitions: int = 5
+    # Git revision of a checkout whose code is timed too, such as v0.1.0: images/s today and before.
+    against: str | None = None
 
 
 class Measured(NamedTuple):
@@ -115,8 +139,11 @@ def ours(
     real: Sequence[Path],
     cache: FeatureCache | None = None,
 ) -> dict[str, float]:
-    """Score as `python -m eval images` does."""
-    seen = compute_features([*generated, *real], models, cache, progress=False)
+    """Encode as `python -m eval images` does, with all encoders that metrics read, and score."""
+    dino = models["dino"]
+    assert isinstance(dino, TokenEncoder)
+    every = {**models, "thumbnail": Thumbnail(SIDE_PX, dino.device), PATCHES: PatchGrid(dino)}
+    seen = compute_features([*generated, *real], every, cache, progress=False)
     return {
         name: image_similarity(seen.stack(name, generated), seen.stack(name, real))
         for name in models
@@ -142,28 +169,94 @@ def measure_way(way: str, options: Options, generated: list[Path], real: list[Pa
     return Measured(seconds, digits(peak_memory_mib() - before), scores["dino"], scores["clip"])
 
 
+def extract(revision: str, folder: Path) -> None:
+    """Write the files of a git revision into a folder.
+
+    Raises:
+        LoLDUError: If this is not a checkout, or it has no such revision.
+    """
+    archive = folder / "revision.tar"
+    command = ["git", "-C", str(ROOT), "archive", "--output", str(archive), revision]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = getattr(error, "stderr", None) or str(error)
+        raise LoLDUError(
+            f"--against {revision} is no revision of the checkout {ROOT} "
+            f"({' '.join(reason.split())}); give a commit, branch or tag."
+        ) from error
+    with tarfile.open(archive) as packed:
+        packed.extractall(folder, filter="data")
+    archive.unlink()
+
+
+def measure_revision(
+    folder: Path, options: Options, generated: list[Path], real: list[Path]
+) -> Measured:
+    """Time the code in a folder of `extract`.
+
+    Raises:
+        LoLDUError: If its benchmark cannot run here.
+    """
+    given = {
+        "options": {n: getattr(options, n) for n in ("pictures", "side_px", "seed", "device")},
+        "generated": [str(path) for path in generated],
+        "real": [str(path) for path in real],
+    }
+    script = folder / "measure_way.py"
+    script.write_text(_MEASURE, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        input=json.dumps(given),
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
+        raise LoLDUError(
+            f"The benchmark of --against {options.against} failed ({last[0]}); give a revision "
+            "whose libraries are those that are installed."
+        )
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    return Measured(**{name: found.get(name, 0.0) for name in Measured._fields})
+
+
 def measure(options: Options) -> dict[str, Any]:
     """Return the results of all ways."""
     if not Path("/proc/self/clear_refs").exists():
         sys.exit("Peak memory is read from /proc, which only Linux has.")
-    found: dict[str, list[Measured]] = {way: [] for way in WAYS}
+    before = f"ours at {options.against}"
+    ways = [*WAYS, *([before] if options.against else [])]
+    found: dict[str, list[Measured]] = {way: [] for way in ways}
     with tempfile.TemporaryDirectory() as folder:
+        if options.against:
+            extract(options.against, Path(folder))
         generated = render(Path(folder) / "a", options.pictures, options.side_px, options.seed)
         few = max(2, options.pictures // 10)
         real = render(Path(folder) / "b", few, options.side_px, options.seed + 1)
 
         def seconds(way: str) -> float:
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(1, mp_context=context) as process:
-                one = process.submit(measure_way, way, options, generated, real).result()
+            if way == before:
+                one = measure_revision(Path(folder), options, generated, real)
+            else:
+                context = multiprocessing.get_context("spawn")
+                with ProcessPoolExecutor(1, mp_context=context) as process:
+                    one = process.submit(measure_way, way, options, generated, real).result()
             found[way].append(one)
             return one.seconds
 
-        in_turns({way: partial(seconds, way) for way in WAYS}, options.repetitions)
-    return {
+        in_turns({way: partial(seconds, way) for way in ways}, options.repetitions)
+    record = {
         "ways": _summary(found, len(generated) + len(real)),
         "greatest_difference_of_scores": _difference(found),
     }
+    if options.against:
+        paired = [[one.seconds for one in found[way]] for way in (before, "ours")]
+        record["times_as_fast_as_before"] = ratio(*paired)
+    return record
 
 
 def _summary(found: dict[str, list[Measured]], count: int) -> dict[str, Any]:

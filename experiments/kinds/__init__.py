@@ -14,10 +14,10 @@ from experiments.results import Results
 from experiments.table import markdown
 from loldu.errors import LoLDUError
 
-KINDS = ("vision", "glue", "instruct", "personalization", "concepts", "curves")
-OWN_TABLES = ("concepts", "curves")
+KINDS = ("vision", "glue", "instruct", "personalization", "concepts", "curves", "metrics")
+OWN_TABLES = ("concepts", "curves", "metrics")
 """Kinds with a module `table` of their own; the others share one form."""
-_BY_THE_TRAINER = ("personalization", "concepts", "curves")
+_BY_THE_TRAINER = ("personalization", "concepts", "curves", "metrics")
 
 
 def methods_of(kind: str) -> Collection[str]:

@@ -1,4 +1,5 @@
 import json
+import subprocess
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -9,6 +10,7 @@ from PIL import Image
 
 from benchmarks import eval_throughput
 from eval.encoders.load import load_clip, load_dino
+from loldu.errors import LoLDUError
 
 
 def test_the_loop_and_ours_give_the_same_scores(
@@ -21,6 +23,58 @@ def test_the_loop_and_ours_give_the_same_scores(
         assert picture.size == (40, 40)
     ours = eval_throughput.ours(models, generated, real)
     assert ours == pytest.approx(eval_throughput.plain_loop(models, generated, real), abs=1e-5)
+
+
+BEFORE = """
+from dataclasses import dataclass
+
+
+@dataclass
+class Options:
+    pictures: int
+    side_px: int
+    seed: int
+    device: str
+
+
+def measure_way(way, options, generated, real):
+    assert way == "ours" and generated[0].exists()
+    counts = {"dino": len(generated), "clip_i": len(real)}
+    return {"seconds": 2.0, "peak_mib": options.side_px, **counts}
+"""
+
+
+def git(folder: Path, *command: str) -> None:
+    who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+    subprocess.run(["git", "-C", str(folder), *who, *command], check=True, capture_output=True)
+
+
+def test_a_revision_is_measured_with_its_own_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout, before = tmp_path / "checkout", tmp_path / "before"
+    before.mkdir()
+    (checkout / "benchmarks").mkdir(parents=True)
+    (checkout / "benchmarks" / "__init__.py").write_text("")
+    module = checkout / "benchmarks" / "eval_throughput.py"
+    module.write_text(BEFORE)
+    git(tmp_path, "init", "-q", str(checkout))
+    git(checkout, "add", ".")
+    git(checkout, "commit", "-q", "-m", "before")
+    git(checkout, "tag", "v1")
+    module.write_text("raise SystemExit('today')")
+    git(checkout, "commit", "-q", "-a", "-m", "today")
+    monkeypatch.setattr(eval_throughput, "ROOT", checkout)
+    pictures = eval_throughput.render(tmp_path / "a", 3, 16, seed=0)
+    options = eval_throughput.Options(pictures=3, side_px=16, against="v1")
+    eval_throughput.extract("v1", before)
+    found = eval_throughput.measure_revision(before, options, pictures[:2], pictures[2:])
+    assert found == (2.0, 16.0, 2.0, 1.0)
+    eval_throughput.extract("HEAD", before)
+    with pytest.raises(LoLDUError, match=r"of --against v1 failed \(today\)"):
+        eval_throughput.measure_revision(before, options, pictures[:2], pictures[2:])
+    with pytest.raises(LoLDUError, match="--against v2 is no revision of the checkout"):
+        eval_throughput.extract("v2", before)
 
 
 class Inline:

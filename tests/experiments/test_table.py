@@ -175,6 +175,7 @@ def test_documents_are_filled_between_marks(sample: Experiment, tmp_path: Path) 
     [
         ("reproduction.md", paper_experiments()),
         ("pocket.md", ["pocket_concepts", "pocket_concepts_tuning"]),
+        ("eval.md", ["metric_trust"]),
     ],
 )
 def test_documents_show_the_results(document: str, experiments: list[str]) -> None:
