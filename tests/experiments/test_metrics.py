@@ -73,7 +73,8 @@ def test_true_renders_score_better_than_another_toy() -> None:
     for name in ("clip_i", "clip_t", "clip_t_context", "rank_map", "rank_top1"):
         assert right[name] > wrong[name], name
     for name in ("drift", "drift_dino"):
-        assert right[name] == pytest.approx(0, abs=1e-5) < wrong[name]
+        assert right[name] == pytest.approx(0, abs=1e-5)
+        assert wrong[name] > 0.01
 
 
 def test_two_adapters_are_trained_scored_and_correlated(
