@@ -6,8 +6,8 @@
 
 import functools
 import inspect
+import itertools
 import logging
-import re
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +20,7 @@ from loldu.adapter.components import adapted_layers, components
 from loldu.adapter.injection import require_loaded, require_mixable
 from loldu.adapter.layer import LoLDULayer, set_rows
 from loldu.adapter.mixing import Rows
+from loldu.concept.called import as_read, called, called_by, decoded, listed, words_as_read
 from loldu.concept.format import Concept, require_finite
 from loldu.errors import ConceptError
 
@@ -34,6 +35,7 @@ def route_concepts(
     words: Mapping[str, str | None] | None,
     *,
     guidance: float | int | None = None,
+    pictures: Sequence[Mapping[str, float | int]] | None = None,
 ) -> None:
     """Let every prompt of a pipeline get the concepts whose words it contains.
 
@@ -53,10 +55,14 @@ def route_concepts(
         guidance: Strength of a picture's concepts in the unconditional prediction that guidance
             leads away from, as a factor on their own strength; 0 leads away from the base's. By
             default it stays as it is; it starts at 0.
+        pictures: For every prompt of the next calls, factors on the strength of the concepts that
+            it calls, by adapter name; a concept without one stays off. So one pass draws a prompt
+            at several strengths. By default every concept has its own strength.
 
     Raises:
-        ConceptError: If a concept is not loaded, has empty words, `guidance` is not finite, or the
-            pipeline reads no prompts.
+        ConceptError: If a concept is not loaded, has empty words, `guidance` or a factor is not
+            finite, or the pipeline reads no prompts. A call with more prompts than `pictures`
+            raises it too.
     """
     if words is None:
         if isinstance(pipeline, _Routed):
@@ -66,6 +72,8 @@ def route_concepts(
     if guidance is None:
         guidance = pipeline.routing.guidance if isinstance(pipeline, _Routed) else 0.0
     require_finite(guidance, None)
+    for name, factor in (each for own in pictures or () for each in own.items()):
+        require_finite(factor, name)
     if not reads_prompts(pipeline):
         raise ConceptError(
             f"a {type(pipeline).__name__} reads no prompts, so no words can call a concept: choose "
@@ -74,7 +82,7 @@ def route_concepts(
     _check(pipeline, words)
     if not isinstance(pipeline, _Routed):
         pipeline.__class__ = _routed(type(pipeline))
-    pipeline.routing = _Routing(dict(words), float(guidance))
+    pipeline.routing = _Routing(dict(words), float(guidance), pictures)
 
 
 def reads_prompts(pipeline: Any) -> bool:  # noqa: ANN401
@@ -112,9 +120,9 @@ def words_after_load(
         if name in layer.r
     )
     if words is not None:
-        said = _as_read(pipeline, [words])[0]
+        said = as_read(pipeline, [words])[0]
         for name, text in list(known.items()):
-            if text is not None and _as_read(pipeline, [text])[0] == said:
+            if text is not None and as_read(pipeline, [text])[0] == said:
                 logger.warning(
                     "'%s' now calls '%s' and no longer '%s': to draw both, load one of them with "
                     "more words, such as words='sks dog'.",
@@ -137,13 +145,13 @@ def _check(pipeline: Any, words: Mapping[str, str | None]) -> None:  # noqa: ANN
     require_loaded(pipeline, words)
     require_mixable(pipeline, words)
     for name, text in words.items():
-        if text is not None and not _as_read(pipeline, [text])[0]:
+        if text is not None and not as_read(pipeline, [text])[0]:
             raise ConceptError(f"concept '{name}' is called by {text!r}, which has no word")
 
 
 @dataclass
 class _Routing:
-    """The words and the strength under guidance of a routed pipeline, and where its call is.
+    """The words and strengths of a routed pipeline, and where its call is.
 
     Where prompts and unconditional prompts are encoded apart, `passes` has the states and the rows
     of the network's pass on each; None instead of rows if they have no words.
@@ -151,9 +159,20 @@ class _Routing:
 
     words: dict[str, str | None]
     guidance: float
+    pictures: Sequence[Mapping[str, float | int]] | None
     in_call: bool = False
     warned: bool = False
     passes: list[tuple[Tensor, list[dict[str, float]] | None]] = field(default_factory=list)
+
+    def strengths(self, count: int, first: int = 0) -> Sequence[Mapping[str, float | int] | None]:
+        """Return the factors of `count` pictures from `first` on; None for the concepts' own."""
+        own = [None] * count if self.pictures is None else self.pictures[first : first + count]
+        if len(own) < count:
+            raise ConceptError(
+                f"route_concepts has the strengths of {len(self.pictures or ())} pictures, and the "
+                "call has more prompts: give strengths for each"
+            )
+        return own
 
 
 class _Routed:
@@ -236,15 +255,20 @@ def _parts(pipeline: Any, *, encode: bool) -> dict[str, nn.Module]:  # noqa: ANN
 def _text_routed(pipeline: Any, name: str, part: nn.Module) -> Generator[None]:  # noqa: ANN401
     """Inside the block, a text encoder reads every prompt with the prompt's own concepts."""
     tokenizer = getattr(pipeline, name.replace(_TEXT_ENCODER, "tokenizer"))
-    layers, words = adapted_layers(part), _words_as_read(pipeline)
+    layers, words = adapted_layers(part), words_as_read(pipeline)
+    routing: _Routing = pipeline.routing
+    encoded = itertools.count()
 
     def choose(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         rows = args[0] if args else kwargs["input_ids"]
         if (whole := getattr(pipeline, "whole_prompt", None)) is None:
-            said = _decoded(tokenizer, rows)
-        else:  # the rows are its chunks
-            said = _decoded(tokenizer, whole) * len(rows)
-        set_rows(layers, Rows.of([_called(words, text) for text in said], _names(part, words)))
+            said, own = decoded(tokenizer, rows), routing.strengths(len(rows))
+        else:  # the rows are its chunks; prompts come first, then as many negative ones
+            place = next(encoded) % len(routing.pictures or (0,))
+            said, own = decoded(tokenizer, whole) * len(rows), [*routing.strengths(1, place)]
+            own *= len(rows)
+        of_rows = [called(words, *each) for each in zip(said, own, strict=True)]
+        set_rows(layers, Rows.of(of_rows, _names(part, words)))
 
     handle = part.register_forward_pre_hook(choose, with_kwargs=True)
     try:
@@ -272,7 +296,7 @@ def _add_pass(pipeline: Any, options: Mapping[str, Any], states: Tensor) -> None
             g = routing.guidance
             rows = [{name: g * f for name, f in row.items() if g} for row in of_prompts]
     elif not _has_no_words(routing, options):
-        own = _called_by(pipeline, _listed(options["prompt"], 1), options.get("prompt_2"))
+        own = called_by(pipeline, listed(options["prompt"], 1), options.get("prompt_2"))
         rows = _repeated(own, options.get("num_images_per_prompt") or 1)
     routing.passes.append((states, rows))
 
@@ -281,7 +305,7 @@ def _add_pass(pipeline: Any, options: Mapping[str, Any], states: Tensor) -> None
 def _pass_routed(pipeline: Any, part: nn.Module) -> Generator[None]:  # noqa: ANN401
     """Inside the block, every pass of a network has the concepts of the states that it reads."""
     layers, routing = adapted_layers(part), pipeline.routing
-    names = _names(part, _words_as_read(pipeline))
+    names = _names(part, words_as_read(pipeline))
 
     def choose(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs = [*args, *kwargs.values()]
@@ -319,52 +343,23 @@ def _route_network(pipeline: Any, options: Mapping[str, Any]) -> None:  # noqa: 
     routing: _Routing = pipeline.routing
     if _has_no_words(routing, options):
         return
-    prompts = _listed(options["prompt"], 1)
-    rows = _called_by(pipeline, prompts, options.get("prompt_2"))
+    prompts = listed(options["prompt"], 1)
+    rows = called_by(pipeline, prompts, options.get("prompt_2"))
     unconditional: list[dict[str, float]] = []
     if options.get("do_classifier_free_guidance"):
-        negative = _listed(options.get("negative_prompt") or "", len(prompts))
-        called = _called_by(pipeline, negative, options.get("negative_prompt_2"))
+        negative = listed(options.get("negative_prompt") or "", len(prompts))
+        of_negatives = called_by(pipeline, negative, options.get("negative_prompt_2"))
         unconditional = [
             {name: factor * routing.guidance for name, factor in row.items()} | of_negative
-            for row, of_negative in zip(rows, called, strict=True)
+            for row, of_negative in zip(rows, of_negatives, strict=True)
         ]
     times = options.get("num_images_per_prompt") or 1
     rows, unconditional = _repeated(rows, times), _repeated(unconditional, times)
     blank = 0 if any(any(row.values()) for row in unconditional) else len(unconditional)
     for part in _parts(pipeline, encode=False).values():
-        names = _names(part, _words_as_read(pipeline))
+        names = _names(part, words_as_read(pipeline))
         batch = Rows.of(rows if blank else unconditional + rows, names, blank)
         set_rows(adapted_layers(part), batch)
-
-
-def _called_by(
-    pipeline: Any,  # noqa: ANN401
-    texts: list[str],
-    second: str | Sequence[str] | None,
-) -> list[dict[str, float]]:
-    """Return the concepts of every picture's text, and of its text for a second encoder."""
-    words, more = _words_as_read(pipeline), _listed(second or texts, len(texts))
-    both = zip(_as_read(pipeline, texts), _as_read(pipeline, more), strict=True)
-    return [_called(words, one) | _called(words, other) for one, other in both]
-
-
-def _called(words: Mapping[str, str | None], said: str) -> dict[str, float]:
-    """Return the concepts that act on a prompt: those that it calls, and those always on."""
-    return {
-        name: 1.0
-        for name, word in words.items()
-        if word is None or re.search(rf"(?<!\w){re.escape(word)}(?!\w)", said)
-    }
-
-
-def _words_as_read(pipeline: Any) -> dict[str, str | None]:  # noqa: ANN401
-    loaded = {name for layer in adapted_layers(pipeline) for name in layer.r}
-    return {
-        name: None if text is None else _as_read(pipeline, [text])[0]
-        for name, text in pipeline.routing.words.items()
-        if name in loaded
-    }
 
 
 def _names(part: nn.Module, words: Mapping[str, str | None]) -> tuple[str, ...] | None:
@@ -374,26 +369,6 @@ def _names(part: nn.Module, words: Mapping[str, str | None]) -> tuple[str, ...] 
         for module in part.modules()
     )
     return tuple(words) if compiled else None
-
-
-def _as_read(pipeline: Any, texts: Sequence[str]) -> list[str]:  # noqa: ANN401
-    """Return texts as the text encoder reads them: lower-cased and cut at its length."""
-    tokenizer = pipeline.tokenizer
-    # A tokenizer without a limit says 1e30, which is no length.
-    length = min(tokenizer.model_max_length, 1_000_000) * getattr(pipeline, "prompt_chunks", 1)
-    return _decoded(tokenizer, tokenizer([*texts], truncation=True, max_length=length).input_ids)
-
-
-def _decoded(tokenizer: Any, token_ids: Any) -> list[str]:  # noqa: ANN401
-    """Join the pieces of token ids; every tokenizer marks the ends of words in its own way."""
-    added = tokenizer.get_added_vocab()
-    rows = (tokenizer.convert_ids_to_tokens(row, skip_special_tokens=True) for row in token_ids)
-    texts = ("".join(f" {y} " if y in added else y for y in pieces) for pieces in rows)
-    return [" ".join(re.sub("</w>|\u2581|\u0120", " ", text).lower().split()) for text in texts]
-
-
-def _listed(texts: str | Sequence[str], count: int) -> list[str]:
-    return [texts] * count if isinstance(texts, str) else list(texts)
 
 
 def _repeated(rows: list[dict[str, float]], times: int) -> list[dict[str, float]]:

@@ -238,6 +238,33 @@ def test_strength_and_guidance(
     assert difference(routed, draw(always_on, prompt)).max() > 1e-3
 
 
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_every_picture_has_its_own_strengths(
+    pipeline: StableDiffusionPipeline, files: Files, chunks: int
+) -> None:
+    read_long_prompts(pipeline, chunks)
+    prompt = "a sks toy " + "and a red car " * (20 if chunks > 1 else 1)
+    words = {"dog": "sks", "style": None}
+    for name, file in (("dog", "sks"), ("style", "style")):
+        load_concept(pipeline, files(file), name, route=False)
+    strengths = [{"dog": 0.4}, {"dog": 1.3, "style": 0.5}, {"style": 1}, {}]
+    noise = [torch.Generator().manual_seed(7) for _ in strengths]
+    route_concepts(pipeline, words, pictures=strengths)
+    together = draw(pipeline, [prompt] * 4, generator=noise)
+    for own, picture in zip(strengths, together, strict=True):
+        for name in words:
+            set_strength(pipeline, own.get(name, 0), name)
+        route_concepts(pipeline, words)
+        alone = draw(pipeline, prompt, generator=torch.Generator().manual_seed(7))
+        np.testing.assert_allclose(picture, alone[0], atol=1e-5)
+    assert difference(together[:3], together[1:]).min() > 1e-3
+    route_concepts(pipeline, words, pictures=strengths[:1])
+    with pytest.raises(ConceptError, match="has the strengths of 1 pictures"):
+        draw(pipeline, [prompt] * 2)
+    with pytest.raises(ConceptError, match="finite"):
+        route_concepts(pipeline, words, pictures=[{"dog": float("nan")}])
+
+
 def test_a_concept_without_words_is_always_on(
     base: StableDiffusionPipeline, pipeline: StableDiffusionPipeline, files: Files
 ) -> None:
