@@ -105,15 +105,20 @@ def facts(job: Job, progress: Progress, reached: tuple[int, int], now: float) ->
     if not total:  # the options cannot be read
         return f'<p class="last-line">{escape(progress.last_line)}</p>'
     runs, so_far = job.status is Status.RUNNING, duration(now - (job.started or now))
-    if runs and job.kind is Kind.TRAIN and not (listens(job) and done) and state(job) != FINISHING:
-        return _preparation(progress.stage or Stage(STARTING), so_far)
+    prepares = runs and job.kind is Kind.TRAIN and state(job) != FINISHING
+    prepares = prepares and not (listens(job) and done)
+    stage = progress.stage or Stage(STARTING)
+    if prepares and not done:
+        return _preparation(stage, so_far)
     terms = {_unit(job).capitalize(): f"{done:,} of {total:,}"}
     if runs:
         if progress.steps_per_s:
             terms["Speed"] = rate(progress.steps_per_s)
         if progress.seconds_left is not None and listens(job):
             terms["Time left"] = f"about {duration(progress.seconds_left)}"
-        if job.kind is Kind.SCORE:
+        if prepares:  # a resumed training: its steps are done, and stay in sight
+            terms["Now"] = f"{stage.name} {_count(stage)}".strip()
+        if job.kind is Kind.SCORE or prepares:
             terms["So far"] = so_far
     elif job.started and job.ended:
         terms["Took"] = duration(job.ended - job.started)
@@ -128,9 +133,13 @@ def machine(job: Job, progress: Progress) -> str:
 
 def _preparation(stage: Stage, so_far: str) -> str:
     """Return the bar before the first step; without a count it only shows that something runs."""
-    terms = {stage.name: f"{stage.done} of {stage.total}"} if stage.total else {"Now": stage.name}
+    terms = {stage.name: _count(stage)} if stage.total else {"Now": stage.name}
     terms["So far"] = so_far
     return f"{_bar('Preparation', stage.done, stage.total)}{term_list(terms)}"
+
+
+def _count(stage: Stage) -> str:
+    return f"{stage.done} of {stage.total}" if stage.total else ""
 
 
 def _bar(label: str, done: int, total: int) -> str:

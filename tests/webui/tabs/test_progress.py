@@ -331,6 +331,11 @@ def test_preparation_has_a_count_and_a_bar_from_the_first_second(
     (job.folder / "control").mkdir()
     train(job, 10)
     assert "<dt>Steps</dt><dd>10 of 60</dd>" in facts()
+    (job.folder / "control").rmdir()  # killed, and resumed
+    log.write_text("Starting.\nLoading the base.\nDrawing class pictures: 12 of 96.\n")
+    assert '<progress aria-label="Steps" max="60" value="10"></progress>' in facts()
+    assert "<dt>Steps</dt><dd>10 of 60</dd>" in facts()
+    assert "<dt>Now</dt><dd>Drawing class pictures 12 of 96</dd>" in facts()
 
 
 def test_a_choice_sends_the_whole_view_and_its_id_at_once(
