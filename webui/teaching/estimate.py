@@ -23,8 +23,6 @@ from webui.engine.options import stored_options
 _STEP_PASSES = 2.0
 """Cost of a training step in forward passes: frozen weights need no gradient. Measured on the
 miniature base: 2.06. A guided denoising step costs two as well."""
-_START_S = 10.0
-"""Time until a process has loaded its base."""
 _LAST_JOBS = 3
 _OF_CLASS = ("class_prompt", "class_data_dir", "num_class_images", "resolution", "seed")
 _OF_CLASS += ("pretrained_model_name_or_path", "num_inference_steps", "guidance_scale")
@@ -34,10 +32,11 @@ _OF_CLASS += ("pretrained_model_name_or_path", "num_inference_steps", "guidance_
 def estimated_seconds(
     options: Mapping[str, Any], jobs: Iterable[Job], measure: Callable[[int, int], float]
 ) -> float:
-    """Return the seconds of a training: its start, its steps and the pictures that it draws.
+    """Return the seconds of a training: its steps, the pictures that it draws, and the rest.
 
-    Counts pictures that pass through the network. The time of one comes from the last three
-    finished trainings of this base, or else from a measurement.
+    Counts pictures that pass through the network. The time of one, and the rest, such as the start,
+    come from the last three finished trainings of this base. Without one, a picture is measured,
+    and the rest is not counted.
 
     Args:
         options: Options of the trainer, by name.
@@ -47,14 +46,22 @@ def estimated_seconds(
     rows, side = rows_a_step(options), options["resolution"]
     finished = [job for job in jobs if job.status is Status.FINISHED]
     known = [
-        seconds
+        taken
         for job in sorted(finished, key=lambda job: job.created)[-_LAST_JOBS:]
-        if (seconds := _seconds_a_row(job.folder, options["pretrained_model_name_or_path"], side))
+        if (taken := _taken(job, options["pretrained_model_name_or_path"], side, finished))
     ]
-    a_row = sum(known) / len(known) if known else _STEP_PASSES * measure(rows, side) / rows
-    steps, drawn = options["max_train_steps"], drawn_pictures(options, finished)
-    denoising = 2 * options.get("num_inference_steps", 50)
-    return _START_S + a_row * (steps * rows + drawn * denoising / _STEP_PASSES)
+    if not known:
+        return _STEP_PASSES * measure(rows, side) / rows * _all_rows(options, finished)
+    a_row, rest = (sum(each) / len(known) for each in zip(*known, strict=True))
+    return a_row * _all_rows(options, finished) + rest
+
+
+def _all_rows(options: Mapping[str, Any], jobs: Iterable[Job]) -> float:
+    """Return how many pictures pass through the network, as pictures of a training step."""
+    denoising = 2 * options.get("num_inference_steps", 50) / _STEP_PASSES
+    return options["max_train_steps"] * rows_a_step(options) + denoising * drawn_pictures(
+        options, jobs
+    )
 
 
 def rows_a_step(options: Mapping[str, Any]) -> int:
@@ -101,18 +108,25 @@ def _value(options: Mapping[str, Any], name: str) -> object:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _seconds_a_row(folder: Path, base: str, side: int) -> float | None:
-    """Return the seconds per picture and step of a training, scaled to `side`; None if unlike."""
+def _taken(job: Job, base: str, side: int, jobs: Iterable[Job]) -> tuple[float, float] | None:
+    """Return what a training took, or None if it has another base or no record.
+
+    Returns:
+        The seconds per picture and step, scaled to `side`, and those that neither steps nor drawn
+        pictures explain: 0 if it was resumed, as the record has its last start alone.
+    """
     try:
-        options = stored_options(folder)
-        last = json.loads((folder / METRICS).read_bytes().splitlines()[-1])
+        options = stored_options(job.folder)
+        last = json.loads((job.folder / METRICS).read_bytes().splitlines()[-1])
         if options["pretrained_model_name_or_path"] != base:
             return None
-        a_step = last["seconds"] / last["step"]
-        found = float(a_step / rows_a_step(options) * (side / options["resolution"]) ** 2)
+        a_row = last["seconds"] / last["step"] / rows_a_step(options)
+        before = [other for other in jobs if (other.ended or 0) <= (job.started or 0)]
+        taken = (job.ended or 0) - (job.started or 0) - a_row * _all_rows(options, before)
+        found = float(a_row * (side / options["resolution"]) ** 2), max(0.0, float(taken))
     except (LoLDUError, OSError, ValueError, LookupError, TypeError, ArithmeticError):
         return None  # it left no metrics, or somebody edited its files
-    return found if math.isfinite(found) else None
+    return found if all(map(math.isfinite, found)) else None
 
 
 @torch.no_grad()

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def test_without_a_training_a_pass_is_measured() -> None:
 
     seconds = estimated_seconds(OPTIONS, (), measure)
     assert asked == [(15, 64)]
-    assert seconds == pytest.approx(10 + 300 * 2 * 0.3 + 122 * 40 * 0.3 / 15)
+    assert seconds == pytest.approx(300 * 2 * 0.3 + 122 * 40 * 0.3 / 15)
 
 
 def test_class_pictures_of_an_earlier_training_are_not_drawn_again(jobs: Jobs) -> None:
@@ -76,10 +77,21 @@ def test_a_finished_training_gives_a_better_estimate(jobs: Jobs) -> None:
     plain = {"max_train_steps": 100, "resolution": 64, "train_batch_size": 3}
     base = {"pretrained_model_name_or_path": "pocket/base"}
     # 0.2 s a row, four times that at twice the side
-    seconds = estimated_seconds(base | plain, [job], lambda *_: 1.0)
-    assert seconds == pytest.approx(10 + 100 * 3 * 0.8)
+    resumed = replace(job, started=100.0, ended=102.0)
+    seconds = estimated_seconds(base | plain, [resumed], lambda *_: 1.0)
+    assert seconds == pytest.approx(100 * 3 * 0.8)
+    # It took 7 seconds; its steps took 4 of them.
+    whole = replace(job, started=100.0, ended=107.0)
+    seconds = estimated_seconds(base | plain, [whole], lambda *_: 1.0)
+    assert seconds == pytest.approx(100 * 3 * 0.8 + 3)
+    # Its two pictures passed 40 times each, as much as 20 of its steps' rows: another 8 seconds.
+    stored = job.folder / "options.toml"
+    drawing = "validation_prompt = ['a']\nnum_inference_steps = 20\n"
+    stored.write_text(stored.read_text() + drawing)
+    seconds = estimated_seconds(base | plain, [replace(whole, ended=117.0)], lambda *_: 1.0)
+    assert seconds == pytest.approx(100 * 3 * 0.8 + 17 - 4 - 8)
     other = {"pretrained_model_name_or_path": "another"}
-    assert estimated_seconds(other | plain, [job], lambda *_: 1.0) == pytest.approx(10 + 100 * 2)
+    assert estimated_seconds(other | plain, [job], lambda *_: 1.0) == pytest.approx(100 * 2)
     assert job.folder != Path()
 
 
