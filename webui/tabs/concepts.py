@@ -106,67 +106,77 @@ def _form(known: Mapping[str, Preset]) -> Form:
     )
     about = gr.Markdown(visible=len(known) > 1)
     with gr.Accordion("More options", open=False):
-        advanced = _advanced()
-    options = gr.HTML()
+        of_trainer = _of_trainer()
+        previews = gr.Textbox(
+            _PREVIEWS,
+            lines=2,
+            label="Prompts to draw while training",
+            info="One per line, in addition to a plain photo; {token} and {class} are filled in.",
+        )
+    problem = gr.HTML()
     recipe.value = first.name
     return Form(
-        *(name, class_name, token, recipe, about, *advanced),
+        *(name, class_name, token, recipe, about, of_trainer, previews),
         called=called,
         words=words,
-        options=options,
+        problem=problem,
         estimate=gr.Markdown(render=False),
         train=gr.Button("Teach", variant="primary", elem_id="train", scale=0, render=False),
         tried=gr.State(False),
     )
 
 
-def _advanced() -> tuple[Any, ...]:
+def _of_trainer() -> dict[str, Any]:
+    """Lay out options of the trainer, and return them by name: a new one is a line here."""
     with gr.Row():
-        steps = gr.Number(label="Steps", precision=0, minimum=1, maximum=20_000, min_width=100)
-        rate = gr.Number(label="Learning rate", minimum=0, maximum=10, min_width=100)
-        rank = gr.Textbox(label="Rank", info="A number, or full.", max_lines=1, min_width=100)
-        side = gr.Number(
-            label="Resolution", precision=0, minimum=64, maximum=1024, step=64, min_width=100
-        )
-    prior = gr.Checkbox(label="Preserve the class", info="Up to twice the time per step.")
-    text = gr.Checkbox(label="Train the text encoder too", info="Learns the word faster.")
-    flip = gr.Checkbox(
-        label="Mirror pictures at random",
-        info="Not for text, nor for things with a left and a right.",
-    )
-    scored = gr.Checkbox(
-        True, label="Score while training", info="DINO and CLIP curves; loads two more models."
-    )
-    previews = gr.Textbox(
-        _PREVIEWS,
-        lines=2,
-        label="Prompts to draw while training",
-        info="One per line, in addition to a plain photo; {token} and {class} are filled in.",
-    )
-    seed = gr.Number(42, label="Seed", precision=0, minimum=0, maximum=2**32 - 1)
-    return steps, rate, rank, side, prior, text, flip, scored, previews, seed
+        fields: dict[str, Any] = {
+            "max_train_steps": gr.Number(
+                label="Steps", precision=0, minimum=1, maximum=20_000, min_width=100
+            ),
+            "learning_rate": gr.Number(label="Learning rate", minimum=0, maximum=10, min_width=100),
+            "rank": gr.Textbox(label="Rank", info="A number, or full.", max_lines=1, min_width=100),
+            "resolution": gr.Number(
+                label="Resolution", precision=0, minimum=64, maximum=1024, step=64, min_width=100
+            ),
+        }
+    return fields | {
+        "with_prior_preservation": gr.Checkbox(
+            label="Preserve the class", info="Up to twice the time per step."
+        ),
+        "train_text_encoder": gr.Checkbox(
+            label="Train the text encoder too", info="Learns the word faster."
+        ),
+        "random_flip": gr.Checkbox(
+            label="Mirror pictures at random",
+            info="Not for text, nor for things with a left and a right.",
+        ),
+        "validation_scores": gr.Checkbox(
+            True, label="Score while training", info="DINO and CLIP curves; loads two more models."
+        ),
+        "seed": gr.Number(42, label="Seed", precision=0, minimum=0, maximum=2**32 - 1),
+    }
 
 
 def _connect(page: Page, tab: gr.Tab, h: "ConceptsHandlers", p: Pictures, f: Form) -> None:
-    typed = [f.name, f.class_name, f.token]
-    filled = {p.chosen, *typed, f.recipe, *f.of_recipe(), f.scored, f.previews, f.seed, f.tried}
-    problems = [p.problem, f.words, f.options]
+    typed, of_recipe = [f.name, f.class_name, f.token], [*f.of_recipe.values()]
+    filled = {p.chosen, *typed, f.recipe, *f.of_trainer.values(), f.previews, f.tried}
+    problems, resolution = [p.problem, f.words, f.problem], f.of_trainer["resolution"]
     page.demo.load(h.begin, None, [p.chosen, p.crops, *typed], **QUIET)
-    gr.on([page.demo.load, f.recipe.change], h.choose, f.recipe, [f.about, *f.of_recipe()], **QUIET)
+    gr.on([page.demo.load, f.recipe.change], h.choose, f.recipe, [f.about, *of_recipe], **QUIET)
     p.files.upload(
         h.add,
-        [p.files, p.chosen, f.resolution],
+        [p.files, p.chosen, resolution],
         [p.files, p.chosen, p.crops],
         trigger_mode="multiple",  # by default, gradio drops an upload while another one is taken
         api_visibility="private",
     )
     p.examples.select(
-        h.take, f.resolution, [p.chosen, p.crops, p.cropping, f.name, f.class_name], **QUIET
+        h.take, resolution, [p.chosen, p.crops, p.cropping, f.name, f.class_name], **QUIET
     )
     p.crops.select(h.select, p.chosen, [p.index, p.cropping, p.whole, p.caption], **QUIET)
     p.whole.select(
         h.crop,
-        [p.chosen, f.resolution, p.index],
+        [p.chosen, resolution, p.index],
         [p.chosen, p.crops],
         trigger_mode="always_last",
         **QUIET,
@@ -175,13 +185,13 @@ def _connect(page: Page, tab: gr.Tab, h: "ConceptsHandlers", p: Pictures, f: For
         done(h.caption, [p.chosen, p.index, p.caption], p.chosen, **QUIET)
     p.remove.click(
         h.remove,
-        [p.chosen, f.resolution, p.index],
+        [p.chosen, resolution, p.index],
         [p.chosen, p.index, p.cropping, p.crops],
         **QUIET,
     )
     f.class_name.change(None, f.class_name, f.called, js="(word) => word || 'dog'")
     changes = [p.chosen.change, f.class_name.blur, f.token.blur, tab.select]
-    changes += [component.change for component in f.of_recipe()]
+    changes += [component.change for component in of_recipe]
     judged = [p.doctor, f.estimate]
     gr.on(changes, h.judge, filled, judged, trigger_mode="always_last", **QUIET)
     # Not always_last: gradio repeats the whole event then, and two such handlers call each other

@@ -11,9 +11,11 @@ import gradio as gr
 from PIL import Image
 
 from loldu.errors import LoLDUError
+from loldu.options import options as known_options
 from loldu.pictures.folder import CaptionedImage, is_picture, min_side_px
 from loldu.pictures.inspect import TrainingSetup, examine, look_alikes, warnings
 from loldu.presets import Preset
+from trainer.options.config import Config
 from trainer.options.preset import configure
 from webui.backend import Backend, owner, visitor
 from webui.engine.job import ENDED, Status
@@ -33,6 +35,8 @@ from webui.teaching.scorers import lacking
 from webui.teaching.uploads import MAX_PICTURES, Upload, opened
 
 _SHOWN_PX, _CAPTION_LENGTH = 512, 300
+_NOT_OF_RECIPE = ("validation_scores", "seed")
+"""Options with a value of their own in the form, whatever the preset."""
 
 Picture = tuple[Upload, Crop]
 
@@ -63,34 +67,19 @@ class Form:
     token: gr.Textbox
     recipe: gr.Radio
     about: gr.Markdown
-    max_train_steps: gr.Number
-    learning_rate: gr.Number
-    rank: gr.Textbox
-    resolution: gr.Number
-    with_prior_preservation: gr.Checkbox
-    train_text_encoder: gr.Checkbox
-    random_flip: gr.Checkbox
-    scored: gr.Checkbox
+    of_trainer: Mapping[str, Any]  # fields by the trainer's names of their options
     previews: gr.Textbox
-    seed: gr.Number
     called: gr.HTML
     words: gr.HTML
-    options: gr.HTML
+    problem: gr.HTML
     estimate: gr.Markdown
     train: gr.Button
     tried: gr.State
 
-    def of_recipe(self) -> tuple[gr.Number | gr.Textbox | gr.Checkbox, ...]:
-        """Return the fields that a preset fills in."""
-        return (
-            self.max_train_steps,
-            self.learning_rate,
-            self.rank,
-            self.resolution,
-            self.with_prior_preservation,
-            self.train_text_encoder,
-            self.random_flip,
-        )
+    @property
+    def of_recipe(self) -> dict[str, Any]:
+        """Fields that a preset fills in, by the names of their options."""
+        return {name: each for name, each in self.of_trainer.items() if name not in _NOT_OF_RECIPE}
 
 
 class ConceptsHandlers:
@@ -132,17 +121,10 @@ class ConceptsHandlers:
         known = self._recipes.get(recipe)
         if known is None:
             raise gr.Error("There is no such preset.", print_exception=False)
-        options = known.values
-        return (
-            known.about.partition(". ")[0].rstrip(".") + ".",
-            options.get("max_train_steps", 1000),
-            options.get("learning_rate", 5e-4),
-            str(options.get("rank", 32)),
-            options.get("resolution", 512),
-            options.get("with_prior_preservation", False),
-            options.get("train_text_encoder", False),
-            options.get("random_flip", False),
-        )
+        values = {name: known_options(Config)[name].default for name in self._f.of_recipe}
+        values |= {name: value for name, value in known.values.items() if name in values}
+        values["rank"] = str(values["rank"])
+        return known.about.partition(". ")[0].rstrip(".") + ".", *values.values()
 
     def add(
         self,
@@ -237,7 +219,7 @@ class ConceptsHandlers:
         chosen: tuple[Picture, ...] = filled[self._p.chosen]
         if not chosen:
             return "", ""
-        side, order = filled[self._f.resolution], None
+        side, order = filled[self._f.of_trainer["resolution"]], None
         try:
             order = _order(self._f, filled)
             options = self._options(order, Path())
@@ -249,7 +231,7 @@ class ConceptsHandlers:
         before = len([job for job in jobs if job.status not in ENDED])
         waits = f", after {before} other{'s' * (before > 1)}" if before else ""
         counted = (
-            f"{order.max_train_steps:,} steps and {drawn_pictures(options, finished)} pictures"
+            f"{options['max_train_steps']:,} steps and {drawn_pictures(options, finished)} pictures"
         )
         sentence = f"Takes **{duration(seconds)}**{waits}, for {counted}."
         if away := lacking(options):
@@ -295,8 +277,8 @@ class ConceptsHandlers:
         def pictures() -> None:
             if not chosen:
                 raise LoLDUError("There are no pictures yet: add 3 to 5 of one thing.")
-            if filled[f.resolution]:
-                _refuse_small(chosen, int(filled[f.resolution]))
+            if side := filled[f.of_trainer["resolution"]]:
+                _refuse_small(chosen, int(side))
 
         found: dict[str, str] = {}
         for place, check in (("pictures", pictures), ("words", words), ("options", options)):
@@ -365,28 +347,18 @@ def _gallery(chosen: Sequence[Picture], resolution: float | int | None) -> dict[
 
 
 def _order(f: Form, filled: Mapping[Any, Any]) -> Order:
-    numbers = (f.max_train_steps, f.learning_rate, f.resolution, f.seed)
-    for number in numbers:
-        if filled[number] is None:
-            raise LoLDUError(f"{number.label} needs a number.")
-    rank = filled[f.rank].strip()
+    options = {name: filled[each] for name, each in f.of_trainer.items()}
+    for name, value in options.items():
+        if value is None:
+            raise LoLDUError(f"{f.of_trainer[name].label} needs a number.")
+    rank = options["rank"].strip()
     if not (rank == "full" or rank.isdecimal()):
         raise LoLDUError("Rank is a number, such as 32, or full.")
-    lines = filled[f.previews].split("\n")
+    options["rank"] = "full" if rank == "full" else int(rank)
+    options["learning_rate"] = float(options["learning_rate"])
+    previews = tuple(filter(None, map(str.strip, filled[f.previews].split("\n"))))
     return Order(
-        class_name=filled[f.class_name] or "",
-        token=filled[f.token] or "",
-        recipe=filled[f.recipe],
-        max_train_steps=int(filled[f.max_train_steps]),
-        learning_rate=float(filled[f.learning_rate]),
-        rank="full" if rank == "full" else int(rank),
-        resolution=int(filled[f.resolution]),
-        with_prior_preservation=filled[f.with_prior_preservation],
-        train_text_encoder=filled[f.train_text_encoder],
-        random_flip=filled[f.random_flip],
-        seed=int(filled[f.seed]),
-        previews=tuple(line.strip() for line in lines if line.strip()),
-        scored=filled[f.scored],
+        filled[f.class_name] or "", filled[f.token] or "", filled[f.recipe], previews, options
     )
 
 

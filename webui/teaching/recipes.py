@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from transformers import AutoTokenizer
 
@@ -32,31 +32,15 @@ class Order:
         class_name: Kind of thing, such as dog.
         token: Rare word for the concept.
         recipe: Name of the preset.
-        max_train_steps: Optimizer steps.
-        learning_rate: Learning rate of the adapter.
-        rank: Diagonal entries per layer, or full.
-        resolution: Side in pixels.
-        with_prior_preservation: Train on class pictures too.
-        train_text_encoder: Train the text encoder too.
-        random_flip: Train on mirrored pictures too.
-        seed: Seed of all randomness.
         previews: More prompts to draw during training, with {token} and {class}.
-        scored: Score the previews.
+        options: Options of the trainer that the form has, by name.
     """
 
     class_name: str
     token: str
     recipe: str
-    max_train_steps: int
-    learning_rate: float
-    rank: int | Literal["full"]
-    resolution: int
-    with_prior_preservation: bool
-    train_text_encoder: bool
-    random_flip: bool
-    seed: int
     previews: tuple[str, ...]
-    scored: bool
+    options: Mapping[str, Any]
 
 
 def presets_for(base: str) -> dict[str, Preset]:
@@ -112,34 +96,27 @@ def options_for(
     }
     concept = "{token} {class}".format(**words)
     asked = [f"a photo of a {concept}", *(_filled(prompt, words) for prompt in order.previews)]
-    every = max(1, order.max_train_steps // _VALIDATIONS)
+    steps = order.options["max_train_steps"]
+    every = max(1, steps // _VALIDATIONS)
     values |= {
+        **order.options,
         _NAME: base,
         "instance_data_dir": str(pictures),
         "instance_prompt": f"a photo of a {concept}",
         "token": words["token"],
-        "resolution": order.resolution,
-        "random_flip": order.random_flip,
         "center_crop": True,
-        "max_train_steps": order.max_train_steps,
-        "learning_rate": order.learning_rate,
-        "rank": order.rank,
-        "with_prior_preservation": order.with_prior_preservation,
         "class_data_dir": str(class_pictures),
-        "train_text_encoder": order.train_text_encoder,
-        "seed": order.seed,
         "validation_prompt": asked,
         "validation_steps": every,
-        "validation_scores": order.scored,
         "validation_images": 1,
         "drift_prompt": [f"a photo of a {words['class']}"],
         "checkpointing_steps": every,
         "checkpoints_total_limit": None,
-        "logging_steps": max(1, min(10, order.max_train_steps // 50)),
+        "logging_steps": max(1, min(10, steps // 50)),
     }
     if not on_gpu:
         values["mixed_precision"] = "no"
-    if order.with_prior_preservation and not values.get("class_prompt"):
+    if values["with_prior_preservation"] and not values.get("class_prompt"):
         values["class_prompt"] = [f"a photo of a {words['class']}"]
     return {name: value for name, value in values.items() if value is not None}
 

@@ -68,18 +68,13 @@ def tab(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> Tab:
         form.class_name: "cat",
         form.token: "sks",
         form.recipe: "fast",
-        form.max_train_steps: 20,
-        form.learning_rate: 1e-2,
-        form.rank: "full",
-        form.resolution: 64,
-        form.with_prior_preservation: False,
-        form.train_text_encoder: False,
-        form.random_flip: True,
-        form.scored: False,
         form.previews: "a {token} {class} in the snow\n\n",
-        form.seed: 1,
         form.tried: False,
     }
+    options = {"max_train_steps": 20, "learning_rate": 1e-2, "rank": "full", "resolution": 64}
+    options |= {"with_prior_preservation": False, "train_text_encoder": False, "seed": 1}
+    options |= {"random_flip": True, "validation_scores": False}
+    filled |= {form.of_trainer[name]: value for name, value in options.items()}
     return Tab(handlers, pictures, form, filled)
 
 
@@ -104,6 +99,14 @@ def test_the_form_becomes_a_training(tab: Tab, backend: Backend) -> None:
     assert sizes == [(25, 25), (50, 50), (50, 50)]
 
 
+def test_a_preset_fills_in_its_values_and_the_trainer_s_defaults(tab: Tab) -> None:
+    fields = ["max_train_steps", "learning_rate", "rank", "resolution", "with_prior_preservation"]
+    assert list(tab.f.of_recipe) == [*fields, "train_text_encoder", "random_flip"]
+    about, *values = tab.handlers.choose("fast")
+    assert about == "A concept on SD v1.5 in 400 steps on a CUDA GPU."
+    assert values == [400, 1e-3, "128", 512, False, False, False]
+
+
 @pytest.mark.parametrize(
     ("field", "value", "place", "message"),
     [
@@ -122,7 +125,7 @@ def test_the_form_becomes_a_training(tab: Tab, backend: Backend) -> None:
 def test_a_mistake_stands_beside_its_field_until_it_is_corrected(
     tab: Tab, backend: Backend, field: str, value: object, place: str, message: str
 ) -> None:
-    wrong = tab.filled | {getattr(tab.f, field): value}
+    wrong = tab.filled | {tab.f.of_trainer.get(field) or getattr(tab.f, field): value}
     *unchanged, tried, said = tab.handlers.train(wrong, ANN)[:5]
     assert unchanged == [gr.skip()] * 3  # no field loses its value
     assert (tried, said) == (True, gr.skip())
@@ -227,7 +230,10 @@ def test_warnings_and_the_estimate_come_before_training(tab: Tab) -> None:
 def test_pictures_are_judged_at_the_resolution_of_the_form_from_the_start(tab: Tab) -> None:
     nameless = tab.filled | {tab.f.class_name: ""}
     assert "Blurred" not in tab.handlers.judge(nameless)[0]
-    assert "Blurred at 512 pixels" in tab.handlers.judge(nameless | {tab.f.resolution: 512})[0]
+    assert (
+        "Blurred at 512 pixels"
+        in tab.handlers.judge(nameless | {tab.f.of_trainer["resolution"]: 512})[0]
+    )
 
 
 def test_an_example_is_a_name_in_the_folder_and_no_path(tab: Tab, backend: Backend) -> None:

@@ -18,16 +18,12 @@ ORDER = Order(
     class_name="Toy  rabbit",
     token="sks",
     recipe="fast",
-    max_train_steps=40,
-    learning_rate=1e-2,
-    rank=8,
-    resolution=64,
-    with_prior_preservation=True,
-    train_text_encoder=False,
-    random_flip=False,
-    seed=7,
     previews=("a {token} {class} on {grass}",),
-    scored=True,
+    options={
+        **{"max_train_steps": 40, "learning_rate": 1e-2, "rank": 8, "resolution": 64, "seed": 7},
+        **{"with_prior_preservation": True, "train_text_encoder": False, "random_flip": False},
+        "validation_scores": True,
+    },
 )
 
 
