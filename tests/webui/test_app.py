@@ -18,9 +18,9 @@ from tests.webui.browser import served
 from tests.webui.concepts import MakeUse
 from webui.app import create_demo
 from webui.backend import open_backend
+from webui.drawing.asked import STRENGTHS, TOGETHER
 from webui.drawing.settings import read_png
 from webui.drawing.studio import Studio, Task, Watch
-from webui.tabs.play_handlers import TOGETHER
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +41,10 @@ def client(url: str, tmp_path_factory: pytest.TempPathFactory) -> Client:
 
 def ask(client: Client, concept: str | None = "rabbit", seed: int = 3) -> list[list]:
     chosen = [] if concept is None else [concept]
-    strengths = (1.2, 1.0, 1.0, 1.0)
-    settings = ("a photo of a sks toy", "dark", seed, 2, 2, 3.0)
-    return client.predict(chosen, TOGETHER, *strengths, *settings, api_name="/draw")
+    settings = {"prompt": "a photo of a sks toy", "negative_prompt": "dark", "seed": seed}
+    settings |= {"count": 2, "steps": 2, "guidance": 3.0, "step": None, "way": TOGETHER}
+    settings |= dict(zip(STRENGTHS, (1.2, 1.0, 1.0, 1.0), strict=True))
+    return client.predict(concepts=chosen, **settings, api_name="/draw")
 
 
 def test_the_page_loads_nothing_from_elsewhere(url: str) -> None:
@@ -61,7 +62,7 @@ def test_draw_answers_with_both_rows(
     task = Task(("a photo of a sks toy",) * 2, (3, 4), "dark", 2, 3.0)
     expected = (
         studio.draw_base(task, [], watch),
-        studio.draw_concepts(task, [use("rabbit", 1.2)], watch),
+        studio.draw_concepts(task, [[use("rabbit", 1.2)]] * 2, watch),
     )
     for row, pictures in zip(rows, expected, strict=True):
         for shown, picture in zip(row, pictures, strict=True):

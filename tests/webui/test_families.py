@@ -99,7 +99,7 @@ def test_a_concept_of_every_family_is_scored_converted_swapped_and_drawn_in_the_
     task = Task((PROMPT,), (3,), "", 2, 7.5)
     (plain,) = studio.draw_base(task, [], watch)
     assert ticks == [(done + 1, passes) for done in range(passes)]
-    (changed,) = studio.draw_concepts(task, [Use(entry_of(folder), 1.0)], watch)
+    (changed,) = studio.draw_concepts(task, [[Use(entry_of(folder), 1.0)]], watch)
     assert plain.image.tobytes() == before
     routed = load_pipeline(base)
     load_concept(routed, concept)

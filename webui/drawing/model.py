@@ -50,7 +50,8 @@ class Model:
     """A pipeline, the safety checker of its base, and the concepts used last.
 
     A concept is an adapter: changing a strength sets a number, mixing adds diagonals, and the base
-    weights are never changed. A concept with a token acts where a prompt contains it.
+    weights are never changed. A concept with a token acts where a prompt contains it. Every picture
+    of a batch may have its own concepts and strengths.
     """
 
     def __init__(self, options: BaseModelConfig, device: str) -> None:
@@ -69,22 +70,27 @@ class Model:
         self._loaded: OrderedDict[Path, _Loaded] = OrderedDict()
         self._names = (f"concept-{number}" for number in itertools.count())
 
-    def apply(self, uses: Sequence[Use]) -> list[Used]:
-        """Apply concepts to the next pictures; none for the base alone.
+    def apply(self, rows: Sequence[Sequence[Use]]) -> list[tuple[Used, ...]]:
+        """Apply concepts to the next pictures, and return those of each as settings name them.
+
+        Args:
+            rows: The concepts of each picture; no rows for the base alone.
 
         Raises:
             ConceptError: If one is damaged or made for another base; the others stay loaded.
         """
         mix(self.pipeline, {})
-        loaded = [self._load(use.entry) for use in uses]
-        for concept, use in zip(loaded, uses, strict=True):
-            set_strength(self.pipeline, use.strength, concept.adapter)
+        entries = {use.entry.path: use.entry for row in rows for use in row}
+        loaded = {path: self._load(entry) for path, entry in entries.items()}
+        for concept in loaded.values():
+            set_strength(self.pipeline, 1, concept.adapter)
         if loaded:
-            route_concepts(self.pipeline, {concept.adapter: concept.words for concept in loaded})
-        return [
-            Used(use.entry.name, concept.digest, float(use.strength), concept.words)
-            for concept, use in zip(loaded, uses, strict=True)
-        ]
+            words = {concept.adapter: concept.words for concept in loaded.values()}
+            strengths = [
+                {loaded[use.entry.path].adapter: use.strength for use in row} for row in rows
+            ]
+            route_concepts(self.pipeline, words, pictures=strengths)
+        return [tuple(_used(use, loaded[use.entry.path]) for use in row) for row in rows]
 
     def _load(self, entry: Entry) -> _Loaded:
         """Load a concept, unless it is loaded and its file is unchanged.
@@ -109,6 +115,10 @@ class Model:
             _, oldest = self._loaded.popitem(last=False)
             unload_concept(self.pipeline, oldest.adapter)
         return self._loaded[path]
+
+
+def _used(use: Use, concept: _Loaded) -> Used:
+    return Used(use.entry.name, concept.digest, float(use.strength), concept.words)
 
 
 def options_for(base: str, uses: Sequence[Use]) -> BaseModelConfig:

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,19 @@ class Used:
 
 
 @dataclass(frozen=True)
+class Axes:
+    """Axes of a grid of pictures.
+
+    Attributes:
+        strengths: Strengths of the first concept, one for each column.
+        steps: Steps of its training, one for each row; none for one row of the concept as it is.
+    """
+
+    strengths: tuple[float, ...]
+    steps: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Settings:
     """All settings that determine a picture.
 
@@ -69,6 +82,7 @@ class Settings:
         noise_scheduler: Class name of the noise scheduler.
         base: Base options and the digest of its weights; paths are reduced to their last part.
         concepts: Concepts in the picture; none for the base alone.
+        grid: Axes of a grid; None for a single picture.
     """
 
     prompt: str
@@ -81,6 +95,7 @@ class Settings:
     noise_scheduler: str
     base: Mapping[str, str | int]
     concepts: tuple[Used, ...]
+    grid: Axes | None = None
 
     @property
     def base_name(self) -> str:
@@ -89,7 +104,10 @@ class Settings:
 
     def as_json(self) -> str:
         """Return the settings as JSON; equal settings give equal strings."""
-        return json.dumps({"version": 1, **asdict(self)}, sort_keys=True)
+        values = {"version": 1, **asdict(self)}
+        if self.grid is None:
+            del values["grid"]
+        return json.dumps(values, sort_keys=True)
 
 
 def base_name(base: str) -> str:
@@ -150,12 +168,24 @@ def parameters(settings: Settings) -> str:
         values["Clip skip"] = skipped + 1  # A1111 counts from 1
     if settings.concepts:
         values["LoLDU"] = ", ".join(f"{used.name}: {used.strength:g}" for used in settings.concepts)
+    if axes := settings.grid:
+        values |= {
+            "Script": "X/Y/Z plot",
+            "X Type": "Strength",
+            "X Values": _listed(axes.strengths),
+        }
+        if axes.steps:
+            values |= {"Y Type": "Training step", "Y Values": _listed(axes.steps)}
     values["Version"] = f"LoLDU {__version__}"
     lines = [settings.prompt]
     if settings.negative_prompt:
         lines.append(f"Negative prompt: {settings.negative_prompt}")
     lines.append(", ".join(f"{name}: {_quoted(str(value))}" for name, value in values.items()))
     return "\n".join(lines)
+
+
+def _listed(numbers: Sequence[float | int]) -> str:
+    return ", ".join(f"{number:g}" for number in numbers)
 
 
 def _quoted(value: str) -> str:
@@ -196,6 +226,14 @@ def _settings(values: dict[str, Any]) -> Settings:
             for name, value in values["base"].items()
         },
         concepts=concepts,
+        grid=None if (axes := values.get("grid")) is None else _axes(axes),
+    )
+
+
+def _axes(values: dict[str, Any]) -> Axes:
+    return Axes(
+        tuple(_number(each, 0, MAX_STRENGTH) for each in values["strengths"]),
+        tuple(_whole(each, 0, 2**53) for each in values["steps"]),
     )
 
 

@@ -19,7 +19,7 @@ from loldu.errors import LoLDUError
 from webui.drawing.model import Model, Use, options_for
 from webui.drawing.queue import Cancelled, DrawingQueue
 from webui.drawing.safety import hidden
-from webui.drawing.settings import Settings, Used
+from webui.drawing.settings import Settings
 from webui.teaching.estimate import measured_pass
 
 BATCH_SIZE = 4
@@ -36,9 +36,9 @@ class Task:
     num_inference_steps: int
     guidance_scale: float
 
-    def part(self, place: int, count: int) -> "Task":
-        """Return every `count`-th picture, from `place`."""
-        return replace(self, prompts=self.prompts[place::count], seeds=self.seeds[place::count])
+    def part(self, pictures: slice) -> "Task":
+        """Return some of the pictures."""
+        return replace(self, prompts=self.prompts[pictures], seeds=self.seeds[pictures])
 
 
 @dataclass(frozen=True)
@@ -95,40 +95,35 @@ class Studio:
         with self._queue.turn(watch.stop, watch.waiting):
             if key not in self._rows:
                 model = self._loaded(options)
-                model.apply([])
-                with _watched(model.pipeline, [task], watch):
-                    self._rows[key] = _draw(model, task, ())
+                self._rows[key] = _draw(model, task, [()] * len(task.seeds), watch)
             self._rows.move_to_end(key)
             while len(self._rows) > _MAX_ROWS:
                 self._rows.popitem(last=False)
             return self._rows[key]
 
     def draw_concepts(
-        self, task: Task, uses: Sequence[Use], watch: Watch, *, each: bool = False
+        self, task: Task, rows: Sequence[Sequence[Use]], watch: Watch
     ) -> list[Picture]:
         """Draw with concepts, from the same noise as the base.
 
+        Pictures with different concepts or strengths are drawn in one pass.
+
         Args:
             task: Prompts, seeds and sampling options.
-            uses: At least one concept.
+            rows: The concepts of each picture.
             watch: Callbacks, and the stop event.
-            each: Whether every picture shows one concept, in turn; otherwise all of them.
 
         Raises:
             LoLDUError: If the base does not exist, or the concepts differ in its options.
             ConceptError: If a concept is damaged, or was made for another base.
             Cancelled: If it was stopped.
         """
-        options = options_for(self._base, uses)
-        rows = [(task, uses)]
-        if each:
-            rows = [(task.part(place, len(uses)), [use]) for place, use in enumerate(uses)]
+        uses = {use.entry.path: use for row in rows for use in row}
+        options = options_for(self._base, [*uses.values()])
         with self._queue.turn(watch.stop, watch.waiting):
             model = self._loaded(options)
-            model.apply(uses)  # a refused concept is named before anything is drawn
-            with _watched(model.pipeline, [part for part, _ in rows], watch):
-                drawn = [_draw(model, part, tuple(model.apply(its))) for part, its in rows]
-            return [picture for group in zip(*drawn, strict=True) for picture in group]
+            model.apply(rows)  # a refused concept is named before anything is drawn
+            return _draw(model, task, rows, watch)
 
     def seconds_a_pass(self, rows: int, side: int) -> float:
         """Return the seconds of a forward pass of `rows` pictures of `side` pixels.
@@ -158,9 +153,18 @@ def _passes(pipeline: DiffusionPipeline, task: Task) -> int:
     return batches * task.num_inference_steps * a_step
 
 
-def _draw(model: Model, task: Task, concepts: tuple[Used, ...]) -> list[Picture]:
-    """Draw with the concepts that are applied."""
-    pipeline = model.pipeline
+def _draw(model: Model, task: Task, rows: Sequence[Sequence[Use]], watch: Watch) -> list[Picture]:
+    """Draw in batches, whose pictures may have different concepts."""
+    drawn = list[Picture]()
+    with _watched(model.pipeline, task, watch):
+        for start in range(0, len(task.seeds), BATCH_SIZE):
+            batch = slice(start, start + BATCH_SIZE)
+            drawn += _draw_batch(model, task.part(batch), rows[batch])
+    return drawn
+
+
+def _draw_batch(model: Model, task: Task, rows: Sequence[Sequence[Use]]) -> list[Picture]:
+    pipeline, applied = model.pipeline, model.apply(rows)
     try:
         images = sample_images(
             pipeline,
@@ -194,16 +198,16 @@ def _draw(model: Model, task: Task, concepts: tuple[Used, ...]) -> list[Picture]
             ),
             objection,
         )
-        for image, objection, prompt, seed in zip(
-            images, objections, task.prompts, task.seeds, strict=True
+        for image, objection, prompt, seed, concepts in zip(
+            images, objections, task.prompts, task.seeds, applied, strict=True
         )
     ]
 
 
 @contextmanager
-def _watched(pipeline: DiffusionPipeline, tasks: Sequence[Task], watch: Watch) -> Generator[None]:
+def _watched(pipeline: DiffusionPipeline, task: Task, watch: Watch) -> Generator[None]:
     """Report every pass of the network; a scheduler may make one or two more than its steps."""
-    passes, total = itertools.count(1), sum(_passes(pipeline, task) for task in tasks)
+    passes, total = itertools.count(1), _passes(pipeline, task)
 
     def count(*_: object) -> None:
         watch.passes(min(next(passes), total), total)

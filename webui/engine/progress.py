@@ -87,7 +87,7 @@ class RunReader:
                 memory_mib=(lines[-1].get("peak_memory_mib") or None) if lines else None,
                 base_pictures=base,
                 pictures=pictures,
-                checkpoints=self._checkpoints(),
+                checkpoints=checkpoints(self._folder),
                 stage=last_stage(tail),
                 last_line=tail[-1] if tail else "",
             )
@@ -131,14 +131,6 @@ class RunReader:
         base = tuple(found.pop("base", ()))
         return base, {int(step): tuple(paths) for step, paths in found.items()}
 
-    def _checkpoints(self) -> dict[int, Path]:
-        """Return the complete checkpoints, oldest first."""
-        found: dict[int, Path] = {}
-        for state in sorted(self._folder.glob("checkpoint-*/state.json")):
-            if match := re.fullmatch(r"checkpoint-(\d+)", state.parent.name):
-                found[int(match[1])] = state.parent
-        return found
-
     def _tail(self) -> list[str]:
         """Return the last lines of the log."""
         try:
@@ -149,6 +141,15 @@ class RunReader:
             return []
         # Progress bars overwrite their lines.
         return [line.strip() for line in re.split(r"[\r\n]", tail) if line.strip()]
+
+
+def checkpoints(folder: Path) -> dict[int, Path]:
+    """Return the complete checkpoints of a run by step, oldest first."""
+    found: dict[int, Path] = {}
+    for state in sorted(folder.glob("checkpoint-*/state.json")):
+        if match := re.fullmatch(r"checkpoint-(\d+)", state.parent.name):
+            found[int(match[1])] = state.parent
+    return found
 
 
 def _json_lines(text: bytes) -> list[dict[str, int | float]]:

@@ -26,6 +26,8 @@ from loldu.files import DRAFTS, drafted, remove, write_atomically
 from loldu.options import options, typed_values
 from webui.engine.job import Job, Kind, Status, shown
 from webui.engine.jobs import Jobs
+from webui.engine.progress import checkpoints
+from webui.library.about import about
 from webui.library.entry import (
     CONCEPT,
     Entry,
@@ -40,6 +42,7 @@ logger = logging.getLogger("webui")
 
 _ENTRY, _LOCK = "entry.json", ".lock"
 _REMOVED_FOR_S = 30 * 24 * 3600
+_MOST_STEPS = 2**31
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,23 @@ class Library:
             if entry.id == job.id:
                 return entry
         raise LoLDUError(f"{job.name} has no concept in the library.")
+
+    def steps(self, entry: Entry) -> dict[int, Entry]:
+        """Return a concept at the saved steps of its training, its own step among them.
+
+        Without the checkpoints, or if the step of the concept is unknown, it has no other steps.
+        """
+        with suppress(LoLDUError):
+            own = entry.step or about(entry.path).steps
+            run = entry.folder if entry.job is None else self._jobs.get(entry.job).folder
+            found = {
+                step: replace(entry, name=f"{entry.name}, step {step}", folder=folder, step=step)
+                for step, folder in checkpoints(run).items()
+                if (folder / CONCEPT).is_file()
+            }
+            if own and 0 < own <= _MOST_STEPS:  # an imported file may say anything
+                return dict(sorted({**found, own: entry}.items()))
+        return {}
 
     # ----------------------------------------------------------------------------- changing
 

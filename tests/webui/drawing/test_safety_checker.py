@@ -69,8 +69,8 @@ def test_flagged_pictures_are_blurred_to_colours(
     studio = Studio(str(checked_base))
     for row in (
         studio.draw_base(TASK, [], watch),
-        studio.draw_concepts(TASK, [use("rabbit")], watch),
-        studio.draw_concepts(TASK, [use("rabbit"), use("house")], watch, each=True),
+        studio.draw_concepts(TASK, [[use("rabbit")]] * 2, watch),
+        studio.draw_concepts(TASK, [[use("rabbit")], [use("house")]], watch),
     ):
         assert [picture.is_hidden for picture in row] == [True, True]
         assert row[0].image.size == (16, 16)
@@ -100,4 +100,4 @@ def test_a_concept_does_not_change_the_safety_checker(
     (tmp_path / "sly").mkdir()
     save_concept(pipeline, tmp_path / "sly" / "concept.safetensors")
     with pytest.raises(ValueError, match="safety_checker"):
-        Studio(str(checked_base)).draw_concepts(TASK, [use("sly", where=tmp_path)], watch)
+        Studio(str(checked_base)).draw_concepts(TASK, [[use("sly", where=tmp_path)]] * 2, watch)

@@ -3,25 +3,33 @@
 import re
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import numpy as np
 import pytest
 from PIL import Image
 
-from tests.webui.concepts import entry_of
+from tests.webui.concepts import entry_of, teach, write
 from tests.webui.engine.waiting import patiently
 from webui.backend import Backend, open_backend
+from webui.drawing.asked import EACH, STRENGTHS, TOGETHER, Drawn
 from webui.drawing.canvas import canvas
 from webui.drawing.facts import describe, facts_of
-from webui.drawing.settings import MAX_CONCEPTS, read_png
+from webui.drawing.settings import Axes, parameters, read_png
 from webui.tabs.album import AlbumHandlers
-from webui.tabs.play_handlers import EACH, TOGETHER, Drawn, PlayHandlers, next_seed
+from webui.tabs.grid import GridHandlers
+from webui.tabs.play_handlers import INSERTS, PlayHandlers, next_seed
 
 OWN = "a photo of a sks <b>toy</b>"
-SLIDERS = slice(0, MAX_CONCEPTS)
+ASKED = {
+    **{"concepts": [], "way": TOGETHER, "step": None, **dict.fromkeys(STRENGTHS, 1.0)},
+    **{"prompt": "a sks toy", "negative_prompt": "", "seed": 5, "count": 2, "steps": 2},
+    **{"guidance": 3, "placed": ([], TOGETHER), "suggested": "", "drawn": None},
+}
+PARTS = (*ASKED, "note", *INSERTS, "concept_row", "facts", "grid_about", "grid")
 
 
 class Bar(gr.Progress):
@@ -49,7 +57,7 @@ def backend(
 
 @pytest.fixture
 def handlers(backend: Backend) -> PlayHandlers:
-    return PlayHandlers(backend)
+    return PlayHandlers(backend, {name: name for name in PARTS})
 
 
 @pytest.fixture
@@ -57,13 +65,8 @@ def draw(handlers: PlayHandlers) -> Callable[..., list[Any]]:
     """Draw with mostly default settings, and return the successive updates of the page."""
 
     def ask(*chosen: str, **other: Any) -> list[Any]:  # noqa: ANN401
-        asked = {
-            "way": TOGETHER,
-            **{"first": 1.0, "second": 1.0, "third": 1.0, "fourth": 1.0},
-            **{"prompt": "a sks toy", "negative_prompt": "", "seed": 5, "count": 2},
-            **{"steps": 2, "guidance": 3, "request": who(), "progress": Bar()},
-        }
-        return list(handlers.draw(list(chosen), **asked | other))
+        how = {"request": who(), "progress": Bar(), "concepts": list(chosen)}
+        return list(handlers.draw(**ASKED | how | other))
 
     return ask
 
@@ -75,7 +78,7 @@ def pictures(row: list[tuple[str, str]]) -> list[bytes]:
 def test_the_base_is_shown_first_and_the_album_keeps_both(
     draw: Callable[..., list[Any]], backend: Backend
 ) -> None:
-    first, second = draw("rabbit", first=0.5)
+    first, second = draw("rabbit", strength_1=0.5)
     base, adapted, drawn = second
     assert first == (base, [], drawn)
     assert [caption for _, caption in base] == ["seed 5", "seed 6"]
@@ -112,8 +115,8 @@ def test_moving_a_slider_draws_the_concepts_alone(
     *_, (base, adapted, drawn) = draw("rabbit")
 
     def redraw(drawn: Drawn | None, chosen: list[str], way: str, strength: float) -> list[Any]:
-        others = (1.0, 1.0, 1.0)
-        return list(handlers.redraw(drawn, chosen, way, strength, *others, who(), Bar()))
+        asked = {"drawn": drawn, "concepts": chosen, "way": way, "strength_1": strength}
+        return list(handlers.redraw(who(), Bar(), **ASKED | asked))
 
     ((half),) = redraw(drawn, ["rabbit"], TOGETHER, 0.5)
     ((none),) = redraw(drawn, ["rabbit"], TOGETHER, 0.0)
@@ -185,40 +188,47 @@ def test_mistakes_give_one_sentence(draw: Callable[..., list[Any]]) -> None:
 
 
 def test_choosing_a_concept_fills_in_its_settings(handlers: PlayHandlers, runs: Path) -> None:
-    def choose(chosen: list[str], way: str, placed: tuple, *rest: Any) -> list[Any]:  # noqa: ANN401
-        return handlers.choose(chosen, way, placed, *rest, request=who())
+    def choose(**asked: Any) -> dict[str, Any]:  # noqa: ANN401
+        return handlers.choose(who(), **ASKED | asked)
 
-    nothing = ([], TOGETHER)
-    out = choose(["rabbit"], TOGETHER, nothing, "", "", 0.3, 1.0, 1.0, 1.0)
+    def seen(out: dict[str, Any], what: str) -> list[Any]:
+        return [out[name].get(what) for name in STRENGTHS]
+
+    out = choose(concepts=["rabbit"], prompt="", strength_1=0.3)
     facts = describe([facts_of(entry_of(runs / "rabbit"))])
-    assert out[-6:] == [facts, (["rabbit"], TOGETHER), OWN, OWN, 7, 2.5]
-    assert [update["visible"] for update in out[SLIDERS]] == [True, False, False, False]
+    expected = {"facts": facts, "placed": (["rabbit"], TOGETHER), "prompt": OWN, "suggested": OWN}
+    assert out | expected | {"steps": 7, "guidance": 2.5} == out
+    assert seen(out, "visible") == [True, False, False, False]
 
-    both = ["house", "rabbit"]
-    out = choose(both, TOGETHER, (["rabbit"], TOGETHER), "my own", OWN, 0.3, 1.0, 1.0, 1.0)
-    assert [update.get("value") for update in out[SLIDERS]] == [1.0, 0.3, None, None]
-    assert out[-4] == "my own and a sks <b>toy</b>"
-    left = choose([], TOGETHER, (["rabbit"], TOGETHER), "my sks <b>toy</b>", OWN, *[1.0] * 4)
-    assert left[-4] == "my <b>toy</b>"
-    again = choose(both, TOGETHER, (both, TOGETHER), "", "", 0.3, 1.0, 1.0, 1.0)
-    assert again == [gr.skip()] * len(out)
+    both, before = ["house", "rabbit"], {"placed": (["rabbit"], TOGETHER), "suggested": OWN}
+    out = choose(concepts=both, prompt="my own", strength_1=0.3, **before)
+    assert seen(out, "value") == [1.0, 0.3, None, None]
+    assert out["prompt"] == "my own and a sks <b>toy</b>"
+    assert "steps" not in out  # the house does not say them
+    left = choose(concepts=[], prompt="my sks <b>toy</b>", **before)
+    assert left["prompt"] == "my <b>toy</b>"
+    assert choose(concepts=both, placed=(both, TOGETHER)) == gr.skip()
 
 
 def test_words_that_the_prompt_lacks_are_offered(handlers: PlayHandlers) -> None:
-    def note(prompt: str, way: str = TOGETHER) -> list[Any]:
-        return handlers.note(prompt, ["rabbit", "house"], way, who())
+    def asked(prompt: str, way: str = TOGETHER, *chosen: str) -> dict[str, Any]:
+        return ASKED | {
+            "prompt": prompt,
+            "concepts": [*(chosen or ("rabbit", "house"))],
+            "way": way,
+        }
 
-    said, *buttons = note("a <b>toy</b> at night")
-    assert "“sks &lt;b&gt;toy&lt;/b&gt;” is not in your prompt, so it is not drawn." in said
-    assert [button["visible"] for button in buttons] == [True, False, False, False]
-    assert buttons[0]["value"] == "Add sks <b>toy</b>"
-    put = handlers.insert(0)("a <b>toy</b> at night", ["rabbit", "house"], TOGETHER, who())
+    said = handlers.note(who(), **asked("a <b>toy</b> at night"))
+    assert "“sks &lt;b&gt;toy&lt;/b&gt;” is not in your prompt, so it is not drawn." in said["note"]
+    assert [said[name]["visible"] for name in INSERTS] == [True, False, False, False]
+    assert said["insert_1"]["value"] == "Add sks <b>toy</b>"
+    put = handlers.insert(0)(who(), **asked("a <b>toy</b> at night"))
     assert put == "a sks <b>toy</b> at night"
-    for asked in (put, "", "a {token} at night"):
-        said, *buttons = note(asked, EACH)
-        assert "not in your prompt" not in said
-        assert not any(button["visible"] for button in buttons)
-    assert handlers.insert(3)("as it is", ["rabbit"], TOGETHER, who()) == "as it is"
+    for prompt in (put, "", "a {token} at night"):
+        said = handlers.note(who(), **asked(prompt, EACH))
+        assert "not in your prompt" not in said["note"]
+        assert not any(said[name]["visible"] for name in INSERTS)
+    assert handlers.insert(3)(who(), **asked("as it is", TOGETHER, "rabbit")) == "as it is"
 
 
 def test_a_failure_is_said_beside_the_prompt_once(
@@ -253,15 +263,17 @@ def test_reusing_settings(
 ) -> None:
     warned: list[str] = []
     monkeypatch.setattr(gr, "Warning", warned.append)
-    draw("house", "rabbit", first=0.4, second=1.2, negative_prompt="dark", count=1)
+    draw("house", "rabbit", strength_1=0.4, strength_2=1.2, negative_prompt="dark", count=1)
     newest = backend.album.list("")[0]
     for out in (
         handlers.reuse(newest.id, who()),
         handlers.reuse_file(str(newest.path), who()),
     ):
-        assert out[0]["value"] == ["house", "rabbit"]
-        assert [update.get("value") for update in out[1:3]] == [0.4, 1.2]
-        assert out[-6:] == [(["house", "rabbit"], TOGETHER), "a sks toy", "dark", 5, 2, 3.0]
+        assert out["concepts"]["value"] == ["house", "rabbit"]
+        assert [out[name]["value"] for name in STRENGTHS[:2]] == [0.4, 1.2]
+        expected = {"placed": (["house", "rabbit"], TOGETHER), "prompt": "a sks toy", "seed": 5}
+        expected |= {"negative_prompt": "dark", "steps": 2, "guidance": 3.0}
+        assert out | expected == out
     assert warned == []
     with pytest.raises(gr.Error, match=r"^'That picture is gone"):
         handlers.reuse(newest.id, who("ada"))
@@ -269,7 +281,7 @@ def test_reusing_settings(
     only = entry_of(backend.library.get("rabbit", "").folder)
     monkeypatch.setattr(type(backend.library), "list", lambda *_: (only,))
     monkeypatch.setattr(PlayHandlers, "look", lambda *_: ({"choices": []}, None))
-    assert handlers.reuse(newest.id, who())[0]["value"] == ["rabbit"]
+    assert handlers.reuse(newest.id, who())["concepts"]["value"] == ["rabbit"]
     assert warned[0].startswith("Your library does not have house as used in the picture")
     (tmp_path / "x.png").write_text("no picture")
     with pytest.raises(gr.Error, match="is not a PNG"):
@@ -292,6 +304,102 @@ def test_the_album_of_a_page(draw: Callable[..., list[Any]], backend: Backend) -
         album.delete(chosen, 9, who("ada"))
     gallery, ids, *_ = album.delete(chosen, 9, who())
     assert (len(gallery["value"]), chosen in ids) == (2, False)
+
+
+@pytest.fixture
+def growing(base_folder: Path, runs: Path) -> Iterator[str]:
+    """Add a run of 20 steps that has kept its step 10."""
+    folder = runs / "growing"
+    for place, steps in (("checkpoint-000010", 10), (".", 20)):
+        file = folder / place / "concept.safetensors"
+        teach(base_folder, file, steps, "a sks toy", token="sks", steps=steps)
+    (folder / "checkpoint-000010" / "state.json").touch()
+    yield folder.name
+    shutil.rmtree(folder)
+
+
+def test_a_grid_is_drawn_row_by_row_and_kept_as_one_picture(
+    draw: Callable[..., list[Any]], handlers: PlayHandlers, backend: Backend, growing: str
+) -> None:
+    said: list[str] = []
+    grid = GridHandlers(backend, handlers)
+    shown = list(grid.draw(who(), Bar(said.append), **ASKED | {"concepts": [growing]}))
+    assert [html.count("<img") for html in shown] == [0, 4, 8]
+    assert [*dict.fromkeys(said)] == ["Row 1 of 2", "Row 2 of 2"]
+    assert re.findall('<th scope="row">(.+?)</th>', shown[-1]) == ["step 10", "step 20"]
+    (kept,) = backend.album.list("")
+    settings = read_png(kept.path)
+    assert settings.grid == Axes((0.4, 0.7, 1.0, 1.3), (10, 20))
+    assert 'X Type: Strength, X Values: "0.4, 0.7, 1, 1.3"' in parameters(settings)
+    again = handlers.reuse(kept.id, who())
+    assert (again["step"]["value"], again["strength_1"]["value"]) == (20, 1.0)
+
+    cell = gr.EventData(None, {"strength": 0.7, "step": 10})
+    strength, step = grid.pick(cell)
+    *_, (_, adapted, _) = draw(growing, strength_1=strength, step=step, count=1)
+    with Image.open(kept.path) as whole, Image.open(adapted[0][0]) as alone:
+        left, top = whole.width - 3 * 160 - 2 * 10, whole.height - 2 * 160 - 10
+        small = whole.crop((left, top, left + 160, top + 160)).resize((16, 16), 0)
+        levels = np.asarray(small).astype(int) - np.asarray(alone)
+    assert abs(levels).max() <= 1  # a batch may round to a neighbouring level
+    newest = backend.album.list("")[0]
+    assert read_png(newest.path).concepts[0].name == "growing, step 10"
+    again = handlers.reuse(newest.id, who())
+    assert (again["concepts"]["value"], again["step"]["value"]) == ([growing], 10)
+    forged = gr.EventData(None, {"strength": 0.7, "step": "../x"})
+    assert grid.pick(forged) == (gr.skip(), gr.skip())
+
+
+def test_a_grid_without_kept_steps_is_one_row_and_says_so(
+    handlers: PlayHandlers, backend: Backend, growing: str
+) -> None:
+    about = handlers.choose(who(), **ASKED | {"concepts": ["rabbit"]})["grid_about"]
+    assert "in one row: this concept has no other saved steps" in about
+    *_, last = GridHandlers(backend, handlers).draw(
+        who(), Bar(), **ASKED | {"concepts": ["rabbit"]}
+    )
+    assert re.findall('<th scope="row">(.+?)</th>', last) == ["as taught"]
+    assert last.count("<img") == 4
+    chosen = handlers.choose(who(), **ASKED | {"concepts": [growing]})
+    assert "2 of its 2 saved steps down" in chosen["grid_about"]
+    assert [step for _, step in chosen["step"]["choices"]] == [10, 20]
+    assert (chosen["step"]["value"], chosen["step"]["visible"]) == (20, True)
+
+
+def test_a_file_with_a_step_that_no_browser_can_show(handlers: PlayHandlers, runs: Path) -> None:
+    write(runs / "huge" / "concept.safetensors", steps=10**400)
+    chosen = handlers.choose(who(), **ASKED | {"concepts": ["huge"]})
+    shutil.rmtree(runs / "huge")
+    assert (chosen["step"]["choices"], chosen["step"]["value"]) == ([], None)
+
+
+def test_a_grid_that_cannot_be_drawn_or_is_stopped(
+    draw: Callable[..., list[Any]],
+    handlers: PlayHandlers,
+    backend: Backend,
+    growing: str,
+    runs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gr, "Info", lambda *_, **__: None)
+    grid = GridHandlers(backend, handlers)
+    for asked, sentence in (
+        ({}, "The grid shows a concept: choose one"),
+        ({"concepts": [growing], "prompt": "a car"}, "“sks” is not in your prompt"),
+    ):
+        with pytest.raises(gr.Error, match=sentence):
+            list(grid.draw(who(), Bar(), **ASKED | asked))
+
+    def stop(desc: str) -> None:
+        if desc == "Row 2 of 2":
+            handlers.stop(who())
+
+    shown = list(grid.draw(who(), Bar(stop), **ASKED | {"concepts": [growing], "steps": 9}))
+    assert [html.count("<img") for html in shown] == [0, 4]
+    assert backend.album.list("") == ()
+    shutil.rmtree(runs / growing / "checkpoint-000010")
+    with pytest.raises(gr.Error, match="Step 10 of growing is gone"):
+        draw(growing, step=10)
 
 
 def test_next_seeds_follow_the_drawn_ones() -> None:
