@@ -11,12 +11,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 PATIENCE_MS = int(os.environ.get("STUDIO_PATIENCE_MS", "240000"))
 TAKEN = os.environ.get("STUDIO_PICTURES")
 """Folder for pictures of the page, or None."""
 OLDER, NEWER = "An <b>older</b> one", "A newer one"
-"""Stopped trainings in the studio of the browser tests."""
+"""A failed and a stopped training in the studio of the browser tests."""
 ROOT = Path(__file__).resolve().parents[2]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -71,3 +75,58 @@ def served(studio: Path, *flags: str, port: int | None = None) -> Iterator[Serve
 def installed_browser() -> str | None:
     """Return a browser of the system that Playwright can control."""
     return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+_FAINT = """() => {
+  const channels = (text) => text.match(/[\\d.]+/g).map(Number);
+  const light = (rgb) => [0.2126, 0.7152, 0.0722].reduce((sum, weight, i) => {
+    const part = rgb[i] / 255;
+    return sum + weight * (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
+  }, 0);
+  const paper = (one) => {
+    for (let each = one; each; each = each.parentElement) {
+      const [r, g, b, opaque = 1] = channels(getComputedStyle(each).backgroundColor);
+      if (opaque > 0.5) return [r, g, b];
+    }
+    return [255, 255, 255];
+  };
+  const found = [];
+  for (const one of document.querySelectorAll('body *')) {
+    const own = [...one.childNodes].filter((node) => node.nodeType === 3);
+    const text = own.map((node) => node.data).join('').trim();
+    const off = one.closest(
+      '[disabled], [aria-hidden=true], .sr-only, .toast-wrap, svg, style, script');
+    const seen = one.checkVisibility({visibilityProperty: true, opacityProperty: true});
+    if (!text || off || !seen) continue;
+    const style = getComputedStyle(one), size = parseFloat(style.fontSize);
+    const [a, b] = [light(channels(style.color)), light(paper(one))].sort((x, y) => y - x);
+    const large = size >= 24 || (size >= 18.66 && style.fontWeight >= 700);
+    const ratio = (a + 0.05) / (b + 0.05);
+    if (ratio < (large ? 3 : 4.5)) found.push(`${ratio.toFixed(2)} ${text.slice(0, 40)}`);
+  }
+  return found;
+}"""
+"""Texts whose contrast is below that of WCAG AA."""
+_AA = "{runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa']}"
+
+
+def assert_accessible(page: "Page", state: str) -> None:
+    """Measure the contrast of every text; with `AXE_CORE`, check all rules of WCAG AA."""
+    assert page.evaluate(_FAINT) == [], state
+    if axe := os.environ.get("AXE_CORE"):  # axe.min.js of the npm package axe-core
+        page.evaluate(Path(axe).read_text())
+        found = page.evaluate(f"axe.run(document, {_AA})")["violations"]
+        assert [(one["id"], one["nodes"][0]["html"]) for one in found] == [], state
+
+
+def assert_accessible_everywhere(page: "Page", state: str) -> None:
+    """Check the page as it is now in light and dark, with `AXE_CORE` also on a phone."""
+    size = page.viewport_size or {"width": 1280, "height": 900}
+    for width in (size["width"], 390) if os.environ.get("AXE_CORE") else (size["width"],):
+        page.set_viewport_size({"width": width, "height": size["height"]})
+        for theme in ("light", "dark"):
+            page.evaluate("dark => document.body.classList.toggle('dark', dark)", theme == "dark")
+            page.wait_for_timeout(400)  # colours change little by little
+            assert_accessible(page, f"{state}, {theme}, {width} pixels")
+    page.evaluate("document.body.classList.remove('dark')")
+    page.set_viewport_size(size)

@@ -144,7 +144,7 @@ def page(browser: "Browser", server: Server) -> Iterator["Page"]:
 
 
 def end_trainings(jobs: Jobs) -> None:
-    """Put two stopped trainings into a studio, one with pictures of two steps."""
+    """Put a failed training into a studio, and a stopped one with pictures of two steps."""
     for name in (OLDER, NEWER):
         options = {"instance_data_dir": "x", "instance_prompt": "a sks toy", "max_train_steps": 20}
         job = jobs.submit(name, "", options)
@@ -154,4 +154,6 @@ def end_trainings(jobs: Jobs) -> None:
             pictures.mkdir(parents=True)
             for picture in ("base", "000010", "000020"):
                 Image.new("RGB", (64, 64), "teal").save(pictures / f"{picture}-00.png")
-        jobs.end(job, Status.STOPPED)
+            jobs.end(job, Status.STOPPED)
+        else:
+            jobs.end(job, Status.FAILED, "The training failed (out of memory); see its log.txt.")

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from loldu import read_concept
-from tests.webui.browser import PATIENCE_MS, ROOT, TAKEN, Server
+from tests.webui.browser import PATIENCE_MS, ROOT, TAKEN, Server, assert_accessible_everywhere
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: make install")
 from playwright.sync_api import Browser, Locator, Page, expect  # noqa: E402
@@ -102,6 +102,7 @@ def pictures_are_taken_and_wrong_files_are_named(page: Page, tmp_path: Path) -> 
 def a_training_goes_on_while_the_page_is_reloaded(page: Page) -> None:
     ask_for_training(page, NAME, STEPS)
     expect(page.get_by_role("heading", name=NAME)).to_be_visible()
+    assert_accessible_everywhere(page, "a training runs")
     page.reload()  # it opens where something is going on
     expect(page.get_by_role("heading", name=NAME)).to_be_visible()
     expect(page.get_by_text(f"{STEPS} of {STEPS}").first).to_be_visible()
@@ -109,6 +110,7 @@ def a_training_goes_on_while_the_page_is_reloaded(page: Page) -> None:
     take(page, "progress")
     panel(page).get_by_role("button", name="Curves and scores").click()
     expect(page.get_by_text("CLIP-T").first).to_be_visible()
+    assert_accessible_everywhere(page, "a training is done")
 
 
 def a_step_is_kept(page: Page) -> None:
@@ -129,6 +131,7 @@ def base_and_concept_are_drawn_and_the_strength_changes_the_concept_alone(page: 
     page.get_by_role("button", name="Draw", exact=True).click()
     rows = panel(page).locator(".pictures")
     expect(rows.nth(1).locator("button img")).to_have_count(2)
+    assert_accessible_everywhere(page, "pictures are drawn")
     base, concept = drawn(page, 0), drawn(page, 1)
     assert len(base) == len(concept) == 2
     assert not set(base) & set(concept)
@@ -155,6 +158,30 @@ def base_and_concept_are_drawn_and_the_strength_changes_the_concept_alone(page: 
     number.press("Tab")
     expect(shown).not_to_have_attribute("src", before)
     assert not set(drawn(page, 1)) & {*base, *concept}
+
+
+def a_cell_of_the_grid_sets_strength_and_step(page: Page) -> None:
+    fold = panel(page).get_by_role("button", name="Grid of strengths and steps")
+    fold.click()
+    if not TAKEN:
+        panel(page).get_by_label("Steps", exact=True).fill("2")
+    panel(page).get_by_role("button", name="Draw the grid").click()
+    expect(panel(page).get_by_role("link", name=re.compile("Save the grid"))).to_be_visible()
+    cells = panel(page).locator(".xy [data-strength]")
+    expect(cells).to_have_count(4 * min(STEPS, 5))
+    assert_accessible_everywhere(page, "a grid is drawn")
+    take(page, "grid")
+    shown = panel(page).locator(".pictures").nth(1).locator("button img").first
+    before = shown.get_attribute("src") or ""
+    cells.nth(1).click()
+    expect(panel(page).get_by_label(re.compile("number input for Strength")).first).to_have_value(
+        "0.7"
+    )
+    step = cells.nth(1).get_attribute("data-step") or ""
+    expect(panel(page).get_by_label("Step of its training")).to_have_value(step)
+    expect(cells.nth(1)).to_have_attribute("aria-pressed", "true")
+    expect(shown).not_to_have_attribute("src", before)  # drawn at that step
+    fold.click()
 
 
 def two_concepts_are_mixed_and_drawn_in_one_batch(page: Page) -> None:
@@ -220,6 +247,7 @@ def a_concept_is_scored(page: Page) -> None:
     take(page, "score")
     panel(page).get_by_role("button", name="Numbers").click()
     expect(panel(page).get_by_text("DINO").first).to_be_visible()
+    assert_accessible_everywhere(page, "a concept is scored")
 
 
 def at_a_phones_width_nothing_is_cut_off(browser: Browser, server: Server, *, dark: bool) -> None:
@@ -245,6 +273,7 @@ def test_from_pictures_to_a_played_concept(
     a_training_goes_on_while_the_page_is_reloaded(page)
     a_step_is_kept(page)
     base_and_concept_are_drawn_and_the_strength_changes_the_concept_alone(page)
+    a_cell_of_the_grid_sets_strength_and_step(page)
     two_concepts_are_mixed_and_drawn_in_one_batch(page)
     a_concept_leaves_and_comes_back(page, tmp_path)
     a_concept_is_scored(page)
