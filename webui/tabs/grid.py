@@ -34,12 +34,12 @@ def connect_grid(
         handlers.draw,
         inputs_kwargs=asked,
         outputs=parts["grid"],
-        show_progress_on=[parts["grid"]],
+        show_progress_on=[parts["grid_about"]],
         api_visibility="private",
         **DRAWING,
     )
     controls = [parts["strength_1"], parts["step"]]
-    picked = parts["grid"].select(handlers.pick, parts["step"], controls, **QUIET)
+    picked = parts["grid"].select(handlers.pick, None, controls, **QUIET)
     return picked, drawing
 
 
