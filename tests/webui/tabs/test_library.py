@@ -145,7 +145,7 @@ def test_one_hostile_file_does_not_take_the_library_down(
     assert len(seen["cards"]["value"]) == 2
     assert seen["delete"]["visible"]
     assert view(tab.refresh(None, None, "good", ANN))["shown"] == (good,)
-    play = PlayHandlers(backend)
+    play = PlayHandlers(backend, {})
     choices, _ = play.look([], ANN)
     assert len(choices["choices"]) == 2
     ScoreHandlers(backend, SCORE).enter(entry_id, ANN)
