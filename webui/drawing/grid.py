@@ -63,7 +63,7 @@ class Grid:
             href = address(in_cache(saved, "grid.png"))
             link = f'<p><a download="grid.png" href="{href}">Save the grid as one picture</a></p>'
         return (
-            f'<table class="xy"><caption>Strength of the concept</caption><thead><tr>'
+            f'<table class="xy"><caption>Strength</caption><thead><tr>'
             f"<td></td>{head}</tr></thead><tbody>{rows}</tbody></table>{link}"
         )
 
