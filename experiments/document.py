@@ -12,9 +12,13 @@ from experiments.claims import claims_table, read_claims
 from experiments.config import Experiment, experiment_names, read_experiment
 from experiments.kinds import table_of
 from experiments.results import Results
+from experiments.table import records_of
 from loldu.errors import LoLDUError
 from loldu.files import write_atomically
+from loldu.pictures.captions import read_json, read_text
+from loldu.presets import installed_path
 
+POCKET = "./pocket/base"
 _PART = re.compile(r"(<!-- begin (\S+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
 
 
@@ -64,10 +68,12 @@ def replace_parts(text: str, parts: Mapping[str, Callable[[], str]]) -> str:
 def section(experiment: Experiment, results: Results) -> str:
     """Return an experiment as Markdown: description, results, decisions and remarks on rows.
 
-    For the project's own experiments this is the tables alone.
+    For the project's own experiments this is the tables alone. Results of another pocket base than
+    the shipped one are named as such.
     """
     if not experiment.source:
-        return "\n\n".join(table_of(experiment, scale, results) for scale in experiment.scales)
+        tables = [table_of(experiment, scale, results) for scale in experiment.scales]
+        return "\n\n".join([*tables, *_other_base(experiment, results)])
     parts = [f"**{experiment.title}** ({experiment.source}). {experiment.about}".rstrip()]
     if "pocket" in experiment.scales:
         here = experiment.at("pocket")
@@ -76,6 +82,7 @@ def section(experiment: Experiment, results: Results) -> str:
             f"{here.summary} ± standard deviation over seeds:"
         )
         parts.append(table_of(experiment, "pocket", results))
+        parts += _other_base(experiment, results)
     if "full" in experiment.scales:
         here = experiment.at("full")
         seeds = _joined(here.seeds)
@@ -85,6 +92,23 @@ def section(experiment: Experiment, results: Results) -> str:
         )
         parts.append(table_of(experiment, "full", results))
     return "\n\n".join([*parts, *_choices(experiment), *_notes(experiment)])
+
+
+def _other_base(experiment: Experiment, results: Results) -> list[str]:
+    """Return a sentence if results are of another pocket base than the shipped one."""
+    if "pocket" not in experiment.scales or experiment.at("pocket").model != POCKET:
+        return []
+    shipped = read_json(read_text(Path(installed_path(f"{POCKET}.json"))), "base.json")["weights"]
+    rows = experiment.rows_at("pocket")
+    records = [r for row in rows for r in records_of(experiment, row, "pocket", results)]
+    found = {record["facts"]["base"] for record in records if "base" in record["facts"]}
+    if not (others := sorted(found - {shipped})):
+        return []
+    return [
+        f"These results are of an earlier pocket base (`{'`, `'.join(others)}`); the one in this "
+        f"repository is `{shipped}`. `python -m experiments run {experiment.name} --again` repeats "
+        "them."
+    ]
 
 
 def _choices(experiment: Experiment) -> list[str]:

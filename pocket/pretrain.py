@@ -27,6 +27,7 @@ from transformers import (
     ViTModel,
 )
 
+from loldu.base.open import weights_digest
 from loldu.errors import LoLDUError
 from pocket.captions import full_caption
 from pocket.checkpoint import (
@@ -172,8 +173,9 @@ def _judge(
     held_out: Corpus,
     settings: Pretraining,
 ) -> None:
-    """Write `base.json`, the recipe and its scores, and `base.png`, a sheet of samples."""
+    """Write `base.json`, with digest, recipe and scores, and `base.png`, a sheet of samples."""
     record = {
+        "weights": weights_digest(pipeline),
         "recipe": asdict(settings),
         "judgement": judge_base(pipeline, classifier, held_out, settings.judged),
         "individuals": judge_names(pipeline, classifier),

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from experiments.config import (
     paper_experiments,
     read_experiment,
 )
-from experiments.document import filled
+from experiments.document import filled, section
 from experiments.results import Results
 from experiments.table import markdown, measured_rows
 from loldu.errors import LoLDUError
@@ -201,3 +202,16 @@ def test_every_committed_result_belongs_to_a_run() -> None:
         for record in map(json.loads, lines):
             key = (name, record["scale"], record["row"], record["data"], record["seed"])
             assert results.read(runs[key]) == record
+
+
+def test_results_of_another_base_are_named_as_such(tmp_path: Path) -> None:
+    experiment = read_experiment("pocket_concepts")
+    run = next(experiment.runs(experiment.row("base"), "pocket", ["striped_cat"]))
+    scores = dict.fromkeys(("dino", "clip_i", "clip_t", "concept", "background", "others"), 0.2)
+    more: dict[str, Any] = {"scores": scores | {"leak": 0.2}}
+    shipped = json.loads(Path("pocket/base.json").read_text())["weights"]
+    for digest, said in (("0123456789abcdef", True), (shipped, False)):
+        facts = {"base": digest, "real": {"dino": 1.0, "clip_i": 1.0}}
+        write_result(tmp_path, run, 0.2, **more, facts=facts)
+        made = section(experiment, Results(tmp_path))
+        assert (f"of an earlier pocket base (`{digest}`)" in made) is said

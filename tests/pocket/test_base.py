@@ -9,7 +9,7 @@ from PIL import Image
 
 from eval.encoders.load import load_clip, load_dino
 from experiments.kinds.concepts.judge import BACKGROUNDS, Judge
-from loldu.base.open import load_pipeline
+from loldu.base.open import load_pipeline, weights_digest
 from pocket.captions import full_caption
 from pocket.classifier import load_classifier, overall_agreement
 from pocket.corpus import random_scenes
@@ -43,6 +43,8 @@ def test_the_record_passes_the_gate() -> None:
 
 def test_the_base_draws_its_prompts() -> None:
     pipeline = load_pipeline(str(POCKET / "base"))
+    record = json.loads((POCKET / "base.json").read_text())
+    assert record["weights"] == weights_digest(pipeline)
     scenes = random_scenes(seed=3_000_000, count=24)
     pictures = draw(pipeline, [full_caption(scene) for scene in scenes])
     classifier = load_classifier(POCKET / "encoders" / "attributes.safetensors")
