@@ -9,8 +9,10 @@ are compared. You can stop the command; the same command continues.
 import json
 import tempfile
 from collections.abc import Iterable, Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -171,7 +173,12 @@ def seconds_a_step(speedrun: Speedrun, name: str, options: Options) -> float:
     one, *_ = speedrun.runs(name, options.timed_steps, options)
     own = {key: value for key, value in one.options.items() if not key.startswith("validation")}
     own |= {"sample_at_end": False, "lora_file": "no"}
-    with tempfile.TemporaryDirectory() as work:
+    nothing = StringIO()
+    with (
+        tempfile.TemporaryDirectory() as work,
+        redirect_stdout(nothing),
+        redirect_stderr(nothing),
+    ):
         return teach(one, Path(work) / name, own).train_seconds / options.timed_steps
 
 
