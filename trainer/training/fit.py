@@ -29,7 +29,8 @@ from trainer.training.control import Control, Request
 from trainer.training.ema import EMA
 from trainer.training.held_out import HeldOutLoss
 from trainer.training.memory import MemoryLadder
-from trainer.training.objective import Objective, lr_factor
+from trainer.training.objective import Objective
+from trainer.training.optimizers import lr_factor
 from trainer.training.scores import LiveScores, scores_at
 from trainer.training.scoring_plan import PromptSeed
 from trainer.training.stages import BASE_PICTURES, announce

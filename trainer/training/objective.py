@@ -1,6 +1,5 @@
 """The DreamBooth objective, with randomness that depends on (seed, step) alone."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -14,7 +13,7 @@ from torch.nn.functional import huber_loss
 from loldu.base.families import family_of, network_of
 from loldu.base.family import Conditioning
 from trainer.methods.trained import Trained
-from trainer.options.config import Config, OptimizationConfig
+from trainer.options.config import Config
 from trainer.training.cache import Cache
 
 _ORDER, _VIEWS, _NOISE, _FIXED, _CAPTIONS = 1, 2, 3, 4, 5
@@ -404,16 +403,3 @@ def view_at(pictures: list[range], position: int, seed: int, kind: int) -> int:
     order = np.random.default_rng([seed, _ORDER, kind, epoch]).permutation(len(pictures))
     views = pictures[order[place]]
     return views[int(np.random.default_rng([seed, _VIEWS, kind, position]).integers(len(views)))]
-
-
-def lr_factor(optimization: OptimizationConfig, step: int) -> float:
-    """Return the factor on a step's learning rates: warm-up, then the schedule."""
-    warmup, last = optimization.lr_warmup_steps, optimization.max_train_steps
-    if step < warmup:
-        return (step + 1) / warmup
-    left = 1 - (step - warmup) / max(1, last - warmup)
-    return {
-        "constant": 1.0,
-        "cosine": 0.5 * (1 - math.cos(math.pi * left)),
-        "linear": left,
-    }[optimization.lr_scheduler]

@@ -1,7 +1,8 @@
-"""The optimizers: torch's fused AdamW, and two of other libraries (`loldu[optimizers]`)."""
+"""The optimizers, torch's fused AdamW and two of other libraries, and their learning rate."""
 
 import importlib
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,3 +57,16 @@ def make_optimizer(optimization: OptimizationConfig, groups: Sequence[dict[str, 
     kind, settings = optimizer_class(name)
     options: dict[str, Any] = {"weight_decay": optimization.adam_weight_decay, **settings}
     return kind([*groups], **options)
+
+
+def lr_factor(optimization: OptimizationConfig, step: int) -> float:
+    """Return the factor on a step's learning rates: warm-up, then the schedule."""
+    warmup, last = optimization.lr_warmup_steps, optimization.max_train_steps
+    if step < warmup:
+        return (step + 1) / warmup
+    left = 1 - (step - warmup) / max(1, last - warmup)
+    return {
+        "constant": 1.0,
+        "cosine": 0.5 * (1 - math.cos(math.pi * left)),
+        "linear": left,
+    }[optimization.lr_scheduler]

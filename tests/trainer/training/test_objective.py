@@ -24,10 +24,10 @@ from trainer.training.objective import (
     DreamBooth,
     Losses,
     Objective,
-    lr_factor,
     penalties,
     view_at,
 )
+from trainer.training.optimizers import lr_factor
 
 PredictionType = Literal["epsilon", "v_prediction"]
 MakeConfig = Callable[..., Config]
