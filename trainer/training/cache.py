@@ -73,6 +73,12 @@ class Cache:
         of_prompts = {name: tensor[prompts] for name, tensor in self.conditioning.items()}
         return of_prompts | {name: tensor[views] for name, tensor in self.descriptions.items()}
 
+    def marked_of(self, views: Int[Tensor, " rows"]) -> Float[Tensor, "rows 1 h w"]:
+        """Return the share of every latent that is trained on its picture, for rows of views."""
+        if self.marked is not None:
+            return self.marked[views]
+        return self.mean.new_ones(len(views), 1, *self.mean.shape[-2:])
+
 
 @torch.no_grad()
 def build_cache(

@@ -256,7 +256,7 @@ class DreamBooth:
             timesteps=timesteps,
             target=target,
             weights=weights,
-            marked=self._marked(batch),
+            marked=cache.marked_of(batch.views),
             conditioning=cache.conditioning_of(batch.prompts, batch.views),
         )
 
@@ -264,11 +264,6 @@ class DreamBooth:
     def keeps_unmasked(self) -> bool:
         """Whether the black parts of masks are trained on the base's answer."""
         return self._cache.marked is not None
-
-    def _marked(self, batch: Batch) -> Float[Tensor, "rows 1 h w"]:
-        if self._cache.marked is not None:
-            return self._cache.marked[batch.views]
-        return self._cache.mean.new_ones(len(batch.views), 1, *self._cache.mean.shape[-2:])
 
     def errors(self, squares: Float[Tensor, "rows ..."], batch: Batch) -> Float[Tensor, " rows"]:
         """Return the mean squared error of every row, weighted by its picture's mask."""
