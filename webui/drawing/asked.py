@@ -31,7 +31,8 @@ class Drawn:
 
 def chosen_of(asked: Mapping[str, Any]) -> list[str]:
     """Return the ids of the chosen concepts."""
-    return list(dict.fromkeys(asked["concepts"] or ()))[:MAX_CONCEPTS]
+    chosen: list[str] = asked["concepts"] or []
+    return [*dict.fromkeys(chosen)][:MAX_CONCEPTS]
 
 
 def is_each(way: str, chosen: Sequence[str]) -> bool:

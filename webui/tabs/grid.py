@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 import gradio as gr
-from gradio.components import Component
 from gradio.events import Dependency
 
 from webui.backend import Backend, owner
@@ -26,7 +25,7 @@ def create_grid(parts: dict[str, Any]) -> None:
 
 
 def connect_grid(
-    backend: Backend, play: PlayHandlers, parts: Mapping[str, Any], asked: dict[str, Component]
+    backend: Backend, play: PlayHandlers, parts: Mapping[str, Any], asked: dict[str, Any]
 ) -> tuple[Dependency, Dependency]:
     """Connect the events of the grid; return the one that sets the controls, and the drawing."""
     handlers = GridHandlers(backend, play)

@@ -3,7 +3,6 @@
 from typing import Any
 
 import gradio as gr
-from gradio.components import Component
 from gradio.events import Dependency
 
 from webui.backend import Backend, visitor
@@ -167,7 +166,7 @@ def _connect_concepts(
     page: Page,
     tab: gr.Tab,
     parts: Parts,
-    asked: dict[str, Component],
+    asked: dict[str, Any],
     recalled: Dependency,
 ) -> None:
     concepts, way, prompt = parts["concepts"], parts["way"], parts["prompt"]
@@ -199,7 +198,7 @@ def _connect_concepts(
 
 
 def _connect_drawing(
-    handlers: PlayHandlers, parts: Parts, asked: dict[str, Component], picked: Dependency
+    handlers: PlayHandlers, parts: Parts, asked: dict[str, Any], picked: Dependency
 ) -> list[Dependency]:
     """Connect the events that draw, and return them.
 
