@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 from loldu import load_concept, read_concept
 from loldu.base.config import BaseModelConfig
 from loldu.base.open import load_pipeline
-from trainer import train_dreambooth_loldu
 from trainer.__main__ import run
 from trainer.methods.trained import Trained
 from trainer.options.preset import parse
@@ -121,7 +120,7 @@ def test_only_the_adapter_changes(
         pipelines.append(load_pipeline(base, **options))
         return pipelines[-1]
 
-    monkeypatch.setattr(train_dreambooth_loldu, "load_pipeline", keep)
+    monkeypatch.setattr("trainer.training.base.load_pipeline", keep)
     assert run([*flags, "--method", method]) == 0
     fresh = load_pipeline(str(base_folder))
     for part in ("unet", "vae", "text_encoder"):

@@ -38,7 +38,10 @@ def test_a_base_that_no_job_could_use_is_refused_at_the_start(
         ("nope/nothere", "The base nope/nothere is neither a local folder nor on the Hub: "),
         (concept, f"{concept} is a concept, not a base; give "),
         (half, f"The base {half} lacks its folder unet; download it again."),
-        (other, f"{other} is a FluxPipeline, but only Stable Diffusion 1.x and 2.x or "),
+        (
+            other,
+            f"{other} is a FluxPipeline, but only Stable Diffusion 1.x and 2.x, Stable Diffusion XL or ",
+        ),
     ):
         assert run(["--port", "0", "--studio", str(tmp_path / "s"), "--base", str(base)]) == 2
         said = capsys.readouterr().err

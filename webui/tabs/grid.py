@@ -34,6 +34,7 @@ def connect_grid(
         inputs_kwargs=asked,
         outputs=parts["grid"],
         show_progress_on=[parts["grid_about"]],
+        api_name="draw_grid",  # "draw" is Play's
         api_visibility="private",
         **DRAWING,
     )

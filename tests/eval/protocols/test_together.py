@@ -72,6 +72,7 @@ def tensors(arrays: list[np.ndarray]) -> list[torch.Tensor]:
 def test_collapse_is_that_of_plain_loops_in_any_order(seed: int, subjects: int, n: int) -> None:
     regions, real = features(seed, subjects, n)
     rng = np.random.default_rng(seed + 1)
+    real = [own + 1e-2 * rng.normal(size=own.shape) for own in real]
     for own in regions:  # no likenesses are equal but those of missing subjects
         own += 1e-3 * rng.normal(size=(n, 3)) * own.any(1, keepdims=True)
     got = collapses(tensors(regions), tensors(real))

@@ -125,7 +125,7 @@ def test_it_follows_the_run_in_fp32_at_pocket_size(train: Train, watch: Watch) -
     assert losses(half) == pytest.approx(losses(single), rel=2e-2)
     expected, found = deltas(single), deltas(half)
     assert not torch.equal(found, expected)
-    assert torch.cosine_similarity(found, expected, dim=0) > 0.98
+    assert torch.cosine_similarity(found, expected, dim=0) > 0.95
     assert (found.norm() / expected.norm()).item() == pytest.approx(1, abs=0.05)
 
 
