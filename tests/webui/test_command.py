@@ -40,7 +40,8 @@ def test_a_base_that_no_job_could_use_is_refused_at_the_start(
         (half, f"The base {half} lacks its folder unet; download it again."),
         (
             other,
-            f"{other} is a FluxPipeline, but only Stable Diffusion 1.x and 2.x, Stable Diffusion XL or ",
+            f"{other} is a FluxPipeline, but only Stable Diffusion 1.x and 2.x, "
+            "Stable Diffusion XL or ",
         ),
     ):
         assert run(["--port", "0", "--studio", str(tmp_path / "s"), "--base", str(base)]) == 2
