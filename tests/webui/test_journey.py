@@ -246,7 +246,7 @@ def a_concept_is_scored(page: Page) -> None:
     expect(panel(page).get_by_text("Looks like it")).to_be_visible()
     take(page, "score")
     panel(page).get_by_role("button", name="Numbers").click()
-    expect(panel(page).get_by_text("DINO").first).to_be_visible()
+    expect(panel(page).get_by_role("rowheader", name="DINO", exact=True)).to_be_visible()
     assert_accessible_everywhere(page, "a concept is scored")
 
 
