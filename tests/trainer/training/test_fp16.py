@@ -108,7 +108,7 @@ POCKET = [
     *("--preset", "pocket", "--no_with_prior_preservation"),
     *("--pretrained_model_name_or_path", str(ROOT / "pocket" / "base")),
     *("--instance_data_dir", str(ROOT / "datasets" / "concepts" / "dotted_rabbit")),
-    *("--max_train_steps", "3", "--learning_rate", "1e-2", "--train_batch_size", "2"),
+    *("--max_train_steps", "3", "--learning_rate", "1e-2", "--train_batch_size", "8"),
 ]
 
 
@@ -125,7 +125,7 @@ def test_it_follows_the_run_in_fp32_at_pocket_size(train: Train, watch: Watch) -
     assert losses(half) == pytest.approx(losses(single), rel=2e-2)
     expected, found = deltas(single), deltas(half)
     assert not torch.equal(found, expected)
-    assert torch.cosine_similarity(found, expected, dim=0) > 0.95
+    assert torch.cosine_similarity(found, expected, dim=0) > 0.99
     assert (found.norm() / expected.norm()).item() == pytest.approx(1, abs=0.05)
 
 
