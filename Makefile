@@ -17,7 +17,7 @@ STAMP := .venv/.installed
 PIP_PROGRESS := awk '/(Downloading|Using cached).*[0-9][0-9]\.[0-9] MB/ || /^Installing/ \
 	{ print substr($$0, 1, 100); fflush() }'
 
-.PHONY: help install demo test lint webui experiments-pocket bench bench-gpu peft-suite quantized
+.PHONY: help install demo test lint webui experiments-pocket bench bench-gpu peft-suite diffusers-suite quantized
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
 
@@ -81,6 +81,9 @@ bench-gpu: $(STAMP)  ## trainer and experiments beside peers on a GPU (15 minute
 
 peft-suite: $(STAMP)  ## run PEFT's own tests with LoLDU in their tables (some 5 minutes)
 	$(BIN)/python -m tests.peft_suite
+
+diffusers-suite: $(STAMP)  ## run diffusers' own LoRA tests with LoLDU (some 10 minutes)
+	$(BIN)/python -m tests.diffusers_suite
 
 quantized: $(STAMP)  ## install bitsandbytes and torchao, and run the tests on quantized bases
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[quantized]'
