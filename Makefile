@@ -79,7 +79,7 @@ bench-gpu: $(STAMP)  ## trainer and experiments beside peers on a GPU (15 minute
 	$(BIN)/python -m benchmarks.train_gpu --profile 10 $(if $(SCRIPT),--diffusers_script $(SCRIPT))
 	$(BIN)/python -m benchmarks.full_scale --device cuda --output benchmarks/results/full_scale_gpu.json
 
-peft-suite: $(STAMP)  ## run PEFT's own tests with LoLDU in their tables (some 5 minutes)
+peft-suite: $(STAMP)  ## run PEFT's own tests with LoLDU in their tables (some 15 minutes)
 	$(BIN)/python -m tests.peft_suite
 
 diffusers-suite: $(STAMP)  ## run diffusers' own LoRA tests with LoLDU (some 10 minutes)
