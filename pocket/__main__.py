@@ -1,4 +1,4 @@
-"""``python -m pocket pretrain | judge | concepts``: the embedded base and the example concepts."""
+"""``python -m pocket pretrain | encoders | judge | concepts``: the embedded base and concepts."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ from pocket.classifier import load_classifier
 from pocket.concepts import render_concept
 from pocket.corpus import make_corpus
 from pocket.judge import judge_closely
-from pocket.pretrain import Pretraining, pretrain
+from pocket.pretrain import ENCODERS, Encoder, Pretraining, pretrain, pretrain_encoders
 from pocket.world import CONCEPTS
 
 _HERE = Path(__file__).parent
@@ -44,6 +44,27 @@ class Pretrain:
     def run(self) -> None:
         """Run the command."""
         pretrain(self.output, self.build, self.settings, self.keep, self.start)
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """Train the encoders of a finished base anew: the classifier of attributes, DINO and CLIP.
+
+    Attributes:
+        names: Encoders to train; the others stay as they are.
+        folder: Folder with `base` and `encoders`.
+        build: Folder for work files.
+        settings: Amounts of everything.
+    """
+
+    names: tyro.conf.Positional[tuple[Encoder, ...]] = ENCODERS
+    folder: Path = _HERE
+    build: Path = _BUILD
+    settings: tyro.conf.OmitArgPrefixes[Pretraining] = field(default_factory=Pretraining)
+
+    def run(self) -> None:
+        """Run the command."""
+        pretrain_encoders(self.folder, self.build, self.settings, self.names)
 
 
 @dataclass(frozen=True)
@@ -105,6 +126,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     commands = (
         Annotated[Pretrain, tyro.conf.subcommand("pretrain")]
+        | Annotated[Encoders, tyro.conf.subcommand("encoders")]
         | Annotated[Judge, tyro.conf.subcommand("judge")]
         | Annotated[Concepts, tyro.conf.subcommand("concepts")]
     )

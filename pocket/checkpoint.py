@@ -21,11 +21,12 @@ from transformers import (
 
 from loldu.errors import LoLDUError
 from loldu.files import drafted
-from pocket.classifier import AttributeClassifier, save_classifier
 from pocket.denoiser import build_noise_scheduler, place_rare_tokens
 from pocket.render import SIZE_PX
 
 _PROGRESS = "progress.json"
+_SIZE = {"height": SIZE_PX, "width": SIZE_PX}
+_HALF = [0.5, 0.5, 0.5]
 
 
 def build_pipeline(
@@ -92,22 +93,16 @@ def publish_pipeline(folder: Path, pipeline: StableDiffusionPipeline) -> StableD
     return written.to(dtype=torch.float32)
 
 
-def publish_encoders(
-    encoders: Path,
-    clip: CLIPModel,
-    tokenizer: CLIPTokenizer,
-    dino: ViTModel,
-    classifier: AttributeClassifier,
-) -> None:
-    """Write the encoders for scores in half precision."""
-    shutil.rmtree(encoders, ignore_errors=True)
-    size = {"height": SIZE_PX, "width": SIZE_PX}
-    half = [0.5, 0.5, 0.5]
-    clip.half().save_pretrained(encoders / "clip")
-    tokenizer.save_pretrained(encoders / "clip")
+def publish_clip(folder: Path, clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
+    """Write a CLIP for scores in half precision."""
+    clip.half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     CLIPImageProcessor(
-        size={"shortest_edge": SIZE_PX}, crop_size=size, image_mean=half, image_std=half
-    ).save_pretrained(encoders / "clip")
-    dino.half().save_pretrained(encoders / "dino")
-    ViTImageProcessor(size=size, image_mean=half, image_std=half).save_pretrained(encoders / "dino")
-    save_classifier(classifier, encoders / "attributes.safetensors")
+        size={"shortest_edge": SIZE_PX}, crop_size=_SIZE, image_mean=_HALF, image_std=_HALF
+    ).save_pretrained(folder)
+
+
+def publish_dino(folder: Path, dino: ViTModel) -> None:
+    """Write a DINO for scores in half precision."""
+    dino.half().save_pretrained(folder)
+    ViTImageProcessor(size=_SIZE, image_mean=_HALF, image_std=_HALF).save_pretrained(folder)

@@ -9,8 +9,10 @@ import json
 import math
 import random
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -33,7 +35,8 @@ from pocket.captions import full_caption
 from pocket.checkpoint import (
     build_pipeline,
     open_checkpoint,
-    publish_encoders,
+    publish_clip,
+    publish_dino,
     publish_pipeline,
     save_checkpoint,
 )
@@ -41,6 +44,7 @@ from pocket.classifier import (
     AttributeClassifier,
     load_classifier,
     pretrain_classifier,
+    save_classifier,
 )
 from pocket.clip import pretrain_clip
 from pocket.corpus import Corpus, make_corpus
@@ -57,6 +61,9 @@ from pocket.render import SIZE_PX, render
 from pocket.tokenizer import add_names, build_tokenizer
 from pocket.vae import normalize_latents, pretrain_vae, reconstruct
 from pocket.world import named_scene
+
+Encoder = Literal["attributes", "dino", "clip"]
+ENCODERS: tuple[Encoder, ...] = ("attributes", "dino", "clip")
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,7 @@ class Pretraining:
     text_steps: int = 200
     clip_steps: int = 500
     clip_batch: int = 128
-    classifier_steps: int = 1_500
+    classifier_steps: int = 4_500
     classifier_batch: int = 50
     dino_steps: int = 600
     paired: int = 20_000
@@ -160,10 +167,35 @@ def pretrain(
     pretrain_denoiser(*models, mixture, folder, settings.denoiser, at_checkpoint, steps_done)
     pipeline = publish_pipeline(output / "base", pipeline)
     if keep is None:
-        publish_encoders(output / "encoders", parts.clip(), tokenizer, parts.dino(), classifier)
+        parts.publish(ENCODERS, output / "encoders")
     elif keep.resolve() != output.resolve():
         shutil.copytree(keep / "encoders", output / "encoders", dirs_exist_ok=True)
     _judge(output, pipeline, classifier, parts.held_out, settings)
+
+
+def pretrain_encoders(
+    folder: Path, build: Path, settings: Pretraining, names: Iterable[Encoder] = ENCODERS
+) -> None:
+    """Train encoders for a finished base anew, and write them into its folder `encoders`.
+
+    Args:
+        folder: Folder with `base` and `encoders`. The classifier learns from the base's VAE too.
+        build: Folder for work files.
+        settings: Amounts of everything.
+        names: Encoders to train; the others stay as they are.
+
+    Raises:
+        LoLDUError: If `folder` has no base.
+    """
+    if not (folder / "base").is_dir():
+        raise LoLDUError(f"{folder} has no base; give a folder like pocket.")
+    parts = _Parts(
+        build / f"world-{settings.pictures}-{settings.held_out}",
+        settings,
+        build_tokenizer(),
+        folder,
+    )
+    parts.publish(names, folder / "encoders")
 
 
 def _judge(
@@ -242,6 +274,9 @@ class _Parts:
     def classifier(self) -> AttributeClassifier:
         if self.keep:
             return load_classifier(self.keep / "encoders" / "attributes.safetensors")
+        return self.trained_classifier()
+
+    def trained_classifier(self) -> AttributeClassifier:
         settings = self.settings
         one, two = (
             (corpus, _reconstructions(self.vae, corpus, self.coded, name, settings))
@@ -273,6 +308,17 @@ class _Parts:
         settings = self.settings
         pairs = make_corpus(self.build, "pairs", settings.paired, seed=3_000_000)
         return pretrain_dino(pairs, self.build, settings.dino_steps, settings.dino_batch)
+
+    def publish(self, names: Iterable[Encoder], folder: Path) -> None:
+        """Train encoders and write them into a folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            if name == "attributes":
+                save_classifier(self.trained_classifier(), folder / "attributes.safetensors")
+            elif name == "dino":
+                publish_dino(folder / "dino", self.dino())
+            else:
+                publish_clip(folder / "clip", self.clip(), self.tokenizer)
 
 
 def base_sheet(pipeline: StableDiffusionPipeline, held_out: Corpus) -> Image.Image:

@@ -27,7 +27,7 @@ from pocket.discriminator import tell_apart
 from pocket.fitting import Losses, fit
 from pocket.judge import judge_closely, to_pixels
 from pocket.muon import Muon, muon_groups, orthogonalized
-from pocket.pretrain import TINY, _latents, pretrain
+from pocket.pretrain import TINY, _latents, pretrain, pretrain_encoders
 from pocket.render import render
 from pocket.tokenizer import add_names, build_tokenizer
 from pocket.vae import LATENT_CHANNELS, build_vae, haar, normalize_latents
@@ -269,6 +269,10 @@ def test_the_whole_recipe_at_its_smallest_writes_an_ordinary_pipeline(
     kept, more = (tmp_path / folder / "encoders" for folder in ("out", "more"))
     for file in kept.rglob("*.safetensors"):
         assert file.read_bytes() == (more / file.relative_to(kept)).read_bytes()
+    before = {file: file.read_bytes() for file in (tmp_path / "more").rglob("*.safetensors")}
+    pretrain_encoders(tmp_path / "more", tmp_path / "build", replace(TINY, dino_steps=3), ["dino"])
+    changed = [file.parent.name for file, old in before.items() if file.read_bytes() != old]
+    assert changed == ["dino"]
     log = next((tmp_path / "build").rglob("denoiser-3/log.jsonl")).read_text().splitlines()
     assert [json.loads(line)["step"] for line in log] == [3]
 
@@ -293,6 +297,12 @@ def test_spread_is_the_mean_over_all_pairs_of_directions() -> None:
 def test_only_a_checkpoint_is_a_start(tmp_path: Path) -> None:
     with pytest.raises(LoLDUError, match=r"has no progress\.json"):
         open_checkpoint(tmp_path, build_tokenizer(captions=100), 64)
+
+
+def test_encoders_need_a_finished_base(tmp_path: Path) -> None:
+    with pytest.raises(LoLDUError, match="has no base"):
+        pretrain_encoders(tmp_path, tmp_path / "build", TINY)
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize("role", ["keep", "start"])
