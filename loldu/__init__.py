@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from loldu.concept.switch import mix, set_concepts, set_strength, unload_concept
     from loldu.concept.truncate import LayerCut, Truncation, truncate
     from loldu.concept.verify import verify_concept
+    from loldu.predict.predictor import predict_concept
 
 __version__ = "0.1.0"
 
@@ -45,6 +46,7 @@ __all__ = [
     "ldu",
     "load_concept",
     "mix",
+    "predict_concept",
     "project",
     "read_concept",
     "route_concepts",
@@ -75,6 +77,7 @@ _NAMES = {
     "concept.switch": ("mix", "set_concepts", "set_strength", "unload_concept"),
     "concept.truncate": ("LayerCut", "Truncation", "truncate"),
     "concept.verify": ("verify_concept",),
+    "predict.predictor": ("predict_concept",),
 }
 """The public names of each module."""
 

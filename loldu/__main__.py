@@ -1,4 +1,4 @@
-"""Inspect a concept file, verify it against a base, truncate, export, compare or merge it."""
+"""Inspect a concept file, verify it, truncate, export, compare or merge it, or predict one."""
 
 import sys
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import tyro
 
 from loldu.command import program, run_command
 from loldu.concept import ExportDtype, Layout
-from loldu.concept.reader import read_file
+from loldu.concept.reader import PREDICTOR, read_file
 from loldu.concept.report import report_clients, report_concept, report_truncation
 
 # torch takes seconds to import: each command imports it with the functions that need it.
@@ -248,6 +248,55 @@ class CompareClients:
             return report_clients([vars(each) for each in compare_clients(base, lora)])
 
 
+@dataclass(frozen=True)
+class Predict:
+    """Read a concept off pictures in a second, without training; the file works as a trained one.
+
+    It is good for things like those that the predictor was trained on. A short training that starts
+    there makes it better: `python -m trainer --init_predictor`.
+
+    Attributes:
+        predictor: The predictor, a .safetensors file; it is for one base.
+        pictures: Pictures of one thing, or folders of them.
+        output: The concept file to write.
+        class_name: Word for the kind of thing, such as toy, which the file then names.
+        token: Word that calls the concept in prompts; by default that of the predictor's training.
+        seed: Draw another concept from the predictor's spread; the most likely one without it.
+        overwrite: Replace `output` if it exists.
+    """
+
+    predictor: tyro.conf.Positional[Path]
+    pictures: tyro.conf.Positional[tuple[Path, ...]]
+    output: Path
+    class_name: str | None = None
+    token: str | None = None
+    seed: int | None = None
+    overwrite: bool = False
+
+    def run(self) -> str:
+        """Write the concept file and return how to call the concept.
+
+        Raises:
+            ConceptError: If the predictor is unsound, or the file exists.
+            LoLDUError: If a picture cannot be read.
+        """
+        read_file(self.predictor, PREDICTOR)
+        from loldu.concept.export import check_file
+        from loldu.concept.format import write_concept
+        from loldu.pictures.folder import list_images
+        from loldu.predict.predictor import read_predictor
+
+        check_file(self.output, self.overwrite)
+        found = [list_images(path) if path.is_dir() else [path] for path in self.pictures]
+        pictures = [picture for each in found for picture in each]
+        how = {"class_name": self.class_name, "token": self.token}
+        concept = read_predictor(self.predictor).read(pictures, seed=self.seed, **how)
+        write_concept(concept, self.output, overwrite=self.overwrite)
+        token = concept.metadata.get("token")
+        call = f' "{token}" in a prompt calls it.' if token else ""
+        return f"Wrote {self.output}, read off {len(pictures)} pictures.{call}\n"
+
+
 Command = (
     Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
@@ -255,6 +304,7 @@ Command = (
     | Annotated[Truncate, tyro.conf.subcommand("truncate")]
     | Annotated[Merge, tyro.conf.subcommand("merge")]
     | Annotated[CompareClients, tyro.conf.subcommand("compare-clients")]
+    | Annotated[Predict, tyro.conf.subcommand("predict")]
 )
 
 
@@ -262,7 +312,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 2 after a mistake, which is one sentence."""
 
     def write_report() -> None:
-        command: Inspect | Verify | Export | Truncate | Merge | CompareClients = tyro.cli(
+        command: Inspect | Verify | Export | Truncate | Merge | CompareClients | Predict = tyro.cli(
             Command,  # pyright: ignore[reportArgumentType]  a union of annotated types is a form
             args=argv,
             prog=program("loldu"),

@@ -144,8 +144,11 @@ class LoLDUDiagonal(nn.Module):
         pivots = torch.zeros(axes, r, dtype=torch.int32).squeeze(0) if axes else None
         self.register_buffer("pivots", pivots)
 
-    def forward(self) -> Float[Tensor, " r"]:
+    def forward(self) -> Float[Tensor, "*rows r"]:
         """Return delta, with its graph.
+
+        A call through `torch.func.functional_call` may give dz a row for every row of a batch;
+        delta then has these rows too.
 
         It is computed in a call of the module, so that the hooks of offloading load its values.
         """
@@ -155,7 +158,7 @@ class LoLDUDiagonal(nn.Module):
             delta = torch.addcmul(delta, self.ds, dz + self.z_ref)
         return delta if self.perturbation is None else delta + self.sigma_0 * self.perturbation
 
-    def delta(self) -> Float[Tensor, " r"]:
+    def delta(self) -> Float[Tensor, "*rows r"]:
         """Return the change of the diagonal, with its graph."""
         return self()
 

@@ -151,7 +151,7 @@ class LoLDULayer(LayerFactors):
         )
         self.base_checked[adapter_name] = True  # whoever gives a delta has compared the base
 
-    def delta(self, adapter_name: str) -> Float[Tensor, " r"]:
+    def delta(self, adapter_name: str) -> Float[Tensor, "*rows r"]:
         """Return delta at the adapter's strength, with its graph."""
         delta, strength = self.diagonal(adapter_name).delta(), self.strength[adapter_name]
         return delta if strength == 1 else delta * strength

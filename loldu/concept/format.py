@@ -13,6 +13,7 @@ user. ``checksum`` covers the description and the tensors.
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -28,9 +29,10 @@ from loldu.adapter.factorization import FACTORIZATIONS
 from loldu.concept.metadata import check_metadata
 from loldu.concept.reader import (
     BASE_DTYPE_NAMES,
-    FORMAT,
+    CONCEPT,
     VERSION,
     ConceptFile,
+    Kind,
     checksum,
     read_file,
     sound_content,
@@ -98,9 +100,23 @@ class Concept:
 
 
 def write_concept(
-    concept: Concept, path: Path, *, dtype: torch.dtype = torch.float32, overwrite: bool = False
+    concept: Concept,
+    path: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    overwrite: bool = False,
+    kind: Kind = CONCEPT,
+    more: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a concept file, atomically.
+
+    Args:
+        concept: The content.
+        path: The file.
+        dtype: float32, or float16 for half the size.
+        overwrite: Whether an existing file may be replaced.
+        kind: Kind of the file.
+        more: Other tensors that a file of this kind holds, by name.
 
     Raises:
         ConceptError: If the file exists and `overwrite` is False, or the metadata is not JSON.
@@ -132,12 +148,13 @@ def write_concept(
     tensors = {
         "delta": torch.cat([layer.delta for layer in concept.layers]).to(dtype),
         "fingerprint": torch.stack([layer.fingerprint for layer in concept.layers]),
+        **(more or {}),
     }
     pivots = [layer.pivots.flatten() for layer in concept.layers if layer.pivots is not None]
     if pivots:
         tensors["pivots"] = _smallest(torch.cat(pivots))
     header = {
-        "format": FORMAT,
+        "format": kind.format,
         "version": str(VERSION),
         "checksum": checksum(description, {name: t.numpy() for name, t in tensors.items()}),
         "description": description,
@@ -151,8 +168,16 @@ def read_concept(path: str | os.PathLike[str]) -> Concept:
     Raises:
         ConceptError: If the file is missing, damaged, or not a concept.
     """
-    file = read_file(path)
-    with sound_content(Path(path)):
+    return concept_in(read_file(path), Path(path))
+
+
+def concept_in(file: ConceptFile, path: Path, kind: Kind = CONCEPT) -> Concept:
+    """Return the concept of a file that was read, with its pivots checked.
+
+    Raises:
+        ConceptError: If the pivots are not those of such layers.
+    """
+    with sound_content(path, kind):
         fingerprints = torch.from_numpy(file.arrays["fingerprint"].copy())
         layers = tuple(
             ConceptLayer(

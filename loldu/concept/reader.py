@@ -32,6 +32,31 @@ Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
+class Kind:
+    """A kind of file that holds a concept's description and arrays, for messages about files.
+
+    Attributes:
+        format: Its name in the header.
+        word: What messages call it.
+        advice: What another .safetensors file may be, and what to do.
+    """
+
+    format: str
+    word: str
+    advice: str
+
+
+CONCEPT = Kind(
+    FORMAT, "concept", "(a LoRA or model weights?): load it with the library that wrote it"
+)
+PREDICTOR = Kind(
+    "loldu-predictor",
+    "predictor",
+    "(a concept or model weights?): give a file that `python -m trainer.predictor` wrote",
+)
+
+
+@dataclass(frozen=True)
 class LayerEntry:
     """A row of the table of layers in a concept file.
 
@@ -78,19 +103,19 @@ class ConceptFile:
         return np.split(self.arrays["delta"].astype(np.float32), ends[:-1])
 
 
-def read_file(path: str | os.PathLike[str]) -> ConceptFile:
+def read_file(path: str | os.PathLike[str], kind: Kind = CONCEPT) -> ConceptFile:
     """Read a concept file and verify its checksum; nothing in it is executed or trusted.
 
     Raises:
-        ConceptError: If the file is missing, damaged, or not a concept.
+        ConceptError: If the file is missing, damaged, or of another kind.
     """
     path = Path(path)
     if not path.is_file():
-        raise ConceptError(f"{path} does not exist: check the path of the concept file")
+        raise ConceptError(f"{path} does not exist: check the path of the {kind.word} file")
     try:
         with safe_open(path, framework="numpy") as file:
             header: dict[str, str] = file.metadata() or {}
-            _require_concept(header, path)
+            _require_kind(header, path, kind)
             names: list[str] = file.keys()
             arrays: Arrays = {name: file.get_tensor(name) for name in names}
     except ConceptError:
@@ -102,7 +127,7 @@ def read_file(path: str | os.PathLike[str]) -> ConceptFile:
         ) from error
     if header.get("checksum") != checksum(header.get("description", ""), arrays):
         raise ConceptError(f"{path} is damaged, its checksum does not fit: get the file again")
-    with sound_content(path):
+    with sound_content(path, kind):
         content = json.loads(header["description"])
         layers = _layer_entries(content["components"], arrays)
         base, config, metadata = content["base"], content["config"], content["metadata"]
@@ -118,7 +143,7 @@ def read_file(path: str | os.PathLike[str]) -> ConceptFile:
 
 
 @contextmanager
-def sound_content(path: Path) -> Generator[None]:
+def sound_content(path: Path, kind: Kind = CONCEPT) -> Generator[None]:
     """Turn an error about the content of a file into one sentence about the file.
 
     Raises:
@@ -128,8 +153,8 @@ def sound_content(path: Path) -> Generator[None]:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ConceptError(
-            f"{path} does not hold what a concept file must ({shown(str(error), 200)}): it was not "
-            "written by loldu"
+            f"{path} does not hold what a {kind.word} file must ({shown(str(error), 200)}): "
+            "it was not written by loldu"
         ) from error
 
 
@@ -143,15 +168,14 @@ def checksum(description: str, arrays: Mapping[str, NDArray[Any]]) -> str:
     return digest.hexdigest()
 
 
-def _require_concept(header: dict[str, str], path: Path) -> None:
-    if header.get("format") != FORMAT:
+def _require_kind(header: dict[str, str], path: Path, kind: Kind) -> None:
+    if header.get("format") != kind.format:
         raise ConceptError(
-            f"{path} is a .safetensors file but not a LoLDU concept (a LoRA or model weights?): "
-            "load it with the library that wrote it"
+            f"{path} is a .safetensors file but not a LoLDU {kind.word} {kind.advice}"
         )
     if header.get("version") != str(VERSION):
         raise ConceptError(
-            f"{path} has concept format version {shown(header.get('version'))}, this loldu "
+            f"{path} has {kind.word} format version {shown(header.get('version'))}, this loldu "
             f"reads {VERSION}: install a newer loldu"
         )
 

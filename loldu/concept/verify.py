@@ -48,10 +48,27 @@ def read_verified(
     """
     parts = components(model_or_pipeline)
     concept = read_peft_folder(Path(path), parts) if Path(path).is_dir() else read_concept(path)
+    return concept, verified_parts(concept, parts, path)
+
+
+def verified_parts(
+    concept: Concept, parts: dict[str, nn.Module], path: str | os.PathLike[str]
+) -> dict[str, nn.Module]:
+    """Compare every layer of a concept with a base; return the base's part for each component.
+
+    Args:
+        concept: The concept.
+        parts: Modules of the base, by component.
+        path: The file that the concept comes from, for messages.
+
+    Raises:
+        ConceptError: If it was made for another base; the message names the first layer that
+            differs.
+    """
     targets = _targets(concept, parts, path)
     for component, part in targets.items():
         _verify_layers(concept, component, bare(part), path)
-    return concept, targets
+    return targets
 
 
 def _targets(
