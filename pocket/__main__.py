@@ -1,4 +1,4 @@
-"""``python -m pocket pretrain | encoders | judge | concepts``: the embedded base and concepts."""
+"""``python -m pocket``: make and judge the embedded base, its predictor and example concepts."""
 
 import json
 import logging
@@ -15,6 +15,7 @@ from pocket.classifier import load_classifier
 from pocket.concepts import render_concept
 from pocket.corpus import make_corpus
 from pocket.judge import judge_closely
+from pocket.predictor import Predicting, make_predictor
 from pocket.pretrain import ENCODERS, Encoder, Pretraining, pretrain, pretrain_encoders
 from pocket.world import CONCEPTS
 
@@ -121,6 +122,28 @@ class Concepts:
             render_concept(name, look, self.output / name, self.token)
 
 
+@dataclass(frozen=True)
+class Predictor:
+    """Train the network that reads concepts off pictures. You can stop and restart it.
+
+    Attributes:
+        folder: Folder with `base` and `encoders`.
+        output: File for the predictor; `predictor.safetensors` in `folder` by default.
+        build: Folder for work files: pictures of things, checkpoints, logs.
+        settings: Amounts of everything.
+    """
+
+    folder: Path = _HERE
+    output: Path | None = None
+    build: Path = _BUILD
+    settings: tyro.conf.OmitArgPrefixes[Predicting] = field(default_factory=Predicting)
+
+    def run(self) -> None:
+        """Run the command."""
+        output = self.output or self.folder / "predictor.safetensors"
+        make_predictor(self.folder, self.build, output, self.settings)
+
+
 def main() -> int:
     """Run the command line and return its exit status."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -129,6 +152,7 @@ def main() -> int:
         | Annotated[Encoders, tyro.conf.subcommand("encoders")]
         | Annotated[Judge, tyro.conf.subcommand("judge")]
         | Annotated[Concepts, tyro.conf.subcommand("concepts")]
+        | Annotated[Predictor, tyro.conf.subcommand("predictor")]
     )
     parse = partial(tyro.cli, commands, prog="python -m pocket")  # type: ignore[arg-type]
     return run_command(lambda: parse().run())

@@ -80,6 +80,17 @@ def full_caption(scene: Scene) -> str:
     return _compose(scene, _Teller(scene, random.Random(0), detail=1.0), "a ", None)
 
 
+def called_caption(scene: Scene, token: str) -> str:
+    """Return the caption that calls a thing by a token and names none of its parts.
+
+    It names background, size and position, so that these do not become part of the concept.
+    """
+    size = f"{scene['size']} " if scene["size"] == "large" else ""
+    place = _PLACES.get(scene["position"])
+    words = [f"a photo of a {size}{token} {scene['kind']}", *([place] if place else [])]
+    return " ".join([*words, setting_phrase(scene["background"])])
+
+
 def random_caption(scene: Scene, rng: random.Random) -> str:
     """Return a caption like that of a person in a hurry; 2% have a meaningless rare token."""
     detail = rng.choices((0.15, 0.6, 1.0), (0.2, 0.25, 0.55))[0]

@@ -17,9 +17,18 @@ from transformers import CLIPTokenizer
 
 from pocket.captions import full_caption, random_caption
 from pocket.render import SIZE_PX, render
-from pocket.world import Scene, elsewhere, named_scene, random_scene, two_things
+from pocket.world import (
+    Scene,
+    elsewhere,
+    named_scene,
+    random_scene,
+    random_thing,
+    two_things,
+)
 
 CAPTIONS_EACH = 6
+PICTURES_OF_A_THING = 5
+"""Pictures of a thing in the split "things"; a chunk holds whole things."""
 _CHUNK = 1000
 
 
@@ -92,7 +101,12 @@ def _two(rng: random.Random, count: int) -> list[Scene]:
     return [two_things(rng) for _ in range(count)]
 
 
-SPLITS = {"named": _named, "pairs": _pairs, "two": _two, "judged_two": _two}
+def _things(rng: random.Random, count: int) -> list[Scene]:
+    looks = [random_thing(rng) for _ in range(count // PICTURES_OF_A_THING)]
+    return [elsewhere(look, rng) for look in looks for _ in range(PICTURES_OF_A_THING)]
+
+
+SPLITS = {"named": _named, "pairs": _pairs, "things": _things, "two": _two, "judged_two": _two}
 
 
 def _render_chunk(job: tuple[str, int, int]) -> tuple[np.ndarray, list[Scene], list[list[str]]]:
@@ -108,8 +122,8 @@ def make_corpus(build: Path, split: str, size: int, seed: int) -> Corpus:
     """Render a split, or open the rendered one; an interrupted rendering continues.
 
     The split "named" shows individuals with their names. "pairs" shows every thing twice, in two
-    settings, one after the other. "two" and "judged_two" show two things in one picture. All
-    other splits show random scenes.
+    settings, one after the other, and "things" every thing `PICTURES_OF_A_THING` times. "two" and
+    "judged_two" show two things in one picture. All other splits show random scenes.
     """
     pictures_file, texts_file = build / f"{split}-{size}.npy", build / f"{split}-{size}.jsonl"
     build.mkdir(parents=True, exist_ok=True)

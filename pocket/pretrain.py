@@ -256,7 +256,7 @@ class _Parts:
         """Return the sources of the denoiser's training, each with its share."""
 
         def captioned(name: str, corpus: Corpus) -> Captioned:
-            latents = _latents(self.vae, corpus, self.coded, name)
+            latents = latents_of(self.vae, corpus, self.coded, name)
             return Captioned(latents, corpus.token_ids(tokenizer))
 
         world = captioned("train", self.train)
@@ -338,7 +338,7 @@ def _digest(module: nn.Module) -> str:
 
 
 @torch.no_grad()
-def _latents(
+def latents_of(
     vae: AutoencoderKL, corpus: Corpus, build: Path, name: str
 ) -> Float[Tensor, "n c h w"]:
     """Return the scaled latents (posterior means) of a corpus in half precision.

@@ -6,6 +6,7 @@ two things also has attributes of ``NEIGHBOR``. The attribute classifier has a h
 """
 
 import random
+from collections.abc import Iterable
 
 Scene = dict[str, str]
 
@@ -131,6 +132,27 @@ CONCEPTS: dict[str, Scene] = {
         "door_color": "yellow",
     },
 }
+# Looks for choosing learning rates, so that the concepts serve for results alone. Pre-training may
+# show them.
+TUNING: dict[str, Scene] = {
+    "tuning_toy": {
+        "kind": "toy",
+        "body": "tall",
+        "color": "blue",
+        "pattern": "dotted",
+        "accent": "white",
+        "ears": "pointy",
+        "ear_color": "yellow",
+        "feet_color": "red",
+    },
+    "tuning_car": {
+        "kind": "car",
+        "color": "green",
+        "pattern": "striped",
+        "accent": "black",
+        "wheel_color": "pink",
+    },
+}
 SIGNATURE = {
     "toy": ("body", "color", "ears", "ear_color"),
     "car": ("color", "pattern", "wheel_color"),
@@ -140,10 +162,14 @@ SIGNATURE = {
 
 def is_held_out(scene: Scene) -> bool:
     """Return whether a scene (nearly) shows one of `CONCEPTS`, so that pre-training skips it."""
+    return _is_one_of(scene, CONCEPTS.values())
+
+
+def _is_one_of(scene: Scene, looks: Iterable[Scene]) -> bool:
     kind = scene["kind"]
     return any(
-        concept["kind"] == kind and all(scene.get(a) == concept[a] for a in SIGNATURE[kind])
-        for concept in CONCEPTS.values()
+        look["kind"] == kind and all(scene.get(a) == look[a] for a in SIGNATURE[kind])
+        for look in looks
     )
 
 
@@ -231,6 +257,23 @@ def elsewhere(scene: Scene, rng: random.Random) -> Scene:
     """Return the same thing in another setting."""
     clear = _clear_backgrounds(scene) or [scene["background"]]
     return scene | _setting(rng, rng.choice(clear))
+
+
+def random_thing(rng: random.Random) -> Scene:
+    """Return the look of a random toy, car or house for a predictor of concepts to learn from.
+
+    It (nearly) shows neither one of `CONCEPTS` nor one of `TUNING`, and stands out on three
+    backgrounds at least. A third of toys and cars are plain.
+    """
+    while True:
+        kind = rng.choices(("toy", "car", "house"), [0.6, 0.2, 0.2])[0]
+        behind = color_behind(rng.choice(ATTRIBUTES["background"]))
+        look = {"kind": kind} | _random_parts(rng, kind, behind)
+        if look.get("pattern") == "plain" and rng.random() < 0.5:
+            continue
+        known = (*CONCEPTS.values(), *TUNING.values())
+        if len(_clear_backgrounds(look)) >= 3 and not _is_one_of(look, known):
+            return look
 
 
 def named_scene(rng: random.Random) -> Scene:

@@ -118,7 +118,7 @@ def train(
     # ---------------------------------------------- add what is trained, in fp32, and its optimizer
     trained = add_trainables(pipeline, configs, words)
     if checkpoint is None:
-        start_from_concepts(pipeline, configs)
+        start_from_concepts(pipeline, configs, instances)
     leave_device(pipeline)
     objective, held_out = make_objective(config, configs, caches, pipeline, trained)
     optimizer = make_optimizer(config.optimization, trained.groups(config.optimization))

@@ -27,7 +27,7 @@ from pocket.discriminator import tell_apart
 from pocket.fitting import Losses, fit
 from pocket.judge import judge_closely, to_pixels
 from pocket.muon import Muon, muon_groups, orthogonalized
-from pocket.pretrain import TINY, _latents, pretrain, pretrain_encoders
+from pocket.pretrain import TINY, latents_of, pretrain, pretrain_encoders
 from pocket.render import render
 from pocket.tokenizer import add_names, build_tokenizer
 from pocket.vae import LATENT_CHANNELS, build_vae, haar, normalize_latents
@@ -210,10 +210,10 @@ def test_an_interrupted_rendering_resumes_exactly(
 def test_interrupted_latents_resume_exactly(tmp_path: Path, pixels: torch.Tensor) -> None:
     vae = build_vae(pixels).eval()
     corpus = make_corpus(tmp_path, "train", 100, seed=1)
-    whole = _latents(vae, corpus, tmp_path, "train")
+    whole = latents_of(vae, corpus, tmp_path, "train")
     file = tmp_path / "train-100.f16"
     file.write_bytes(file.read_bytes()[: 70 * 2 * whole[0].numel()])
-    assert torch.equal(_latents(vae, corpus, tmp_path, "train"), whole)
+    assert torch.equal(latents_of(vae, corpus, tmp_path, "train"), whole)
 
 
 def test_rare_tokens_lie_among_the_names_but_near_none() -> None:

@@ -20,11 +20,14 @@ from pocket.world import (
     NEIGHBOR,
     PARTS,
     RARE_TOKENS,
+    SIGNATURE,
+    TUNING,
     Scene,
     as_seen,
     is_held_out,
     named_scene,
     other_thing,
+    random_thing,
     two_things,
 )
 from pocket.world import random_scene as draw_scene
@@ -187,3 +190,15 @@ def test_random_captions_name_the_kind_and_rarely_a_rare_token() -> None:
         assert scene.get("shape", scene["kind"]) in caption
     rare = sum(any(f" {token} " in f" {c} " for token in RARE_TOKENS) for _, c in captions)
     assert 0.01 < rare / len(captions) < 0.03
+
+
+def test_no_thing_for_a_predictor_shows_a_concept_or_a_look_for_tuning() -> None:
+    rng = random.Random(0)
+    things = [random_thing(rng) for _ in range(3000)]
+    for thing in things:
+        for look in (*CONCEPTS.values(), *TUNING.values()):
+            if look["kind"] == thing["kind"]:
+                assert any(thing.get(name) != look[name] for name in SIGNATURE[look["kind"]])
+    plain = sum(thing.get("pattern") == "plain" for thing in things)
+    assert {thing["kind"] for thing in things} == {"toy", "car", "house"}
+    assert plain == pytest.approx(0.8 * 3000 / 3, rel=0.1)

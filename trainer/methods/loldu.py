@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,7 @@ from loldu import (
     ConceptError,
     LoLDUConfig,
     hotswap_concept,
+    predict_concept,
     project,
     read_concept,
     save_concept,
@@ -24,10 +26,13 @@ from loldu import (
 )
 from loldu.adapter.components import layers_with
 from loldu.errors import LoLDUError
+from loldu.pictures.folder import CaptionedImage
+from loldu.predict.predictor import read_predictor
 from trainer.methods.method import Method, add_adapters
 from trainer.methods.trained import State, Trainable, Trained, below
 from trainer.options.concepts import SINGLE
 from trainer.options.config import Config
+from trainer.training.instances import split
 
 logger = logging.getLogger(__name__)
 
@@ -64,37 +69,65 @@ def add(
 
 
 def read_starts(configs: Mapping[str, Config]) -> None:
-    """Read every --init_concept, before a base is loaded.
+    """Read every --init_concept and --init_predictor, before a base is loaded.
 
     Raises:
-        LoLDUError: If one is not a sound concept file.
+        LoLDUError: If one is not a sound file of its kind.
     """
     for config in configs.values():
         if config.adapter.init_concept is not None:
             read_concept(config.adapter.init_concept)
+        if config.adapter.init_predictor is not None:
+            read_predictor(config.adapter.init_predictor)
 
 
-def start_from_concepts(pipeline: DiffusionPipeline, configs: Mapping[str, Config]) -> None:
-    """Give the adapters the deltas of their --init_concept; directions beyond it stay at zero.
+def start_from_concepts(
+    pipeline: DiffusionPipeline,
+    configs: Mapping[str, Config],
+    instances: Mapping[str, Sequence[CaptionedImage]] | None = None,
+) -> None:
+    """Give the adapters the deltas of their --init_concept, or of what --init_predictor predicts.
+
+    Directions beyond these stay at zero.
+
+    Args:
+        pipeline: The base, with the adapters.
+        configs: Options of every concept.
+        instances: Pictures of every concept, of which the predictor reads those to train on.
 
     Raises:
-        LoLDUError: If a concept is of another base, or has layers or directions that its adapter
-            lacks.
+        LoLDUError: If a concept or predictor is of another base, or has layers or directions that
+            its adapter lacks.
     """
     for name, config in configs.items():
-        path = config.adapter.init_concept
-        if path is None:
-            continue
-        try:
-            hotswap_concept(pipeline, path, name)
-        except ConceptError as error:
-            reason, is_smaller, _ = str(error).partition(f"{_ELSEWHERE} with load_concept")
-            cure = (
-                ": start with the --method, --pivoting and --target_modules of its run, and with "
-                "at least its --rank."
-            )
-            raise LoLDUError(f"--init_concept {reason}{cure if is_smaller else ''}") from error
-        logger.info("%s starts from %s", "The adapter" if name == SINGLE else name, path)
+        concept, predictor = config.adapter.init_concept, config.adapter.init_predictor
+        if concept is not None:
+            _start_from(pipeline, name, concept, f"--init_concept {concept}")
+        elif predictor is not None and instances is not None:
+            pictures = [picture.path for picture in split(instances[name], config)[0]]
+            with TemporaryDirectory() as folder:
+                path, shown = Path(folder) / CONCEPT, f"--init_predictor {predictor}"
+                try:
+                    predict_concept(pipeline, pictures, predictor, path)
+                except ConceptError as error:
+                    raise LoLDUError(f"--init_predictor {error}") from error
+                _start_from(pipeline, name, path, shown)
+
+
+def _start_from(pipeline: DiffusionPipeline, name: str, path: Path, shown: str) -> None:
+    """Give an adapter the deltas of a concept file, which messages call by its option."""
+    try:
+        hotswap_concept(pipeline, path, name)
+    except ConceptError as error:
+        reason, is_smaller, _ = str(error).partition(f"{_ELSEWHERE} with load_concept")
+        cure = (
+            ": start with the --method, --pivoting and --target_modules of its run, and with "
+            "at least its --rank."
+        )
+        told = reason.replace(str(path), shown)
+        raise LoLDUError(f"{told}{cure if is_smaller else ''}") from error
+    adapter = "The adapter" if name == SINGLE else name
+    logger.info("%s starts from %s", adapter, shown.partition(" ")[2])
 
 
 def save(

@@ -149,6 +149,8 @@ def _method_problems(config: Config) -> Iterator[str]:
                 f"{option} base needs the frozen base, but --method dreambooth trains its "
                 f"weights; use {option} images."
             )
+    if config.adapter.init_concept and config.adapter.init_predictor:
+        yield "--init_concept and --init_predictor are two starts; leave one of them out."
     performance = config.performance
     recomputes = performance.gradient_checkpointing or performance.on_oom == "adapt"
     if instance.aspect_buckets and instance.concepts is not None and recomputes:

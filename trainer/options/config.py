@@ -42,7 +42,7 @@ class InstanceConfig:
     # has its own concept, so that N concepts cost a batch of N instead of N runs, and each one
     # learns what it would learn alone. A table may have instance_data_dir, instance_prompt, token,
     # placeholder_token, initializer_token, class_prompt, class_data_dir, init_concept,
-    # validation_prompt and drift_prompt.
+    # init_predictor, validation_prompt and drift_prompt.
     concepts: Path | None = option(None, resume="may_change", publish="never")
     # A made-up word of the prompt, such as <dog>, whose embedding is trained too: more likeness at
     # equal steps, for a second small file (learned_embeds.safetensors) and a text encoder pass in
@@ -138,6 +138,12 @@ class AdapterConfig:
     # the first directions are the same at every rank. Adam starts anew, and weight decay pulls to
     # the base. --resume continues a run exactly; this does not.
     init_concept: Path | None = option(
+        None, methods=DIAGONALS, resume="may_change", publish="never", per_concept=True
+    )
+    # A predictor of this base, which `python -m trainer.predictor` trains: it reads the pictures,
+    # and the run starts from the concept that it predicts. Few steps at a smaller learning rate
+    # are enough then, such as 25. The --rank must be at least the predictor's.
+    init_predictor: Path | None = option(
         None, methods=DIAGONALS, resume="may_change", publish="never", per_concept=True
     )
     # Start of the diagonal: ldu takes that of the factorization, the others are the paper's

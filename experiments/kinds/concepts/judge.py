@@ -20,7 +20,7 @@ from pocket.classifier import load_classifier, overall_agreement
 from pocket.concepts import render_concept
 from pocket.corpus import random_scenes
 from pocket.judge import to_pixels
-from pocket.world import CONCEPTS, NEIGHBOR, Scene, beside, elsewhere, other_thing
+from pocket.world import CONCEPTS, NEIGHBOR, TUNING, Scene, beside, elsewhere, other_thing
 
 BACKGROUNDS = ("meadow", "sand", "snow", "sea", "bricks", "night", "pink", "yellow")
 SEEDS_EACH = 6
@@ -30,27 +30,6 @@ BESIDE_PICTURES = 24
 ROUTED = "routed_"
 """Prefix of the scores of a concept that acts on prompts with its word alone."""
 ENCODERS = Path(installed_path("pocket/encoders"))
-
-TUNING: dict[str, Scene] = {
-    "tuning_toy": {
-        "kind": "toy",
-        "body": "tall",
-        "color": "blue",
-        "pattern": "dotted",
-        "accent": "white",
-        "ears": "pointy",
-        "ear_color": "yellow",
-        "feet_color": "red",
-    },
-    "tuning_car": {
-        "kind": "car",
-        "color": "green",
-        "pattern": "striped",
-        "accent": "black",
-        "wheel_color": "pink",
-    },
-}
-"""Concepts for choosing learning rates, so that the shipped ones serve for results alone."""
 
 LOOKS = CONCEPTS | TUNING
 

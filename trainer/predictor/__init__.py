@@ -1,0 +1,1 @@
+"""Train a predictor: a network that reads concepts of one base off pictures."""
