@@ -123,17 +123,9 @@ def write_concept(
     """
     if path.exists() and not overwrite:
         raise ConceptError(f"{path} exists: pass overwrite=True or choose another name")
-    components: dict[str, Any] = {}
-    for name, group in groupby(concept.layers, key=lambda layer: layer.component):
-        layers = list(group)
-        components[name] = {
-            "basis": layers[0].factorization,
-            "base_dtype": layers[0].base_dtype,
-            "layers": [[y.name, y.out_features, y.in_features, y.delta.numel()] for y in layers],
-        }
     content = {
         "base": concept.base,
-        "components": components,
+        "components": _tables(concept),
         "config": concept.config,
         "metadata": concept.metadata,
     }
@@ -160,6 +152,19 @@ def write_concept(
         "description": description,
     }
     write_atomically(path, serialize(tensors, header))
+
+
+def _tables(concept: Concept) -> dict[str, Any]:
+    """Return the table of layers of every component."""
+    components: dict[str, Any] = {}
+    for name, group in groupby(concept.layers, key=lambda layer: layer.component):
+        layers = list(group)
+        components[name] = {
+            "basis": layers[0].factorization,
+            "base_dtype": layers[0].base_dtype,
+            "layers": [[y.name, y.out_features, y.in_features, y.delta.numel()] for y in layers],
+        }
+    return components
 
 
 def read_concept(path: str | os.PathLike[str]) -> Concept:
