@@ -45,7 +45,7 @@ def test_it_reads_a_concept_off_its_pictures(
     pipeline = load_pipeline(str(ROOT / "pocket" / "base"))
     pictures = list_images(ROOT / "datasets" / "concepts" / "tall_bear")
     concept = predict_concept(pipeline, pictures, path, tmp_path / "bear.safetensors")
-    assert len(concept.layers) == 28
+    assert len(concept.layers) == 56
     assert sum(layer.delta.numel() for layer in concept.layers) > 5_000
     assert all(layer.delta.abs().max() > 0 for layer in concept.layers)
     # Its backbone is the DINO, and a finished training is not repeated.
