@@ -253,9 +253,10 @@ def _clear_backgrounds(parts: Scene) -> list[str]:
     return [b for b in ATTRIBUTES["background"] if _visible(parts, b)]
 
 
-def elsewhere(scene: Scene, rng: random.Random) -> Scene:
-    """Return the same thing in another setting."""
-    clear = _clear_backgrounds(scene) or [scene["background"]]
+def elsewhere(scene: Scene, rng: random.Random, *others: Scene) -> Scene:
+    """Return the same thing in another setting, in which other things stand out as well."""
+    clear = [b for b in _clear_backgrounds(scene) if all(_visible(other, b) for other in others)]
+    clear = clear or [scene["background"]]
     return scene | _setting(rng, rng.choice(clear))
 
 
@@ -313,6 +314,11 @@ def beside(scene: Scene, side: str, rng: random.Random) -> Scene:
     kind, behind = rng.choice(ATTRIBUTES["kind"]), color_behind(scene["background"])
     while is_held_out(other := _random_other(rng, kind, behind, scene["color"])):
         continue
+    return side_by_side(scene, side, other)
+
+
+def side_by_side(scene: Scene, side: str, other: Scene) -> Scene:
+    """Return the scene with a second thing on one side of its thing."""
     # Things side by side have one size, smaller than the others.
     first = {name: value for name, value in scene.items() if name != "size"}
     return _of_two(first | {"relation": "beside", "position": OPPOSITE[side]}, side, other)

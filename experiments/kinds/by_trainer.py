@@ -30,7 +30,13 @@ class Taught:
     peak_memory_mib: float = 0.0
 
 
-def teach(run: Run, work: Path, options: Mapping[str, Any], scorer: Any = None) -> Taught:  # noqa: ANN401
+def teach(
+    run: Run,
+    work: Path,
+    options: Mapping[str, Any],
+    scorer: Any = None,  # noqa: ANN401
+    pictures: Path | None = None,
+) -> Taught:
     """Train a concept in `work`, from its last checkpoint if there is one.
 
     Args:
@@ -38,20 +44,22 @@ def teach(run: Run, work: Path, options: Mapping[str, Any], scorer: Any = None) 
         work: Output folder of the trainer.
         options: Options of the trainer, except those that `config_of` adds.
         scorer: Scorer for live scores instead of the trainer's own.
+        pictures: Folder of the pictures; the dataset's own by default.
 
     Raises:
         LoLDUError: If the pictures are missing, or the trainer refuses an option.
     """
     subject = entry(run.data)
-    pictures = Path(subject.folder)
+    pictures = pictures or Path(subject.folder)
     if not pictures.is_dir():
         raise LoLDUError(
             f"The pictures of {subject.name} are not in {pictures}: "
             f"put them there ({subject.note})."
         )
-    if token_of(run) == WORD:
-        pictures = work / "renamed"
-        _copy_renamed(Path(subject.folder), pictures, TOKEN, WORD)
+    if (token := token_of(run)) != TOKEN:
+        renamed = work / "renamed"
+        _copy_renamed(pictures, renamed, TOKEN, token)
+        pictures = renamed
     config = config_of(run, subject, pictures, work, options)
     forget_peak_memory()
     train(config, scorer) if scorer else train(config)
@@ -63,7 +71,7 @@ def teach(run: Run, work: Path, options: Mapping[str, Any], scorer: Any = None) 
 def token_of(run: Run) -> str:
     """Return the concept's name in prompts: a new word if the run trains one, else a rare token."""
     trains_word = run.method == "textual_inversion" or "placeholder_token" in run.options
-    return WORD if trains_word else TOKEN
+    return WORD if trains_word else run.options.get("token", TOKEN)
 
 
 def config_of(
@@ -84,6 +92,8 @@ def config_of(
         "seed": run.seed,
         "output_dir": work,
     }
+    if options.get("class_pictures") == "concept":  # no class picture is drawn
+        del fixed["class_data_dir"]
     if token == WORD:
         fixed |= {"placeholder_token": WORD, "initializer_token": start}
     started = any(work.glob("checkpoint-*"))

@@ -90,6 +90,19 @@ def _collect(module: nn.Module, found: dict[LoLDULayer, None]) -> None:
             _collect(child, found)
 
 
+def text_layers(module: nn.Module) -> list[LoLDULayer]:
+    """Return the adapted layers whose input is the text: keys and values of cross-attention.
+
+    They read one state for each token, where the other layers of an image model read pixels.
+    """
+    if isinstance(module, LoLDULayer):
+        return []
+    reads_text = getattr(module, "is_cross_attention", False)
+    own = [getattr(module, name, None) for name in ("to_k", "to_v")] if reads_text else []
+    found = [layer for layer in own if isinstance(layer, LoLDULayer)]
+    return found + [layer for child in module.children() for layer in text_layers(child)]
+
+
 def layers_with(model: nn.Module, adapter_name: str) -> dict[str, LoLDULayer]:
     """Return the layers of a model that have the adapter, by their name in the base."""
     return {

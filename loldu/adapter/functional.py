@@ -2,8 +2,8 @@
 
 Two exact routes. The factored one multiplies by A and B and saves only ``A x`` for the backward
 pass: it needs neither x nor the gradient of a factor. The dense one forms ``W + B diag(delta) A``
-first, whatever the number of tokens. The cheaper one is taken. If every row of a batch has its own
-delta, the factored route serves all rows in one pass.
+first, whatever the number of tokens. The cheaper one is taken. If every row of a batch, or every
+token, has its own delta, the factored route serves all rows in one pass.
 
 Plain calls run the factored route as one autograd function. Compilers, tracers and the transforms
 of `torch.func` get the same operations one by one.
@@ -39,8 +39,8 @@ def adapted_linear(
         base_layer: The frozen linear layer. One that is not plain (quantized, offloaded, hooked,
             in another dtype than x, trained itself) computes its part in its own call.
         factors: A and B.
-        delta: Change of the diagonal, in float32 whatever the dtype of the base: one for all, or
-            one for every row of the first axis of x.
+        delta: Change of the diagonal, in float32 whatever the dtype of the base: one for all, one
+            for every row of the first axis of x, or one for every token of every row.
     """
     if (
         not isinstance(base_layer, nn.Linear)
@@ -90,13 +90,14 @@ def factored_update(
 ) -> Float[Tensor, "*batch out"]:
     """Return ``base_output + B (delta ⊙ (A x))``, computed in the dtype of the base's output.
 
-    A delta for every row of the first axis of x costs what one delta costs.
+    A delta for every row of the first axis of x, or for every token of every row, costs what one
+    delta costs.
 
     Args:
         x: Input of the layer.
         base_output: ``W x + b``.
         left: B.
-        delta: Change of the diagonal, one for all or one for every row.
+        delta: Change of the diagonal, one for all, for every row, or for every token of every row.
         right: A.
         dropout: Share of the entries of ``A x`` that are set to zero, the rest being scaled up.
     """
@@ -281,6 +282,8 @@ def _scale_rows(
 ) -> Float[Tensor, "all r"]:
     if delta.dim() == 1:
         return hidden * delta
+    if delta.dim() == 3:
+        return hidden * delta.flatten(0, 1)
     return (hidden.unflatten(0, (len(delta), -1)) * delta[:, None]).flatten(0, 1)
 
 
@@ -289,4 +292,6 @@ def _sum_rows(
 ) -> Float[Tensor, "*rows r"]:
     if delta.dim() == 1:
         return of_tokens.sum(0)
+    if delta.dim() == 3:
+        return of_tokens.view_as(delta)
     return of_tokens.unflatten(0, (len(delta), -1)).sum(1)

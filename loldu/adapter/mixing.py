@@ -27,7 +27,8 @@ class Update(NamedTuple):
 
     Attributes:
         factors: B and A.
-        delta: Change of the diagonal, one for all rows or one for every row of the batch.
+        delta: Change of the diagonal: one for all rows, one for every row of the batch, or one for
+            every token of every row.
         dropout: Share of the entries of ``A x`` that are set to zero.
     """
 
@@ -71,6 +72,7 @@ class Rows:
         factors: Factors on the strengths of these adapters; 0 where a row has fewer.
         blank: Rows of the base alone that come before these rows.
         same: Whether all rows but the blank ones have the same adapters and factors.
+        gates: Further factors, one for every token of a row; None for 1.
     """
 
     names: tuple[str, ...]
@@ -78,10 +80,15 @@ class Rows:
     factors: Float[Tensor, "rows most"]
     blank: int
     same: bool
+    gates: Float[Tensor, "rows tokens most"] | None = None
 
     @classmethod
     def of(
-        cls, mixtures: Sequence[Mixture], names: Iterable[str] | None = None, blank: int = 0
+        cls,
+        mixtures: Sequence[Mixture],
+        names: Iterable[str] | None = None,
+        blank: int = 0,
+        gates: Sequence[Mapping[str, Sequence[float]]] | None = None,
     ) -> "Rows":
         """Number the adapters of every row.
 
@@ -89,6 +96,9 @@ class Rows:
             mixtures: The adapters of every row.
             names: All adapters that a compiled graph should serve; those of the rows by default.
             blank: Rows of the base alone that come before these rows.
+            gates: For every row, the factors of its tokens on the strength of an adapter; an
+                adapter without them acts on all tokens in full. Only for layers whose input has
+                these tokens.
         """
         rows = [_factors(mixture) for mixture in mixtures]
         known = tuple(sorted({name for row in rows for name in row}) if names is None else names)
@@ -100,7 +110,13 @@ class Rows:
         for i, row in enumerate(rows):
             for j, (name, factor) in enumerate(row.items()):
                 places[i, j], factors[i, j] = known.index(name), factor
-        return cls(known, places, factors, blank, all(row == rows[0] for row in rows))
+        if (tokens := next((len(g) for own in gates or () for g in own.values()), None)) is None:
+            return cls(known, places, factors, blank, all(row == rows[0] for row in rows))
+        of_tokens = torch.ones(len(rows), tokens, most)
+        for i, (row, own) in enumerate(zip(rows, gates or (), strict=True)):
+            for j, name in enumerate(row):
+                of_tokens[i, :, j] = torch.tensor(own.get(name, [1.0] * tokens))
+        return cls(known, places, factors, blank, False, of_tokens)
 
     def __len__(self) -> int:
         """Return the number of rows, the blank ones included."""
@@ -108,10 +124,14 @@ class Rows:
 
     def to(self, device: torch.device) -> "Rows":
         """Return the same rows with their numbers on a device."""
-        return replace(self, places=self.places.to(device), factors=self.factors.to(device))
+        gates = None if self.gates is None else self.gates.to(device)
+        moved = replace(self, places=self.places.to(device), factors=self.factors.to(device))
+        return replace(moved, gates=gates)
 
     def deltas(self, deltas: Mapping[str, Tensor], times: int) -> Float[Tensor, "*rows r"]:
         """Return the delta of every row, or the one delta of all rows but the blank ones.
+
+        With gates every token of every row has its own.
 
         Args:
             deltas: Delta by adapter; the other adapters change nothing.
@@ -123,8 +143,14 @@ class Rows:
         places, factors = self.places.to(nothing.device), self.factors.to(nothing)
         if self.same:
             places, factors = places[0], factors[0]
-        mixed = (torch.stack(known)[places] * factors[..., None]).sum(-2)
-        return mixed if self.same else F.pad(mixed, (0, 0, self.blank, 0)).repeat(times, 1)
+        own = torch.stack(known)[places]
+        if self.gates is not None:
+            own, factors = own[:, None], factors[:, None] * self.gates.to(nothing)
+        mixed = (own * factors[..., None]).sum(-2)
+        if self.same:
+            return mixed
+        more = mixed.dim() - 1
+        return F.pad(mixed, (*(0, 0) * more, self.blank, 0)).repeat(times, *(1,) * more)
 
 
 def updates_of_rows(parts: Mapping[str, Update], rows: Rows, times: int) -> list[Update]:

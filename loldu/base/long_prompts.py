@@ -65,6 +65,10 @@ class StableDiffusionPipeline(diffusers.StableDiffusionPipeline):
             options |= {"negative_prompt": None, "negative_prompt_embeds": states[len(prompts) :]}
         return encode(*given.args, **given.kwargs)
 
+    def prompt_tokens(self, prompt: str) -> list[int]:
+        """Return the tokens of all chunks of a prompt, for the gate of routed concepts."""
+        return prompt_tokens(self, prompt).flatten().tolist()
+
     @torch.no_grad()
     def _states(self, chunks: Tensor) -> Tensor:
         """Return the states of a prompt's chunks, (1, chunks * length, dim)."""
@@ -129,6 +133,10 @@ class StableDiffusionXLPipeline(diffusers.StableDiffusionXLPipeline):
             options |= {"negative_prompt": None, "negative_prompt_embeds": states[count:]}
             options["negative_pooled_prompt_embeds"] = pooled[count:]
         return encode(*given.args, **given.kwargs)
+
+    def prompt_tokens(self, prompt: str) -> list[int]:
+        """Return the tokens of all chunks of a prompt, for the gate of routed concepts."""
+        return prompt_tokens(self, prompt).flatten().tolist()
 
     @torch.no_grad()
     def _encoded(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

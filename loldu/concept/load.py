@@ -10,12 +10,8 @@ from typing import Any
 from loldu.adapter.components import components
 from loldu.adapter.injection import LayerDelta, activate, add_adapter, require_free
 from loldu.concept.format import Concept, reason_of, require_finite
-from loldu.concept.route import (
-    reads_prompts,
-    route_concepts,
-    words_after_load,
-    words_of,
-)
+from loldu.concept.route import route_concepts, words_after_load, words_of
+from loldu.concept.routed import reads_prompts
 from loldu.concept.verify import read_verified
 from loldu.errors import ConceptError
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +13,12 @@ from PIL import Image
 
 from experiments.config import Experiment, read_experiment
 from experiments.kinds import concepts, table_of
-from experiments.kinds.by_trainer import config_of
+from experiments.kinds.by_trainer import Taught, config_of
+from experiments.kinds.concepts import judge as judge_module
 from experiments.kinds.concepts import strip
 from experiments.kinds.concepts.judge import (
     BACKGROUNDS,
-    ROUTED,
+    PARTNERS,
     SEEDS_EACH,
     TUNING,
     Judge,
@@ -25,8 +27,14 @@ from experiments.kinds.concepts.judge import (
 from experiments.kinds.concepts.table import by_method, comparison, read
 from experiments.outcome import Outcome
 from experiments.results import Results
+from loldu import LoLDUConfig
+from loldu.adapter.components import adapted_layers
+from loldu.concept.route import routed_words
 from loldu.errors import LoLDUError
-from pocket.world import CONCEPTS, as_seen, is_held_out
+from pocket.captions import full_caption
+from pocket.classifier import AttributeClassifier
+from pocket.concepts import render_concept
+from pocket.world import COLORS, CONCEPTS, as_seen, color_behind, contrast, is_held_out
 from tests.experiments.results import write_result
 
 EXPERIMENT = read_experiment("pocket_concepts")
@@ -56,10 +64,12 @@ def test_routed_concepts_have_a_row_with_the_other_prompts_of_the_base(tmp_path:
     write_scores(tmp_path)
     run = next(EXPERIMENT.runs(EXPERIMENT.row("loldu"), "pocket", ["striped_cat"]))
     scores = dict.fromkeys(SCORES, 0.4)
-    called = {f"{ROUTED}{name}": 0.6 for name in ("dino", "clip_i", "concept")}
+    names = ("dino", "clip_i", "concept")
+    called = {f"{way}_{name}": 0.6 for way in ("routed", "gated-end") for name in names}
     write_result(tmp_path, run, 0.4, scores=scores | called, parameters=7224)
-    *_, both, routed = by_method(*read(EXPERIMENT, "pocket", Results(tmp_path))).splitlines()
+    *_, both, routed, gated = by_method(*read(EXPERIMENT, "pocket", Results(tmp_path))).splitlines()
     assert both.split(" | ")[0] == "| loldu"
+    assert gated.split(" | ")[0] == "| loldu, gated-end"
     cells = routed.split(" | ")
     assert cells[:4] == ["| loldu, routed", "7,224", "1", "1.00"]
     columns = (cell.split(" ± ")[0] for cell in cells[-4:])
@@ -75,7 +85,7 @@ def test_a_routed_lora_leaves_the_unconditional_rows_to_the_base(
         base = unet(rows, 5, text, return_dict=False)[0]
         unet.add_adapter(LoraConfig(r=2, init_lora_weights=False, target_modules=["to_q", "to_v"]))
         adapted = unet(rows, 5, text, return_dict=False)[0]
-        with concepts.routed(pipeline, "sks"):
+        with concepts.routed(pipeline, {"default": ("sks", "toy")}, {}):
             each = unet(rows, 5, encoder_hidden_states=text, return_dict=False)[0]
         after = unet(rows, 5, text, return_dict=False)[0]
     assert torch.allclose(each, torch.cat([base[:2], adapted[2:]]), atol=1e-6)
@@ -132,7 +142,10 @@ def test_the_base_is_judged_without_training(
         assert shown.size == (3 * 64, 64)
 
 
-@pytest.mark.parametrize("name", ["pocket_concepts", "pocket_concepts_tuning"])
+@pytest.mark.parametrize(
+    "name",
+    ["pocket_concepts", "pocket_concepts_tuning", "pocket_two_things", "pocket_always_on"],
+)
 def test_every_row_has_valid_options(name: str) -> None:
     from experiments.data import entry
 
@@ -140,7 +153,8 @@ def test_every_row_has_valid_options(name: str) -> None:
     for row in experiment.rows:
         run = next(experiment.runs(row, "pocket"))
         if run.method != "none":
-            config_of(run, entry(run.data), Path("x"), Path("y"), run.options)
+            options = concepts.Judging.split(run.options)[1]
+            config_of(run, entry(run.data), Path("x"), Path("y"), options)
 
 
 def test_tuning_uses_no_shipped_concept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,3 +182,95 @@ def test_a_concept_beside_another_thing_is_read_on_its_side(
     assert found["beside"] == pytest.approx((parts - 1) / parts)
     assert found["neighbor"] < 1
     assert judge.measure_beside([]) == {}
+
+
+@pytest.mark.parametrize("name", CONCEPTS)
+def test_two_concepts_are_read_each_on_its_side(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = Judge(name)
+    partner = CONCEPTS[judge.partner]
+    assert PARTNERS[judge.partner] == name
+    assert len({scene["background"] for scene in judge.pairs}) > 1
+    for scene in judge.pairs:
+        behind = color_behind(scene["background"])
+        assert all(contrast(look["color"], behind) > 150 for look in (judge.concept, partner))
+        caption = full_caption({**scene, "name": "sks", "other_name": "zwx"})
+        sides = {"left": "right", "right": "left"}
+        thing, other = judge.concept["kind"], partner["kind"]
+        assert caption.startswith(f"a sks {thing} to the {sides[scene['side']]} of a zwx {other} ")
+    seen = [dict(as_seen(scene)) for scene in judge.pairs]
+    reader = SimpleNamespace(read=lambda pixels: seen, heads={})
+    monkeypatch.setattr(judge, "classifier", reader)
+    pictures = [Image.new("RGB", (64, 64))] * len(seen)
+    assert judge.measure_pairs(pictures) == {"pair": 1, "partner": 1}
+    for scene in seen:  # the partner's color is wrong
+        scene["color" if scene.get("color") == partner["color"] else "other_color"] = "none"
+    found = judge.measure_pairs(pictures)
+    parts = len(partner) - 1
+    assert found == {"pair": 1, "partner": pytest.approx((parts - 1) / parts)}
+    assert judge.draw_pairs(None) == []  # this classifier reads one thing only
+    assert judge.measure_pairs([]) == {}
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
+def test_two_concepts_are_taught_and_drawn_in_every_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = Judge("dotted_rabbit")
+    monkeypatch.setattr(judge, "classifier", AttributeClassifier().eval())
+    monkeypatch.setattr(concepts, "judge_of", lambda name: judge)
+    picture, taught, drawn = Image.new("RGB", (64, 64), "white"), [], []
+
+    def teach(run: Any, work: Path, options: Any, pictures: Path | None) -> Taught:  # noqa: ANN401
+        taught.append((run.data, run.options.get("token", "sks"), work))
+        return Taught(12)
+
+    def load(pipeline: Any, work: Path, adapter_name: str) -> None:  # noqa: ANN401
+        config = LoLDUConfig(r=1, init_weights=False, target_modules=["to_k"])
+        pipeline.unet.add_adapter(config, adapter_name)
+
+    def draw(pipeline: Any, prompts: list[str], first_seed: int) -> list[Image.Image]:  # noqa: ANN401
+        layer, words = adapted_layers(pipeline)[0], routed_words(pipeline)
+        gate = pipeline.routing.gate if words else None
+        drawn.append((first_seed, words, gate, layer.active_adapters))
+        return [picture] * len(prompts)
+
+    monkeypatch.setattr(concepts, "teach", teach)
+    monkeypatch.setattr(concepts, "_load", load)
+    monkeypatch.setattr(judge_module, "_drawn", draw)
+    monkeypatch.setattr(judge, "measure_concept", lambda *_: SCORES)
+    experiment = read_experiment("pocket_two_things")
+    run = next(experiment.runs(experiment.row("loldu"), "pocket", ["dotted_rabbit"]))
+    scores = concepts.run(run, tmp_path).scores
+    first = ("dotted_rabbit", "sks", tmp_path)
+    assert taught == [first, ("beetle_car", "zwx", tmp_path / "partner")]
+    ways = ["", *(f"{way}_" for way in run.options["ways"])]
+    assert len(ways) == 6
+    for way in ways:
+        for name in ("beside", "neighbor", "pair", "partner"):
+            assert 0 <= scores[way + name] <= 1
+    pairs = [each[1:] for each in drawn if each[0] == 5000]
+    both = ["default", "partner"]
+    assert pairs[:3] == [
+        ({}, None, both),
+        ({"default": "sks", "partner": "zwx"}, 1.0, both),
+        ({"default": "sks", "partner": "zwx"}, 0.0, both),
+    ]
+    assert pairs[4][0] == {"default": "sks toy", "partner": "zwx car"}
+
+
+def test_masks_mark_the_thing(tmp_path: Path) -> None:
+    look = CONCEPTS["dotted_rabbit"]
+    for masks in (False, True):
+        render_concept("dotted_rabbit", look, tmp_path / str(masks), masks=masks)
+    for file in (tmp_path / "False").rglob("*.png"):
+        same = tmp_path / "True" / file.relative_to(tmp_path / "False")
+        assert file.read_bytes() == same.read_bytes()
+    masks = sorted((tmp_path / "True").rglob("*-masklabel.png"))
+    assert [mask.name for mask in masks] == [f"0{i}-masklabel.png" for i in range(1, 6)]
+    for file in masks:
+        mask = np.asarray(Image.open(file)) == 255
+        picture = np.asarray(Image.open(file.with_name(file.name.replace("-masklabel", ""))))
+        purple = np.abs(picture - np.array(COLORS["purple"])).sum(-1) < 40
+        assert 0.05 < mask.mean() < 0.6
+        assert purple.sum() > 100
+        assert mask[purple].all()

@@ -176,6 +176,7 @@ def test_documents_are_filled_between_marks(sample: Experiment, tmp_path: Path) 
     [
         ("reproduction.md", paper_experiments()),
         ("pocket.md", ["pocket_concepts", "pocket_concepts_tuning"]),
+        ("pocket.md", ["pocket_two_things", "pocket_always_on"]),
         ("eval.md", ["metric_trust"]),
     ],
 )

@@ -20,18 +20,36 @@ from pocket.classifier import load_classifier, overall_agreement
 from pocket.concepts import render_concept
 from pocket.corpus import random_scenes
 from pocket.judge import to_pixels
-from pocket.world import CONCEPTS, NEIGHBOR, TUNING, Scene, beside, elsewhere, other_thing
+from pocket.world import (
+    CONCEPTS,
+    NEIGHBOR,
+    TUNING,
+    Scene,
+    beside,
+    elsewhere,
+    other_thing,
+    side_by_side,
+)
 
 BACKGROUNDS = ("meadow", "sand", "snow", "sea", "bricks", "night", "pink", "yellow")
 SEEDS_EACH = 6
 OTHER_PROMPTS = 48
 LEAK_PICTURES = 24
 BESIDE_PICTURES = 24
-ROUTED = "routed_"
-"""Prefix of the scores of a concept that acts on prompts with its word alone."""
+PAIR_PICTURES = 24
+PARTNER_TOKEN = "zwx"
 ENCODERS = Path(installed_path("pocket/encoders"))
 
 LOOKS = CONCEPTS | TUNING
+
+_PAIRS = (
+    ("dotted_rabbit", "beetle_car"),
+    ("striped_cat", "candy_house"),
+    ("tall_bear", "night_imp"),
+    ("tuning_toy", "tuning_car"),
+)
+PARTNERS = dict([*_PAIRS, *((two, one) for one, two in _PAIRS)])
+"""The concept that is drawn beside each concept; both stand out on several backgrounds."""
 
 
 def pictures_of(name: str) -> Path:
@@ -70,6 +88,17 @@ class Judge:
             beside(elsewhere(self.concept, rng), sides[index % 2], rng)
             for index in range(BESIDE_PICTURES)
         ]
+        self.partner = PARTNERS[name]
+        other, rng = LOOKS[self.partner], random.Random(5_000_000)
+        self.pairs = [
+            side_by_side(elsewhere(self.concept, rng, other), sides[index % 2], other)
+            for index in range(PAIR_PICTURES)
+        ]
+
+    @property
+    def reads_two(self) -> bool:
+        """Whether the classifier reads the second thing of a picture."""
+        return "other_kind" in self.classifier.heads
 
     def prompts(self, token: str) -> list[str]:
         """Return prompts for the concept in every setting, `SEEDS_EACH` times."""
@@ -93,10 +122,20 @@ class Judge:
 
     def draw_beside(self, pipeline: DiffusionPipeline, token: str = "sks") -> list[Image.Image]:
         """Draw the concept beside another thing; none if the classifier reads one thing only."""
-        if "other_kind" not in self.classifier.heads:
+        named = [{**scene, "name": token} for scene in self.beside]
+        return self._draw_two(pipeline, named, 4000)
+
+    def draw_pairs(self, pipeline: DiffusionPipeline, token: str = "sks") -> list[Image.Image]:
+        """Draw the concept beside its partner, each by its token; none as in `draw_beside`."""
+        names = {"name": token, "other_name": PARTNER_TOKEN}
+        return self._draw_two(pipeline, [{**scene, **names} for scene in self.pairs], 5000)
+
+    def _draw_two(
+        self, pipeline: DiffusionPipeline, scenes: Sequence[Scene], first_seed: int
+    ) -> list[Image.Image]:
+        if not self.reads_two:
             return []
-        prompts = [full_caption({**scene, "name": token}) for scene in self.beside]
-        return _drawn(pipeline, prompts, 4000)
+        return _drawn(pipeline, [full_caption(scene) for scene in scenes], first_seed)
 
     def measure_beside(self, pictures: Sequence[Image.Image]) -> dict[str, float]:
         """Score pictures of the concept beside another thing, the one on the left read first.
@@ -105,19 +144,34 @@ class Judge:
             beside: share of the concept's attributes, on its side. neighbor: share of those of the
             other thing, which the prompt names. Nothing without pictures.
         """
+        return self._measure_two(pictures, self.beside, ("beside", "neighbor"))
+
+    def measure_pairs(self, pictures: Sequence[Image.Image]) -> dict[str, float]:
+        """Score pictures of the concept beside its partner.
+
+        Returns:
+            pair: share of the concept's attributes, on its side. partner: share of the partner's.
+            Nothing without pictures.
+        """
+        # The prompt names the kind of both.
+        scenes = [{n: v for n, v in scene.items() if n != "other_kind"} for scene in self.pairs]
+        return self._measure_two(pictures, scenes, ("pair", "partner"))
+
+    def _measure_two(
+        self, pictures: Sequence[Image.Image], scenes: Sequence[Scene], names: tuple[str, str]
+    ) -> dict[str, float]:
+        """Return the shares of the attributes of the concept, and of the second things."""
         if not pictures:
             return {}
         read = self.classifier.read(to_pixels(pictures))
-        concept: list[Scene] = []
-        neighbor: list[Scene] = []
-        for scene in self.beside:
+        first: list[Scene] = []
+        second: list[Scene] = []
+        for scene in scenes:
             ours, theirs = ("", "other_") if scene["side"] == "right" else ("other_", "")
-            concept.append({ours + name: value for name, value in self._parts.items()})
-            neighbor.append({theirs + name: v for name, v in other_thing(scene).items()})
-        return {
-            "beside": overall_agreement(read, concept),
-            "neighbor": overall_agreement(read, neighbor),
-        }
+            first.append({ours + name: value for name, value in self._parts.items()})
+            second.append({theirs + name: v for name, v in other_thing(scene).items()})
+        shares = overall_agreement(read, first), overall_agreement(read, second)
+        return dict(zip(names, shares, strict=True))
 
     def measure(
         self,

@@ -5,7 +5,7 @@ from statistics import mean
 from PIL import Image
 
 from experiments.config import Experiment
-from experiments.kinds.concepts.judge import ROUTED, pictures_of
+from experiments.kinds.concepts.judge import pictures_of
 from experiments.results import Record, Results
 from experiments.table import as_markdown, mean_and_spread, records_of
 from loldu.errors import LoLDUError
@@ -15,7 +15,7 @@ from pocket.judge import sheet
 
 _COLUMNS = (
     *("dino", "clip_i", "clip_t", "concept", "background", "others", "leak"),
-    *("beside", "neighbor"),
+    *("beside", "neighbor", "pair", "partner"),
 )
 _LIKENESS = ("dino", "clip_i")
 BASE = "base"
@@ -33,16 +33,18 @@ def table(experiment: Experiment, scale: str, results: Results) -> str:
 def by_method(base: dict[str, Record], methods: dict[str, list[Record]]) -> str:
     """Return Markdown with one row per method: mean ± standard deviation over runs.
 
-    A method that was also drawn routed has a second row. Its other prompts are the base's.
+    A method that was also drawn in other ways, such as routed, has a row for each. Their other
+    prompts are the base's.
     """
     columns = [name for name in _COLUMNS if all(name in b["scores"] for b in base.values())]
     header = ["method", "parameters", "runs", "gap closed: DINO", "CLIP-I", *columns]
     averages = [f"{mean(b['scores'][c] for b in base.values()):.3f}" for c in columns]
     rows = [[BASE, "0", "", "0", "0", *averages]]
     for method, runs in methods.items():
-        for label, records in ((method, runs), (f"{method}, routed", _routed(runs, base))):
-            if not records:
-                continue
+        drawn = {method: runs} | {
+            f"{method}, {way}": _drawn(way, runs, base) for way in _ways(runs)
+        }
+        for label, records in drawn.items():
             row = [label, f"{runs[0]['parameters']:,}", str(len(records))]
             row += [f"{mean(_closed(r, base, k) for r in records):.2f}" for k in _LIKENESS]
             row += [mean_and_spread([r["scores"][name] for r in records]) for name in columns]
@@ -103,20 +105,26 @@ def read(
     return base, methods
 
 
-def _routed(runs: list[Record], base: dict[str, Record]) -> list[Record]:
-    """Return the results of the same runs drawn routed, with the base's other prompts."""
+def _ways(runs: list[Record]) -> list[str]:
+    """Return the other ways in which the pictures of runs were drawn."""
+    scores = dict.fromkeys(name for run in runs for name in run["scores"])
+    return [name.removesuffix("_concept") for name in scores if name.endswith("_concept")]
+
+
+def _drawn(way: str, runs: list[Record], base: dict[str, Record]) -> list[Record]:
+    """Return the results of the same runs drawn in another way, with the base's other prompts."""
     return [
         run
         | {
             "scores": base[run["data"]]["scores"]
             | {
-                name.removeprefix(ROUTED): value
+                name.removeprefix(f"{way}_"): value
                 for name, value in run["scores"].items()
-                if name.startswith(ROUTED)
+                if name.startswith(f"{way}_")
             }
         }
         for run in runs
-        if f"{ROUTED}concept" in run["scores"]
+        if f"{way}_concept" in run["scores"]
     ]
 
 

@@ -33,7 +33,8 @@ from loldu import (
     set_strength,
     unload_concept,
 )
-from loldu.adapter.layer import LoLDULayer
+from loldu.adapter.layer import LoLDULayer, set_rows
+from loldu.adapter.mixing import Rows
 
 Make = Callable[..., nn.Module]
 TARGETS = ["wide", "tall"]
@@ -103,6 +104,17 @@ def test_other_rows_of_the_same_concepts_need_no_new_graph(make_two_layers: Make
     ):
         set_concepts(model, rows)
         torch.testing.assert_close(compiled(X), model(X))
+    assert graphs.count == 1
+
+
+def test_other_gates_of_tokens_need_no_new_graph(make_two_layers: Make) -> None:
+    graphs, x = Graphs(), X.view(2, 3, 24)
+    model = build(make_two_layers, {})
+    compiled = torch.compile(model, backend=graphs, fullgraph=True)
+    for gates in ([0, 1, 0], [1, 1, 1], [0, 0, 0.5]):
+        rows = Rows.of([{"default": 1}, None], ["0", "default"], gates=[{"default": gates}] * 2)
+        set_rows(adapted(model), rows)
+        torch.testing.assert_close(compiled(x), model(x))
     assert graphs.count == 1
 
 

@@ -31,6 +31,7 @@ from loldu import (
     verify_concept,
 )
 from loldu.adapter.layer import LoLDULayer
+from loldu.adapter.mixing import Rows
 
 RANK = 4
 
@@ -140,6 +141,57 @@ def output(model: nn.Module, x: Tensor, **options: object) -> Tensor:
 
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
     torch.testing.assert_close(actual, expected, atol=tolerance, rtol=tolerance)
+
+
+def test_tokens_of_a_row_have_their_own_strengths() -> None:
+    kind = KINDS["conv1d"]
+    model = adapt(kind.model(), "dog", "cat")
+    rows = [{"dog": 0.5, "cat": 2}, {"cat": 1}, None]
+    gates = [{"dog": [0, 1, 0.25, 1, -1]}, {"cat": [1, 0, 0, 0, 0.5]}, {"dog": [1] * 5}]
+    gated = Rows.of(rows, gates=gates)
+    # W x + Σ g B diag(delta) A x by hand: cat acts on all tokens of the first row.
+    of = {name: kind.x @ reference_delta(kind, model, name) for name in ("dog", "cat")}
+    expected = output(kind.model(), kind.x)
+    expected[0] += 0.5 * torch.tensor(gates[0]["dog"])[:, None] * of["dog"][0] + 2 * of["cat"][0]
+    expected[1] += torch.tensor(gates[1]["cat"])[:, None] * of["cat"][1]
+
+    def drawn(rows: Rows, x: Tensor) -> Tensor:
+        layer_of(model).rows = rows
+        return output(model, x)
+
+    twice = drawn(gated, kind.x.repeat(2, 1, 1))
+    assert_close(twice, expected.repeat(2, 1, 1))
+    # Tokens at 0 and rows without an adapter are the base's bit by bit; 1 everywhere is no gate.
+    assert torch.equal(twice[1, 1:4], output(kind.model(), kind.x)[1, 1:4])
+    assert torch.equal(twice[2], output(kind.model(), kind.x)[2])
+    ones = Rows.of(rows, gates=[{"dog": [1] * 5, "cat": [1] * 5}] * 3)
+    assert torch.equal(drawn(ones, kind.x), drawn(Rows.of(rows), kind.x))
+    last = drawn(Rows.of(rows[1:2], blank=2, gates=gates[1:2]), kind.x[[0, 2, 1]])
+    assert_close(last[2], expected[1])
+    assert torch.equal(last[:2], output(kind.model(), kind.x)[[0, 2]])
+
+
+def test_gated_tokens_have_gradients() -> None:
+    kind = KINDS["conv1d"]
+    model, x = adapt(kind.model(), "dog"), kind.x.clone().requires_grad_()
+    gates = torch.tensor([0, 1, 0.25, 1, -1])
+    layer_of(model).rows = Rows.of([{"dog": 1}] * 3, gates=[{"dog": gates.tolist()}] * 3)
+    trained = layer_of(model).diagonal("dog")
+    y = model(x)
+    found = torch.autograd.grad(y.square().sum(), [x, trained.dz], create_graph=True)
+    weight = kind.matrix(kind.model().layer.weight.detach())
+    permutation, lower, upper = torch.linalg.lu(weight)
+    left = (permutation @ lower)[:, :RANK]
+    read = x @ (upper[:RANK] / upper.diagonal()[:RANK, None]).T
+    same = model.get_base_model()
+    by_hand = same.layer.base_layer(x) + (gates[:, None] * read * trained.delta()) @ left.T
+    wanted = torch.autograd.grad(by_hand.square().sum(), [x, trained.dz], create_graph=True)
+    for one, other in zip(found, wanted, strict=True):
+        assert_close(one, other, 1e-3)
+    second, by_hand_second = (
+        torch.autograd.grad(g[0].square().sum(), x)[0] for g in (found, wanted)
+    )
+    torch.testing.assert_close(second, by_hand_second, atol=1e-2, rtol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

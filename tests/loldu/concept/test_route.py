@@ -1,9 +1,11 @@
 """A concept acts in the pictures whose prompt calls it, in ordinary diffusers pipelines."""
 
+import ast
 import copy
 import inspect
 import logging
 import pickle
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
+    AutoPipelineForImage2Image,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
@@ -31,7 +34,7 @@ from loldu import (
     set_strength,
     unload_concept,
 )
-from loldu.adapter.components import adapted_layers
+from loldu.adapter.components import adapted_layers, text_layers
 from loldu.base.long_prompts import equally_long, read_long_prompts
 
 TOKENIZER = Path(__file__).parents[3] / "pocket" / "base" / "tokenizer"
@@ -375,6 +378,40 @@ def call(pipeline: Any, prompts: list[str], **options: Any) -> np.ndarray:  # no
     ).images  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "made",
+    [
+        StableDiffusionImg2ImgPipeline.from_pipe,
+        AutoPipelineForImage2Image.from_pipe,
+        lambda pipeline: StableDiffusionImg2ImgPipeline(**pipeline.components),
+    ],
+    ids=["from_pipe", "auto", "components"],
+)
+def test_pipelines_made_of_routed_networks_route_too(
+    base: StableDiffusionPipeline,
+    pipeline: StableDiffusionPipeline,
+    files: Files,
+    made: Callable[[Any], Any],
+) -> None:
+    load_concept(pipeline, files("sks"))
+    plain, drawing = made(base), made(pipeline)
+    for y in (plain, drawing):
+        y.set_progress_bar_config(disable=True)
+    options = {"image": [Image.new("RGB", (8, 8), "red")] * 4, "strength": 1.0}
+    unrouted = call(plain, PROMPTS, **options)
+    same = difference(call(drawing, PROMPTS, **options), unrouted) == 0
+    assert same.tolist() == [True, False, True, True]
+    assert type(plain) is StableDiffusionImg2ImgPipeline
+    # A class with routing makes pipelines without it, as long as their networks have none.
+    assert type(type(drawing)(**base.components)) is StableDiffusionImg2ImgPipeline
+    route_concepts(pipeline, None)  # each pipeline has words of its own
+    again = difference(call(drawing, PROMPTS, **options), unrouted) == 0
+    assert again.tolist() == [True, False, True, True]
+    unload_concept(drawing)
+    assert np.array_equal(call(drawing, PROMPTS, **options), unrouted)
+    assert type(made(pipeline)) is StableDiffusionImg2ImgPipeline
+
+
 def test_a_copied_pipeline_routes_on_its_own(
     base: StableDiffusionPipeline, pipeline: StableDiffusionPipeline, files: Files, tmp_path: Path
 ) -> None:
@@ -426,3 +463,141 @@ def test_what_cannot_be_routed(pipeline: StableDiffusionPipeline, files: Files) 
     with pytest.raises(ConceptError, match="leave out words"):
         load_concept(pipeline.unet, files("style"), "new", words="sks")
     assert np.array_equal(draw(pipeline, PROMPTS), before)
+
+
+def read_text(pipeline: Any, prompts: list[str], **options: Any) -> list[torch.Tensor]:  # noqa: ANN401
+    """Keys and values that cross-attention reads off the prompts in the first step."""
+    layers = [layer for name, layer in pipeline.unet.named_modules() if name.endswith(READERS)]
+    found: list[torch.Tensor] = []
+    handles = [y.register_forward_hook(lambda *args: found.append(args[2])) for y in layers]
+    draw(pipeline, prompts, num_inference_steps=1, **options)
+    for handle in handles:
+        handle.remove()
+    return [states[len(prompts) :] for states in found]  # without the unconditional rows
+
+
+READERS = ("attn2.to_k", "attn2.to_v")
+
+
+def places(pipeline: Any, prompt: str, words: str) -> list[bool]:  # noqa: ANN401
+    """Return which tokens of a prompt are the words, by comparing token ids."""
+    ids, wanted = (pipeline.tokenizer(text).input_ids for text in (prompt, words))
+    wanted = wanted[1:-1]
+    starts = [i for i in range(len(ids)) if ids[i : i + len(wanted)] == wanted]
+    found = {i + j for i in starts for j in range(len(wanted))}
+    return [i in found for i in range(pipeline.tokenizer.model_max_length)]
+
+
+def test_a_gate_leaves_other_words_to_the_base(
+    base: StableDiffusionPipeline, pipeline: StableDiffusionPipeline, files: Files
+) -> None:
+    prompts = ["a photo of a sks toy beside a red car", "a red car", "a SKS toy"]
+    load_concept(pipeline, files("style"), words="sks toy")
+    routed, full = draw(pipeline, prompts), read_text(pipeline, prompts)
+    plain = read_text(base, prompts)
+    assert len(plain) == len(text_layers(pipeline.unet)) == 2 * len(full) // 2 > 0
+    own = torch.tensor([places(pipeline, prompt.lower(), "sks toy") for prompt in prompts])
+    assert own.sum(1).tolist() == [own[0].sum(), 0, own[0].sum()]
+    read = [len(pipeline.tokenizer(prompt).input_ids) - 1 for prompt in prompts]
+    ends = torch.tensor([[i >= count for i in range(own.shape[1])] for count in read])
+    ends[1] = False  # no concept is called there
+    other = ~own & ~ends
+    for gate, gate_end in ((0, None), (0.5, None), (0, 1), (0, 0.5)):
+        route_concepts(pipeline, {"default": "sks toy"}, gate=gate, gate_end=gate_end)
+        at_end = gate if gate_end is None else gate_end
+        drawn = draw(pipeline, prompts)
+        assert np.array_equal(drawn[1], draw(base, prompts)[1])
+        assert difference(drawn, routed)[[0, 2]].min() > 1e-6
+        for found, without, whole in zip(read_text(pipeline, prompts), plain, full, strict=True):
+            for where, strength in ((own, 1), (other, gate), (ends, at_end)):
+                expected = without + strength * (whole - without)
+                torch.testing.assert_close(found[where], expected[where], atol=1e-5, rtol=1e-5)
+                if strength == 0:
+                    assert torch.equal(found[where], without[where])
+    route_concepts(pipeline, {"default": "sks toy"}, gate=1)
+    assert np.array_equal(draw(pipeline, prompts), routed)
+
+
+def test_each_of_two_concepts_has_its_own_words(
+    base: StableDiffusionPipeline, pipeline: StableDiffusionPipeline, files: Files
+) -> None:
+    prompt = ["a sks toy beside a wug toy at night"]
+    load_concept(pipeline, files("style"), "dog", words="sks")
+    full, plain = read_text(pipeline, prompt), read_text(base, prompt)
+    load_concept(pipeline, files("style"), "cat", -1, words="wug toy")
+    load_concept(pipeline, files("style"), "night", 0.5, route=False)
+    route_concepts(pipeline, {"dog": "sks", "cat": "wug toy", "night": None}, gate=0)
+    first, second = (
+        torch.tensor(places(pipeline, prompt[0], words)) for words in ("sks", "wug toy")
+    )
+    strength = 0.5 + first.float() - second.float()  # the style is on all tokens
+    for found, without, whole in zip(read_text(pipeline, prompt), plain, full, strict=True):
+        expected = without + strength[:, None] * (whole - without)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_gate_finds_words_in_any_chunk(
+    base: StableDiffusionPipeline, pipeline: StableDiffusionPipeline, files: Files
+) -> None:
+    for each in (base, pipeline):
+        read_long_prompts(each, 3)
+    prompts = ["a red car " * 10 + "sks", "a sks toy"]  # a chunk has 30 of its tokens
+    load_concept(pipeline, files("style"), words="sks")
+    route_concepts(pipeline, {"default": "sks"}, gate=0)
+    found, plain = read_text(pipeline, prompts)[0], read_text(base, prompts)[0]
+    changed = (found != plain).any(-1)
+    assert changed.shape[1] == 64
+    assert changed[0].nonzero().flatten().tolist() == [32 + 1]
+    # The states of a short prompt are there twice.
+    once = torch.tensor(places(pipeline, prompts[1], "sks")).nonzero().flatten().tolist()
+    assert changed[1].nonzero().flatten().tolist() == [*once, *(32 + i for i in once)]
+
+
+def test_what_cannot_be_gated(
+    pipeline: StableDiffusionPipeline, base: StableDiffusionPipeline, tmp_path: Path
+) -> None:
+    source = copy.deepcopy(base)
+    source.unet.add_adapter(LoLDUConfig(r=2, init_weights=False, target_modules=["to_q"]))
+    load_concept(pipeline, save_concept(source, tmp_path / "queries"), words="sks")
+    with pytest.raises(ConceptError, match="keys or values of cross-attention"):
+        route_concepts(pipeline, {"default": "sks"}, gate=0.5)
+    with pytest.raises(ConceptError, match="finite"):
+        route_concepts(pipeline, {"default": "sks"}, gate_end=float("nan"))
+
+
+def test_the_readme_runs_as_typed(
+    base: StableDiffusionPipeline,
+    pipeline: StableDiffusionPipeline,
+    files: Files,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, kind, token in (("sks", "dog", "sks"), ("wug", "cat", "zwx")):
+        source = copy.deepcopy(base)
+        load_concept(source, files(name), route=False)
+        concept = tmp_path / "runs" / kind / "concept.safetensors"
+        concept.parent.mkdir(parents=True)
+        save_concept(source, concept, metadata={"token": token})
+    for each in (base, pipeline):  # two steps, without the GPU that the script asks for
+        steps = each.scheduler.set_timesteps
+        monkeypatch.setattr(each.scheduler, "set_timesteps", lambda _, s=steps, **y: s(2, **y))
+    monkeypatch.setattr(StableDiffusionPipeline, "to", lambda self, *_: self)
+    monkeypatch.setattr(StableDiffusionPipeline, "from_pretrained", lambda *_, **__: pipeline)
+    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+    script = "".join(re.findall(r"^```python\n(.*?)^```", readme, re.M | re.S))
+    names: dict[str, Any] = {}
+    drawn: list[list[bool]] = []
+    for line in ast.parse(script).body:
+        code = ast.unparse(line)
+        if not code.startswith("pipeline("):
+            exec(code, names)
+            continue
+        pictures = []
+        for each in (pipeline, base):
+            torch.manual_seed(0)
+            pictures.append(np.stack(eval(code, {"pipeline": each}).images))
+        same = (pictures[0] == pictures[1]).all(axis=(1, 2, 3))
+        drawn.append(same.tolist())
+    assert drawn == [[False, True], [False, False, False]]
+    assert adapted_layers(pipeline)[0].strength == {"default": 0.7, "cat": 1.2}
