@@ -80,15 +80,6 @@ def route_concepts(
         gate_end = before.gate_end if gate is None else gate
     gate = before.gate if gate is None else gate
     guidance = before.guidance if guidance is None else guidance
-    for number in (guidance, gate, gate_end):
-        require_finite(number, None)
-    for name, factor in (each for own in pictures or () for each in own.items()):
-        require_finite(factor, name)
-    if not reads_prompts(pipeline):
-        raise ConceptError(
-            f"a {type(pipeline).__name__} reads no prompts, so no words can call a concept: choose "
-            "concepts with set_concepts"
-        )
     routing = Routing(dict(words), float(guidance), pictures, float(gate), float(gate_end))
     _check(pipeline, routing)
     begin_routing(pipeline, routing)
@@ -146,6 +137,15 @@ def forget_words(pipeline: Any, adapter_name: str) -> None:  # noqa: ANN401
 
 
 def _check(pipeline: Any, routing: Routing) -> None:  # noqa: ANN401
+    for number in (routing.guidance, routing.gate, routing.gate_end):
+        require_finite(number, None)
+    for name, factor in (each for own in routing.pictures or () for each in own.items()):
+        require_finite(factor, name)
+    if not reads_prompts(pipeline):
+        raise ConceptError(
+            f"a {type(pipeline).__name__} reads no prompts, so no words can call a concept: choose "
+            "concepts with set_concepts"
+        )
     require_loaded(pipeline, routing.words)
     require_mixable(pipeline, routing.words)
     for name, text in routing.words.items():

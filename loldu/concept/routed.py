@@ -126,8 +126,9 @@ def _follow_networks(cls: type) -> None:
                 copied = replace(source, words={**source.words}, pictures=None)
                 begin_routing(self, replace(copied, in_call=False, passes=[]))
 
-    register_modules.follows_networks = True  # pyright: ignore[reportFunctionMemberAccess]
-    owner.register_modules = register_modules
+    followed: Any = register_modules
+    followed.follows_networks = True
+    owner.register_modules = followed
 
 
 def _routed_by_networks(modules: Collection[Any]) -> Routing | None:
