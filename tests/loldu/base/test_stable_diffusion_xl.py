@@ -15,7 +15,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from loldu import ConceptError, LoLDUConfig, load_concept, save_concept, set_strength
+from loldu import (
+    ConceptError,
+    LoLDUConfig,
+    load_concept,
+    route_concepts,
+    save_concept,
+    set_strength,
+)
+from loldu.adapter.components import text_layers
 from loldu.base.config import BaseModelConfig
 from loldu.base.draw import sample_images
 from loldu.base.families import family_of
@@ -314,6 +322,23 @@ def test_pictures_of_long_prompts_are_the_same_in_any_batch(
     set_strength(reads_long, 0)
     (base,) = sample_images(reads_long, [f"{LONG[:35]} sks"], [1], **options)
     assert called.tobytes() != base.tobytes()
+
+
+def test_a_gate_acts_on_the_words_of_both_prompts(xl: StableDiffusionXLPipeline) -> None:
+    xl.unet.add_adapter(LoLDUConfig(r=8, alpha=8.0, init_weights=False))
+    route_concepts(xl, {"default": "sks"}, gate=0)
+    changed: list[torch.Tensor] = []
+
+    def compare(layer: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        changed.append((output != layer.base_layer(args[0])).any(-1))
+
+    text_layers(xl.unet)[0].register_forward_hook(compare)
+    options = {"num_inference_steps": 1, "guidance_scale": 3.0, "output_type": "latent"}
+    xl("a sks toy", prompt_2="toy sks", **options)
+    unconditional, own = changed[0]
+    assert not unconditional.any()
+    # A token is a letter: of the first prompt the letters 2 to 4, of the second 4 to 6.
+    assert own.nonzero().flatten().tolist() == [2, 3, 4, 5, 6]
 
 
 def test_latents_of_a_vae_with_statistics_of_its_channels(
