@@ -45,9 +45,9 @@ class Predicting:
         checkpoint_every: Steps between checkpoints.
     """
 
-    things: int = 12_000
+    things: int = 8_000
     held_out: int = 200
-    steps: int = 10_000
+    steps: int = 6_000
     batch: int = 64
     rows_per_thing: int = 2
     lr: float = 1e-3

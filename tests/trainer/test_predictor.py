@@ -115,6 +115,20 @@ def test_the_loss_reaches_every_weight_of_the_network(prepared: Prepared) -> Non
     assert all(p.grad.abs().sum() > 0 for p in predictor.reader.out.parameters())
 
 
+def test_a_base_in_half_precision_teaches_the_network_too(typed: list[str]) -> None:
+    config = command.parse([*typed, "--mixed_precision", "bf16"])
+    pipeline = load_pipeline(config.base, torch_dtype=torch.bfloat16)
+    predictor = new_predictor(config, pipeline)
+    found = find_subjects(config.data)
+    subjects = encode_subjects(pipeline, found, config.data, predictor.reader.config)
+    objective = PredictorObjective(pipeline, predictor.frame, subjects, config)
+    objective.losses(predictor.reader, objective.draw(0)).total.backward()
+    gradient = predictor.reader.out.weight.grad
+    assert gradient is not None
+    assert gradient.isfinite().all()
+    assert gradient.any()
+
+
 def test_a_picture_that_is_read_is_never_denoised(prepared: Prepared) -> None:
     objective = prepared[2]
     numbers = set()
@@ -159,7 +173,7 @@ def test_a_predictor_is_trained_and_resumes_exactly(
     ]
     assert lines[0] == lines[1]
     assert [line["step"] for line in lines[0]] == [1, 2, 3, 4]
-    assert lines[0][-1]["held_out_loss"] != lines[0][-1]["base_loss"]
+    assert len({lines[0][-1][f"{name}_loss"] for name in ("held_out", "other", "base")}) == 3
     about = read_predictor(files[0]).frame.metadata
     assert (about["subjects"], about["pictures"], about["steps"]) == (*SHAPE[:1], 9, 4)
     pipeline = load_pipeline(typed[typed.index("--pretrained_model_name_or_path") + 1])

@@ -103,7 +103,8 @@ def start_from_concepts(
         concept, predictor = config.adapter.init_concept, config.adapter.init_predictor
         if concept is not None:
             _start_from(pipeline, name, concept, f"--init_concept {concept}")
-        elif predictor is not None and instances is not None:
+        elif predictor is not None:
+            assert instances is not None  # a run has pictures
             pictures = [picture.path for picture in split(instances[name], config)[0]]
             with TemporaryDirectory() as folder:
                 path, shown = Path(folder) / CONCEPT, f"--init_predictor {predictor}"

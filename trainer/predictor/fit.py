@@ -238,7 +238,7 @@ class _Log:
         line = {"step": step, "loss": loss, "denoising_loss": denoising, "squared_norm": squared}
         line |= {"seconds": seconds, **measured}
         Manifest(self._path.parent).append(self._path, json.dumps(line) + "\n")
-        held_out = ", held-out {held_out_loss:.4f} (base {base_loss:.4f})"
+        held_out = ", held-out {held_out_loss:.4f} (other {other_loss:.4f}, base {base_loss:.4f})"
         text = f"loss {loss:.4f}{held_out.format(**measured) if measured else ''}"
         self.bar.set_postfix_str(text)
         if self.bar.disable:

@@ -161,23 +161,26 @@ class PredictorObjective:
 
     @torch.no_grad()
     def held_out(self, reader: PictureReader) -> dict[str, float]:
-        """Return the loss on held-out subjects at fixed noise, and the base's own; {} without any.
+        """Return the loss on held-out subjects at fixed noise, beside two others; {} without any.
 
-        The network reads without its spread.
+        `other_loss` is the loss with the concept of another subject: a network that is not below it
+        has learned what subjects share, and nothing about one. `base_loss` is the base's own. The
+        network reads without its spread.
         """
         if not self._held_out:
             return {}
-        was, sums = reader.training, np.zeros(2)
+        was, sums = reader.training, np.zeros(3)
         reader.eval()
         for index in range(_FIXED_BATCHES):
             draw = self.draw(index, _HELD_OUT)
             numbers = reader(self._pixels(draw.read)).numbers
             numbers = numbers.repeat_interleave(self._config.rows_per_subject, 0)
-            both = numbers, torch.zeros_like(numbers)
-            sums += [float(self._errors(each, draw).mean()) for each in both]
+            other = numbers.roll(self._config.rows_per_subject, 0)
+            compared = numbers, other, torch.zeros_like(numbers)
+            sums += [float(self._errors(each, draw).mean()) for each in compared]
         reader.train(was)
-        predicted, base = (sums / _FIXED_BATCHES).tolist()
-        return {"held_out_loss": predicted, "base_loss": base}
+        names = "held_out_loss", "other_loss", "base_loss"
+        return dict(zip(names, (sums / _FIXED_BATCHES).tolist(), strict=True))
 
     def squared_norms(self, numbers: Float[Tensor, "rows numbers"]) -> Float[Tensor, " rows"]:
         """Return the exact ``Σ ‖delta_W‖_F² = Σ deltaᵀ G delta`` over the layers, for every row."""
