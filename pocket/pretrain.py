@@ -99,7 +99,7 @@ class Pretraining:
     text_steps: int = 200
     clip_steps: int = 500
     clip_batch: int = 128
-    classifier_steps: int = 4_500
+    classifier_steps: int = 3_000
     classifier_batch: int = 50
     dino_steps: int = 600
     paired: int = 20_000

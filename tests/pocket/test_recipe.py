@@ -2,7 +2,6 @@
 
 import copy
 import json
-import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +21,7 @@ from pocket.classifier import load_classifier
 from pocket.clip import build_clip
 from pocket.corpus import make_corpus
 from pocket.denoiser import place_rare_tokens
-from pocket.dino import spread
+from pocket.dino import build_vit, center_features
 from pocket.discriminator import tell_apart
 from pocket.fitting import Losses, fit
 from pocket.judge import judge_closely, to_pixels
@@ -284,14 +283,16 @@ def test_the_whole_recipe_at_its_smallest_writes_an_ordinary_pipeline(
     assert 0 <= report["told_apart"]["accuracy"] <= 1
 
 
-def test_spread_is_the_mean_over_all_pairs_of_directions() -> None:
-    torch.manual_seed(0)
-    features = torch.randn(5, 3)
-    units = [row / row.norm() for row in features]
-    pairs = [(a, b) for i, a in enumerate(units) for b in units[i + 1 :]]
-    expected = sum(math.exp(-2 * (a - b).pow(2).sum().item()) for a, b in pairs) / len(pairs)
-    assert spread(features).item() == pytest.approx(math.log(expected), rel=1e-5)
-    assert spread(3 * features[:1].repeat(4, 1)).item() == pytest.approx(0, abs=1e-5)
+def test_centered_features_have_the_mean_zero_and_the_same_differences(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path, "pairs", 6, seed=3)
+    vit = build_vit(patch_size=8).eval()
+    with torch.no_grad():
+        before = vit(pixel_values=corpus.pixels(slice(0, 6))).last_hidden_state[:, 0]
+        center_features(vit, corpus)
+        after = vit(pixel_values=corpus.pixels(slice(0, 6))).last_hidden_state[:, 0]
+    assert before.mean(0).abs().max() > 0.01
+    torch.testing.assert_close(after.mean(0), torch.zeros(before.shape[1]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(after - after[:1], before - before[:1], atol=1e-5, rtol=0)
 
 
 def test_only_a_checkpoint_is_a_start(tmp_path: Path) -> None:
