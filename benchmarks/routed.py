@@ -20,12 +20,12 @@ from loldu.base.draw import sample_images
 from loldu.base.open import load_pipeline
 
 PROMPTS = ("a photo of a sks toy", "a photo of a red car")
-WAYS = ("base", "always on", "routed")
+WAYS = ("base", "always on", "routed", "gated")
 
 
 @dataclass(frozen=True)
 class Options(Shared):
-    """Time drawing with the base alone, with a concept always on, and with it routed."""
+    """Time drawing with the base alone, and with a concept always on, routed, and gated too."""
 
     # Folder or hub id of the base.
     base: str = "pocket/base"
@@ -44,8 +44,9 @@ def measure(options: Options) -> dict[str, Any]:
     pipeline.unet.add_adapter(LoLDUConfig(r=options.rank, init_weights=False))
 
     def drawn(way: str) -> float:
-        route_concepts(pipeline, {"default": "sks"} if way == "routed" else None)
-        if way != "routed":
+        if way in ("routed", "gated"):
+            route_concepts(pipeline, {"default": "sks"}, gate=0 if way == "gated" else 1)
+        else:
             mix(pipeline, {"default": 1.0} if way == "always on" else {})
         call = partial(
             sample_images,
@@ -64,6 +65,7 @@ def measure(options: Options) -> dict[str, Any]:
     return {
         "seconds": {way: spread(seconds[way]) for way in WAYS},
         "routed_to_always_on": ratio(seconds["routed"], seconds["always on"]),
+        "gated_to_routed": ratio(seconds["gated"], seconds["routed"]),
         "always_on_to_base": ratio(seconds["always on"], seconds["base"]),
     }
 
@@ -71,8 +73,9 @@ def measure(options: Options) -> dict[str, Any]:
 def tables(record: dict[str, Any]) -> Iterable[Table]:
     """Yield the table."""
     rows = [{"drawn": way, "seconds": record["seconds"][way]["median"]} for way in WAYS]
-    share = record["routed_to_always_on"]["median"]
-    yield show(f"{record['batch']} pictures", rows, f"routed / always on: {share:.3f}")
+    shares = [record[name]["median"] for name in ("routed_to_always_on", "gated_to_routed")]
+    note = "routed / always on: {:.3f}, gated / routed: {:.3f}".format(*shares)
+    yield show(f"{record['batch']} pictures", rows, note)
 
 
 main = partial(run, "routed", Options, measure, tables)
