@@ -17,7 +17,7 @@ STAMP := .venv/.installed
 PIP_PROGRESS := awk '/(Downloading|Using cached).*[0-9][0-9]\.[0-9] MB/ || /^Installing/ \
 	{ print substr($$0, 1, 100); fflush() }'
 
-.PHONY: help install demo test lint webui experiments-pocket bench bench-gpu peft-suite diffusers-suite quantized
+.PHONY: help install demo test lint webui experiments-pocket bench bench-gpu peft-suite diffusers-suite quantized test-ray
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
 
@@ -87,4 +87,8 @@ diffusers-suite: $(STAMP)  ## run diffusers' own LoRA tests with LoLDU (some 10 
 
 quantized: $(STAMP)  ## install bitsandbytes and torchao, and run the tests on quantized bases
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[quantized]'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/loldu/test_quantized.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/loldu/adapter/test_quantized.py
+
+test-ray: $(STAMP)  ## install Ray, and run the tests that start a cluster of it here
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m ray tests/webui/serving tests/trainer

@@ -10,7 +10,7 @@ import pytest
 
 CHECKOUT = Path(__file__).parent.parent
 PACKAGES = ("loldu", "trainer", "eval", "webui", "pocket", "experiments")
-COMMANDS = ("loldu", "loldu-train", "loldu-eval", "loldu-studio", "loldu-experiments")
+COMMANDS = ("loldu", *(f"loldu-{x}" for x in ("train", "eval", "studio", "serve", "experiments")))
 
 # Python runs this first: it hides the checkout, and the packages that only an extra brings.
 ONLY_WHAT_IS_INSTALLED = """
@@ -21,7 +21,7 @@ from importlib.machinery import PathFinder
 sys.path[:] = [folder for folder in sys.path if not os.path.exists(f"{folder}/pyproject.toml")]
 EXTRAS = {
     "datasets", "lm_eval", "scipy", "sklearn",
-    "gradio", "open_clip", "timm", "tensorboard", "bitsandbytes",
+    "gradio", "open_clip", "timm", "tensorboard", "bitsandbytes", "ray",
 }
 
 class WithoutExtras(PathFinder):
@@ -89,6 +89,7 @@ def test_help_works_without_the_extras(command: str, installed: Path, tmp_path: 
     ("command", "needed"),
     [
         (["loldu-studio", "--port", "0"], "the package gradio: pip install 'loldu[webui]'."),
+        (["loldu-serve"], "the package ray: pip install 'loldu[ray]'."),
         (
             ["loldu-experiments", "run", "vision", "--rows", "lp", "--results", "results"],
             "the package datasets: pip install 'loldu[experiments]'.",

@@ -78,18 +78,26 @@ def check(options: StudioOptions) -> list[tuple[str, str]]:
         raise LoLDUError("--auth has a user twice: give each user one password.")
     if not users and options.share:
         raise LoLDUError("--share opens the page to everyone: add --auth USER:PASSWORD.")
-    if not users and not _is_loopback(options.host):
+    if not users and not is_loopback(options.host):
         raise LoLDUError(
             f"--host {options.host} opens the page to other machines: add --auth USER:PASSWORD."
         )
+    require_free_port(options.host, options.port)
+    return users
+
+
+def require_free_port(host: str, port: int) -> None:
+    """Refuse an address that a server cannot listen on.
+
+    Raises:
+        LoLDUError: If it is in use, or not of this machine.
+    """
     try:
-        socket.create_server((options.host, options.port)).close()
+        socket.create_server((host, port)).close()
     except OSError as error:
         raise LoLDUError(
-            f"Cannot listen on --host {options.host} --port {options.port} "
-            f"({error.strerror}): choose another."
+            f"Cannot listen on --host {host} --port {port} ({error.strerror}): choose another."
         ) from error
-    return users
 
 
 def serve(options: StudioOptions, users: list[tuple[str, str]]) -> None:
@@ -162,7 +170,8 @@ def check_base_option(base: str) -> None:
         raise LoLDUError(sentence) from error
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches an address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -10,6 +10,7 @@ from loldu.base.config import BaseModelConfig
 from loldu.options import option, options, toml_value
 from trainer.methods import MethodName as Method
 from trainer.options.captions import CaptionsConfig
+from trainer.options.fleet import FleetConfig
 from trainer.options.scores import ScoresConfig
 
 Rank = int | Literal["full"]
@@ -366,6 +367,9 @@ class Config:
     run: RunConfig = field(metadata={"resume": "may_change"})
     scores: ScoresConfig = field(
         default_factory=ScoresConfig, metadata={"resume": "same_if_scored"}
+    )
+    fleet: FleetConfig = field(
+        default_factory=FleetConfig, metadata={"resume": "may_change", "publish": "never"}
     )
     result: ResultConfig = field(default_factory=ResultConfig, metadata={"resume": "may_change"})
     # Options from a file: one of the presets above, or the path of a .toml file, such as the

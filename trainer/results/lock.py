@@ -18,6 +18,10 @@ logger = logging.getLogger(__name__)
 _LOCK = "lock"
 
 
+class BusyError(LoLDUError):
+    """Another run is writing into the folder."""
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of an output folder inside the block; create the folder.
@@ -26,7 +30,8 @@ def locked(folder: Path) -> Iterator[None]:
     after the block, as after a mistake in the options, is removed again.
 
     Raises:
-        LoLDUError: If another run holds it, or the path is a file.
+        BusyError: If another run holds it.
+        LoLDUError: If the path is a file.
         OSError: If the folder cannot be made or written.
     """
     if folder.exists() and not folder.is_dir():
@@ -58,7 +63,7 @@ def _take(path: Path) -> int:
             holder = os.read(lock, 100).decode("ascii", "replace").strip()
             os.close(lock)
             by = f" (process {holder})" if holder else ""
-            raise LoLDUError(
+            raise BusyError(
                 f"Another training{by} is writing into --output_dir {path.parent.parent}; wait "
                 "until it ends, stop it, or name another folder."
             ) from error

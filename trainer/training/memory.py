@@ -77,7 +77,7 @@ class MemoryLadder:
             try:
                 return passes()
             except RuntimeError as error:
-                if not (self._adapt and _is_out_of_memory(error)) or not self._can_step_down():
+                if not (self._adapt and is_out_of_memory(error)) or not self._can_step_down():
                     raise
                 needed = _needed(error)
             # Only here is the traceback gone, which kept the activations in memory.
@@ -110,14 +110,15 @@ def out_of_memory_in_one_sentence(config: Config) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise LoLDUError(
             f"Out of memory{_needed(error)}; try {' or '.join(_cures(config))}."
         ) from error
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Return whether an error of torch says that the memory is too small."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 

@@ -8,7 +8,6 @@ from loldu.errors import LoLDUError
 from webui.drawing.settings import GUIDANCE, STEPS
 from webui.library.about import About, about
 from webui.library.entry import Entry, named_errors
-from webui.page import term_list
 
 TOKEN, CLASS = "{token}", "{class}"
 """Placeholders in a prompt for the words of a concept."""
@@ -48,6 +47,8 @@ def facts_of(entry: Entry) -> Facts:
 
 def describe(concepts: Sequence[Facts]) -> str:
     """Return the facts of concepts as HTML; metadata is escaped."""
+    from webui.page import term_list  # loads gradio, which the server of pictures does without
+
     return "".join(
         term_list(
             {

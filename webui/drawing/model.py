@@ -54,8 +54,15 @@ class Model:
     of a batch may have its own concepts and strengths.
     """
 
-    def __init__(self, options: BaseModelConfig, device: str) -> None:
+    def __init__(
+        self, options: BaseModelConfig, device: str, most_loaded: int | None = None
+    ) -> None:
         """Load a base.
+
+        Args:
+            options: The base and how to read it.
+            device: Device of the pipeline.
+            most_loaded: Concepts that stay loaded after a batch; 8 by default.
 
         Raises:
             LoLDUError: If it does not exist, or cannot be used.
@@ -67,6 +74,7 @@ class Model:
         )
         self.safety = SafetyChecker(self.pipeline)
         self.base = {**public_base(options), "fingerprint": weights_digest(self.pipeline)}
+        self._most_loaded = most_loaded or MAX_LOADED
         self._loaded: OrderedDict[Path, _Loaded] = OrderedDict()
         self._names = (f"concept-{number}" for number in itertools.count())
 
@@ -82,6 +90,9 @@ class Model:
         mix(self.pipeline, {})
         entries = {use.entry.path: use.entry for row in rows for use in row}
         loaded = {path: self._load(entry) for path, entry in entries.items()}
+        while len(self._loaded) > max(self._most_loaded, len(loaded)):
+            _, oldest = self._loaded.popitem(last=False)
+            unload_concept(self.pipeline, oldest.adapter)
         for concept in loaded.values():
             set_strength(self.pipeline, 1, concept.adapter)
         if loaded:
@@ -111,9 +122,6 @@ class Model:
                 if before is not None:
                     unload_concept(self.pipeline, before.adapter)
         self._loaded.move_to_end(path)
-        while len(self._loaded) > MAX_LOADED:
-            _, oldest = self._loaded.popitem(last=False)
-            unload_concept(self.pipeline, oldest.adapter)
         return self._loaded[path]
 
 

@@ -28,13 +28,14 @@ _MAX_ROWS = 4
 
 @dataclass(frozen=True)
 class Task:
-    """Pictures to draw: `prompts[i]` from the noise of `seeds[i]`."""
+    """Pictures to draw: `prompts[i]` from the noise of `seeds[i]`, in a size or in the base's."""
 
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     negative_prompt: str
     num_inference_steps: int
     guidance_scale: float
+    resolution: int | None = None
 
     def part(self, pictures: slice) -> "Task":
         """Return some of the pictures."""
@@ -159,21 +160,40 @@ def _draw(model: Model, task: Task, rows: Sequence[Sequence[Use]], watch: Watch)
     with _watched(model.pipeline, task, watch):
         for start in range(0, len(task.seeds), BATCH_SIZE):
             batch = slice(start, start + BATCH_SIZE)
-            drawn += _draw_batch(model, task.part(batch), rows[batch])
+            drawn += draw_batch(model, task.part(batch), rows[batch])
     return drawn
 
 
-def _draw_batch(model: Model, task: Task, rows: Sequence[Sequence[Use]]) -> list[Picture]:
+def draw_batch(
+    model: Model,
+    task: Task,
+    rows: Sequence[Sequence[Use]],
+    negative_prompts: Sequence[str] | None = None,
+) -> list[Picture]:
+    """Draw all pictures of a task in one pass of the base.
+
+    Args:
+        model: The base and its concepts.
+        task: Prompts, seeds and sampling options.
+        rows: The concepts of each picture.
+        negative_prompts: One per picture; the task's by default.
+
+    Raises:
+        LoLDUError: If the memory is too small.
+        ConceptError: If a concept is damaged, or was made for another base.
+    """
     pipeline, applied = model.pipeline, model.apply(rows)
+    negatives = negative_prompts or [task.negative_prompt] * len(task.seeds)
     try:
         images = sample_images(
             pipeline,
             task.prompts,
             task.seeds,
-            negative_prompts=[task.negative_prompt] * len(task.seeds),
+            negative_prompts=negatives,
             num_inference_steps=task.num_inference_steps,
             guidance_scale=task.guidance_scale,
-            batch_size=BATCH_SIZE,
+            batch_size=len(task.seeds),
+            resolution=task.resolution,
             progress=False,
         )
         objections = model.safety.objections(images)
@@ -186,7 +206,7 @@ def _draw_batch(model: Model, task: Task, rows: Sequence[Sequence[Use]]) -> list
             hidden(image) if objection else image,
             Settings(
                 prompt=prompt,
-                negative_prompt=task.negative_prompt,
+                negative_prompt=negative,
                 seed=seed,
                 num_inference_steps=task.num_inference_steps,
                 guidance_scale=task.guidance_scale,
@@ -198,8 +218,8 @@ def _draw_batch(model: Model, task: Task, rows: Sequence[Sequence[Use]]) -> list
             ),
             objection,
         )
-        for image, objection, prompt, seed, concepts in zip(
-            images, objections, task.prompts, task.seeds, applied, strict=True
+        for image, objection, prompt, negative, seed, concepts in zip(
+            images, objections, task.prompts, negatives, task.seeds, applied, strict=True
         )
     ]
 

@@ -20,7 +20,7 @@ def lacking(prompt: str, concepts: Sequence[Facts], *, each: bool) -> list[Facts
     return [
         one
         for one, text in zip(concepts, prompts, strict=True)
-        if one.about.token and TOKEN not in text and not _has(text, one.about.token)
+        if one.about.token and TOKEN not in text and not has(text, one.about.token)
     ]
 
 
@@ -33,7 +33,7 @@ def put(prompt: str, concept: Facts, concepts: Sequence[Facts]) -> str:
         concepts: All chosen concepts; their words stay.
     """
     words, token = concept.words, concept.about.token
-    if not words or not token or _has(prompt, token):
+    if not words or not token or has(prompt, token):
         return prompt
     rare = {one.about.token for one in concepts}
     if concept.about.class_name:
@@ -56,9 +56,9 @@ def for_one(prompt: str, concept: Facts, concepts: Sequence[Facts]) -> str:
     if not concept.words or not concept.about.token:
         return prompt
     for other in concepts:
-        if not other.words or other.words == concept.words or not _has(prompt, other.words):
+        if not other.words or other.words == concept.words or not has(prompt, other.words):
             continue
-        if _has(prompt, concept.about.token):
+        if has(prompt, concept.about.token):
             joined = f" and a {re.escape(other.words)}|{re.escape(other.words)} and a "
             prompt = re.sub(joined, "", prompt, count=1)
         prompt = _whole(other.words).sub(lambda _: concept.words or "", prompt)
@@ -120,7 +120,8 @@ def _tokenizer(base: str) -> Any:  # noqa: ANN401  transformers has no type for 
         return None
 
 
-def _has(prompt: str, words: str) -> bool:
+def has(prompt: str, words: str) -> bool:
+    """Return whether a prompt has these words as whole words, in any case."""
     return _whole(words).search(prompt) is not None
 
 

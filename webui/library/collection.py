@@ -40,13 +40,13 @@ from webui.library.imported import name_of, unpack
 
 logger = logging.getLogger("webui")
 
-_ENTRY, _LOCK = "entry.json", ".lock"
+ENTRY, _LOCK = "entry.json", ".lock"
 _REMOVED_FOR_S = 30 * 24 * 3600
 _MOST_STEPS = 2**31
 
 
 @dataclass(frozen=True)
-class _Record:
+class Record:
     """Content of `entry.json`."""
 
     name: str
@@ -161,7 +161,7 @@ class Library:
             else:
                 shutil.rmtree(self._folder / entry_id, ignore_errors=True)  # deleted from the trash
                 self._make_room(job.owner)
-                record = _Record(name, job.owner, time.time(), job.id, step)
+                record = Record(name, job.owner, time.time(), job.id, step)
                 try:
                     with self._new(entry_id, record) as folder:
                         take(checkpoint, folder)
@@ -185,7 +185,7 @@ class Library:
             ConceptError: If the file is not a valid concept.
         """
         name = shown(name_of(file, name))
-        entry_id, record = secrets.token_hex(12), _Record(name, owner, time.time())
+        entry_id, record = secrets.token_hex(12), Record(name, owner, time.time())
         with self._locked():
             self._make_room(owner)
             with self._new(entry_id, record) as folder:
@@ -246,7 +246,7 @@ class Library:
             return
         with self._locked():
             for job in filter(self._is_new, finished):  # another page may have added it
-                record = _Record(job.name, job.owner, job.ended or time.time(), job.id)
+                record = Record(job.name, job.owner, job.ended or time.time(), job.id)
                 try:
                     with self._new(job.id, record) as folder:
                         take(job.folder, folder)
@@ -263,7 +263,7 @@ class Library:
                 name = os.fsencode(path.parent.name).decode(errors="replace")  # for the page
                 yield Entry(name, name, None, path.parent, created)
 
-    def _own(self, entry_id: str, owner: str) -> _Record:
+    def _own(self, entry_id: str, owner: str) -> Record:
         record = self._records().get(entry_id)
         if record is not None and record.owner == owner and not record.removed:
             return record
@@ -274,17 +274,17 @@ class Library:
             )
         raise LoLDUError("There is no such concept; reload the page and choose another.")
 
-    def _records(self) -> dict[str, _Record]:
+    def _records(self) -> dict[str, Record]:
         """Return the records of all concepts; a folder whose record is damaged is left alone."""
-        found: dict[str, _Record] = {}
-        for path in self._folder.glob(f"[!.]*/{_ENTRY}"):
+        found: dict[str, Record] = {}
+        for path in self._folder.glob(f"[!.]*/{ENTRY}"):
             try:
-                found[path.parent.name] = _record(path)
+                found[path.parent.name] = read_record(path)
             except (OSError, LoLDUError) as error:
                 logger.warning("A concept is not listed: %s", error)
         return found
 
-    def _entry(self, entry_id: str, record: _Record) -> Entry:
+    def _entry(self, entry_id: str, record: Record) -> Entry:
         return Entry(
             entry_id,
             record.name,
@@ -295,11 +295,11 @@ class Library:
             record.step,
         )
 
-    def _write(self, folder: Path, record: _Record) -> None:
-        write_atomically(folder / _ENTRY, json.dumps(asdict(record), indent=2))
+    def _write(self, folder: Path, record: Record) -> None:
+        write_atomically(folder / ENTRY, json.dumps(asdict(record), indent=2))
 
     @contextmanager
-    def _new(self, entry_id: str, record: _Record) -> Generator[Path]:
+    def _new(self, entry_id: str, record: Record) -> Generator[Path]:
         """Yield a folder to fill; it becomes the concept's folder unless an error is raised."""
         with drafted(self._folder / entry_id) as folder:
             folder.mkdir(mode=0o700)
@@ -336,7 +336,7 @@ class Library:
         for path in (self._folder / entry_id).iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
-            elif path.name != _ENTRY:
+            elif path.name != ENTRY:
                 path.unlink()
 
     @contextmanager
@@ -347,7 +347,7 @@ class Library:
             yield
 
 
-def _record(path: Path) -> _Record:
+def read_record(path: Path) -> Record:
     """Read an `entry.json`.
 
     Raises:
@@ -356,7 +356,7 @@ def _record(path: Path) -> _Record:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        record = _Record(**typed_values(content, options(_Record), str(path)))
+        record = Record(**typed_values(content, options(Record), str(path)))
         time.localtime(record.created + (record.removed or 0))  # the page shows the date
     except (ValueError, TypeError, ArithmeticError, RecursionError, AttributeError) as error:
         raise LoLDUError(f"{path} is damaged ({error}).") from error

@@ -37,6 +37,7 @@ class Entry:
         created: Seconds since 1970.
         job: Id of its training, if the studio trained it.
         step: Step of the checkpoint; None for the end of the training.
+        file: Name of the concept file in the folder.
     """
 
     id: str
@@ -46,11 +47,12 @@ class Entry:
     created: float
     job: str | None = None
     step: int | None = None
+    file: str = CONCEPT
 
     @property
     def path(self) -> Path:
         """The concept file."""
-        return self.folder / CONCEPT
+        return self.folder / self.file
 
     @property
     def token(self) -> str | None:
