@@ -65,9 +65,9 @@ def train_fleet(config: Config) -> None:
     """
     _check(config)
     configs = concept_configs(config)
-    with locked(config.run.output_dir):
+    with locked(config.run.output_dir), joined(config.fleet.on or ""):
         passes = Passes(config, configs)
-        with joined(config.fleet.on or ""), logging_redirect_tqdm():
+        with logging_redirect_tqdm():
             _train_all(passes)
 
 
@@ -208,7 +208,8 @@ def _train_all(passes: Passes) -> None:
     running: dict[Any, str] = {}
     failed: list[str] = []
     done = passes.count - sum(len(passes.concepts(number)) for number, _ in waiting)
-    with tqdm(total=passes.count, initial=done, desc="fleet", unit="concept") as bar:
+    count = {"total": passes.count, "initial": done}
+    with tqdm(**count, desc="fleet", unit="concept", disable=None) as bar:
         while waiting or running:
             while waiting and len(running) < _most_running(gpus):
                 number, config = waiting.popleft()
@@ -229,7 +230,10 @@ def _train_all(passes: Passes) -> None:
                     failed.append(f"pass {number} ({', '.join(names[:5])}): {outcome.error}")
                     logger.warning("Failed: %s", failed[-1])
                 else:
+                    done += len(names)
                     bar.update(len(names))
+                    if bar.disable:  # there is no terminal
+                        logger.info("%d of %d concepts are trained", done, passes.count)
     if failed:
         sentences = "\n".join(failed[:_MOST_REPORTED])
         raise LoLDUError(

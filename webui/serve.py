@@ -60,8 +60,8 @@ class ServeOptions:
     batch_size: int = option(8, at_least=1, at_most=256)
     # Longest wait for a full batch, when nothing is being drawn.
     batch_wait_ms: int = option(50, at_least=0)
-    # Concepts that stay loaded; the ones that were not used longest make room. A concept that is
-    # not loaded costs milliseconds, a loaded one its kilobytes.
+    # Concepts that stay loaded; the ones that were not used longest make room. Loading one takes
+    # some 60 ms, and longer with more than 100 loaded; each takes some kilobytes of memory.
     resident: int = option(256, at_least=1)
     # Most pictures that wait; further requests get the status 429.
     max_queue: int = option(256, at_least=1)

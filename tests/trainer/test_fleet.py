@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +19,7 @@ from PIL import Image
 from loldu import read_concept
 from loldu.errors import LoLDUError
 from loldu.files import read_toml
+from tests.ray_cluster import PATIENCE_S, ROOT, cluster
 from trainer import train_dreambooth_loldu
 from trainer.__main__ import run
 from trainer.fleet import Passes, _halved, train_pass
@@ -158,20 +158,17 @@ def deltas(path: Path) -> torch.Tensor:
     return torch.cat([layer.delta for layer in read_concept(path).layers])
 
 
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    ray = pytest.importorskip("ray", reason="needs ray: make test-ray")
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    root = str(Path(__file__).parents[2])
-    environment = {"env_vars": {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}}
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment)
-    yield ray
-    ray.shutdown()
+@pytest.fixture(scope="module")
+def joined() -> Iterator[None]:
+    """Be in a cluster; a fleet that is trained by this process stays in it."""
+    pytest.importorskip("ray", reason="needs ray: make test-ray")
+    with cluster():
+        yield
 
 
 @pytest.mark.ray
 def test_killed_workers_cost_their_last_steps_and_change_nothing(
-    cluster: Any,  # noqa: ANN401
+    joined: None,
     fleet_flags: list[str],
     tmp_path: Path,
 ) -> None:
@@ -209,7 +206,7 @@ def test_killed_workers_cost_their_last_steps_and_change_nothing(
             check=True,
             env={
                 **os.environ,
-                "PYTHONPATH": str(Path(__file__).parents[2]),
+                "PYTHONPATH": ROOT,
                 "OMP_NUM_THREADS": "1",
             },
         )
@@ -227,21 +224,19 @@ def checkpoint_of(folder: Path) -> int:
 
 @pytest.mark.ray
 def test_a_killed_driver_goes_on(
-    cluster: Any,  # noqa: ANN401
+    joined: None,
     fleet_flags: list[str],
     tmp_path: Path,
 ) -> None:
     """The second start skips the finished pass, and continues the other from its checkpoint."""
     more = ["--max_train_steps", "200", "--checkpointing_steps", "10", "--concepts_a_pass", "3"]
     argv = [*fleet_flags, *more, "--on", "ray"]
-    fleet, root = tmp_path / "fleet", str(Path(__file__).parents[2])
-    address = cluster.get_runtime_context().gcs_address
-    environment = {**os.environ, "PYTHONPATH": root, "RAY_ADDRESS": address}
+    fleet, environment = tmp_path / "fleet", {**os.environ, "PYTHONPATH": ROOT}
     driver = subprocess.Popen([sys.executable, "-m", "trainer", *argv], env=environment)
     begun = time.monotonic()
     while not any(map(checkpoints, (fleet / "passes").glob("[0-9]*/"))):
         assert driver.poll() is None
-        assert time.monotonic() < begun + 300
+        assert time.monotonic() < begun + PATIENCE_S
         time.sleep(0.1)
     driver.kill()
     driver.wait()

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from PIL import Image
 
 from loldu.base.config import BaseModelConfig
+from tests.ray_cluster import PATIENCE_S, ROOT, cluster, free_port, processes
 from tests.webui.concepts import teach
 from webui.drawing.settings import read_png
 from webui.drawing.studio import Picture
@@ -33,10 +32,10 @@ from webui.serving.shelf import Shelf
 pytest.importorskip("ray", reason="needs ray: make test-ray")
 pytestmark = pytest.mark.ray
 
+REPLICA = "ServeReplica:loldu:Draw"
 KEY = "sk-0123456789abcdef"
 NAMES = [f"toy{letter}" for letter in "abcdef"]
 QUEUE = 24
-PATIENCE_S = 400
 
 
 class Server:
@@ -58,15 +57,6 @@ class Server:
     def draw(self, **body: object) -> tuple[int, Any]:
         return self.ask("/v1/images/generations", body)
 
-    def replicas(self) -> list[psutil.Process]:
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        return [y for y in children if "ServeReplica:loldu:Draw" in " ".join(y.cmdline())]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
 
 @pytest.fixture(scope="module")
 def concepts(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -83,14 +73,13 @@ def server(
     base_folder: Path, concepts: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
-    keys, log, port, metrics = folder / "keys.toml", folder / "log.txt", free_port(), free_port()
+    keys, log, port = folder / "keys.toml", folder / "log.txt", free_port()
     keys.write_text(f"[us]\nkey = '{KEY}'\n[few]\nkey = '{KEY}-few'\npictures_a_minute = 2\n")
     flags = {
         "base": base_folder,
         "concepts": concepts,
         "keys": keys,
         "port": port,
-        "metrics_port": metrics,
         "resident": 3,
         "max_queue": QUEUE,
         "num_inference_steps": 2,
@@ -98,31 +87,26 @@ def server(
         "most_px": 64,
     }
     argv = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
-    with log.open("wb") as file:
+    with cluster() as ray, log.open("wb") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "webui.serve", *argv],
             stdout=file,
             stderr=file,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+            env={**os.environ, "PYTHONPATH": ROOT},
         )
-    server = Server(f"http://127.0.0.1:{port}", metrics, process)
-    children: list[psutil.Process] = []
-    try:
-        begun = time.monotonic()
-        while b"Drawing with 6 concepts" not in log.read_bytes():
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < begun + PATIENCE_S, log.read_text()
-            time.sleep(0.5)
-        yield server
-        children = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(120) == 130
-    finally:
-        process.kill()
-        _, left = psutil.wait_procs(children, timeout=60)
-        for child in left:
-            child.kill()
-    assert not left
+        metrics = ray.nodes()[0]["MetricsExportPort"]
+        try:
+            begun = time.monotonic()
+            while b"Drawing with 6 concepts" not in log.read_bytes():
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < begun + PATIENCE_S, log.read_text()
+                time.sleep(0.5)
+            yield Server(f"http://127.0.0.1:{port}", metrics, process)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(PATIENCE_S) == 130
+            assert not processes(REPLICA)
+        finally:
+            process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +222,7 @@ def test_a_full_queue_refuses_and_forgets_nothing(server: Server) -> None:
 
 def test_a_killed_replica_loses_no_request(server: Server, painter: Painter) -> None:
     asked = [{**body, "num_inference_steps": 2} for body in bodies(18)]
-    (before,) = server.replicas()
+    (before,) = processes(REPLICA)
     answered = threading.Semaphore(0)
 
     def draw(body: dict[str, Any]) -> tuple[int, Any]:
@@ -254,5 +238,5 @@ def test_a_killed_replica_loses_no_request(server: Server, painter: Painter) -> 
     assert [status for status, _ in answers] == [200] * 18
     for body, (_, answer) in zip(asked, answers, strict=True):
         assert_as_drawn_alone(painter, body, answer)
-    (after,) = server.replicas()
+    (after,) = processes(REPLICA)
     assert after.pid != before.pid
