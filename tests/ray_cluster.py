@@ -55,6 +55,7 @@ def _started() -> Generator[None]:
     ports = [f"--{name}-port={free_port()}".replace("---", "--") for name in _PORTS]
     script = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
     flags = ["--num-cpus=2", "--include-dashboard=false", "--object-store-memory=200000000"]
+    os.environ["RAY_AUTH_MODE"] = "disabled"  # a token is not found by address
     environment = {"PYTHONPATH": ROOT, "RAY_agent_register_timeout_ms": "300000"}
     process = subprocess.Popen(
         [*script, *flags, *ports],

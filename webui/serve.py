@@ -96,8 +96,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     return run_command(serve_pictures)
 
 
-def serve(options: ServeOptions, stop: threading.Event | None = None) -> None:
-    """Serve pictures until interrupted, or until an event is set.
+def serve(options: ServeOptions) -> None:
+    """Serve pictures until interrupted.
 
     Raises:
         LoLDUError: If an option cannot be used, Ray is missing, or the base cannot be loaded.
@@ -122,24 +122,21 @@ def serve(options: ServeOptions, stop: threading.Event | None = None) -> None:
         http = {"host": options.host, "port": options.port, "request_timeout_s": None}
         ray_serve.start(http_options=http, logging_config=quiet)
         try:
-            try:
-                app = application(plan)
-                ray_serve.run(app, name=NAME, logging_config=quiet)
-            except RuntimeError as error:
-                raise LoLDUError(
-                    "No process could draw: the logs in /tmp/ray/session_latest/logs/serve say why."
-                ) from error
+            ray_serve.run(application(plan), name=NAME, logging_config=quiet)
             logger.info(
                 "Drawing with %d concepts at http://%s:%d/v1/images/generations; Ctrl-C stops.",
                 *(count, options.host, options.port),
             )
-            (stop or threading.Event()).wait()
+            threading.Event().wait()
+        except RuntimeError as error:
+            raise LoLDUError(
+                "No process could draw: the logs in /tmp/ray/session_latest/logs/serve say why."
+            ) from error
         finally:
-            ray_serve.shutdown()
+            ray_serve.delete(NAME)  # and nothing else that the cluster serves
 
 
 def _plan(options: ServeOptions) -> Plan:
-
     here = Path(options.concepts)
     return Plan(
         base=BaseModelConfig(
