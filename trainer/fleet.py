@@ -208,8 +208,7 @@ def _train_all(passes: Passes) -> None:
     running: dict[Any, str] = {}
     failed: list[str] = []
     done = passes.count - sum(len(passes.concepts(number)) for number, _ in waiting)
-    count = {"total": passes.count, "initial": done}
-    with tqdm(**count, desc="fleet", unit="concept", disable=None) as bar:
+    with tqdm(total=passes.count, initial=done, desc="fleet", unit="concept", disable=None) as bar:
         while waiting or running:
             while waiting and len(running) < _most_running(gpus):
                 number, config = waiting.popleft()

@@ -1,5 +1,8 @@
 """`python -m webui.serve`, or `loldu-serve`; `--help` explains every option."""
 
+# Ray is an extra.
+# pyright: reportMissingImports=false
+
 import logging
 import sys
 import threading
@@ -119,6 +122,7 @@ def serve(options: ServeOptions) -> None:
     count = len(Shelf(plan.concepts).names())
     with joined(options.on, metrics_port=options.metrics_port):
         quiet = {"log_level": "WARNING"}
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         http = {"host": options.host, "port": options.port, "request_timeout_s": None}
         ray_serve.start(http_options=http, logging_config=quiet)
         try:

@@ -13,7 +13,6 @@ from typing import Any
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
-from ray.util import metrics
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
@@ -49,11 +48,6 @@ class Draw:
         self._painter = Painter(plan.base, pick_device(None), shelf, plan.resident)
         self.paint.set_max_batch_size(plan.batch_size)  # pyright: ignore
         self.paint.set_batch_wait_timeout_s(plan.batch_wait_s)  # pyright: ignore
-        self._rows = metrics.Histogram(
-            "loldu_batch_pictures",
-            description="Pictures of a batch.",
-            boundaries=[1, 2, 4, 8, 16, 32, 64, 128, 256],
-        )
 
     @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.05)
     async def paint(self, asks: list[Ask]) -> list[Painted]:
@@ -61,7 +55,6 @@ class Draw:
 
         The next ones gather meanwhile. A thread draws, so that health checks are answered.
         """
-        self._rows.observe(len(asks))
         return [_painted(each) for each in await asyncio.to_thread(self._painter.draw, asks)]
 
 
