@@ -18,6 +18,11 @@ def outcome(argv: Sequence[str]) -> tuple[int, str]:
 
 
 def _train(config: Config) -> None:
+    if config.fleet.on is not None:
+        from trainer.fleet import train_fleet
+
+        train_fleet(config)
+        return
     from trainer.train_dreambooth_loldu import main
 
     main(config)

@@ -38,11 +38,6 @@ def outcome(argv: Sequence[str], train: Train) -> tuple[int, str]:
 
             inspect_only(config)
             return
-        if config.fleet.on is not None:
-            from trainer.fleet import train_fleet
-
-            train_fleet(config)
-            return
         from trainer.training.memory import out_of_memory_in_one_sentence
 
         with out_of_memory_in_one_sentence(config), full_disk_in_one_sentence():

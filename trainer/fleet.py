@@ -4,7 +4,6 @@
 # pyright: reportMissingImports=false
 
 import logging
-import os
 import shutil
 import time
 from collections import deque
@@ -78,8 +77,6 @@ def _check(config: Config) -> None:
         raise LoLDUError("--overwrite does not go with --on: name another --output_dir.")
     if config.run.resume not in (None, "latest"):
         raise LoLDUError("--on continues each pass from its last checkpoint: give --resume latest.")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise LoLDUError("--on starts its own processes: use loldu-train, not accelerate launch.")
 
 
 class Passes:

@@ -73,6 +73,8 @@ def main(config: Config, scorer: Scorer | None = None) -> None:
         LoLDUError: If something is wrong that the person can correct.
         Stopped: If a request ended the run before its last step.
     """
+    if config.fleet.on is not None:
+        raise LoLDUError("--on starts its own processes: use loldu-train, not accelerate launch.")
     optimizer_class(config.optimization.optimizer)
     accelerator = make_accelerator(config)
     instances = find_all_instances(concept_configs(config))

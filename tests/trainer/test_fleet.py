@@ -151,6 +151,11 @@ def test_a_fleet_needs_a_table(flags: list[str], capsys: pytest.CaptureFixture[s
     assert "--concepts_a_pass does nothing without --on" in capsys.readouterr().err
 
 
+def test_the_script_of_accelerate_trains_no_fleet(fleet_flags: list[str]) -> None:
+    with pytest.raises(LoLDUError, match="use loldu-train, not accelerate launch"):
+        train_dreambooth_loldu.main(parse([*fleet_flags, "--on", "ray"]))
+
+
 # ------------------------------------------------------------------------------ on a cluster here
 
 
