@@ -137,7 +137,9 @@ def serve(options: ServeOptions) -> None:
                 "No process could draw: the logs in /tmp/ray/session_latest/logs/serve say why."
             ) from error
         finally:
-            ray_serve.delete(NAME)  # and nothing else that the cluster serves
+            ray_serve.delete(NAME)
+            if not ray_serve.status().applications:  # the cluster serves nothing else
+                ray_serve.shutdown()
 
 
 def _plan(options: ServeOptions) -> Plan:

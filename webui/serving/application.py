@@ -169,7 +169,7 @@ class Api:
     async def _health(self) -> JSONResponse:
         status = await asyncio.to_thread(serve.status)
         states = status.applications[NAME].deployments["Draw"].replica_states
-        ready = sum(count for state, count in states.items() if str(state.value) == "RUNNING")
+        ready = sum(count for state, count in states.items() if str(state).endswith("RUNNING"))
         said = {"status": "ok" if ready else "no replica draws yet", "replicas": ready}
         return JSONResponse(said, 200 if ready else 503)
 
