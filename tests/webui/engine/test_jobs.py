@@ -89,7 +89,7 @@ def test_all_options_are_written_down_once(jobs: Jobs) -> None:
     assert written["instance"]["instance_data_dir"] == "pictures"
     assert written["adapter"]["rank"] == 4  # the preset's is full
     assert written["prior"]["class_prompt"] == ["a toy", "a car"]
-    assert written["optimization"]["max_train_steps"] == 75  # the preset's
+    assert written["optimization"]["max_train_steps"] == 150  # the preset's
     assert written["run"]["logging_steps"] == 10  # the default
     assert written["run"]["output_dir"] == str(job.folder)
 
