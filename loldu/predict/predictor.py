@@ -197,7 +197,9 @@ def read_predictor(path: str | os.PathLike[str]) -> Predictor:
     }
     about = dict(frame.metadata)
     with sound_content(path, PREDICTOR):
-        config = ReaderConfig(**about.pop(_READER))
+        sizes = about.pop(_READER)
+        channels = {name: tuple(sizes[name]) for name in ("mean", "std")}  # lists in JSON
+        config = ReaderConfig(**sizes | channels)
         if config.numbers != sum(layer.delta.numel() for layer in frame.layers):
             raise ValueError("numbers")
         if not all(torch.isfinite(tensor).all() for tensor in weights.values()):
