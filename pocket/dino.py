@@ -131,4 +131,4 @@ def center_features(vit: ViTModel, corpus: Corpus, count: int = 2_000) -> None:
     for start in range(0, min(count, len(corpus)), 100):
         pixels = corpus.pixels(slice(start, min(start + 100, count))).to(device())
         features.append(vit(pixel_values=pixels).last_hidden_state[:, 0])
-    vit.layernorm.bias -= torch.cat(features).mean(0)
+    vit.layernorm.bias.sub_(torch.cat(features).mean(0))

@@ -88,7 +88,7 @@ class Rows:
         mixtures: Sequence[Mixture],
         names: Iterable[str] | None = None,
         blank: int = 0,
-        gates: Sequence[Mapping[str, Sequence[float]]] | None = None,
+        gates: Sequence[Mapping[str, Sequence[float | int]]] | None = None,
     ) -> "Rows":
         """Number the adapters of every row.
 
