@@ -125,8 +125,8 @@ def _start_from(pipeline: DiffusionPipeline, name: str, path: Path, shown: str) 
             ": start with the --method, --pivoting and --target_modules of its run, and with "
             "at least its --rank."
         )
-        told = reason.replace(str(path), shown)
-        raise LoLDUError(f"{told}{cure if is_smaller else ''}") from error
+        message = reason.replace(str(path), shown)
+        raise LoLDUError(f"{message}{cure if is_smaller else ''}") from error
     adapter = "The adapter" if name == SINGLE else name
     logger.info("%s starts from %s", adapter, shown.partition(" ")[2])
 

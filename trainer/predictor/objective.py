@@ -1,4 +1,4 @@
-"""What a predictor learns from: draws of subjects, and the base's error with their predictions."""
+"""Draws subjects for a predictor's training, and computes the base's error with their predictions."""
 
 from dataclasses import dataclass
 from itertools import pairwise
