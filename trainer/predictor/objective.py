@@ -1,4 +1,4 @@
-"""Draws subjects for a predictor's training, and computes the base's error with their predictions."""
+"""Draws subjects for training a predictor, and computes the base's error with predictions."""
 
 from dataclasses import dataclass
 from itertools import pairwise
