@@ -11,6 +11,8 @@ from typing import Annotated, Any
 import tyro
 
 from loldu.command import run_command
+from loldu.errors import LoLDUError
+from loldu.options import values_of
 from pocket.classifier import load_classifier
 from pocket.concepts import render_concept
 from pocket.corpus import make_corpus
@@ -21,6 +23,17 @@ from pocket.world import CONCEPTS
 
 _HERE = Path(__file__).parent
 _BUILD = Path.home() / ".cache" / "loldu" / "pocket"
+
+
+def check_amounts(settings: object) -> None:
+    """Check that every amount is at least 1, before anything is rendered.
+
+    Raises:
+        LoLDUError: If one is less.
+    """
+    for name, value in values_of(settings).items():
+        if isinstance(value, int) and value < 1:
+            raise LoLDUError(f"--{name.replace('_', '-')} is {value}; it must be at least 1.")
 
 
 @dataclass(frozen=True)
@@ -44,6 +57,7 @@ class Pretrain:
 
     def run(self) -> None:
         """Run the command."""
+        check_amounts(self.settings)
         pretrain(self.output, self.build, self.settings, self.keep, self.start)
 
 
@@ -65,6 +79,7 @@ class Encoders:
 
     def run(self) -> None:
         """Run the command."""
+        check_amounts(self.settings)
         pretrain_encoders(self.folder, self.build, self.settings, self.names)
 
 
@@ -140,6 +155,7 @@ class Predictor:
 
     def run(self) -> None:
         """Run the command."""
+        check_amounts(self.settings)
         output = self.output or self.folder / "predictor.safetensors"
         make_predictor(self.folder, self.build, output, self.settings)
 

@@ -11,6 +11,7 @@ import torch
 from loldu.base.config import BaseModelConfig
 from loldu.base.families import family_of
 from loldu.base.open import load_pipeline, weights_digest
+from loldu.files import drafted
 from pocket.captions import called_caption
 from pocket.corpus import PICTURES_OF_A_THING, Corpus, make_corpus
 from pocket.fitting import device
@@ -25,6 +26,7 @@ from trainer.predictor.options import (
     ReaderOptions,
 )
 from trainer.predictor.subjects import Subjects
+from trainer.results.lock import locked
 from trainer.training.cache import Cache
 
 TOKEN = "sks"
@@ -72,7 +74,10 @@ def make_predictor(folder: Path, build: Path, output: Path, settings: Predicting
     predictor = new_predictor(config, pipeline)
     corpus = make_corpus(build, "things", settings.things * PICTURES_OF_A_THING, seed=8_000_000)
     subjects = encode_things(pipeline, corpus, build)
-    shutil.copyfile(train_predictor(config, pipeline, predictor, subjects), output)
+    with locked(config.output.output_dir):
+        trained = train_predictor(config, pipeline, predictor, subjects)
+        with drafted(output) as draft:
+            shutil.copyfile(trained, draft)
 
 
 def predictor_config(folder: Path, work: Path, settings: Predicting) -> PredictorConfig:

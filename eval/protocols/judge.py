@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -52,6 +52,7 @@ _PROMPT_LEVELS = (
 )
 
 
+@runtime_checkable
 class Judge(Protocol):
     """Anything that answers a question about pictures.
 
@@ -177,6 +178,7 @@ class Judgement:
         return int(np.isnan(self.levels).sum())
 
 
+@runtime_checkable
 class Memory(Protocol):
     """Answers by key, such as the feature cache."""
 

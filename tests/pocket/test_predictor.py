@@ -9,6 +9,7 @@ from transformers import ViTModel
 from loldu.base.open import load_pipeline
 from loldu.pictures.folder import list_images
 from loldu.predict.predictor import predict_concept, read_predictor
+from pocket.__main__ import main
 from pocket.captions import called_caption
 from pocket.corpus import make_corpus
 from pocket.predictor import Predicting, make_predictor
@@ -55,3 +56,21 @@ def test_it_reads_a_concept_off_its_pictures(
     monkeypatch.setattr("trainer.predictor.objective.PredictorObjective.losses", None)
     make_predictor(ROOT / "pocket", tmp_path / "build", path, SMALL)
     assert path.read_bytes() == written
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [("predictor", "--steps"), ("encoders", "--dino-steps"), ("pretrain", "--batch")],
+)
+def test_an_amount_below_one_is_refused_before_anything_is_rendered(
+    command: str,
+    option: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    build = str(tmp_path / "build")
+    monkeypatch.setattr("sys.argv", ["pocket", command, "--build", build, option, "-1"])
+    assert main() == 2
+    assert f"{option} is -1; it must be at least 1." in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]
